@@ -1,0 +1,148 @@
+"""The error tree. Every error says what was wrong and gives a hint that can be pasted.
+
+EmbedregError
+├── UnknownFunctionError    (KeyError)        no function of that name is registered
+├── DuplicateFunctionError  (ValueError)      two distributions claim one name
+├── ConfigError             (ValueError)      a configuration that cannot work
+│   ├── HardcodedSecretError                  a sensitive field holds a value instead of a reference
+│   └── MissingVariableError                  a `$var:` that nobody has set
+├── MissingExtraError       (ImportError)     an optional library is not installed
+├── UntrustedError          (PermissionError) stored metadata asks for what the reader did not grant
+├── MetadataError           (ValueError)      a declaration that cannot be read
+├── SchemaError             (ValueError)      a schema that cannot be built or paired
+├── MissingColumnError      (KeyError)        the data lacks a column
+├── InputError              (TypeError)       data of a kind that cannot be embedded
+├── VectorError             (ValueError)      vectors of the wrong width, or not numbers
+├── RowError                (ValueError)      one row's own failure
+├── BadRowsError            (ValueError)      rows that failed, where failing is not allowed
+├── DriftError              (ValueError)      the function no longer gives the vectors that are stored
+├── ModelNotFoundError      (FileNotFoundError) no such model, here or on the hub
+├── CallError               (RuntimeError)    a call failed: model, memory, network, quota, key
+└── StorageError            (OSError)         reading or writing data failed
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "BadRowsError",
+    "CallError",
+    "ConfigError",
+    "DriftError",
+    "DuplicateFunctionError",
+    "EmbedregError",
+    "HardcodedSecretError",
+    "InputError",
+    "MetadataError",
+    "MissingColumnError",
+    "MissingExtraError",
+    "MissingVariableError",
+    "ModelNotFoundError",
+    "RowError",
+    "SchemaError",
+    "StorageError",
+    "UnknownFunctionError",
+    "UntrustedError",
+    "VectorError",
+]
+
+
+class EmbedregError(Exception):
+    """The root of every error that embedreg raises on purpose.
+
+    Args:
+        message: what was wrong, with the value where it is no secret.
+        hint: what to do, in a form that can be pasted.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        # KeyError's own __str__ would print the repr of the message.
+        return self.message if self.hint is None else f"{self.message}\nHint: {self.hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.hint), self.__dict__
+
+
+class UnknownFunctionError(EmbedregError, KeyError):
+    """No embedding function is registered under that name."""
+
+
+class DuplicateFunctionError(EmbedregError, ValueError):
+    """Two installed distributions claim one function name."""
+
+
+class ConfigError(EmbedregError, ValueError):
+    """A configuration with an unknown field or a value of the wrong kind."""
+
+
+class HardcodedSecretError(ConfigError):
+    """A sensitive field was given a value where only a `$var:` reference may stand."""
+
+
+class MissingVariableError(ConfigError):
+    """A `$var:` reference names a variable that is not set."""
+
+
+class MissingExtraError(EmbedregError, ImportError):
+    """An optional library is needed and not installed."""
+
+
+class UntrustedError(EmbedregError, PermissionError):
+    """Stored metadata asks for something that the reader has not granted."""
+
+
+class MetadataError(EmbedregError, ValueError):
+    """Stored declarations that cannot be read."""
+
+
+class SchemaError(EmbedregError, ValueError):
+    """A schema whose types or source/vector pairs cannot be made out."""
+
+
+class MissingColumnError(EmbedregError, KeyError):
+    """The data lacks a column that the declaration names."""
+
+
+class InputError(EmbedregError, TypeError):
+    """A value or a column of a kind that the function cannot embed."""
+
+
+class VectorError(EmbedregError, ValueError):
+    """Vectors of the wrong width or number, or that are not numbers."""
+
+
+class RowError(EmbedregError, ValueError):
+    """The failure of one row, by its own input's fault.
+
+    A function may put an instance in its result list, in place of that row's vector.
+    """
+
+
+class BadRowsError(EmbedregError, ValueError):
+    """Rows failed, and the policy does not let them; `rows` holds their numbers."""
+
+    def __init__(self, message: str, hint: str | None = None, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.rows = rows
+
+
+class DriftError(EmbedregError, ValueError):
+    """The function no longer gives the vectors that the column was made with."""
+
+
+class ModelNotFoundError(EmbedregError, FileNotFoundError):
+    """The model is neither on this machine nor to be had from the hub."""
+
+
+class CallError(EmbedregError, RuntimeError):
+    """A whole call failed: model, memory, network, quota or key. Never a row's own fault."""
+
+
+class StorageError(EmbedregError, OSError):
+    """Reading or writing data failed; what was there before is intact."""

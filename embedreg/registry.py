@@ -1,0 +1,280 @@
+"""The registry: names to classes. Built-ins are a table of import paths, third parties an entry-point group."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from embedreg import engines, secrets
+from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, MissingExtraError, UnknownFunctionError
+from embedreg.imports import did_you_mean
+
+if TYPE_CHECKING:
+    from embedreg.metadata import Functions
+
+__all__ = ["BUILTINS", "EmbeddingFunctionRegistry", "get", "get_registry", "register"]
+
+BUILTINS = {
+    "hashing": "embedreg.functions.hashing:HashingEmbeddings",
+    "openai": "embedreg.functions.openai:OpenAIEmbeddings",
+    "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
+}
+ENTRY_POINT_GROUP = "embedreg.functions"
+
+F = TypeVar("F", bound=type[EmbeddingFunction])
+
+
+class EmbeddingFunctionRegistry:
+    """Maps names to embedding function classes; `get_instance()` is the one of this process."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, type[EmbeddingFunction]] = {}
+        self._plugins: dict[str, list[EntryPoint]] | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def get_instance(cls) -> EmbeddingFunctionRegistry:
+        """Return the registry of this process."""
+        return _REGISTRY
+
+    # -- names ------------------------------------------------------------------------------------------------------
+
+    @overload
+    def register(self, alias: F) -> F: ...
+    @overload
+    def register(self, alias: str | None = None) -> Callable[[F], F]: ...
+    def register(self, alias: Any = None) -> Any:
+        """Register a class: `@register("alias")`, or `@register` and `@register()` for the class's own name.
+
+        Registering a name again replaces it, so that a notebook cell can be run again; where the newcomer is another
+        class than the old one, with a warning.
+
+        Raises:
+            InputError: not an embedreg embedding function class.
+            ConfigError: an alias that cannot be a name, or a class that still has abstract methods.
+        """
+        if isinstance(alias, type):
+            return self._register(alias.__name__, alias)
+        if alias is not None and (not isinstance(alias, str) or not alias.strip() or alias.startswith("embedreg:")):
+            raise ConfigError(f"{alias!r} cannot name a function.", "use a short text such as 'my-embedder'")
+
+        def decorate(cls: Any) -> Any:
+            return self._register(alias or getattr(cls, "__name__", ""), cls)
+
+        return decorate
+
+    def _register(self, name: str, cls: Any) -> Any:
+        if not (isinstance(cls, type) and issubclass(cls, EmbeddingFunction)):
+            raise InputError(
+                f"{cls!r} is not an embedreg embedding function class.",
+                "subclass embedreg.EmbeddingFunction or embedreg.TextEmbeddingFunction (not lancedb's)",
+            )
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))
+            raise ConfigError(f"{cls.__name__} cannot be created yet: it lacks {missing}.", f"define {missing}()")
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        with self._lock:
+            old = self._registered.get(name)
+            old_path = f"{old.__module__}:{old.__qualname__}" if old is not None else BUILTINS.get(name, path)
+            self._registered[name] = cls
+            cls.__embedding_function_registry_alias__ = name
+        if old_path != path:
+            warnings.warn(f"{name!r} was {old_path} and is now {path}.", stacklevel=3)
+        engines.announce(name)
+        return cls
+
+    def get(self, name: str) -> type[EmbeddingFunction]:
+        """Return the class registered under a name, importing it if need be.
+
+        Raises:
+            UnknownFunctionError: no such name; the hint suggests the closest one, or what to install.
+            DuplicateFunctionError: two distributions claim it.
+            MissingExtraError: its module needs a library that is not installed.
+        """
+        if not isinstance(name, str):
+            raise UnknownFunctionError(f"a function's name is a str, not {type(name).__name__}.", "get('hashing')")
+        name = name.removeprefix("embedreg:")
+        with self._lock:
+            if name in self._registered:
+                return self._registered[name]
+            plugins = self._entry_points().get(name, [])
+            if name in BUILTINS and not plugins:
+                return self._load(name, BUILTINS[name], "embedreg")
+            if plugins:
+                claims = [f"{point.dist.name if point.dist else '?'} ({point.value})" for point in plugins]
+                if name in BUILTINS:
+                    claims.insert(0, f"embedreg ({BUILTINS[name]})")
+                if len(claims) > 1:
+                    raise DuplicateFunctionError(
+                        f"{name!r} is claimed by {' and by '.join(claims)}.",
+                        f"uninstall one of them, or register the one you mean: register({name!r})(TheClass)",
+                    )
+                return self._load(name, plugins[0].value, claims[0])
+        raise self._unknown(name)
+
+    def _load(self, name: str, path: str, who: str) -> type[EmbeddingFunction]:
+        module, _, attribute = path.partition(":")
+        try:
+            cls = getattr(importlib.import_module(module), attribute)
+        except MissingExtraError:
+            raise
+        except (ImportError, AttributeError) as exc:
+            raise MissingExtraError(
+                f"{name!r} from {who} cannot be imported: {exc}.", f"reinstall {who}, or pip install what it needs"
+            ) from exc
+        if self._registered.get(name) is not cls:  # the module may register itself as it is imported
+            self._register_quietly(name, cls)
+        return self._registered[name]
+
+    def _register_quietly(self, name: str, cls: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._register(name, cls)
+
+    def _entry_points(self) -> dict[str, list[EntryPoint]]:
+        """Read the entry points once: name -> one point per distribution that claims it."""
+        if self._plugins is None:
+            found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+            for point in entry_points(group=ENTRY_POINT_GROUP):
+                # one distribution can be seen twice (an editable install beside its metadata)
+                found.setdefault(point.name, {})[point.dist.name if point.dist else "", point.value] = point
+            self._plugins = {name: list(points.values()) for name, points in found.items()}
+        return self._plugins
+
+    def _unknown(self, name: str) -> UnknownFunctionError:
+        known = self.list()
+        return UnknownFunctionError(
+            f"no embedding function is registered as {name!r}.",
+            f"{did_you_mean(name, known)}Registered: {', '.join(known)}. If it is your own class, import the module that "
+            f"registers it; if it comes with a plug-in, pip install that (entry-point group {ENTRY_POINT_GROUP!r}).",
+        )
+
+    def list(self) -> list[str]:
+        """Return every name, sorted: built-in, from installed plug-ins, and registered in this process."""
+        with self._lock:
+            return sorted({*BUILTINS, *self._entry_points(), *self._registered})
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Say what a name stands for.
+
+        Returns:
+            `name`, `class`, `doc`, `modality`, `remote`, `extra`, `installed`, `missing` (modules), `origin` ("built-in",
+            "plug-in <distribution>" or "registered in <module>") and `config` (the fields, as JSON schema).
+        Raises:
+            UnknownFunctionError, DuplicateFunctionError, MissingExtraError: as `get`.
+        """
+        cls = self.get(name)
+        alias = name.removeprefix("embedreg:")
+        missing = [module for module in cls.traits.requires if importlib.util.find_spec(module) is None]
+        return {
+            "name": alias,
+            "class": f"{cls.__module__}.{cls.__qualname__}",
+            "doc": inspect.cleandoc(cls.__doc__ or "").partition("\n")[0],
+            "modality": cls.traits.modality,
+            "remote": cls.traits.remote,
+            "extra": cls.traits.extra,
+            "installed": not missing,
+            "missing": missing,
+            "origin": self._origin(alias, cls),
+            "config": cls.model_json_schema(),
+        }
+
+    def _origin(self, name: str, cls: type[EmbeddingFunction]) -> str:
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        if BUILTINS.get(name) == path:
+            return "built-in"
+        for point in self._entry_points().get(name, []):
+            if point.value == path and point.dist is not None:
+                return f"plug-in {point.dist.name} {point.dist.version}"
+        return f"registered in {cls.__module__}"
+
+    def reset(self) -> None:
+        """Go back to the built-ins and the installed plug-ins; grants and vouched instances are forgotten too.
+
+        Variables stay: they are the process's, not the registry's.
+        """
+        from embedreg import grants
+
+        with self._lock:
+            self._registered.clear()
+            self._plugins = None
+        grants.reset()
+
+    # -- declarations -----------------------------------------------------------------------------------------------
+
+    def parse_functions(self, metadata: Mapping[Any, Any] | None) -> Functions:
+        """Rebuild the functions that schema metadata declares: {vector column: EmbeddingFunctionConfig}.
+
+        What cannot be rebuilt is in `.problems` of the result, and raised when its column is asked for.
+
+        Raises:
+            MetadataError: the metadata as a whole cannot be read.
+        """
+        from embedreg import metadata as form
+
+        return form.parse(metadata)
+
+    def function_to_metadata(self, conf: EmbeddingFunctionConfig) -> dict[str, Any]:
+        """Return the stored form of one declaration."""
+        from embedreg import metadata as form
+
+        return form.entry_of(conf)
+
+    def get_table_metadata(self, func_list: Iterable[EmbeddingFunctionConfig] | None) -> dict[str, bytes] | None:
+        """Return the schema metadata for some declarations, or None for none."""
+        from embedreg import metadata as form
+
+        configs = list(func_list or [])
+        return {form.KEY: form.encode(configs)} if configs else None
+
+    # -- variables --------------------------------------------------------------------------------------------------
+
+    def set_var(self, name: str, value: str, functions: list[str] | None = None) -> None:
+        """Set what `$var:name` stands for in this process.
+
+        Args:
+            functions: where given, the only functions that get it when stored metadata asks for it.
+        """
+        secrets.variables.set(name, value, functions)
+
+    def get_var(self, name: str) -> str:
+        """Return a variable's value, or raise `MissingVariableError`."""
+        return secrets.variables.get(name)
+
+    def bind_env(self, name: str, env: str, functions: list[str] | None = None) -> None:
+        """Let `$var:name` stand for an environment variable; the binding, never the value, travels in pickles."""
+        secrets.variables.bind_env(name, env, functions)
+
+    def variables(self, **values: str) -> AbstractContextManager[None]:
+        """Set variables for the `with` block, in this thread or task only."""
+        return secrets.variables.scope(values)
+
+
+_REGISTRY = EmbeddingFunctionRegistry()
+
+
+@overload
+def register(alias: F) -> F: ...
+@overload
+def register(alias: str | None = None) -> Callable[[F], F]: ...
+def register(alias: Any = None) -> Any:
+    """Register a class in this process's registry; see `EmbeddingFunctionRegistry.register`."""
+    return _REGISTRY.register(alias)
+
+
+def get_registry() -> EmbeddingFunctionRegistry:
+    """Return the registry of this process."""
+    return _REGISTRY
+
+
+def get(name: str) -> type[EmbeddingFunction]:
+    """Return the class registered under a name; short for `get_registry().get(name)`."""
+    return _REGISTRY.get(name)

@@ -1,0 +1,478 @@
+"""Fill the vector columns of columns, tables and streams: the one home of nulls, dedupe and bad rows.
+
+Every engine comes through `embed_column`; no engine has an idea of its own of any of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedreg import identity, inputs, metadata
+from embedreg import schema as schemas
+from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig, TextEmbeddingFunction
+from embedreg.errors import (
+    BadRowsError,
+    ConfigError,
+    DriftError,
+    InputError,
+    MissingColumnError,
+    SchemaError,
+)
+from embedreg.vectors import Embedded, as_matrix, given_vectors, scatter, to_arrow
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+__all__ = ["BadRow", "Report", "embed_batches", "embed_column", "embed_query", "embed_table"]
+
+OnError = Literal["raise", "null", "drop"]
+Progress = Callable[[int, int | None], None]
+
+BATCH_ROWS = 8192  # enough for a local model to sort by length, 12 MB of 384-dimensional vectors
+SHOWN = 5  # bad rows that a message names
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that has no vector by its own fault.
+
+    Attributes:
+        row: its number in the data, from 0.
+        column: the source column.
+        reason: why, without the input itself.
+    """
+
+    row: int
+    column: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """What became of the rows; pass one as `report=` and read it afterwards.
+
+    Attributes:
+        rows: rows seen.
+        embedded: vectors that were computed, each distinct input once.
+        given: vectors that the data brought and that were left alone.
+        nulls: vectors that are null because the input is null or blank.
+        bad: the rows that failed.
+    """
+
+    rows: int = 0
+    embedded: int = 0
+    given: int = 0
+    nulls: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+
+
+def embed_column(
+    function: EmbeddingFunction,
+    values: Any,
+    role: Literal["source", "query"] = "source",
+    *,
+    on_window: Callable[[int], None] | None = None,
+    probing: bool = False,
+) -> Embedded:
+    """Embed one column: nulls and blanks never reach the model, equal inputs reach it once.
+
+    Args:
+        function: an embedding function.
+        values: n inputs; see `inputs.column_of`.
+        role: whether they are source rows or queries.
+        on_window: called with the number of rows that each window of work settled.
+        probing: for the drift check itself, which must not check again.
+    Returns:
+        (n, d) vectors, which of them are valid, and why the others are not.
+    Raises:
+        InputError, VectorError: the column or what the function gave for all of it is of the wrong kind.
+        CallError and the function's own errors: the call failed; a failed row does not raise.
+    """
+    import numpy as np
+
+    if not probing:
+        identity.verify_once(function)
+    column = inputs.column_of(values, function.traits.modality)
+    distinct, index = _distinct(column)
+    ndims = function.ndims()
+    embedded = Embedded.empty(len(index), ndims)
+    embedded.distinct = len(distinct)
+    counts = np.bincount(index[index >= 0], minlength=len(distinct)) if len(distinct) else np.zeros(0, np.int64)
+    if on_window is not None and (blank := int((index < 0).sum())):
+        on_window(blank)
+    matrix = np.empty((len(distinct), ndims), np.float32)
+    valid = np.zeros(len(distinct), bool)
+    reasons: dict[int, str] = {}
+    for start in range(0, len(distinct), function.traits.window):
+        window = distinct[start : start + function.traits.window]
+        rows, ok, why = as_matrix(_compute(function, window, role), len(window), ndims)
+        stop = start + len(window)
+        matrix[start:stop], valid[start:stop] = rows, ok
+        reasons |= {start + row: reason for row, reason in why.items()}
+        if on_window is not None:
+            on_window(int(counts[start:stop].sum()))
+    scatter(embedded, matrix, valid, reasons, index)
+    return embedded
+
+
+def embed_query(function: EmbeddingFunction, query: Any) -> np.ndarray:
+    """Embed one query.
+
+    Returns:
+        (d,) float32.
+    Raises:
+        InputError: a null or blank query. BadRowsError: the function has no vector for it.
+    """
+    import numpy as np
+
+    if query is None or (isinstance(query, str) and not query.strip()):
+        raise InputError("the query is empty.", "search for some text")
+    identity.verify_once(function)
+    rows, valid, why = as_matrix(function.compute_query_embeddings_with_retry(query), 1, function.ndims())
+    if not valid[0]:
+        raise BadRowsError(f"the query has no vector: {why.get(0, 'no reason was given')}.", "try another query", (0,))
+    return np.asarray(rows[0], np.float32)
+
+
+def _compute(function: EmbeddingFunction, window: Any, role: str) -> Any:
+    if role == "source" or type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
+        return function.compute_source_embeddings_with_retry(window)
+    values = window.to_pylist() if hasattr(window, "to_pylist") else window
+    return [function.compute_query_embeddings_with_retry(value)[0] for value in values]
+
+
+def _distinct(column: Any) -> tuple[Any, np.ndarray]:
+    """Return the distinct inputs, in order of appearance, and for each row its place among them; -1 for none."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not isinstance(column, pa.Array):
+        present = [value is not None for value in column]
+        index = np.where(present, np.cumsum(present) - 1, -1)
+        return [value for value in column if value is not None], index
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
+    elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        blank = pc.equal(pc.binary_length(column), 0)
+    else:
+        return column.drop_null(), np.where(column.is_valid(), np.cumsum(column.is_valid()) - 1, -1)
+    column = pc.if_else(blank, pa.scalar(None, column.type), column)
+    encoded = column.dictionary_encode()
+    index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return encoded.dictionary, index
+
+
+# -- tables and streams -------------------------------------------------------------------------------------------------
+
+
+def embed_table(
+    data: Any,
+    schema: Any = None,
+    *,
+    on_error: OnError = "raise",
+    report: Report | None = None,
+    progress: Progress | None = None,
+    max_bad_rows: int | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> pa.Table:
+    """Return the data as one table with its vector columns filled in; arguments as `embed_batches`."""
+    import pyarrow as pa
+
+    report = report if report is not None else Report()
+    before = report.embedded
+    plan, batches = _stream(data, schema, on_error, report, progress, max_bad_rows, batch_rows)
+    made = pa.Table.from_batches(batches, plan.schema)
+    if report.embedded > before:
+        for config in plan.configs:
+            identity.learn(config.function)
+        made = made.replace_schema_metadata(plan.declare(plan.schema).metadata)
+    return made
+
+
+def embed_batches(
+    data: Any,
+    schema: Any = None,
+    *,
+    on_error: OnError = "raise",
+    report: Report | None = None,
+    progress: Progress | None = None,
+    max_bad_rows: int | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> pa.RecordBatchReader:
+    """Fill the vector columns of a stream, a batch at a time; memory is bounded by the batch.
+
+    Args:
+        data: anything column-like; see `inputs.batches_of`.
+        schema: what declares the functions; see `schema.resolve`. None: the data's own metadata does.
+        on_error: what a failed row does: "raise" an error, leave a "null" vector, or "drop" the row. A failed call
+            (model, memory, network, key) always raises.
+        report: collects counts and the bad rows.
+        progress: called with the rows done and the rows in all, None for a stream that does not know.
+        max_bad_rows: how many rows may fail before the run is stopped.
+        batch_rows: the upper bound of a batch, in rows.
+    Returns:
+        A reader of the data's columns with absent, null and partly null vector columns filled; given vectors stay.
+        Null and blank inputs have null vectors. Its schema metadata carries the declarations.
+    Raises:
+        MissingColumnError: a source column is absent. BadRowsError: rows failed under "raise", or too many.
+        SchemaError, InputError, VectorError, MetadataError: data or declarations that do not fit.
+    """
+    import pyarrow as pa
+
+    plan, batches = _stream(data, schema, on_error, report, progress, max_bad_rows, batch_rows)
+    return pa.RecordBatchReader.from_batches(plan.schema, batches)
+
+
+def _stream(
+    data: Any,
+    schema: Any,
+    on_error: OnError,
+    report: Report | None,
+    progress: Progress | None,
+    max_bad_rows: int | None,
+    batch_rows: int,
+) -> tuple[_Plan, Iterator[pa.RecordBatch]]:
+    if on_error not in ("raise", "null", "drop"):
+        raise ConfigError(f"on_error={on_error!r} is no policy.", "on_error='raise', 'null' or 'drop'")
+    if isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1:
+        raise ConfigError(f"batch_rows={batch_rows!r} is no positive number of rows.", f"batch_rows={BATCH_ROWS}")
+    declared, configs = schemas.resolve(schema) if schema is not None else (None, [])
+    total = inputs.total_rows(data)
+    own, batches = inputs.batches_of(data, declared, batch_rows)
+    stored = metadata.Functions(metadata.entries(own.metadata))
+    if schema is None or stored.entries:
+        stored = metadata.parse(own.metadata)
+    if schema is None:
+        configs = [stored[column] for column in stored.entries]
+    plan = _Plan(own, declared, configs, stored, total)
+    tally = _Tally(report if report is not None else Report(), on_error, max_bad_rows, progress, total)
+    return plan, (filled for batch in batches if (filled := _fill(batch, plan, tally)) is not None)
+
+
+class _Plan:
+    """What each batch becomes: its columns cast as declared, its vector columns filled, the metadata joined."""
+
+    def __init__(
+        self,
+        own: pa.Schema,
+        declared: pa.Schema | None,
+        configs: list[EmbeddingFunctionConfig],
+        stored: metadata.Functions,
+        total: int | None,
+    ) -> None:
+        import pyarrow as pa
+
+        self.configs = configs
+        self.stored = stored
+        vectors = {config.vector_column for config in configs}
+        for config in configs:
+            if config.source_column not in own.names:
+                raise MissingColumnError(
+                    f"the data has no column {config.source_column!r} to fill {config.vector_column!r} from "
+                    f"(columns: {', '.join(own.names) or 'none'}).",
+                    "name the source column when you declare the function: fn.bind('source', 'vector')",
+                )
+        fields = {item.name: item for item in own}
+        if len(fields) < len(own):
+            raise SchemaError("the data has two columns of one name.", "rename one of them")
+        for item in declared if declared is not None else []:
+            if item.name in vectors:
+                continue
+            if item.name in fields:
+                fields[item.name] = fields[item.name].with_type(item.type)
+            elif item.nullable:
+                fields[item.name] = item
+            else:
+                raise MissingColumnError(
+                    f"the data has no column {item.name!r}, which the schema requires.",
+                    f"add it, or {item.name}: ... | None",
+                )
+        for config in configs:
+            fields[config.vector_column] = self._vector_field(config, declared, fields.get(config.vector_column))
+            if config.vector_column not in own.names and total != 0:
+                identity.learn(config.function)  # it is going to be run anyway; given vectors need no model
+        self.schema = self.declare(pa.schema(list(fields.values()), metadata=own.metadata))
+
+    def declare(self, schema: pa.Schema) -> pa.Schema:
+        """Return a schema with the declarations as they are known by now; what cannot be rebuilt here is kept."""
+        vectors = {config.vector_column for config in self.configs}
+        kept = [entry for column, entry in self.stored.entries.items() if column not in vectors]
+        if not self.configs and not kept:
+            return schema
+        info = {**(schema.metadata or {}), metadata.KEY.encode(): metadata.encode(self.configs, kept)}
+        return schema.with_metadata(info)
+
+    @staticmethod
+    def _vector_field(config: EmbeddingFunctionConfig, declared: pa.Schema | None, own: pa.Field | None) -> pa.Field:
+        import pyarrow as pa
+
+        ndims = config.function.ndims()
+        if declared is not None and config.vector_column in declared.names:
+            wanted = declared.field(config.vector_column)
+        elif own is not None and pa.types.is_fixed_size_list(own.type):
+            wanted = own
+        else:
+            name = str(config.function.vector_traits().get("dtype", "float32"))
+            value = pa.float16() if name == "float16" else pa.float32()
+            wanted = pa.field(config.vector_column, pa.list_(value, ndims))
+        if not pa.types.is_fixed_size_list(wanted.type) or wanted.type.list_size != ndims:
+            raise SchemaError(
+                f"column {config.vector_column!r} is declared as {wanted.type}, its function gives {ndims} dimensions.",
+                f"declare it as fixed_size_list<float>[{ndims}], or choose another vector column",
+            )
+        return wanted
+
+
+class _Tally:
+    """Counts, progress, and the policy on bad rows, over one run."""
+
+    def __init__(
+        self, report: Report, on_error: OnError, max_bad_rows: int | None, progress: Progress | None, total: int | None
+    ) -> None:
+        self.report = report
+        self.on_error = on_error
+        self.max_bad_rows = max_bad_rows
+        self.progress = progress
+        self.total = total
+
+    def window(self, functions: int) -> Callable[[int], None] | None:
+        """Return the callback that turns one function's settled rows into progress of the whole batch."""
+        if self.progress is None:
+            return None
+        done, progress = [float(self.report.rows)], self.progress
+
+        def on_window(rows: int) -> None:
+            done[0] += rows / functions
+            progress(int(done[0]), self.total)
+
+        return on_window
+
+    def failed(self, bad: list[BadRow]) -> None:
+        """Apply the policy to the bad rows of a batch."""
+        self.report.bad += bad
+        limit = 0 if self.on_error == "raise" else self.max_bad_rows
+        if limit is None or len(self.report.bad) <= limit:
+            return
+        shown = "; ".join(f"row {item.row} ({item.column}): {item.reason}" for item in self.report.bad[:SHOWN])
+        more = f"; and {len(self.report.bad) - SHOWN} more so far" if len(self.report.bad) > SHOWN else ""
+        what = "have" if self.on_error == "raise" else f"are over max_bad_rows={self.max_bad_rows}: these have"
+        raise BadRowsError(
+            f"{len(self.report.bad)} row(s) {what} no vector: {shown}{more}.",
+            "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists them",
+            tuple(item.row for item in self.report.bad),
+        )
+
+
+def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch | None:
+    """Fill one batch; None when every row of it was dropped."""
+    import numpy as np
+    import pyarrow as pa
+
+    first = tally.report.rows
+    columns: dict[str, Any] = {}
+    bad: dict[int, BadRow] = {}
+    on_window = tally.window(len(plan.configs))
+    for config in plan.configs:
+        filled, why = _fill_column(batch, config, plan, tally, on_window)
+        columns[config.vector_column] = filled
+        for row, reason in why.items():
+            bad.setdefault(row, BadRow(first + row, config.source_column, reason))
+    tally.report.rows += batch.num_rows
+    if bad:
+        tally.failed([bad[row] for row in sorted(bad)])
+    for item in plan.schema:
+        if item.name not in columns:
+            columns[item.name] = _cast(batch, item)
+    made = pa.RecordBatch.from_arrays([columns[item.name] for item in plan.schema], schema=plan.schema)
+    if tally.progress is not None:
+        tally.progress(tally.report.rows, tally.total)
+    if bad and tally.on_error == "drop":
+        keep = np.ones(batch.num_rows, bool)
+        keep[list(bad)] = False
+        made = made.filter(pa.array(keep))
+    return made if made.num_rows or not bad else None
+
+
+def _fill_column(
+    batch: pa.RecordBatch,
+    config: EmbeddingFunctionConfig,
+    plan: _Plan,
+    tally: _Tally,
+    on_window: Callable[[int], None] | None,
+) -> tuple[pa.Array, dict[int, str]]:
+    """Return a vector column with what was null in it computed, and why which rows have no vector."""
+    import numpy as np
+    import pyarrow as pa
+
+    target = plan.schema.field(config.vector_column)
+    source = batch.column(config.source_column)
+    ndims = target.type.list_size
+    own = batch.column(config.vector_column) if config.vector_column in batch.schema.names else None
+    if own is not None and own.null_count < len(own):
+        _refuse_mixture(config, plan)
+        given, reasons = given_vectors(own, ndims, config.vector_column)
+        todo = np.flatnonzero(
+            ~given.valid & [row not in reasons for row in range(len(own))] if reasons else ~given.valid
+        )
+        tally.report.given += int(given.valid.sum())
+        if on_window is not None:
+            on_window(len(own) - len(todo))
+        if not len(todo) and own.type == target.type:
+            return own, reasons
+        source = source.take(pa.array(todo))
+    else:
+        given, reasons, todo = None, {}, None
+    embedded = _embed_rows(config, source, on_window)
+    rows = todo if todo is not None else np.arange(len(source))
+    reasons |= {int(rows[row]): reason for row, reason in embedded.reasons.items()}
+    absent = ~embedded.valid
+    absent[list(embedded.reasons)] = False
+    tally.report.nulls += int(absent.sum())
+    tally.report.embedded += embedded.distinct
+    if not target.nullable:
+        reasons |= {int(row): "null or blank where the vector column allows no null" for row in rows[absent]}
+    if given is not None:
+        given.matrix[rows], given.valid[rows] = embedded.matrix, embedded.valid
+        embedded = given
+    return to_arrow(embedded.matrix, embedded.valid, target.type), reasons
+
+
+def _embed_rows(config: EmbeddingFunctionConfig, source: pa.Array, on_window: Callable[[int], None] | None) -> Embedded:
+    try:
+        return embed_column(config.function, source, on_window=on_window)
+    except InputError as exc:
+        raise InputError(f"column {config.source_column!r}: {exc.message}", exc.hint) from exc
+
+
+def _refuse_mixture(config: EmbeddingFunctionConfig, plan: _Plan) -> None:
+    """Refuse to fill up a column that another function made: it would hold two kinds of vectors."""
+    stored = plan.stored.get(config.vector_column)
+    if stored is None or stored.function is config.function:
+        return
+    if identity.fingerprint(stored.function) != identity.fingerprint(config.function):
+        raise DriftError(
+            f"column {config.vector_column!r} already holds vectors of {type(stored.function).__name__} with another "
+            "configuration.",
+            f"drop the column to embed it anew, or write to another one: fn.bind({config.source_column!r}, 'vector_2')",
+        )
+
+
+def _cast(batch: pa.RecordBatch, item: pa.Field) -> pa.Array:
+    import pyarrow as pa
+
+    if item.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, item.type)
+    column = batch.column(item.name)
+    if column.type == item.type:
+        return column
+    try:
+        return column.cast(item.type)
+    except pa.ArrowException as exc:
+        raise InputError(
+            f"column {item.name!r} is {column.type}, the schema says {item.type}: {exc}.",
+            "cast it, or change the schema",
+        ) from None
