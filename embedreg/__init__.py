@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TextEmbeddingFunction,
         Traits,
     )
+    from embedreg.column import embed_column, embed_query
     from embedreg.errors import EmbedregError, RowError
     from embedreg.grants import trust
     from embedreg.imports import attempt_import_or_raise
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from embedreg.registry import EmbeddingFunctionRegistry, get, get_registry, register
     from embedreg.runtime.cache import release
     from embedreg.schema import Schema, Vector
-    from embedreg.table import Report, embed_batches, embed_query, embed_table
+    from embedreg.table import Report, embed_batches, embed_table
 
 __all__ = [
     "IMAGES",
@@ -46,6 +47,7 @@ __all__ = [
     "attempt_import_or_raise",
     "check_drift",
     "embed_batches",
+    "embed_column",
     "embed_query",
     "embed_table",
     "functions_in",
@@ -73,7 +75,8 @@ _HOMES = {
     "attempt_import_or_raise": "imports",
     "check_drift": "locate",
     "embed_batches": "table",
-    "embed_query": "table",
+    "embed_column": "column",
+    "embed_query": "column",
     "embed_table": "table",
     "functions_in": "locate",
     "get": "registry",

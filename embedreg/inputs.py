@@ -1,4 +1,4 @@
-"""What callers bring, as Arrow: tables and streams of batches, columns and their validity. No copy where none is needed."""
+"""What callers bring, as Arrow: tables, streams of batches, columns. No copy where none is needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["batches_of", "column_of", "total_rows"]
+
+_MAX_STRING_BYTES = 2**31 - 1
 
 
 def total_rows(data: Any) -> int | None:
@@ -118,13 +120,13 @@ def _from_rows(
 
     def chunk(some: Iterable[Any], schema: pa.Schema | None) -> pa.Table:
         dicts = [row.model_dump() if hasattr(row, "model_dump") else row for row in some]
+        if odd := [type(row).__name__ for row in dicts if not isinstance(row, Mapping)]:
+            raise InputError(f"the rows mix dicts with {odd[0]}.", "pass dicts or models only")
         names = list(schema.names) if schema is not None else list(dict.fromkeys(name for row in dicts for name in row))
-        wanted = schema if schema is not None else declared
-        try:
-            # a column at a time: from_pylist would drop what the first row lacks
-            return _table({name: [row.get(name) for row in dicts] for name in names}, wanted)
-        except AttributeError:
-            raise InputError("the rows mix dicts with something else.", "pass dicts or models only") from None
+        # a column at a time: from_pylist would drop what the first row lacks
+        return _table(
+            {name: [row.get(name) for row in dicts] for name in names}, schema if schema is not None else declared
+        )
 
     table = chunk(itertools.chain([first], itertools.islice(rows, batch_rows - 1)), None)
 
@@ -168,6 +170,8 @@ def column_of(values: Any, modality: str) -> Any:
     if isinstance(values, str | bytes):
         values = [values]
     if isinstance(values, pa.ChunkedArray):
+        if values.nbytes > _MAX_STRING_BYTES and pa.types.is_string(values.type):
+            values = values.cast(pa.large_string())  # 32-bit offsets would overflow
         values = values.combine_chunks()
     if isinstance(values, pa.Array):
         return _decoded(values, modality)

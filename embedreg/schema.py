@@ -32,7 +32,7 @@ SOURCE, VECTOR, EXPLICIT = "source_column_for", "vector_column_for", "embedreg_s
 _VALUE_TYPES = {"float16", "float32", "float64"}
 
 
-# -- vectors ------------------------------------------------------------------------------------------------------------
+# -- vectors -----------------------------------------------------------------------------------------------------------
 
 
 class VectorType(list[float]):
@@ -98,7 +98,7 @@ def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: 
     return made
 
 
-# -- markers ------------------------------------------------------------------------------------------------------------
+# -- markers -----------------------------------------------------------------------------------------------------------
 
 
 class MarkedField(FieldInfo):  # type: ignore[misc]  # final for type checkers; only __set_name__ is added, no state
@@ -172,8 +172,8 @@ def pair(sources: list[Marker], vectors: list[Marker]) -> list[tuple[Marker, Mar
             own = [source for source in own if source.field == vector.source]
             if not own:
                 raise SchemaError(
-                    f"vector field {vector.field!r} names the source {vector.source!r}, which is no source field of its "
-                    f"function ({names or 'there is none'}).",
+                    f"vector field {vector.field!r} names the source {vector.source!r}, which is no source field of "
+                    f"its function ({names or 'there is none'}).",
                     f"{vector.source}: str = fn.SourceField()",
                 )
         if not own:
@@ -190,7 +190,7 @@ def pair(sources: list[Marker], vectors: list[Marker]) -> list[tuple[Marker, Mar
     return pairs
 
 
-# -- schemas ------------------------------------------------------------------------------------------------------------
+# -- schemas -----------------------------------------------------------------------------------------------------------
 
 
 class Schema(BaseModel):
@@ -267,16 +267,23 @@ def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction)
     import pyarrow as pa
 
     ndims = function.ndims()
-    if isinstance(annotation, type) and hasattr(annotation, "value_arrow_type") and hasattr(annotation, "dim"):
-        if annotation.dim() != ndims:
+    if (vector := _vector_class(annotation)) is not None:
+        if vector.dim() != ndims:
             raise SchemaError(
-                f"{where} is declared with {annotation.dim()} dimensions, its function gives {ndims}.",
+                f"{where} is declared with {vector.dim()} dimensions, its function gives {ndims}.",
                 f"{where.rpartition('.')[2]}: Vector(fn.ndims()) = fn.VectorField()",
             )
-        return pa.list_(annotation.value_arrow_type(), ndims)
+        return pa.list_(vector.value_arrow_type(), ndims)
     if get_origin(annotation) is list and get_args(annotation) == (float,):
         return pa.list_(pa.float32(), ndims)
     raise SchemaError(f"{where} is a vector field of type {annotation!r}.", "use Vector(fn.ndims()) or list[float]")
+
+
+def _vector_class(annotation: Any) -> type[VectorType] | None:
+    """Return a vector type, ours or lancedb's, which has the same three methods."""
+    if isinstance(annotation, type) and hasattr(annotation, "value_arrow_type") and hasattr(annotation, "dim"):
+        return annotation
+    return None
 
 
 def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
@@ -317,13 +324,12 @@ def _arrow_type(where: str, annotation: Any) -> tuple[pa.DataType, bool]:
         return scalars[inner], optional
     origin, args = get_origin(inner), get_args(inner)
     if origin in (list, tuple, set, frozenset) and args and (origin is not tuple or args[1:] in ((), (...,))):
-        item, nullable = _arrow_type(where, args[0])
-        return pa.list_(pa.field("item", item, nullable=nullable or args[0] is not inner)), optional
+        return pa.list_(_arrow_type(where, args[0])[0]), optional  # items may be null, as LanceDB has them
     if origin is Literal:
         return _common(where, {type(value) for value in args}), optional
     if isinstance(inner, type):
-        if hasattr(inner, "value_arrow_type") and hasattr(inner, "dim"):
-            return pa.list_(inner.value_arrow_type(), inner.dim()), optional or bool(inner.nullable())
+        if (vector := _vector_class(inner)) is not None:
+            return pa.list_(vector.value_arrow_type(), vector.dim()), optional or bool(vector.nullable())
         if issubclass(inner, BaseModel):
             return pa.struct(arrow_fields(inner)), optional
         if issubclass(inner, enum.Enum):

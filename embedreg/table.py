@@ -1,7 +1,4 @@
-"""Fill the vector columns of columns, tables and streams: the one home of nulls, dedupe and bad rows.
-
-Every engine comes through `embed_column`; no engine has an idea of its own of any of this.
-"""
+"""Fill the vector columns of tables and streams: what is given stays, what failed is reported, nothing is guessed."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg import identity, inputs, metadata
 from embedreg import schema as schemas
-from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig, TextEmbeddingFunction
+from embedreg.base import EmbeddingFunctionConfig
+from embedreg.column import embed_column, embed_query
 from embedreg.errors import (
     BadRowsError,
     ConfigError,
@@ -20,10 +18,9 @@ from embedreg.errors import (
     MissingColumnError,
     SchemaError,
 )
-from embedreg.vectors import Embedded, as_matrix, given_vectors, scatter, to_arrow
+from embedreg.vectors import Embedded, complete_and_finite, given_vectors, to_arrow
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 __all__ = ["BadRow", "Report", "embed_batches", "embed_column", "embed_query", "embed_table"]
@@ -67,106 +64,6 @@ class Report:
     given: int = 0
     nulls: int = 0
     bad: list[BadRow] = field(default_factory=list)
-
-
-def embed_column(
-    function: EmbeddingFunction,
-    values: Any,
-    role: Literal["source", "query"] = "source",
-    *,
-    on_window: Callable[[int], None] | None = None,
-    probing: bool = False,
-) -> Embedded:
-    """Embed one column: nulls and blanks never reach the model, equal inputs reach it once.
-
-    Args:
-        function: an embedding function.
-        values: n inputs; see `inputs.column_of`.
-        role: whether they are source rows or queries.
-        on_window: called with the number of rows that each window of work settled.
-        probing: for the drift check itself, which must not check again.
-    Returns:
-        (n, d) vectors, which of them are valid, and why the others are not.
-    Raises:
-        InputError, VectorError: the column or what the function gave for all of it is of the wrong kind.
-        CallError and the function's own errors: the call failed; a failed row does not raise.
-    """
-    import numpy as np
-
-    if not probing:
-        identity.verify_once(function)
-    column = inputs.column_of(values, function.traits.modality)
-    distinct, index = _distinct(column)
-    ndims = function.ndims()
-    embedded = Embedded.empty(len(index), ndims)
-    embedded.distinct = len(distinct)
-    counts = np.bincount(index[index >= 0], minlength=len(distinct)) if len(distinct) else np.zeros(0, np.int64)
-    if on_window is not None and (blank := int((index < 0).sum())):
-        on_window(blank)
-    matrix = np.empty((len(distinct), ndims), np.float32)
-    valid = np.zeros(len(distinct), bool)
-    reasons: dict[int, str] = {}
-    for start in range(0, len(distinct), function.traits.window):
-        window = distinct[start : start + function.traits.window]
-        rows, ok, why = as_matrix(_compute(function, window, role), len(window), ndims)
-        stop = start + len(window)
-        matrix[start:stop], valid[start:stop] = rows, ok
-        reasons |= {start + row: reason for row, reason in why.items()}
-        if on_window is not None:
-            on_window(int(counts[start:stop].sum()))
-    scatter(embedded, matrix, valid, reasons, index)
-    return embedded
-
-
-def embed_query(function: EmbeddingFunction, query: Any) -> np.ndarray:
-    """Embed one query.
-
-    Returns:
-        (d,) float32.
-    Raises:
-        InputError: a null or blank query. BadRowsError: the function has no vector for it.
-    """
-    import numpy as np
-
-    if query is None or (isinstance(query, str) and not query.strip()):
-        raise InputError("the query is empty.", "search for some text")
-    identity.verify_once(function)
-    rows, valid, why = as_matrix(function.compute_query_embeddings_with_retry(query), 1, function.ndims())
-    if not valid[0]:
-        raise BadRowsError(f"the query has no vector: {why.get(0, 'no reason was given')}.", "try another query", (0,))
-    return np.asarray(rows[0], np.float32)
-
-
-def _compute(function: EmbeddingFunction, window: Any, role: str) -> Any:
-    if role == "source" or type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
-        return function.compute_source_embeddings_with_retry(window)
-    values = window.to_pylist() if hasattr(window, "to_pylist") else window
-    return [function.compute_query_embeddings_with_retry(value)[0] for value in values]
-
-
-def _distinct(column: Any) -> tuple[Any, np.ndarray]:
-    """Return the distinct inputs, in order of appearance, and for each row its place among them; -1 for none."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not isinstance(column, pa.Array):
-        present = [value is not None for value in column]
-        index = np.where(present, np.cumsum(present) - 1, -1)
-        return [value for value in column if value is not None], index
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
-    elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        blank = pc.equal(pc.binary_length(column), 0)
-    else:
-        return column.drop_null(), np.where(column.is_valid(), np.cumsum(column.is_valid()) - 1, -1)
-    column = pc.if_else(blank, pa.scalar(None, column.type), column)
-    encoded = column.dictionary_encode()
-    index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return encoded.dictionary, index
-
-
-# -- tables and streams -------------------------------------------------------------------------------------------------
 
 
 def embed_table(
@@ -268,6 +165,7 @@ class _Plan:
 
         self.configs = configs
         self.stored = stored
+        self._unmixed: set[str] = set()
         vectors = {config.vector_column for config in configs}
         for config in configs:
             if config.source_column not in own.names:
@@ -305,6 +203,20 @@ class _Plan:
             return schema
         info = {**(schema.metadata or {}), metadata.KEY.encode(): metadata.encode(self.configs, kept)}
         return schema.with_metadata(info)
+
+    def refuse_mixture(self, config: EmbeddingFunctionConfig) -> None:
+        """Refuse to fill up a column that another function made: it would hold two kinds of vectors."""
+        stored = self.stored.get(config.vector_column)
+        if config.vector_column in self._unmixed or stored is None or stored.function is config.function:
+            return
+        if identity.fingerprint(stored.function) != identity.fingerprint(config.function):
+            raise DriftError(
+                f"column {config.vector_column!r} already holds vectors of {type(stored.function).__name__} with "
+                "another configuration.",
+                "drop the column to embed it anew, or write to another one: "
+                f"fn.bind({config.source_column!r}, {config.vector_column + '_2'!r})",
+            )
+        self._unmixed.add(config.vector_column)
 
     @staticmethod
     def _vector_field(config: EmbeddingFunctionConfig, declared: pa.Schema | None, own: pa.Field | None) -> pa.Field:
@@ -413,16 +325,19 @@ def _fill_column(
     ndims = target.type.list_size
     own = batch.column(config.vector_column) if config.vector_column in batch.schema.names else None
     if own is not None and own.null_count < len(own):
-        _refuse_mixture(config, plan)
+        plan.refuse_mixture(config)
+        if own.type == target.type and complete_and_finite(own):
+            tally.report.given += len(own)
+            if on_window is not None:
+                on_window(len(own))
+            return own, {}
         given, reasons = given_vectors(own, ndims, config.vector_column)
-        todo = np.flatnonzero(
-            ~given.valid & [row not in reasons for row in range(len(own))] if reasons else ~given.valid
-        )
+        missing = ~given.valid
+        missing[list(reasons)] = False
+        todo = np.flatnonzero(missing)
         tally.report.given += int(given.valid.sum())
         if on_window is not None:
             on_window(len(own) - len(todo))
-        if not len(todo) and own.type == target.type:
-            return own, reasons
         source = source.take(pa.array(todo))
     else:
         given, reasons, todo = None, {}, None
@@ -446,19 +361,6 @@ def _embed_rows(config: EmbeddingFunctionConfig, source: pa.Array, on_window: Ca
         return embed_column(config.function, source, on_window=on_window)
     except InputError as exc:
         raise InputError(f"column {config.source_column!r}: {exc.message}", exc.hint) from exc
-
-
-def _refuse_mixture(config: EmbeddingFunctionConfig, plan: _Plan) -> None:
-    """Refuse to fill up a column that another function made: it would hold two kinds of vectors."""
-    stored = plan.stored.get(config.vector_column)
-    if stored is None or stored.function is config.function:
-        return
-    if identity.fingerprint(stored.function) != identity.fingerprint(config.function):
-        raise DriftError(
-            f"column {config.vector_column!r} already holds vectors of {type(stored.function).__name__} with another "
-            "configuration.",
-            f"drop the column to embed it anew, or write to another one: fn.bind({config.source_column!r}, 'vector_2')",
-        )
 
 
 def _cast(batch: pa.RecordBatch, item: pa.Field) -> pa.Array:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Embedded", "as_matrix", "given_vectors", "scatter", "to_arrow"]
+__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "scatter", "to_arrow"]
 
 
 @dataclass
@@ -160,7 +160,21 @@ def scatter(
     embedded.matrix[rows[good]] = matrix[places[good]]
     embedded.valid[rows[good]] = True
     if reasons:
-        embedded.reasons = {int(row): reasons[int(place)] for row, place in zip(rows, places) if int(place) in reasons}
+        pairs = zip(rows.tolist(), places.tolist(), strict=True)
+        embedded.reasons = {row: reasons[place] for row, place in pairs if place in reasons}
+
+
+def complete_and_finite(column: pa.Array) -> bool:
+    """Say whether a FixedSizeListArray has a vector in every row, all of finite floats; without a copy."""
+    import numpy as np
+
+    if column.null_count:
+        return False
+    values = column.flatten()
+    if values.null_count:
+        return False
+    # float32 sums of finite values may overflow; float64 ones do not
+    return bool(np.isfinite(values.to_numpy(zero_copy_only=False).sum(dtype=np.float64)))
 
 
 def given_vectors(column: pa.Array, d: int, name: str) -> tuple[Embedded, dict[int, str]]:
@@ -188,8 +202,9 @@ def given_vectors(column: pa.Array, d: int, name: str) -> tuple[Embedded, dict[i
         else set(pc.list_value_length(vectors).unique().to_pylist())
     )
     if widths - {d}:
+        other = ", ".join(map(str, sorted(widths - {d})))
         raise VectorError(
-            f"column {name!r} holds vectors of {', '.join(map(str, sorted(widths - {d})))} dimensions, its function gives {d}.",
+            f"column {name!r} holds vectors of {other} dimensions, its function gives {d}.",
             "drop the column to embed it anew, or declare the function that made it",
         )
     values = vectors.flatten()
