@@ -110,7 +110,8 @@ def _distinct(column: Any) -> tuple[Any, np.ndarray]:
         blank = pc.equal(pc.binary_length(column), 0)
     else:
         return column.drop_null(), np.where(column.is_valid(), np.cumsum(column.is_valid()) - 1, -1)
-    column = pc.if_else(blank, pa.scalar(None, column.type), column)
+    # not if_else, which reads the wrong bytes of a slice in pyarrow before 24
+    column = pc.replace_with_mask(column, blank.fill_null(False), pa.scalar(None, column.type))
     encoded = column.dictionary_encode()
     index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return encoded.dictionary, index

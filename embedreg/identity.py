@@ -1,7 +1,8 @@
 """Is this still the function that made these vectors? The fingerprint (configuration) and the probe (behaviour).
 
-The probe decides: a fixed input was embedded when the column was made, and is compared by cosine with what the function
-gives now. Another fingerprint beside an agreeing probe is a note; a disagreeing probe is an error that names what changed.
+The probe decides: a fixed input was embedded when the column was made, and is compared by cosine with what the
+function gives now. Another fingerprint beside an agreeing probe is a note; a disagreeing probe is an error that names
+what changed.
 """
 
 from __future__ import annotations
@@ -9,26 +10,37 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import threading
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata as distributions
 from typing import TYPE_CHECKING, Any
 
-from embedreg import grants, secrets
-from embedreg.base import EmbeddingFunction, registered_name, sensitive_fields
-from embedreg.errors import DriftError, InputError
+from embedreg import secrets
+from embedreg.addresses import is_path
+from embedreg.admission import guard_of
+from embedreg.base import EmbeddingFunction, registered_name
+from embedreg.config import sensitive_fields
+from embedreg.errors import CallError, ConfigError, DriftError, InputError
+from embedreg.semantics import MODEL_FIELDS, semantic_config
+from embedreg.strictjson import jsonable
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Drift", "compare", "fingerprint", "learn", "verify_once"]
+__all__ = ["Drift", "compare", "fingerprint", "forget", "learn", "learnt", "verify_once"]
+
+log = logging.getLogger("embedreg")
 
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog; 3.14 is close to π."
 # The same weights in another precision or on another device stay above .9999 (docs/benchmarks.md); another revision
 # or another prompt falls well below .99.
 PROBE_COSINE = 0.999
-
-_lock = threading.RLock()  # a function may embed with another one
+PROBE_LENGTH = 0.01  # relative: by how much a vector's length may differ where the metric looks at it
+MAX_PROBE = 2**20  # characters; no vector is as wide
+_SHOWN = 60  # characters of a stored value that a message shows
 
 
 @dataclass(frozen=True)
@@ -52,24 +64,70 @@ class Drift:
         return f"{self.column}: {self.verdict}{agreement}" + (f": {'; '.join(self.changed)}" if self.changed else "")
 
 
+@dataclass
+class _State:
+    """What this process found out about one instance: probes that it agrees with, and its own probe and identity."""
+
+    verified: set[str] = field(default_factory=set)
+    learnt: dict[str, str] = field(default_factory=dict)
+    turn: threading.RLock = field(default_factory=threading.RLock)
+
+
+_states: dict[int, tuple[weakref.ref[EmbeddingFunction], _State]] = {}  # by identity: equal instances may be drifting
+_lock = threading.Lock()
+
+
+def _state(function: EmbeddingFunction) -> _State:
+    key = id(function)
+    with _lock:
+        if key not in _states:
+            _states[key] = weakref.ref(function, lambda _: _states.pop(key, None)), _State()
+        return _states[key][1]
+
+
 def fingerprint(function: EmbeddingFunction) -> str:
     """Return a digest of what determines the vectors: the name, and every semantic field as it takes effect.
 
     A local model counts by the hash of its files, not by where it lies; a secret does not count at all.
+
+    Raises:
+        ConfigError: a field's value has no JSON form. MissingVariableError: a field refers to what is not set.
     """
     cls = type(function)
     sensitive = sensitive_fields(cls)
-    fields = {
-        name: getattr(function, name) if isinstance(value, str) and secrets.is_reference(value) else value
-        for name, value in grants.semantic_config(function).items()
-        # a field that a later version adds, null by default, must not change the fingerprint of what is stored
-        if name not in sensitive and value is not None
-    }
-    for name, value in fields.items():
-        if isinstance(value, str) and grants.is_path(value):
-            fields[name] = function.model_identity() or "unknown"
-    content = json.dumps([registered_name(cls), fields], sort_keys=True, default=repr)
+    try:
+        config = semantic_config(function, strict=True)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"the configuration of {cls.__name__} cannot be stored as JSON.", "use str, numbers, lists and dicts"
+        ) from None
+    # a field that a later version adds, null by default, must not change the fingerprint of what is stored
+    fields = {k: _effect(function, k, v, sensitive) for k, v in config.items() if k not in sensitive and v is not None}
+    content = json.dumps([registered_name(cls), fields], sort_keys=True)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _effect(function: EmbeddingFunction, name: str, value: Any, sensitive: frozenset[str]) -> Any:
+    """Return what a field's value comes to: references looked up, secrets left out, a model by its identity."""
+    if secrets.is_reference(value):
+        value = jsonable(getattr(function, name))
+    local = name in MODEL_FIELDS or guard_of(type(function), name) == "path"
+    if local and isinstance(value, str) and is_path(value):
+        return function.model_identity() or "unknown"
+    reader = registered_name(type(function)) if function.from_metadata else None
+    return secrets.resolve(
+        _without_secrets(value, sensitive), lambda reference: secrets.variables.lookup(reference, function=reader)
+    )
+
+
+def _without_secrets(value: Any, sensitive: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _without_secrets(item, sensitive)
+            for key, item in value.items()
+            if key not in sensitive and not secrets.looks_sensitive(key)
+        }
+    return [_without_secrets(item, sensitive) for item in value] if isinstance(value, list) else value
 
 
 def producer(function: EmbeddingFunction) -> dict[str, str]:
@@ -86,31 +144,57 @@ def producer(function: EmbeddingFunction) -> dict[str, str]:
     return versions
 
 
-def learn(function: EmbeddingFunction) -> None:
-    """Record the probe (base64 of little-endian float32) and the model's identity, once: at the first write.
+def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
+    """Find out the probe (base64 of little-endian float32) and the model's identity, once: at the first write.
 
-    The probe input is embedded in the source role, so this loads the model or calls the service.
+    The probe input is embedded in the source role, so this loads the model or calls the service. A function that
+    cannot embed that input goes without.
+
+    Args:
+        declared: what is recorded already; by default what the function was rebuilt with.
+    Raises:
+        CallError: the call failed, as the write would.
     """
-    with _lock:
-        if function._declared.get("probe"):
+    state = _state(function)
+    if _probe_of(function._declared if declared is None else declared) or state.learnt:
+        return
+    with state.turn:
+        if state.learnt:
             return
         try:
             vector = _probe_vector(function)
-        except InputError:  # a modality that has no fixed input
+        except CallError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # a vocabulary or a validator of its own: the rows decide, not this
+            log.debug("%s has no probe: %s", type(function).__name__, type(exc).__name__)
             return
-        encoded = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        known = {"probe": encoded, "identity": function.model_identity()}
-        function._declared = {**function._declared, **{k: v for k, v in known.items() if v is not None}}
-        function._verified = encoded
+        if vector is None:
+            return
+        probe = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        identity = function.model_identity()
+        state.learnt = {"probe": probe, **({} if identity is None else {"identity": identity})}
+        state.verified.add(probe)
 
 
-def _probe_vector(function: EmbeddingFunction) -> np.ndarray:
+def learnt(function: EmbeddingFunction) -> dict[str, Any]:
+    """Return what `learn` found out: `probe` and `identity`; empty before the first write."""
+    return dict(_state(function).learnt)
+
+
+def forget(function: EmbeddingFunction) -> None:
+    """Forget what was found out about an instance, whose model may have been changed in place."""
+    with _lock:
+        _states.pop(id(function), None)
+
+
+def _probe_vector(function: EmbeddingFunction) -> np.ndarray | None:
+    """Embed the fixed input: (d,) float32, or None where the function gives no vector for it."""
     import numpy as np
 
-    from embedreg.table import embed_column
+    from embedreg.column import embed_column
 
     embedded = embed_column(function, [probe_input(function)], probing=True)
-    return np.asarray(embedded.matrix[0], dtype=np.float32)
+    return np.asarray(embedded.matrix[0], dtype=np.float32) if embedded.valid[0] else None
 
 
 def probe_input(function: EmbeddingFunction) -> Any:
@@ -122,39 +206,64 @@ def probe_input(function: EmbeddingFunction) -> Any:
     )
 
 
-def compare(function: EmbeddingFunction, declared: dict[str, Any], column: str = "vector") -> Drift:
-    """Compare a function with the reserved part of a stored declaration; runs the function once if it holds a probe."""
+def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: str = "vector") -> Drift:
+    """Compare a function with the reserved part of a stored declaration; runs the function once if it holds a probe.
+
+    Raises:
+        EmbedregError: the function cannot be run.
+    """
+    import numpy as np
+
     changed = list(_differences(function, declared))
-    stored = _decode(declared.get("probe"))
+    stored = _decode(_probe_of(declared))
     if stored is None:
         if not declared:
-            return Drift(column, "unknown", ("the declaration holds neither fingerprint nor probe",))
-        return Drift(column, "note" if changed else "unknown", (*changed, "no probe was stored"))
+            return Drift(column, "unknown", ("another client wrote the declaration: neither fingerprint nor probe",))
+        why = "the stored probe cannot be read" if declared.get("probe") else "no probe was stored"
+        return Drift(column, "note" if changed else "unknown", (*changed, why))
     now = _probe_vector(function)
+    if now is None:
+        return Drift(column, "drift", (*changed, "the function gives no vector for the probe any more"))
     if now.shape != stored.shape:
         return Drift(column, "drift", (*changed, f"{now.size} dimensions, stored {stored.size}"))
     cosine = _cosine(now, stored)
+    lengths = [float(np.linalg.norm(vector.astype(np.float64))) for vector in (stored, now)]
+    if abs(lengths[0] - lengths[1]) > PROBE_LENGTH * max(lengths):
+        changed.append(f"the vectors' length {lengths[0]:.4g} -> {lengths[1]:.4g}")
+        if function.traits.metric != "cosine":
+            return Drift(column, "drift", tuple(changed), cosine)
     if cosine < PROBE_COSINE:
         return Drift(column, "drift", tuple(changed) or ("the same configuration gives other vectors",), cosine)
     return Drift(column, "note" if changed else "same", tuple(changed), cosine)
 
 
-def verify_once(function: EmbeddingFunction) -> None:
-    """Check a rebuilt function against its stored probe before its first use; remote functions only in `check_drift`.
+def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
+    """Check a function against a stored probe before its first use; remote functions only in `check_drift`.
 
+    Equal declarations of several tables may share a function, so each probe is checked, once. No lock but the
+    function's own is held meanwhile: it may embed with another function, in threads of its own.
+
+    Args:
+        declared: what a table recorded; by default what the function was rebuilt with.
     Raises:
         DriftError: it gives other vectors than those stored, naming what changed.
     """
-    declared = function._declared
-    if not declared.get("probe") or function.traits.remote:
+    declared = function._declared if declared is None else declared
+    probe, state = _probe_of(declared), _state(function)
+    if probe is None or probe in state.verified or function.traits.remote:
         return
-    with _lock:
-        if function._verified == declared["probe"]:
+    with state.turn:
+        if probe in state.verified:
             return
         drift = compare(function, declared)
         if drift.verdict == "drift":
             raise drift_error(function, drift)
-        function._verified = declared["probe"]
+        state.verified.add(probe)
+
+
+def _probe_of(declared: Mapping[str, Any]) -> str | None:
+    probe = declared.get("probe")
+    return probe if isinstance(probe, str) and 0 < len(probe) <= MAX_PROBE else None
 
 
 def drift_error(function: EmbeddingFunction, drift: Drift) -> DriftError:
@@ -167,25 +276,40 @@ def drift_error(function: EmbeddingFunction, drift: Drift) -> DriftError:
     )
 
 
-def _differences(function: EmbeddingFunction, declared: dict[str, Any]) -> list[str]:
-    changed = []
+def _differences(function: EmbeddingFunction, declared: Mapping[str, Any]) -> Iterator[str]:
+    found = False
     if declared.get("fingerprint") not in (None, fingerprint(function)):
-        changed.append("the configuration's fingerprint")
+        found = True
+        yield "the configuration's fingerprint"
     if declared.get("ndims") not in (None, function.ndims()):
-        changed.append(f"ndims {declared['ndims']} -> {function.ndims()}")
-    known = function.model_identity() if declared.get("identity") else None
-    if known is not None and known != declared["identity"]:
-        changed.append("the model's weights or revision")
-    before, now = declared.get("producer"), producer(function)
-    if changed and isinstance(before, dict):  # versions alone never alarm
-        changed += [f"{k} {before[k]} -> {now[k]}" for k in now if k in before and before[k] != now[k]]
-    return changed
+        found = True
+        yield f"ndims {_shown(declared['ndims'])} -> {function.ndims()}"
+    before, now = declared.get("identity"), function.model_identity() if declared.get("identity") else None
+    # a hash and a revision of the hub cannot be compared: the same model can be known by either
+    if isinstance(before, str) and now is not None and _kind(before) == _kind(now) and before != now:
+        found = True
+        yield "the model's weights or revision"
+    versions, own = declared.get("producer"), producer(function)
+    if found and isinstance(versions, dict):  # versions alone never alarm
+        for name in own.keys() & versions.keys():
+            if versions[name] != own[name]:
+                yield f"{name} {_shown(versions[name])} -> {own[name]}"
 
 
-def _decode(text: Any) -> np.ndarray | None:
+def _kind(identity: str) -> str:
+    return identity.partition(":")[0] if ":" in identity else "revision"
+
+
+def _shown(value: Any) -> str:
+    """Print a stored value: nothing in it reaches a terminal as it is, and not all of a long one."""
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _decode(text: str | None) -> np.ndarray | None:
     import numpy as np
 
-    if not isinstance(text, str):
+    if text is None:
         return None
     try:
         vector = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")

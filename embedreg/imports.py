@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -29,11 +30,21 @@ def attempt_import_or_raise(module: str, package: str | None = None, *, extra: s
         root = module.partition(".")[0]
         if exc.name is not None and exc.name.partition(".")[0] != root:
             raise  # the library is there and one of its own needs is not: its message is the better one
+        if module != root and importlib.util.find_spec(root) is not None:
+            raise MissingExtraError(
+                f"the library {package or root!r} has no module {module!r}; it may be too old or too new.",
+                f"pip install --upgrade {package or root}",
+            ) from None
         what = f"'embedreg[{extra}]'" if extra else (package or root)
         raise MissingExtraError(f"the library {package or root!r} is not installed.", f"pip install {what}") from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? " for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}? " if close else ""
+    """Return "did you mean 'x'? " for the closest known word, whatever its case, or nothing."""
+    plain = {_plain(name): name for name in sorted(known)}
+    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
+    return f"did you mean {plain[close[0]]!r}? " if close else ""
+
+
+def _plain(word: str) -> str:
+    return word.casefold().replace("_", "-")

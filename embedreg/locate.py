@@ -2,89 +2,145 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from embedreg import identity, metadata
-from embedreg.errors import InputError, MetadataError, StorageError
+from pydantic import BaseModel
+
+from embedreg import identity, metadata, secrets
+from embedreg.config import sensitive_fields
+from embedreg.errors import EmbedregError, InputError, StorageError
 from embedreg.identity import Drift
-from embedreg.metadata import Functions
+from embedreg.metadata import Entry, Functions
+
+if TYPE_CHECKING:
+    from embedreg.base import EmbeddingFunctionConfig
 
 __all__ = ["check_drift", "functions_in", "inspect", "metadata_of"]
 
 RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
+SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
+_HINT = "pass an Arrow schema or table, or the path of a file"
+_HIDDEN = "***"
 
 
 def functions_in(data: Any) -> Functions:
     """Find the embedding functions that anything declares, and rebuild them: {vector column: declaration}.
 
     Args:
-        data: an Arrow schema, table, batch or reader, schema metadata, a Schema or LanceModel class, a LanceDB table, or
-            the path of a Parquet or Arrow file, a folder of them, or a `.lance` folder.
+        data: an Arrow schema, table, batch, reader or dataset, schema metadata, a Schema or LanceModel class, a LanceDB
+            table, or the path of a Parquet or Arrow file, of a folder of them, or of a `.lance` folder.
     Returns:
         The declarations; `.problems` says of which columns the function could not be rebuilt, and why.
     Raises:
         InputError: something that carries no schema. StorageError: a file that cannot be read.
         MetadataError: metadata that cannot be read.
     """
+    if isinstance(data, type) and hasattr(data, "to_arrow_schema"):
+        return _of_class(data)
     return metadata.parse(metadata_of(data))
+
+
+def _of_class(model: Any) -> Functions:
+    """Return the live functions of a Schema or LanceModel class: nothing of them needs to be rebuilt."""
+    from embedreg import schema
+
+    arrow, configs = schema.resolve(model)
+    functions = Functions(metadata.entries(None if arrow is None else arrow.metadata))
+    return _filled(functions, configs)
+
+
+def _filled(functions: Functions, configs: list[EmbeddingFunctionConfig]) -> Functions:
+    functions.update({config.vector_column: config for config in configs})
+    return functions
 
 
 def metadata_of(data: Any) -> Mapping[Any, Any]:
     """Return the schema metadata of anything that has some; see `functions_in`."""
-    if isinstance(data, str | Path):
+    if isinstance(data, str | os.PathLike):
         return _of_path(Path(data))
     if isinstance(data, Mapping):
         return data
-    if isinstance(data, type) and hasattr(data, "to_arrow_schema"):
-        return _of_schema(data.to_arrow_schema())
-    schema = getattr(data, "schema", data)
-    if callable(schema) and not hasattr(schema, "metadata"):  # a Lance or Ray dataset has it as a method
+    if isinstance(data, type):
+        if hasattr(data, "to_arrow_schema"):
+            return _of_schema(data.to_arrow_schema())
+        raise InputError(f"the class {data.__name__} declares no schema.", "subclass embedreg.Schema")
+    if isinstance(data, BaseModel):
+        raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
+    schema = _schema_of(data)
+    if hasattr(schema, "metadata"):
+        return _of_schema(schema)
+    if hasattr(data, "__arrow_c_schema__") or hasattr(data, "__arrow_c_stream__"):
+        return _of_schema(_exported(data))
+    if type(data).__module__.partition(".")[0] in ("polars", "pandas"):
+        return {}  # neither keeps schema metadata
+    raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
+
+
+def _schema_of(data: Any) -> Any:
+    """Return the Arrow schema behind a `schema` attribute, else what was passed."""
+    if type(data).__module__.partition(".")[0] == "polars":
+        return data  # a LazyFrame warns of its `schema`
+    schema = getattr(data, "schema_arrow", None)  # a Parquet file
+    if schema is None:
+        schema = getattr(data, "schema", data)
+    if callable(schema) and not hasattr(schema, "metadata"):  # a Ray dataset has it as a method
         schema = schema()
     if hasattr(schema, "__await__"):
         schema.close()
         raise InputError("an asynchronous table was given.", "functions_in(await table.schema())")
-    schema = getattr(schema, "base_schema", schema)  # Ray wraps the Arrow schema
-    if hasattr(schema, "metadata"):
-        return _of_schema(schema)
-    if hasattr(data, "__arrow_c_schema__") or hasattr(data, "__arrow_c_stream__"):
-        import pyarrow as pa
+    return getattr(schema, "base_schema", schema)  # Ray wraps the Arrow schema
 
-        if hasattr(data, "__arrow_c_schema__"):
-            return _of_schema(pa.schema(data))
-        return _of_schema(pa.RecordBatchReader.from_stream(data).schema)
-    raise InputError(
-        f"a {type(data).__name__} carries no schema metadata.", "pass an Arrow schema or table, or the path of a file"
-    )
+
+def _exported(data: Any) -> Any:
+    import pyarrow as pa
+
+    if hasattr(data, "__arrow_c_schema__"):
+        return pa.schema(data)
+    return pa.RecordBatchReader.from_stream(data).schema
 
 
 def _of_schema(schema: Any) -> Mapping[Any, Any]:
-    return schema.metadata or {}
+    found = schema.metadata
+    return found if isinstance(found, Mapping) else {}
+
+
+# -- paths -------------------------------------------------------------------------------------------------------------
 
 
 def _of_path(path: Path) -> Mapping[Any, Any]:
-    if not path.exists():
-        raise StorageError(f"there is no file or folder {str(path)!r}.", "check the path")
-    if path.is_dir():
-        if path.suffix == ".lance" or (path / "_versions").is_dir():
-            from embedreg.engines import lancedb
-
-            return _of_schema(lancedb.schema_at(path))
-        files = sorted(
-            file for file in path.rglob("*.parquet") if file.is_file() and not file.name.startswith((".", "_"))
-        )
-        if not files:
-            raise StorageError(
-                f"the folder {str(path)!r} holds no Parquet file and is no Lance table.", "check the path"
-            )
-        path = files[0]
-    import pyarrow as pa
-
     try:
+        if path.is_dir():
+            if path.suffix == ".lance" or (path / "_versions").is_dir():
+                from embedreg.engines import lancedb
+
+                return _of_schema(lancedb.schema_at(path))
+            path = _first_file(path)
+        elif not path.exists():
+            raise StorageError(f"there is no file or folder {str(path)!r}.", "check the path")
+        elif not path.is_file():  # reading a pipe or a device could wait for ever
+            raise StorageError(f"{str(path)!r} is neither a file nor a folder.", "pass a .parquet or .arrow file")
         return _of_file(path)
-    except (pa.ArrowException, OSError) as exc:
-        raise StorageError(f"{str(path)!r} cannot be read: {exc}.", "is it a Parquet or an Arrow file?") from exc
+    except EmbedregError:
+        raise
+    except (OSError, ValueError) as exc:  # Arrow's own errors are either
+        problem = str(exc).partition("\n")[0]
+        raise StorageError(f"{str(path)!r} cannot be read: {problem}", "is it a whole Parquet or Arrow file?") from exc
+
+
+def _first_file(folder: Path) -> Path:
+    """Return the first data file of a dataset folder; what begins with a dot or an underscore is not data."""
+    for current, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        for name in sorted(files):
+            if name.endswith(SUFFIXES) and not name.startswith((".", "_")):
+                return Path(current) / name
+    raise StorageError(
+        f"the folder {str(folder)!r} holds no Parquet or Arrow file and is no Lance table.", "check the path"
+    )
 
 
 def _of_file(path: Path) -> Mapping[Any, Any]:
@@ -94,12 +150,18 @@ def _of_file(path: Path) -> Mapping[Any, Any]:
     with path.open("rb") as file:
         magic = file.read(6)
     if magic.startswith(b"PAR1"):
+        footer = pq.read_metadata(path)
         # what DuckDB writes with KV_METADATA is in the file's own key-value pairs only
-        return {**(pq.read_metadata(path).metadata or {}), **(pq.read_schema(path).metadata or {})}
-    if magic.startswith(b"ARROW1"):
+        return {**(footer.metadata or {}), **(footer.schema.to_arrow_schema().metadata or {})}
+    if magic.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # a file, or a stream's first message
         with pa.OSFile(str(path), "rb") as source:
-            return _of_schema(pa.ipc.open_file(source).schema)
-    raise MetadataError(f"{str(path)!r} is neither a Parquet nor an Arrow file.", "pass a .parquet or .arrow file")
+            opened = pa.ipc.open_file(source) if magic.startswith(b"ARROW1") else pa.ipc.open_stream(source)
+            return _of_schema(opened.schema)
+    what = "is empty" if not magic else "is neither a Parquet nor an Arrow file"
+    raise StorageError(f"{str(path)!r} {what}.", "pass a .parquet or .arrow file")
+
+
+# -- looking -----------------------------------------------------------------------------------------------------------
 
 
 def check_drift(data: Any) -> list[Drift]:
@@ -108,45 +170,71 @@ def check_drift(data: Any) -> list[Drift]:
     Args:
         data: as `functions_in`.
     Returns:
-        One `Drift` per declared vector column; `.verdict` is "same", "note", "drift" or "unknown".
+        One `Drift` per declared vector column; `.verdict` is "same", "note", "drift" or "unknown". A function that
+        cannot be rebuilt, or cannot be run, is "unknown", with the reason in `.changed`.
     """
     functions = functions_in(data)
     drifts = []
     for column, entry in functions.entries.items():
-        if column in functions.problems:
-            drifts.append(Drift(column, "unknown", (functions.problems[column].message,)))
-        else:
+        try:
             drifts.append(identity.compare(functions[column].function, entry.reserved, column))
+        except EmbedregError as exc:
+            drifts.append(Drift(column, "unknown", (exc.message,)))
     return drifts
 
 
 def inspect(data: Any) -> list[dict[str, Any]]:
-    """Say what the declarations of a file, table or schema hold, without building or running a model.
+    """Say what the declarations of a file, table or schema hold; no model is loaded or run for it.
 
     Args:
         data: as `functions_in`.
     Returns:
-        One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored), what was recorded
-        (`ndims`, `dtype`, `normalized`, `metric`, `prompts`, `fingerprint`, `identity`, `producer`, `probe` as a bool),
-        `status` ("ready" or the kind of problem), `problem`, `hint` and `notes`.
+        One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, but for what
+        somebody wrote where only a reference may stand), what was recorded (`format`, `ndims`, `dtype`, `normalized`,
+        `metric`, `prompts`, `fingerprint`, `identity`, `producer`, and `probe` as a bool), `status` ("ready", or the
+        name of the error), `problem`, `hint` and `notes`.
     """
     functions = functions_in(data)
     found = []
     for column, entry in functions.entries.items():
         problem = functions.problems.get(column)
-        recorded = {key: entry.reserved.get(key) for key in RECORDED}
         found.append(
             {
                 "vector_column": column,
                 "source_column": entry.source_column,
                 "function": entry.name,
-                "config": {key: value for key, value in entry.model.items() if key != metadata.RESERVED},
-                **recorded,
+                "config": _shown_config(entry),
+                **{key: entry.reserved.get(key) for key in RECORDED},
                 "probe": bool(entry.reserved.get("probe")),
                 "status": "ready" if problem is None else type(problem).__name__,
                 "problem": None if problem is None else problem.message,
                 "hint": None if problem is None else problem.hint,
-                "notes": list(functions.notes),
+                "notes": list(functions.noted.get(column, ())),
             }
         )
     return found
+
+
+def _shown_config(entry: Entry) -> dict[str, Any]:
+    """Return a stored configuration without the secrets that another writer left in the clear."""
+    from embedreg.registry import get_registry
+
+    named: frozenset[str] = frozenset()
+    with contextlib.suppress(EmbedregError):  # not installed: names that look sensitive are all there is to go by
+        named = sensitive_fields(get_registry().get(entry.name or ""))
+    return {key: _cleaned(value, named, key) for key, value in entry.model.items() if key != metadata.RESERVED}
+
+
+def _cleaned(value: Any, named: frozenset[str], key: str | None, sensitive: bool = False) -> Any:
+    sensitive = sensitive or (key is not None and (key in named or secrets.looks_sensitive(key)))
+    if isinstance(value, dict):
+        return {inner: _cleaned(item, named, inner, sensitive) for inner, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item, named, None, sensitive) for item in value]
+    if isinstance(value, str) and secrets.is_reference(value):
+        name, default = secrets.parse_reference(value)
+        hidden = default and (sensitive or secrets.holds_credentials(default))
+        return f"{secrets.PREFIX}{name}:{_HIDDEN}" if hidden else value
+    if isinstance(value, str) and value and (sensitive or secrets.holds_credentials(value)):
+        return _HIDDEN
+    return _HIDDEN if sensitive and isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -1,114 +1,115 @@
 """Declarations and the bytes in the Arrow schema: LanceDB's form, read from either client and written for both.
 
 The schema metadata key `embedding_functions` holds a JSON list; `docs/persisted-form.md` is its specification. What is
-read is untrusted (see `trust`); what cannot be rebuilt here is kept byte for byte and reported by name.
+read is untrusted (see `admission`); what cannot be rebuilt here is kept byte for byte and reported by name.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
-from embedreg import base, grants
-from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig, runtime_fields
+from embedreg import base, grants, strictjson
+from embedreg.admission import admit, snake
+from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.config import names_by_key, runtime_fields, secret_values
 from embedreg.engines import unwrap
-from embedreg.errors import ConfigError, EmbedregError, MetadataError, UnknownFunctionError
+from embedreg.entries import FORMAT, KEY, RESERVED, SHOWN, Entry, entries, refuse_twice, serialized, shown, value_type
+from embedreg.errors import ConfigError, EmbedregError, MetadataError, MissingColumnError, UnknownFunctionError
+from embedreg.semantics import canonical, defaults, effective, semantic_config
+from embedreg.strictjson import Malformed
 
-__all__ = ["Entry", "Functions", "encode", "entries", "parse", "persisted_model", "persisted_name"]
+__all__ = [
+    "KEY",
+    "RESERVED",
+    "Entry",
+    "Functions",
+    "declared_by",
+    "encode",
+    "entries",
+    "entry_of",
+    "parse",
+    "persisted_model",
+    "persisted_name",
+    "rebuild",
+    "refuse_twice",
+    "says_same",
+    "serialized",
+    "value_type",
+]
 
-KEY = "embedding_functions"
-RESERVED = "embedreg"
-FORMAT = 1
-MAX_BYTES = 16 * 2**20  # a declaration is a few kilobytes; anything near this is an attack on the parser
-_JS_NAMES = {"sourceColumn": "source_column", "vectorColumn": "vector_column"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stored declaration, as read: `raw` is its very text."""
-
-    name: str | None
-    model: dict[str, Any]
-    source_column: str
-    vector_column: str
-    raw: str
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def reserved(self) -> dict[str, Any]:
-        """What embedreg recorded beside the configuration; empty for an entry that another client wrote."""
-        value = self.model.get(RESERVED)
-        return value if isinstance(value, dict) else {}
+LEARNT = ("probe", "identity")
+_PREFIX = f"{RESERVED}:"
 
 
 class Functions(dict[str, EmbeddingFunctionConfig]):
     """Vector column -> declaration, and what could not be rebuilt.
 
-    Asking for a column whose function is not installed, or not trusted, raises the error that says so.
+    Asking for a column whose function is not installed, or not trusted, raises the error that says so; `in` and `get`
+    go by what could be rebuilt.
 
     Attributes:
         entries: vector column -> the stored entry, for every column.
         problems: vector column -> why it could not be rebuilt.
-        notes: things that were read all the same and that a person should know of.
+        noted: vector column -> what was read all the same and a person should know of.
     """
 
     def __init__(self, found: Iterable[Entry] = ()) -> None:
         super().__init__()
         self.entries: dict[str, Entry] = {entry.vector_column: entry for entry in found}
         self.problems: dict[str, EmbedregError] = {}
-        self.notes: list[str] = []
+        self.noted: dict[str, list[str]] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes on all columns."""
+        return [note for notes in self.noted.values() for note in notes]
 
     def __missing__(self, vector_column: str) -> EmbeddingFunctionConfig:
-        if vector_column in self.problems:
-            raise self.problems[vector_column]
-        known = ", ".join(repr(name) for name in self.entries) or "none"
-        raise MetadataError(
-            f"no embedding function is declared for column {vector_column!r} (declared: {known}).",
+        problem = self.problems.get(vector_column)
+        if problem is not None:
+            raise copy.copy(problem) from problem.__cause__  # each time a new one: tracebacks would pile up in it
+        known = ", ".join(shown(name) for name in self.entries) or "none"
+        raise MissingColumnError(
+            f"no embedding function is declared for column {shown(vector_column)} (declared: {known}).",
             "declare one with fn.bind('source', 'vector')",
         )
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------
+class _Stored(EmbeddingFunctionConfig):
+    """A declaration that was read: it knows its entry, for as long as nobody changes it."""
+
+    __slots__ = ("_origin",)
+
+    def __init__(self, entry: Entry, function: EmbeddingFunction) -> None:
+        super().__init__(vector_column=entry.vector_column, source_column=entry.source_column, function=function)
+        object.__setattr__(self, "_origin", (entry, function))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EmbeddingFunctionConfig) and all(
+            getattr(self, name) == getattr(other, name) for name in EmbeddingFunctionConfig.model_fields
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # as its base
 
 
-def serialized(metadata: Mapping[Any, Any] | None) -> str | None:
-    """Find the declarations in schema metadata, whether its keys and values are bytes or str."""
-    if not metadata:
+def entry_behind(config: Any) -> Entry | None:
+    """Return the stored entry that a declaration was read from; None for one made or changed here."""
+    entry, function = getattr(config, "_origin", (None, None))
+    if entry is None or config.function is not function:
         return None
-    value = metadata.get(KEY.encode(), metadata.get(KEY))
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return value
-    try:
-        return bytes(value).decode("utf-8")
-    except (TypeError, UnicodeDecodeError):
-        raise _corrupt("it is not UTF-8 text") from None
+    same = config.vector_column == entry.vector_column and config.source_column == entry.source_column
+    return entry if same else None
 
 
-def entries(metadata: Mapping[Any, Any] | None) -> list[Entry]:
-    """Read the stored declarations without building anything.
+def declared_by(config: Any) -> dict[str, Any]:
+    """Return what is recorded of the vectors behind a declaration: by its stored entry, else by its function's."""
+    entry = entry_behind(config)
+    return entry.reserved if entry is not None else unwrap(config.function)._declared
 
-    Raises:
-        MetadataError: they are not what either client writes, or two claim one vector column.
-    """
-    text = serialized(metadata)
-    if text is None:
-        return []
-    if len(text) > MAX_BYTES:
-        raise _corrupt(f"it holds {len(text)} characters")
-    found = [_entry(index, item, raw) for index, (item, raw) in enumerate(_split(text))]
-    seen: set[str] = set()
-    for entry in found:
-        if entry.vector_column in seen:
-            raise _corrupt(f"two entries claim the vector column {entry.vector_column!r}")
-        seen.add(entry.vector_column)
-    return found
+
+# -- rebuilding --------------------------------------------------------------------------------------------------------
 
 
 def parse(metadata: Mapping[Any, Any] | None) -> Functions:
@@ -118,16 +119,17 @@ def parse(metadata: Mapping[Any, Any] | None) -> Functions:
         MetadataError: the metadata as a whole cannot be read. One entry's problem never blocks the others.
     """
     functions = Functions(entries(metadata))
-    for entry in functions.entries.values():
+    for column, entry in functions.entries.items():
         try:
             function, notes = build(entry)
         except EmbedregError as exc:
-            functions.problems[entry.vector_column] = exc
+            functions.problems[column] = exc
             continue
-        functions[entry.vector_column] = EmbeddingFunctionConfig(
-            vector_column=entry.vector_column, source_column=entry.source_column, function=function
-        )
-        functions.notes += notes
+        if entry.newer:
+            notes.append("a later embedreg wrote this declaration; some of what it says may not be known here")
+        functions[column] = _Stored(entry, function)
+        if notes:
+            functions.noted[column] = notes
     return functions
 
 
@@ -139,113 +141,88 @@ def build(entry: Entry) -> tuple[EmbeddingFunction, list[str]]:
     """
     from embedreg.registry import get_registry
 
+    where = f"column {shown(entry.vector_column)}"
     if not entry.name:
         raise MetadataError(
-            f"the function of column {entry.vector_column!r} was stored without a name, as stock LanceDB does for "
-            "classes registered without an alias.",
+            f"the function of {where} was stored without a name, as stock LanceDB does for classes registered without "
+            "an alias.",
             "register the class with an alias and declare the column anew: fn.bind(source, vector)",
         )
-    alias = entry.name.removeprefix(f"{RESERVED}:")
+    alias = entry.name.removeprefix(_PREFIX)
+    if alias.startswith(_PREFIX) or len(alias) > 4 * SHOWN:
+        raise UnknownFunctionError(f"{where}: no function can be called {shown(entry.name)}.", "inspect the metadata")
     try:
         cls = get_registry().get(alias)
     except UnknownFunctionError as exc:
-        raise UnknownFunctionError(f"column {entry.vector_column!r}: {exc.message}", exc.hint) from None
+        raise UnknownFunctionError(f"{where}: {exc.message}", exc.hint) from None
+    except EmbedregError:
+        raise
+    except Exception as exc:  # an installed plug-in may raise anything as it is imported
+        raise ConfigError(
+            f"{where}: the module of {alias!r} cannot be imported: {type(exc).__name__}: {exc}.", "update its package"
+        ) from exc
     return rebuild(cls, alias, entry.model)
 
 
 def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) -> tuple[EmbeddingFunction, list[str]]:
-    """Rebuild a function of a known class from its stored configuration; the second value says what was odd."""
-    reserved = model.get(RESERVED)
+    """Rebuild a function of a known class from its stored configuration; the second value says what was odd.
+
+    Raises:
+        EmbedregError: the configuration is refused, or it is not trusted.
+    """
+    stored = model.get(RESERVED)
+    reserved = stored if isinstance(stored, dict) else {}
     config, unknown = _known_fields(cls, model)
-    function = grants.vouched(cls, config)
-    if function is None:
-        try:
-            function = base.from_stored(cls, grants.admit(cls, alias, config), alias, unknown)
-        except EmbedregError:
-            raise
-        except Exception as exc:  # a user's own __init__ may raise anything; what it read came from the metadata
-            raise ConfigError(
-                f"the stored configuration of {alias!r} was refused by its class: {type(exc).__name__}.",
-                "inspect it with `embedreg inspect`",
-            ) from exc
-    if isinstance(reserved, dict) and reserved:
-        function._declared = reserved
-    notes = [f"unknown fields of {alias!r} were kept: {', '.join(sorted(unknown))}"] if unknown else []
-    return function, notes
+    try:
+        function = grants.vouched(cls, config)
+        if function is None:
+
+            def make() -> EmbeddingFunction:
+                made = base.from_stored(cls, admitted, alias, unknown)
+                made._declared = reserved
+                return made
+
+            admitted = admit(cls, alias, config)
+            # what else an instance knows: another writer's declaration can mean other defaults
+            function = grants.rebuilt(cls, admitted, [alias, unknown, reserved], make)
+    except (EmbedregError, Warning):
+        raise
+    except Exception as exc:  # noqa: BLE001  # a user's own __init__ may raise anything; what it read is metadata
+        holds_secret = secret_values(cls, config, alias)
+        raise ConfigError(
+            f"the stored configuration of {alias!r} was refused by its class: {type(exc).__name__}.",
+            "inspect it with `embedreg inspect`",
+        ) from (None if holds_secret else exc)
+    return function, (
+        [f"unknown fields of {alias!r} were kept: {', '.join(map(shown, sorted(unknown)))}"] if unknown else []
+    )
 
 
 def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a stored configuration into fields of the class and the rest, in Python's or JavaScript's spelling."""
-    names = base._names_by_key(cls)
+    """Split a stored configuration into fields of the class and the rest, in Python's or JavaScript's spelling.
+
+    Raises:
+        MetadataError: two spellings of one field disagree.
+    """
+    names, other = names_by_key(cls), cls.traits.stored_names
     extra_allowed = cls.model_config.get("extra") == "allow"
     config: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for key, value in model.items():
         if key == RESERVED:
             continue
-        name = names.get(key) or cls.traits.stored_names.get(key) or names.get(_snake(key))
+        name = names.get(key) or other.get(key) or names.get(snake(key))
         if name is None and not extra_allowed:
             unknown[key] = value
-        else:
-            config[name or key] = value
+        elif config.setdefault(name or key, value) != value:
+            raise MetadataError(
+                f"the stored configuration says twice, and differently, what {name or key!r} is.",
+                "declare the function anew: fn.bind(source, vector)",
+            )
     return config, unknown
 
 
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
-
-
-def _split(text: str) -> Iterator[tuple[Any, str]]:
-    """Yield the items of a JSON list with the exact text of each."""
-    decoder = json.JSONDecoder()
-    space = re.compile(r"[ \t\n\r]*")
-    end = space.match(text).end()  # type: ignore[union-attr]  # the pattern matches the empty string too
-    if text[end : end + 1] != "[":
-        raise _corrupt("it is empty" if not text.strip() else "it is not a JSON list")
-    position = space.match(text, end + 1).end()  # type: ignore[union-attr]
-    first = True
-    while text[position : position + 1] != "]":
-        if not first:
-            if text[position : position + 1] != ",":
-                raise _corrupt("it is not JSON")
-            position = space.match(text, position + 1).end()  # type: ignore[union-attr]
-        try:
-            item, stop = decoder.raw_decode(text, position)
-        except ValueError:
-            raise _corrupt("it is not JSON") from None
-        except RecursionError:
-            raise _corrupt("it is nested too deeply") from None
-        yield item, text[position:stop]
-        position = space.match(text, stop).end()  # type: ignore[union-attr]
-        first = False
-    if text[position + 1 :].strip():
-        raise _corrupt("something follows the list")
-
-
-def _entry(index: int, item: Any, raw: str) -> Entry:
-    if not isinstance(item, dict):
-        raise _corrupt(f"entry {index} is not an object")
-    values = {_JS_NAMES.get(key, key): value for key, value in item.items()}
-    values.setdefault("vector_column", "vector")  # the JavaScript client leaves its default out
-    name, model = values.pop("name", None), values.pop("model", None)
-    source, vector = values.pop("source_column", None), values.pop("vector_column")
-    if name is not None and not isinstance(name, str):
-        raise _corrupt(f"the name of entry {index} is not text")
-    if not isinstance(model, dict | None):
-        raise _corrupt(f"the configuration of entry {index} is not an object")
-    if not (isinstance(source, str) and isinstance(vector, str) and source and vector):
-        raise _corrupt(f"entry {index} does not name its columns")
-    return Entry(name, model or {}, source, vector, raw, values)
-
-
-def _corrupt(why: str) -> MetadataError:
-    return MetadataError(
-        f"the schema metadata {KEY!r} cannot be read: {why}.",
-        f"the data itself is intact; drop the key and declare the functions anew: fn.bind(source, vector) ({KEY})",
-    )
-
-
-# -- writing ------------------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def persisted_name(function: EmbeddingFunction) -> str | None:
@@ -256,69 +233,86 @@ def persisted_name(function: EmbeddingFunction) -> str | None:
     """
     cls = type(function)
     alias = base.registered_name(cls)
-    known = cls.traits.stock_fields
-    if alias is None or known is None:
+    stock = cls.traits.stock_fields
+    if alias is None or stock is None:
         return alias
-    runtime = runtime_fields(cls)
-    defaults = grants._defaults(cls)
-    own = (k for k, v in grants.semantic_config(function).items() if k not in known | runtime and v != defaults.get(k))
-    return f"{RESERVED}:{alias}" if next(own, None) is not None else alias
+    usual = defaults(cls)
+    own = (k for k, v in semantic_config(function).items() if k not in stock and v != usual.get(k))
+    return alias if next(own, None) is None else f"{_PREFIX}{alias}"
 
 
 def persisted_model(function: EmbeddingFunction) -> dict[str, Any]:
     """Return the stored configuration: every semantic field's effective value, references unresolved, and what
     readers should know under the reserved key.
 
+    A field that JavaScript's function of this name calls otherwise is there under both names, since that function
+    would take its own default for it.
+
     Raises:
-        ConfigError: a field's value has no JSON form.
+        ConfigError: the function's class is not registered, so nobody could read it back; or a field's value has no
+            JSON form.
     """
     cls = type(function)
-    required = {name for name, info in cls.model_fields.items() if info.is_required()}
-    model = {**function._unknown, **grants.semantic_config(function)}
-    model |= {k: v for k, v in function._original_args.items() if k in required & runtime_fields(cls)}
-    try:
-        json.dumps(model, allow_nan=False)
-    except (TypeError, ValueError):
+    if base.registered_name(cls) is None:
         raise ConfigError(
-            f"the configuration of {cls.__name__} cannot be stored as JSON.", "use str, numbers, lists and dicts"
+            f"{cls.__name__} is not registered, so a stored table could not be read back.",
+            f"put @register('...') above {cls.__name__}",
+        )
+    required = {name for name, info in cls.model_fields.items() if info.is_required()}
+    try:
+        model = {**function._unknown, **semantic_config(function, strict=True)}
+        runtime = function.raw_fields().items()
+        model |= {k: strictjson.jsonable(v) for k, v in runtime if k in required & runtime_fields(cls)}
+        model |= {js: model[name] for js, name in cls.traits.stored_names.items() if name in model}
+        strictjson.dumps(model)
+    except (TypeError, ValueError) as exc:
+        why = f": {exc}" if isinstance(exc, Malformed) else ""
+        raise ConfigError(
+            f"the configuration of {cls.__name__} cannot be stored as JSON{why}.", "use str, numbers, lists and dicts"
         ) from None
-    return {**model, RESERVED: reserved(function)}
+    return {**model, RESERVED: reserved_for(function)}
 
 
-def reserved(function: EmbeddingFunction) -> dict[str, Any]:
-    """Return the reserved key's value: what the declaration says of its vectors, and what was learnt at a write."""
+def reserved_for(function: EmbeddingFunction) -> dict[str, Any]:
+    """Return the reserved key's value: what the declaration says of its vectors, and what was learnt at a write.
+
+    Raises:
+        ConfigError: the function says something of its vectors that has no JSON form.
+    """
     from embedreg import identity
 
-    known = {k: v for k, v in function._declared.items() if k in ("probe", "identity")}
-    return {
+    learnt = {**identity.learnt(function), **{k: v for k, v in function._declared.items() if k in LEARNT}}
+    made = {
         "format": FORMAT,
-        "ndims": function.ndims(),
-        **to_jsonable_python(function.vector_traits()),
+        "ndims": int(function.ndims()),
+        **function.vector_traits(),
         "metric": function.traits.metric,
         "fingerprint": identity.fingerprint(function),
         "producer": identity.producer(function),
-        **known,
+        **learnt,
     }
+    try:
+        plain: dict[str, Any] = strictjson.jsonable(made)
+        strictjson.dumps(plain)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{type(function).__name__}.vector_traits() has no JSON form.", "return str, numbers, lists and dicts"
+        ) from None
+    return plain
 
 
 def entry_of(config: Any) -> dict[str, Any]:
     """Turn one declaration into its stored form: LanceDB's `function_to_metadata`.
 
     Raises:
-        ConfigError: the function's class is not registered, so nobody could read it back.
+        ConfigError: as `persisted_model`.
     """
     function = unwrap(config.function)
-    name = persisted_name(function)
-    if name is None:
-        cls = type(function).__name__
-        raise ConfigError(
-            f"{cls} is not registered, so a stored table could not be read back.", f"put @register('...') above {cls}"
-        )
     model = persisted_model(function)
     if value_type := getattr(config, "value_type", None):
         model[RESERVED]["dtype"] = value_type
     return {
-        "name": name,
+        "name": persisted_name(function),
         "model": model,
         "source_column": config.source_column,
         "vector_column": config.vector_column,
@@ -326,29 +320,68 @@ def entry_of(config: Any) -> dict[str, Any]:
 
 
 def encode(configs: Iterable[Any], kept: Iterable[Entry] = ()) -> bytes:
-    """Write declarations as the metadata value; entries that could not be rebuilt stay as they were, byte for byte.
+    """Write declarations as the metadata value, in the stored order, new ones last.
 
+    Args:
+        configs: the declarations.
+        kept: the entries that are there already. One that no declaration replaces stays byte for byte; one that a
+            declaration repeats stays too, but for the probe where it has none yet; and one that is replaced leaves
+            the new one what stands beside `model`.
     Raises:
-        MetadataError: two declarations for one vector column.
+        MetadataError: two declarations for one vector column, or more than can be read back.
+        ConfigError: as `persisted_model`.
     """
-    items, columns = [], []
-    for config in configs:
-        items.append(json.dumps(entry_of(config), indent=2))
-        columns.append(config.vector_column)
-    for entry in kept:
-        if entry.vector_column not in columns:
-            items.append(entry.raw)
-            columns.append(entry.vector_column)
-    refuse_twice(columns)
-    return f"[{', '.join(items)}]".encode()
+    before = {entry.vector_column: entry for entry in kept}
+    made: dict[str, str] = {}
+    listed = list(configs)
+    refuse_twice(config.vector_column for config in listed)
+    for config in listed:
+        made[config.vector_column] = _text(config, before.get(config.vector_column))
+    columns = dict.fromkeys([*before, *made])
+    text = f"[{', '.join(made[column] if column in made else before[column].raw for column in columns)}]"
+    if len(text) > strictjson.MAX_CHARACTERS:
+        raise MetadataError(
+            f"the declarations take {len(text)} characters, which no reader would accept.", "declare fewer columns"
+        )
+    return text.encode()
 
 
-def refuse_twice(vector_columns: Iterable[str]) -> None:
-    """Raise MetadataError where one vector column is declared twice."""
-    seen: set[str] = set()
-    for column in vector_columns:
-        if column in seen:
-            raise MetadataError(
-                f"two functions are declared for the vector column {column!r}.", "declare one function per column"
-            )
-        seen.add(column)
+def _text(config: Any, before: Entry | None) -> str:
+    entry = entry_behind(config) or before
+    if entry is None or not _repeats(config, entry):
+        return strictjson.dumps({**entry_of(config), **(entry.extra if entry is not None else {})})
+    from embedreg import identity
+
+    learnt = identity.learnt(unwrap(config.function))
+    # Another writer's entry stays as it is: what it leaves out has that writer's meaning. So does a newer format.
+    if not learnt or not entry.reserved or entry.newer or entry.reserved.get("probe"):
+        return entry.raw
+    columns = {"source_column": entry.source_column, "vector_column": entry.vector_column}
+    model = {**entry.model, RESERVED: {**entry.reserved, **learnt}}
+    return strictjson.dumps({"name": entry.name, "model": model, **columns, **entry.extra})
+
+
+def _repeats(config: Any, entry: Entry) -> bool:
+    """Say whether a declaration says what an entry says already."""
+    if entry_behind(config) is entry:
+        return True
+    wanted = getattr(config, "value_type", None) or value_type(entry.reserved)
+    same = config.source_column == entry.source_column and wanted == value_type(entry.reserved)
+    return same and bool(entry.reserved) and says_same(config, entry)
+
+
+def says_same(config: Any, entry: Entry) -> bool:
+    """Say whether an entry declares the same function in the same configuration, whether or not it is trusted."""
+    if entry_behind(config) is entry:
+        return True
+    function = unwrap(config.function)
+    cls, name = type(function), persisted_name(function)
+    if name is None or name != entry.name:
+        return False
+    try:
+        stored, unknown = _known_fields(cls, entry.model)
+    except MetadataError:
+        return False
+    if unknown:
+        return False
+    return canonical(cls, effective(cls, stored)) == canonical(cls, semantic_config(function))

@@ -1,28 +1,84 @@
-"""No secret leaves a function in an error, its cause or its traceback."""
+"""No secret leaves a function in an error, its cause, its notes or its traceback."""
 
 from __future__ import annotations
 
-import copy
+import base64
 import functools
+import html
+import json
 import logging
+import re
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from embedreg.errors import CallError, EmbedregError
-from embedreg.secrets import redact
 
-__all__ = ["guarded", "redacted"]
+__all__ = ["cleaned", "guarded", "redact", "redacted"]
 
 log = logging.getLogger("embedreg")
+MARK = "***"
+SHORT = 4  # characters; replacing a shorter secret wherever its letters occur would leave no message to read
+_PART = 8  # characters; shorter lines or words of a long secret are no secrets by themselves
 _guarding = threading.local()
 
 
-def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a contract method so that no secret leaves it in an error or its traceback.
+def redact(text: str, values: Iterable[str]) -> str:
+    """Replace each secret value in a text by `***`, longest first, in every spelling that it may have there.
+
+    A secret of under four characters is replaced only where it stands by itself, between spaces or punctuation:
+    inside a longer word nobody can tell it from the word.
+    """
+    spellings = {form for value in values if value for form in _spellings(value) if form}
+    for form in sorted(spellings, key=lambda form: (-len(form), form)):
+        if len(form) < SHORT:
+            text = re.sub(rf"(?<![^\W_]){re.escape(form)}(?![^\W_])", MARK, text)
+        else:
+            text = text.replace(form, MARK)
+    return text
+
+
+def _spellings(value: str) -> Iterator[str]:
+    """Yield a secret as vendors' messages may spell it: whole or by line, quoted, escaped, encoded."""
+    parts = {value, value.strip()}
+    parts |= {line.strip() for line in value.splitlines() if len(line.strip()) >= _PART}  # a PEM key
+    if (words := value.split()) and len(words) == 2 and len(words[1]) >= _PART:
+        parts.add(words[1])  # "Bearer <key>", of which a message may show the key alone
+    for part in parts:
+        yield part
+        for quoted in (quote(part, safe=""), quote(part), quote_plus(part)):
+            yield quoted
+            yield re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), quoted)
+        yield repr(part)[1:-1]
+        yield json.dumps(part)[1:-1]
+        yield html.escape(part)
+        data = part.encode("utf-8", "surrogatepass")
+        if len(data) >= _PART:
+            yield data.hex()
+            yield from _base64_cores(data)
+
+
+def _base64_cores(data: bytes) -> Iterator[str]:
+    """Yield what base64 makes of the bytes at each offset, without the characters that their neighbours decide.
+
+    HTTP's basic authentication encodes "user:secret", so the secret seldom starts at a multiple of three bytes.
+    """
+    for offset in range(3):
+        first, last = -(-offset * 8 // 6), (offset + len(data)) * 8 // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            yield encode(b"\0" * offset + data).decode()[first:last]
+
+
+def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
+    """Wrap a method so that no secret leaves it in an error or its traceback.
 
     The outermost guarded call of an instance redacts, so that retries inside it still see the vendor's own error.
+
+    Args:
+        method: a function, or another callable that a class may hold as a method (`functools.lru_cache` makes one).
+        whole: turn an iterator that the method returns into a list, lest its errors come when nobody guards it.
     """
 
     @functools.wraps(method)
@@ -32,32 +88,99 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
         active.add(id(self))
         try:
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
+            return list(result) if whole and isinstance(result, Iterator) else result
         except Exception as exc:
-            values = self._held_secrets()
-            if not values:
+            if (problem := _stand_in(self, exc)) is None:
                 raise
-            problem = redacted(exc, values)
+        except BaseException as exc:  # an interrupt stays the very one it is, so that whoever waits for it gets it
+            _scrub(exc, _held_secrets(self))
+            raise
         finally:
             active.discard(id(self))
+        del args, kwargs  # inputs: some tools show the variables of each frame in a traceback
         # Outside the except block: inside it the vendor's error would ride along as __context__.
         raise problem
 
+    guard.__dict__["__embedreg_guarded__"] = True
+    for name in ("cache_info", "cache_clear", "cache_parameters"):  # of functools.lru_cache, which wraps() leaves out
+        if hasattr(method, name):
+            guard.__dict__[name] = getattr(method, name)
     return guard
 
 
+def is_guarded(method: object) -> bool:
+    """Say whether a method has been through `guarded`."""
+    return getattr(method, "__embedreg_guarded__", False) is True
+
+
+def _held_secrets(holder: Any) -> list[str]:
+    held: Callable[[], list[str]] | None = getattr(holder, "_held_secrets", None)
+    return held() if held is not None else []
+
+
+def _stand_in(holder: Any, exc: Exception) -> EmbedregError | None:
+    values = _held_secrets(holder)
+    return redacted(exc, values) if values else None
+
+
 def redacted(exc: Exception, values: list[str]) -> EmbedregError:
-    """Build a stand-in for an error: its type and cleaned message, with neither cause nor frames of the original."""
+    """Return what may be raised in an error's place: its type and cleaned message, with neither cause nor frames.
+
+    An error of embedreg's own is cleaned and stays the same object.
+    """
     log.debug("%s", redact("".join(traceback.format_exception(exc)), values))
     if isinstance(exc, EmbedregError):
-        twin = copy.copy(exc)
-        twin.__cause__ = twin.__context__ = twin.__traceback__ = None
-        twin.message = redact(exc.message, values)
-        twin.hint = None if exc.hint is None else redact(exc.hint, values)
-        twin.args = (twin.message,)
-        return twin
-    kind = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
-    return CallError(
-        f"{kind}: {redact(str(exc), values)}",
+        _scrub(exc, values)
+        return exc.with_traceback(None)
+    twin = CallError(
+        redact(_in_words(exc), values),
         "the function holds a secret, so its own traceback is kept back; logging 'embedreg' at DEBUG shows it, cleaned",
     )
+    for note in _notes(exc):
+        twin.add_note(redact(note, values))
+    return twin
+
+
+def _in_words(exc: BaseException) -> str:
+    kind = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
+    try:
+        text = str(exc)
+    except Exception as broken:  # noqa: BLE001 (any class may come along, and its __str__ may do anything)
+        text = f"(its message failed with {type(broken).__name__})"
+    members = "; ".join(_in_words(member) for member in exc.exceptions) if isinstance(exc, BaseExceptionGroup) else ""
+    return f"{kind}: {text}" + (f": {members}" if members else "")
+
+
+def _notes(exc: BaseException) -> list[str]:
+    notes = getattr(exc, "__notes__", None)
+    return [str(note) for note in notes] if isinstance(notes, list | tuple) else []
+
+
+def _scrub(exc: BaseException, values: list[str]) -> None:
+    """Clean an error in place: its texts, its notes, its members; where a secret is held, its chain is cut."""
+    if not values:
+        return
+    exc.__cause__ = exc.__context__ = None
+    notes = _notes(exc)
+    for name, value in list(vars(exc).items()):
+        vars(exc)[name] = cleaned(value, values)
+    exc.args = tuple(cleaned(value, values) for value in exc.args)
+    if notes:
+        vars(exc)["__notes__"] = [redact(note, values) for note in notes]
+    if isinstance(exc, SystemExit):  # what the interpreter prints as it leaves
+        exc.code = cleaned(exc.code, values)
+    if isinstance(exc, BaseExceptionGroup):
+        for member in exc.exceptions:
+            _scrub(member, values)
+
+
+def cleaned(value: Any, values: Iterable[str]) -> Any:
+    """Return a value with the secrets in its texts replaced, however deep they lie in lists and dicts."""
+    if isinstance(value, str):
+        return value if (text := redact(value, values)) == value else text  # an enum that is a str stays one
+    if type(value) in (list, tuple, set):
+        return type(value)(cleaned(item, values) for item in value)
+    if type(value) is dict:
+        return {key: cleaned(item, values) for key, item in value.items()}
+    return value

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
 
 from embedreg import engines, secrets
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
@@ -18,6 +22,8 @@ from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, Mis
 from embedreg.imports import did_you_mean
 
 if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
     from embedreg.metadata import Functions
 
 __all__ = ["BUILTINS", "EmbeddingFunctionRegistry", "get", "get_registry", "register"]
@@ -29,7 +35,20 @@ BUILTINS = {
 }
 ENTRY_POINT_GROUP = "embedreg.functions"
 
+_PREFIX = "embedreg:"  # of names in stored declarations that stock LanceDB shall not take for its own
+
 F = TypeVar("F", bound=type[EmbeddingFunction])
+Names: TypeAlias = list[str]  # `list` is a method of the registry
+_Points: TypeAlias = list[EntryPoint]
+
+
+class _FieldSchema(GenerateJsonSchema):
+    """JSON schema of any class: a field of a type without a JSON form is open, and its default is left out."""
+
+    ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 (pydantic's own attribute)
+
+    def handle_invalid_for_json_schema(self, schema: CoreSchema, error_info: str) -> JsonSchemaValue:
+        return {}
 
 
 class EmbeddingFunctionRegistry:
@@ -37,7 +56,7 @@ class EmbeddingFunctionRegistry:
 
     def __init__(self) -> None:
         self._registered: dict[str, type[EmbeddingFunction]] = {}
-        self._plugins: dict[str, list[EntryPoint]] | None = None
+        self._plugins: dict[str, _Points] | None = None
         self._lock = threading.RLock()
 
     @classmethod
@@ -63,15 +82,15 @@ class EmbeddingFunctionRegistry:
         """
         if isinstance(alias, type):
             return self._register(alias.__name__, alias)
-        if alias is not None and (not isinstance(alias, str) or not alias.strip() or alias.startswith("embedreg:")):
+        if alias is not None and (not isinstance(alias, str) or not alias.strip() or alias.startswith(_PREFIX)):
             raise ConfigError(f"{alias!r} cannot name a function.", "use a short text such as 'my-embedder'")
 
         def decorate(cls: Any) -> Any:
-            return self._register(alias or getattr(cls, "__name__", ""), cls)
+            return self._register(alias if alias is not None else str(getattr(cls, "__name__", "")), cls)
 
         return decorate
 
-    def _register(self, name: str, cls: Any) -> Any:
+    def _register(self, name: str, cls: Any, *, quietly: bool = False) -> Any:
         if not (isinstance(cls, type) and issubclass(cls, EmbeddingFunction)):
             raise InputError(
                 f"{cls!r} is not an embedreg embedding function class.",
@@ -86,8 +105,8 @@ class EmbeddingFunctionRegistry:
             old_path = f"{old.__module__}:{old.__qualname__}" if old is not None else BUILTINS.get(name, path)
             self._registered[name] = cls
             cls.__embedding_function_registry_alias__ = name
-        if old_path != path:
-            warnings.warn(f"{name!r} was {old_path} and is now {path}.", stacklevel=3)
+        if old_path != path and not quietly:
+            warnings.warn(f"{name!r} was {old_path} and is now {path}.", stacklevel=_stack_above(__name__))
         engines.announce(name)
         return cls
 
@@ -97,67 +116,70 @@ class EmbeddingFunctionRegistry:
         Raises:
             UnknownFunctionError: no such name; the hint suggests the closest one, or what to install.
             DuplicateFunctionError: two distributions claim it.
-            MissingExtraError: its module needs a library that is not installed.
+            MissingExtraError: its module needs a library that is not installed, or fails as it is imported.
+            InputError, ConfigError: what a plug-in has under that name is no class of embedding functions.
         """
         if not isinstance(name, str):
             raise UnknownFunctionError(f"a function's name is a str, not {type(name).__name__}.", "get('hashing')")
-        name = name.removeprefix("embedreg:")
+        name = name.removeprefix(_PREFIX)
         with self._lock:
-            if name in self._registered:
-                return self._registered[name]
+            if (known := self._registered.get(name)) is not None:
+                return known
             plugins = self._entry_points().get(name, [])
-            if name in BUILTINS and not plugins:
-                return self._load(name, BUILTINS[name], "embedreg")
-            if plugins:
-                claims = [f"{point.dist.name if point.dist else '?'} ({point.value})" for point in plugins]
-                if name in BUILTINS:
-                    claims.insert(0, f"embedreg ({BUILTINS[name]})")
-                if len(claims) > 1:
-                    raise DuplicateFunctionError(
-                        f"{name!r} is claimed by {' and by '.join(claims)}.",
-                        f"uninstall one of them, or register the one you mean: register({name!r})(TheClass)",
-                    )
-                return self._load(name, plugins[0].value, claims[0])
-        raise self._unknown(name)
+        claims = [(_owner(point), f"{point.module}:{point.attr}") for point in plugins]
+        if name in BUILTINS:
+            claims.insert(0, ("embedreg", BUILTINS[name]))
+        if len(claims) > 1:
+            raise DuplicateFunctionError(
+                f"{name!r} is claimed by {' and by '.join(f'{who} ({path})' for who, path in claims)}.",
+                f"uninstall one of them, or register the one you mean: register({name!r})(TheClass)",
+            )
+        if not claims:
+            raise self._unknown(name)
+        return self._load(name, *claims[0])
 
-    def _load(self, name: str, path: str, who: str) -> type[EmbeddingFunction]:
-        module, _, attribute = path.partition(":")
+    def _load(self, name: str, who: str, path: str) -> type[EmbeddingFunction]:
+        """Import a class and register it. No lock is held meanwhile: the import may wait for another thread's."""
+        module, _, attributes = path.partition(":")
+        problem: Exception
         try:
-            cls = getattr(importlib.import_module(module), attribute)
+            cls: Any = functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
         except MissingExtraError:
             raise
-        except (ImportError, AttributeError) as exc:
+        except Exception as exc:  # a plug-in's module may fail in any way
+            reason = str(exc) if isinstance(exc, ImportError) else f"{type(exc).__name__}: {exc}"
             raise MissingExtraError(
-                f"{name!r} from {who} cannot be imported: {exc}.", f"reinstall {who}, or pip install what it needs"
+                f"{name!r} from {who} cannot be imported: {reason}.", f"reinstall {who}, or pip install what it needs"
             ) from exc
-        if self._registered.get(name) is not cls:  # the module may register itself as it is imported
-            self._register_quietly(name, cls)
-        return self._registered[name]
+        with self._lock:
+            if (known := self._registered.get(name)) is not None:  # the module, or another thread, has registered it
+                return known
+        try:
+            return self._register(name, cls, quietly=True)  # type: ignore[no-any-return]  # checked there
+        except (ConfigError, InputError) as exc:
+            problem = type(exc)(f"{name!r} from {who}: {exc.message}", exc.hint)
+        raise problem
 
-    def _register_quietly(self, name: str, cls: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._register(name, cls)
-
-    def _entry_points(self) -> dict[str, list[EntryPoint]]:
+    def _entry_points(self) -> dict[str, _Points]:
         """Read the entry points once: name -> one point per distribution that claims it."""
         if self._plugins is None:
             found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
             for point in entry_points(group=ENTRY_POINT_GROUP):
                 # one distribution can be seen twice (an editable install beside its metadata)
-                found.setdefault(point.name, {})[point.dist.name if point.dist else "", point.value] = point
-            self._plugins = {name: list(points.values()) for name, points in found.items()}
+                found.setdefault(point.name, {})[_owner(point), point.value] = point
+            self._plugins = {name: [*points.values()] for name, points in found.items()}
         return self._plugins
 
     def _unknown(self, name: str) -> UnknownFunctionError:
         known = self.list()
         return UnknownFunctionError(
             f"no embedding function is registered as {name!r}.",
-            f"{did_you_mean(name, known)}Registered: {', '.join(known)}. If it is your own class, import the module that "
-            f"registers it; if it comes with a plug-in, pip install that (entry-point group {ENTRY_POINT_GROUP!r}).",
+            f"{did_you_mean(name, known)}Registered: {', '.join(known)}. If it is your own class, import the module "
+            "that registers it; if it comes with a plug-in, pip install that "
+            f"(entry-point group {ENTRY_POINT_GROUP!r}).",
         )
 
-    def list(self) -> list[str]:
+    def list(self) -> Names:
         """Return every name, sorted: built-in, from installed plug-ins, and registered in this process."""
         with self._lock:
             return sorted({*BUILTINS, *self._entry_points(), *self._registered})
@@ -166,14 +188,15 @@ class EmbeddingFunctionRegistry:
         """Say what a name stands for.
 
         Returns:
-            `name`, `class`, `doc`, `modality`, `remote`, `extra`, `installed`, `missing` (modules), `origin` ("built-in",
-            "plug-in <distribution>" or "registered in <module>") and `config` (the fields, as JSON schema).
+            `name`, `class`, `doc`, `modality`, `remote`, `extra`, `installed`, `missing` (modules), `origin`
+            ("built-in", "plug-in <distribution> <version>" or "registered in <module>") and `config` (the fields, as
+            JSON schema; a type that JSON schema has no words for is left open).
         Raises:
             UnknownFunctionError, DuplicateFunctionError, MissingExtraError: as `get`.
         """
         cls = self.get(name)
-        alias = name.removeprefix("embedreg:")
-        missing = [module for module in cls.traits.requires if importlib.util.find_spec(module) is None]
+        alias = name.removeprefix(_PREFIX)
+        missing = [module for module in cls.traits.requires if not _importable(module)]
         return {
             "name": alias,
             "class": f"{cls.__module__}.{cls.__qualname__}",
@@ -184,7 +207,7 @@ class EmbeddingFunctionRegistry:
             "installed": not missing,
             "missing": missing,
             "origin": self._origin(alias, cls),
-            "config": cls.model_json_schema(),
+            "config": cls.model_json_schema(schema_generator=_FieldSchema),
         }
 
     def _origin(self, name: str, cls: type[EmbeddingFunction]) -> str:
@@ -192,7 +215,7 @@ class EmbeddingFunctionRegistry:
         if BUILTINS.get(name) == path:
             return "built-in"
         for point in self._entry_points().get(name, []):
-            if point.value == path and point.dist is not None:
+            if f"{point.module}:{point.attr}" == path and point.dist is not None:
                 return f"plug-in {point.dist.name} {point.dist.version}"
         return f"registered in {cls.__module__}"
 
@@ -237,11 +260,15 @@ class EmbeddingFunctionRegistry:
 
     # -- variables --------------------------------------------------------------------------------------------------
 
-    def set_var(self, name: str, value: str, functions: list[str] | None = None) -> None:
+    def set_var(self, name: str, value: str, functions: Names | None = None) -> None:
         """Set what `$var:name` stands for in this process.
 
         Args:
+            name: without colons.
+            value: a str; it is kept in memory only.
             functions: where given, the only functions that get it when stored metadata asks for it.
+        Raises:
+            ConfigError: another kind of name or value.
         """
         secrets.variables.set(name, value, functions)
 
@@ -249,13 +276,32 @@ class EmbeddingFunctionRegistry:
         """Return a variable's value, or raise `MissingVariableError`."""
         return secrets.variables.get(name)
 
-    def bind_env(self, name: str, env: str, functions: list[str] | None = None) -> None:
+    def bind_env(self, name: str, env: str, functions: Names | None = None) -> None:
         """Let `$var:name` stand for an environment variable; the binding, never the value, travels in pickles."""
         secrets.variables.bind_env(name, env, functions)
 
     def variables(self, **values: str) -> AbstractContextManager[None]:
         """Set variables for the `with` block, in this thread or task only."""
         return secrets.variables.scope(values)
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "?"
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package is missing, or a module was made by hand
+        return module in sys.modules
+
+
+def _stack_above(module: str) -> int:
+    """Return the stacklevel, for a warning of our caller, of the first frame outside a module."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == module:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 _REGISTRY = EmbeddingFunctionRegistry()

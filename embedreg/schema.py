@@ -101,32 +101,16 @@ def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: 
 # -- markers -----------------------------------------------------------------------------------------------------------
 
 
-class MarkedField(FieldInfo):  # type: ignore[misc]  # final for type checkers; only __set_name__ is added, no state
-    """A field that knows when its class is made: the one moment at which the pairs of a foreign model can be checked.
-
-    LanceDB pairs by the identity of the objects in its fields, over the cross product of sources and vectors, and
-    lets the last pair win. So each pair gets an adapter of its own here.
-    """
-
-    __slots__ = ()
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        if issubclass(owner, BaseModel) and not issubclass(owner, Schema):
-            engines.mark(owner, _markers(_own_and_inherited(owner)))
-
-
 def marked_field(
     function: EmbeddingFunction, role: str, source: str | None, extra: dict[str, Any], kwargs: dict[str, Any]
 ) -> Any:
     """Build the pydantic field behind `SourceField` and `VectorField`."""
-    extra[role] = engines.adapted(function)
+    extra[role] = function
     if role == VECTOR:
         kwargs.setdefault("default", None)  # what is to be computed need not be given
         if source is not None:
             extra[EXPLICIT] = source
-    info = Field(json_schema_extra=extra, **kwargs)
-    info.__class__ = MarkedField
-    return info
+    return Field(json_schema_extra=extra, **kwargs)
 
 
 class Marker(typing.NamedTuple):
@@ -136,14 +120,6 @@ class Marker(typing.NamedTuple):
     info: FieldInfo
     function: EmbeddingFunction
     source: str | None
-
-
-def _own_and_inherited(owner: type) -> dict[str, FieldInfo]:
-    fields: dict[str, FieldInfo] = {}
-    for cls in reversed(owner.__mro__):
-        fields |= cls.__dict__.get("__pydantic_fields__", {})
-        fields |= {name: value for name, value in cls.__dict__.items() if isinstance(value, MarkedField)}
-    return fields
 
 
 def _markers(fields: Mapping[str, FieldInfo]) -> tuple[list[Marker], list[Marker]]:

@@ -85,7 +85,7 @@ def embed_table(
     made = pa.Table.from_batches(batches, plan.schema)
     if report.embedded > before:
         for config in plan.configs:
-            identity.learn(config.function)
+            identity.learn(config.function, plan.recorded(config))
         made = made.replace_schema_metadata(plan.declare(plan.schema).metadata)
     return made
 
@@ -164,7 +164,10 @@ class _Plan:
         import pyarrow as pa
 
         self.configs = configs
+        # an entry whose vectors the data lacks says nothing of those to come, unless it is the declaration itself
+        here = set(own.names) | (stored.entries.keys() - {config.vector_column for config in configs})
         self.stored = stored
+        self.kept = [entry if column in here else entry.emptied() for column, entry in stored.entries.items()]
         self._unmixed: set[str] = set()
         vectors = {config.vector_column for config in configs}
         for config in configs:
@@ -192,30 +195,38 @@ class _Plan:
         for config in configs:
             fields[config.vector_column] = self._vector_field(config, declared, fields.get(config.vector_column))
             if config.vector_column not in own.names and total != 0:
-                identity.learn(config.function)  # it is going to be run anyway; given vectors need no model
+                # it is going to be run anyway; given vectors need no model
+                identity.learn(config.function, self.recorded(config))
         self.schema = self.declare(pa.schema(list(fields.values()), metadata=own.metadata))
 
     def declare(self, schema: pa.Schema) -> pa.Schema:
         """Return a schema with the declarations as they are known by now; what cannot be rebuilt here is kept."""
-        vectors = {config.vector_column for config in self.configs}
-        kept = [entry for column, entry in self.stored.entries.items() if column not in vectors]
-        if not self.configs and not kept:
+        if not self.configs and not self.kept:
             return schema
-        info = {**(schema.metadata or {}), metadata.KEY.encode(): metadata.encode(self.configs, kept)}
+        info = {**(schema.metadata or {}), metadata.KEY.encode(): metadata.encode(self.configs, self.kept)}
         return schema.with_metadata(info)
+
+    def recorded(self, config: EmbeddingFunctionConfig) -> dict[str, Any]:
+        """Return what is recorded of the vectors that a declaration adds to, the probe among it."""
+        entry = next((entry for entry in self.kept if entry.vector_column == config.vector_column), None)
+        own = metadata.declared_by(config)
+        return entry.reserved if not own and entry is not None and metadata.says_same(config, entry) else own
 
     def refuse_mixture(self, config: EmbeddingFunctionConfig) -> None:
         """Refuse to fill up a column that another function made: it would hold two kinds of vectors."""
-        stored = self.stored.get(config.vector_column)
-        if config.vector_column in self._unmixed or stored is None or stored.function is config.function:
+        entry = self.stored.entries.get(config.vector_column)
+        if config.vector_column in self._unmixed or entry is None:
             return
-        if identity.fingerprint(stored.function) != identity.fingerprint(config.function):
+        stored = self.stored.get(config.vector_column)
+        if not metadata.says_same(config, entry) and (
+            stored is None or identity.fingerprint(stored.function) != identity.fingerprint(config.function)
+        ):
             raise DriftError(
-                f"column {config.vector_column!r} already holds vectors of {type(stored.function).__name__} with "
-                "another configuration.",
+                f"column {config.vector_column!r} already holds vectors of {entry.name!r} with another configuration.",
                 "drop the column to embed it anew, or write to another one: "
                 f"fn.bind({config.source_column!r}, {config.vector_column + '_2'!r})",
             )
+        identity.verify_once(config.function, entry.reserved)
         self._unmixed.add(config.vector_column)
 
     @staticmethod
@@ -357,6 +368,7 @@ def _fill_column(
 
 
 def _embed_rows(config: EmbeddingFunctionConfig, source: pa.Array, on_window: Callable[[int], None] | None) -> Embedded:
+    identity.verify_once(config.function, metadata.declared_by(config))
     try:
         return embed_column(config.function, source, on_window=on_window)
     except InputError as exc:

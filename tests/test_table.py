@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import embedreg
-from embedreg import Report, Schema, TextEmbeddingFunction, Vector, embed_batches, embed_column, embed_table
+from embedreg import Report, Schema, TextEmbeddingFunction, Vector, embed_batches, embed_column, embed_table, identity
 from embedreg.errors import (
     BadRowsError,
     ConfigError,
@@ -47,7 +47,7 @@ def rows_of(texts: list[str | None] = TEXTS) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """Forget what reached the function, and the probe that it learnt."""
-    FN._declared, FN._verified = {}, None
+    identity.forget(FN)
     Lengths.seen.clear()
     yield
     Lengths.seen.clear()
@@ -406,7 +406,7 @@ def test_a_column_never_holds_the_vectors_of_two_functions() -> None:
     table = embed_table([{"text": "a"}, {"text": None}], BIND)
     other = Lengths.create(scale=2).bind("text", "vector")
     half = pa.table({"text": ["a", "b"], "vector": table["vector"].combine_chunks()}, metadata=table.schema.metadata)
-    with pytest.raises(DriftError, match="already holds vectors of Lengths with another configuration"):
+    with pytest.raises(DriftError, match="already holds vectors of 'lengths' with another configuration"):
         embed_table(half, other)
     empty = half.set_column(1, "vector", pa.nulls(2, pa.list_(pa.float32(), 3)))
     assert embed_table(empty, other)["vector"].to_pylist() == [[2, 2, 2], [2, 0, 2]]

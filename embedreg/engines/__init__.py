@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.util
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["adapted", "adopt_vector_type", "announce", "called_from", "field_info", "mark", "unwrap", "watch"]
+__all__ = ["Marks", "adapted", "adopt_vector_type", "announce", "called_from", "field_info", "unwrap", "watch"]
 
 # module of the engine's library -> our adapter, which is installed once that module is loaded
-HOOKS = {"lancedb.embeddings": "embedreg.engines.lancedb"}
+HOOKS = {"lancedb.embeddings": "embedreg.engines.lancedb_adapter"}
+
+MARKERS = ("source_column_for", "vector_column_for", "embedreg_source")
 
 
 def loaded(library: str) -> ModuleType | None:
@@ -29,6 +31,50 @@ def loaded(library: str) -> ModuleType | None:
     if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
         return None
     return importlib.import_module(HOOKS[library])
+
+
+class Marks(dict[str, Any]):
+    """The `json_schema_extra` of a marked field: the user's own extras, and beside them the markers.
+
+    An engine finds the markers with `get`, as LanceDB does, and is answered with its adapter for the model that it is
+    reading. A JSON schema reads the dict's own items, among which they are not.
+    """
+
+    def __init__(self, extra: dict[str, Any]) -> None:
+        super().__init__()
+        self._markers: dict[str, Any] = {}
+        for key, value in extra.items():
+            self[key] = value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in MARKERS:
+            self._markers[key] = unwrap(value)
+        else:
+            super().__setitem__(key, value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key not in self._markers:
+            return super().get(key, default)
+        value = self._markers[key]
+        for library in HOOKS:
+            if key != "embedreg_source" and (engine := loaded(library)) is not None:
+                value = engine.answer(value, key, sys._getframe(1))
+        return value
+
+    # Where two fields of one Annotated are merged, pydantic unpacks both with `**`, which goes by these three.
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._markers:
+            return super().__getitem__(key)
+        return self._markers[key] if key == "embedreg_source" else adapted(self._markers[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*super().__iter__(), *self._markers])
+
+    def keys(self) -> Any:
+        return dict.fromkeys(self).keys()
+
+    def __bool__(self) -> bool:
+        return True  # LanceDB skips extras that are false
 
 
 def field_info(function: Any, role: str, source: str | None, kwargs: dict[str, Any]) -> Any:
@@ -42,23 +88,16 @@ def field_info(function: Any, role: str, source: str | None, kwargs: dict[str, A
     """
     from embedreg import schema
 
-    extra = dict(kwargs.pop("json_schema_extra", None) or {})
+    extra = Marks(kwargs.pop("json_schema_extra", None) or {})
     return schema.marked_field(function, role, source, extra, kwargs)
 
 
 def adapted(function: Any) -> Any:
-    """Return what a schema marker should hold: the loaded engine's adapter for a function, else the function."""
+    """Return what an engine's model may hold in a function's place: the loaded engine's adapter, else the function."""
     for library in HOOKS:
         if (engine := loaded(library)) is not None:
             return engine.adapter_for(function)
     return function
-
-
-def mark(owner: type, markers: Any) -> None:
-    """Let the loaded engines settle the source/vector pairs of a foreign model class."""
-    for library in HOOKS:
-        if (engine := loaded(library)) is not None:
-            engine.mark(owner, *markers)
 
 
 def adopt_vector_type(vector_type: type) -> None:
@@ -85,7 +124,7 @@ def called_from(library: str, depth: int = 2) -> bool:
 
     LanceDB gives a function object no other sign of whether it is storing or rebuilding a declaration.
     """
-    module = sys._getframe(depth).f_globals.get("__name__", "")
+    module = str(sys._getframe(depth).f_globals.get("__name__", ""))
     return module == library or module.startswith(f"{library}.")
 
 
@@ -97,25 +136,30 @@ class _Watcher(importlib.abc.MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in HOOKS:
             return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            sys.meta_path.insert(0, self)
-        if spec is None or spec.loader is None:
-            return spec
-        spec.loader = _Loader(spec.loader, HOOKS[fullname])
-        return spec
+        for finder in sys.meta_path:  # the other finders, asked in their order, as the import system would
+            find = None if isinstance(finder, _Watcher) else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):  # else it is loaded in a way that we cannot follow
+                    spec.loader = _Loader(spec.loader, HOOKS[fullname])
+                return spec
+        return None
 
 
 class _Loader(importlib.abc.Loader):
-    """The library's own loader, followed by the installation of our adapter."""
+    """The library's own loader, followed by the installation of our adapter.
+
+    Whatever else is asked of a loader (resources, source) the library's own one answers; it takes its place back
+    before the module runs.
+    """
 
     def __init__(self, loader: Any, engine: str) -> None:
         self._loader = loader
         self._engine = engine
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_loader":  # copy and pickle ask before there is one
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -123,14 +167,22 @@ class _Loader(importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        importlib.import_module(self._engine).install()
+        try:
+            importlib.import_module(self._engine)
+        except Exception as exc:  # noqa: BLE001 - importing the library must not fail through us, whatever it is
+            problem = f"{type(exc).__name__}: {exc}"
+            warnings.warn(
+                f"embedreg's functions are not known to {module.__name__}: {problem}", RuntimeWarning, stacklevel=2
+            )
 
 
 def watch() -> None:
     """Install adapters in the libraries that are loaded, now, and in the others when they are."""
     for library in HOOKS:
-        if (engine := loaded(library)) is not None:
-            engine.install()
+        loaded(library)
     if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watcher())

@@ -1,0 +1,101 @@
+# Everything a contributor needs; `make` alone lists it. Python 3.11+ and make are enough to start.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that is new enough, else python3, so that the refusal can name what was found.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
+# Errors only: pip's warnings are about the machine's settings, not about embedreg. `make demo PIP_QUIET=` shows all.
+PIP_QUIET ?= -qq
+# Compiling every module of torch on installation costs more time than importing the few that are used.
+PIP_INSTALL = -m pip install --disable-pip-version-check --no-compile $(PIP_QUIET)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types test-latest test-oldest bench wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo-installed ## set up .venv and run the main job: embed a corpus, search it in plain words
+	@$(BIN)/embedreg demo $(ARGS)
+
+test: $(VENV)/.dev-installed lint types ## set up .venv, then lint, types and the whole suite (ARGS="-k word" picks tests)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev-installed ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev-installed ## ruff: mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev-installed ## mypy, strict, on the package
+	$(BIN)/mypy --strict embedreg
+
+test-latest: ## the suite in a fresh .venv-latest, on the newest of everything, upper bounds ignored
+	@rm -rf $(VENV)-latest
+	@$(MAKE) --no-print-directory VENV=$(VENV)-latest $(VENV)-latest/.latest-installed
+	$(VENV)-latest/bin/python -m pytest $(ARGS)
+
+test-oldest: ## the suite in a fresh .venv-oldest, the core's own requirements at their lower bounds
+	@rm -rf $(VENV)-oldest
+	@$(MAKE) --no-print-directory VENV=$(VENV)-oldest $(VENV)-oldest/.oldest-installed
+	$(VENV)-oldest/bin/python -m pytest $(ARGS)
+
+bench: $(VENV)/.dev-installed ## the benchmarks, one after another (minutes)
+	@for file in benchmarks/bench_*.py; do \
+		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+wheel: $(VENV)/.dev-installed ## build the wheel and the source archive into dist/
+	$(BIN)/python -m hatchling build
+
+clean: ## remove what make has made: environments, builds, caches
+	rm -rf $(VENV) $(VENV)-latest $(VENV)-oldest dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find embedreg tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is touched only when its whole recipe has succeeded, so an interrupted installation is taken up again.
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "make: there is no '$(PYTHON)' on this machine." >&2; \
+		echo "Hint: install Python 3.11 or newer, or add PYTHON=/path/to/python3 to the make command" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: embedreg needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Hint: add a newer one to the make command, such as PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
+	@echo "Installing what the demo needs into $(VENV): some minutes, most of them the download of torch"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
+	@touch $@
+
+# The development set holds the demo's.
+$(VENV)/.dev-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
+	@echo "Installing what development needs into $(VENV): some minutes, most of them the download of torch"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/.demo-installed $@
+
+READ_PROJECT = import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]
+
+# Every requirement without its upper bound, so that pip is free to take the newest.
+NEWEST = $(READ_PROJECT); all = p["dependencies"] + sum(p["optional-dependencies"].values(), []); \
+	print(*sorted({re.sub(r"(,?<=?|==)[^,;]+", "", r) for r in all if not r.startswith("embedreg[")}), sep="\n")
+
+$(VENV)/.latest-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
+	@echo "Installing the newest of everything into $(VENV)"
+	@$(BIN)/python -c '$(NEWEST)' > $(VENV)/newest.txt
+	@$(BIN)/python $(PIP_INSTALL) --upgrade -r $(VENV)/newest.txt
+	@$(BIN)/python $(PIP_INSTALL) --no-deps -e .
+	@touch $@
+
+# The core's requirements pinned to their lower bounds; what the extras need is free.
+OLDEST = $(READ_PROJECT); print(*(r.replace(">=", "==") for r in p["dependencies"]), sep="\n")
+
+$(VENV)/.oldest-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
+	@echo "Installing the oldest that the core takes into $(VENV)"
+	@$(BIN)/python -c '$(OLDEST)' > $(VENV)/oldest.txt
+	@$(BIN)/python $(PIP_INSTALL) -c $(VENV)/oldest.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,123 @@
+"""What a text names: a local path or a host, in every spelling that some library would take for one.
+
+Pure functions over texts; nothing here touches a file or a network. `grants` decides what may be used.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import unicodedata
+from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["Host", "forms", "is_path", "kind_of", "local_path", "parse_host"]
+
+# A scheme has two letters at least: one letter and a colon is a Windows drive. Lax parsers also take "https:host",
+# "https:/host" and "https:\\host" for addresses.
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:[/\\]|(https?|wss?|ftps?|unix|npipe):\S", re.IGNORECASE | re.ASCII)
+_SPELLED_PATH = re.compile(r"(local-dir|file):", re.IGNORECASE | re.ASCII)
+# A backslash anywhere is a path on Windows. "q: " and the like are prompts, "q:x" lies on a drive.
+_PATH = re.compile(r"[/~]|\.{1,2}([/\\]|$)|[a-z]:\S|(.*[/\\])?\.\. *([/\\]|$)|.*\\", re.IGNORECASE | re.DOTALL)
+# Only what every parser reads alike: no user, no backslash, no final dot, no letters beyond ASCII.
+_AUTHORITY = re.compile(
+    r"(?:(?P<scheme>[a-z][a-z0-9+.-]+)://)?"
+    r"(?P<host>[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<rest>[/?#][!-\[\]-~]*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_DECODINGS = 3  # a path that is percent-encoded more often than any chain of libraries decodes it
+
+
+class Host(NamedTuple):
+    """Where an address leads.
+
+    Attributes:
+        host: in lower case; an IP address in its canonical form.
+        port: the one that is written, else None.
+        scheme: the one that is written, else None.
+        bare: whether nothing but host and port is written.
+    """
+
+    host: str
+    port: int | None
+    scheme: str | None
+    bare: bool
+
+    @property
+    def effective_port(self) -> int | None:
+        """The port that is written, else the scheme's own."""
+        return self.port if self.port is not None else _PORTS.get(self.scheme or "")
+
+    def covers(self, other: Host) -> bool:
+        """Say whether a grant written like this covers an address: a scheme or a port that is written must agree."""
+        if self.host != other.host or (self.scheme is not None and self.scheme != other.scheme):
+            return False
+        return self.effective_port is None or self.effective_port == other.effective_port
+
+    def __str__(self) -> str:
+        return self.host if self.port is None else f"{self.host}:{self.port}"
+
+
+def parse_host(text: str) -> Host | None:
+    """Read `host`, `host:port` or a URL; None where parsers could differ on where it leads."""
+    match = _AUTHORITY.fullmatch(text)
+    if match is None:
+        return None
+    host = match["host"].lower()
+    if host.startswith("["):
+        try:
+            host = f"[{ipaddress.IPv6Address(host[1:-1]).compressed}]"
+        except ValueError:
+            return None
+    port = int(match["port"]) if match["port"] else None
+    scheme = match["scheme"].lower() if match["scheme"] else None
+    return Host(host, port, scheme, bare=not match["rest"] and scheme is None)
+
+
+def forms(text: str) -> set[str]:
+    """Return a text with the forms that a library may turn it into: cleaned, compatibility characters, decoded."""
+    found = {text}
+    cleaned = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf")).strip()
+    for form in (cleaned, unicodedata.normalize("NFKC", cleaned)):
+        for _ in range(_DECODINGS):
+            found.add(form)
+            form = unquote(form).strip()
+        found.add(form)
+    return found - {""}
+
+
+def kind_of(text: str) -> Literal["url", "path"] | None:
+    """Say whether a text reads as an address or as a local path, on any platform and in any spelling."""
+    kinds = {_plain_kind(form) for form in forms(text)}
+    own = _plain_kind(text)
+    return own or ("path" if "path" in kinds else "url" if "url" in kinds else None)
+
+
+def _plain_kind(text: str) -> Literal["url", "path"] | None:
+    if _SPELLED_PATH.match(text):
+        return "path"
+    if _URL.match(text):
+        return "url"
+    return "path" if _PATH.match(text) else None
+
+
+def is_path(text: str) -> bool:
+    """Say whether a text reads as a local path, on any platform and in any spelling; a relative name does not."""
+    return kind_of(text) == "path"
+
+
+def local_path(text: str) -> str | None:
+    """Return the path that a text names, its `local-dir:` or `file:` taken off and `~` put in; None for none here."""
+    text = re.sub(r"(?i)^local-dir:", "", text)
+    if text[:5].lower() == "file:":
+        try:
+            parts = urlsplit(text)
+        except ValueError:
+            return None
+        if parts.netloc.lower() not in ("", "localhost"):
+            return None
+        text = unquote(parts.path)
+    return os.path.expanduser(text) if text and "\0" not in text else None

@@ -1,0 +1,212 @@
+"""What stored metadata may ask for: each field of a stored configuration against the rules and the grants.
+
+A table can come from anyone. Rebuilding a function from its metadata runs no code, reads no local path, contacts
+no host and hands over no secret unless the reader said so: by creating the same function in this process, or by
+`embedreg.trust(...)`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedreg import secrets
+from embedreg.addresses import kind_of, local_path, parse_host
+from embedreg.config import sensitive_fields
+from embedreg.errors import MetadataError, UntrustedError
+from embedreg.grants import granted, host_granted, path_granted
+from embedreg.semantics import MODEL_FIELDS, defaults, effective
+
+if TYPE_CHECKING:
+    from embedreg.base import EmbeddingFunction
+
+__all__ = ["admit", "guard_of", "snake"]
+
+Guard = Literal["address", "path", "other"]
+
+# What a field is by its name (in snake case) or its type, where its class does not say.
+_NAMED: dict[Guard, re.Pattern[str]] = {
+    "address": re.compile(r"(.*_)?(url|uri|host(name)?|endpoint|proxy|proxie|server|address|addresse|api_base)s?"),
+    "path": re.compile(r"(.*_)?(path|dir|directory|directorie|folder|file(name)?|socket)s?"),
+    "other": re.compile(r"(.*_)?(header|executable|command|cmd|script|pickle|(remote|custom|user)_code)s?|code"),
+}
+_TYPED: dict[Guard, re.Pattern[str]] = {
+    "path": re.compile(r"Path\b"),
+    "address": re.compile(r"Url\b|Dsn\b"),
+    "other": re.compile(r"ImportString|Callable"),
+}
+MAX_DEFAULTS = 8  # references that are each other's defaults; one is what people write
+
+
+def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a stored configuration against the rules and the grants, and return what may be built.
+
+    Raises:
+        UntrustedError: it asks for a path, host, header, variable or other guarded thing that nobody granted.
+    """
+    sensitive, known = sensitive_fields(cls), defaults(cls)
+    admitted: dict[str, Any] = {}
+    endpoint = False
+    for name, value in stored.items():
+        usual = value is None or (name in known and _same(value, known[name]))
+        if usual or (name in sensitive and secrets.is_reference(value)):
+            admitted[name] = value
+        elif name == "trust_remote_code":
+            admitted[name] = _remote_code(alias, effective(cls, stored))
+        else:
+            endpoint |= _check(alias, name, value, guard_of(cls, name))
+            admitted[name] = _public(alias, name, value)
+    for name in sensitive & admitted.keys():
+        _check_sensitive(alias, name, admitted[name], endpoint)
+    return admitted
+
+
+def _same(value: Any, other: Any) -> bool:
+    return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)  # True is not 1 here
+
+
+def _remote_code(alias: str, config: Mapping[str, Any]) -> bool:
+    """Read a stored `trust_remote_code`: true, or anything that counts as true, only where that model is granted."""
+    value = config["trust_remote_code"]
+    if value is False:
+        return False
+    model = next((text for key in MODEL_FIELDS if isinstance(text := config.get(key), str)), alias)
+    # Anyone can offer a revision of anyone's model on a hub, so a name alone vouches for the default one only.
+    revisions = [str(v) for k, v in config.items() if k.endswith("revision") and v is not None]
+    wanted = "@".join([model, *revisions])
+    if {"*", wanted} & granted("remote_code"):
+        return True
+    warnings.warn(
+        f"stored metadata sets trust_remote_code for {model!r}; it is read as false. "
+        f"Hint: embedreg.trust(remote_code=[{wanted!r}]) lets that model's own code run.",
+        stacklevel=2,
+    )
+    return False
+
+
+def snake(name: str) -> str:
+    """Return a camelCase name in snake_case."""
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def guard_of(cls: type[EmbeddingFunction], name: str) -> Guard | None:
+    """Say what a field is that metadata may not set unasked; None for a plain one."""
+    guard = _guard_by_name(name)
+    if guard is None and name in cls.model_fields:
+        info = cls.model_fields[name]
+        kind = f"{info.annotation!r} {info.metadata!r}"
+        guard = next((guard for guard, pattern in _TYPED.items() if pattern.search(kind)), None)
+    return guard or ("other" if name in cls.guarded_fields() else None)
+
+
+def _guard_by_name(name: str) -> Guard | None:
+    if snake(name) == "trust_remote_code":
+        return "other"
+    return next((guard for guard, pattern in _NAMED.items() if pattern.fullmatch(snake(name))), None)
+
+
+def _check(alias: str, name: str, value: Any, guard: Guard | None) -> bool:
+    """Refuse what is not granted; return whether the value, granted, may decide where requests go."""
+    if isinstance(value, dict | list):
+        endpoint = False  # each item is checked, whatever the ones before it were
+        for key, item in value.items() if isinstance(value, dict) else ((None, item) for item in value):
+            inner = guard
+            if key is not None:
+                endpoint |= _check(alias, name, key, None)
+                # an option that is off asks for nothing; a whole field that is off may be what it guards against
+                inner = guard or (None if item is False else _guard_by_name(key))
+            endpoint |= _check(alias, name, item, inner)
+        return endpoint
+    if value is None:
+        return False
+    field = f"{alias}.{name}"
+    everything = field in granted("fields")
+    if not isinstance(value, str):
+        if guard is not None and not everything:
+            raise _refusal(alias, name, "a value", f"fields=[{field!r}]")
+        return guard in ("address", "other")
+    text = _default(value)
+    if text is None:
+        return guard in ("address", "other")  # a reference without a default: `_public` asks for the variable's grant
+    kind = kind_of(text)
+    if kind is None and guard in ("address", "path"):
+        kind = "url" if guard == "address" else "path"
+    if not everything:
+        _check_text(alias, name, text, kind, guard)
+    return kind == "url" or guard in ("address", "other")
+
+
+def _check_text(alias: str, name: str, text: str, kind: Literal["url", "path"] | None, guard: Guard | None) -> None:
+    field = f"fields=[{f'{alias}.{name}'!r}]"
+    if kind == "url" and not host_granted(text):
+        host = parse_host(text)
+        what = "a URL" if guard != "address" or kind_of(text) == "url" else "a host"
+        raise _refusal(alias, name, what, field if host is None else f"hosts=[{str(host)!r}]")
+    if kind == "path" and not path_granted(text):
+        path = local_path(text)
+        raise _refusal(alias, name, "a local path", field if path is None else f"paths=[{_unspelled(text)!r}]")
+    if kind is None and guard is not None:
+        raise _refusal(alias, name, "a value", field)
+
+
+def _unspelled(text: str) -> str:
+    return (local_path(text) or text) if re.match(r"(?i)(local-dir|file):", text) else text
+
+
+def _refusal(alias: str, name: str, kind: str, grant: str) -> UntrustedError:
+    return UntrustedError(
+        f"stored metadata sets {name} of {alias!r} to {kind}, which nobody here has granted.",
+        f"if you trust where the data comes from: embedreg.trust({grant}), "
+        "or create the same function in your own code first",
+    )
+
+
+def _default(text: str) -> str | None:
+    """Return what a text is when no variable is read: itself, or a reference's last default; None for none."""
+    for _ in range(MAX_DEFAULTS):
+        if not secrets.is_reference(text):
+            return text
+        default = secrets.parse_reference(text).default
+        if default is None:
+            return None
+        text = default
+    raise MetadataError("a stored `$var:` reference hides behind too many others.", "inspect it, and do not use it")
+
+
+def _public(alias: str, name: str, value: Any) -> Any:
+    """Replace references outside sensitive fields by their defaults: a stored file must not read our variables.
+
+    A default may be a reference again, which the constructor would resolve; so it is followed to its end here, which
+    `_check` has seen to be near.
+    """
+    allowed = granted("variables")
+
+    def lookup(reference: secrets.Reference) -> str:
+        if reference.name in allowed:
+            default = None if reference.default is None else _default(reference.default)
+            return f"{secrets.PREFIX}{reference.name}" + ("" if default is None else f":{default}")
+        if reference.default is None:
+            raise UntrustedError(
+                f"stored metadata puts variable {reference.name!r} into {name} of {alias!r}, which is no sensitive "
+                "field.",
+                f"if you trust where the data comes from: embedreg.trust(variables=[{reference.name!r}])",
+            )
+        if secrets.is_reference(reference.default):
+            return lookup(secrets.parse_reference(reference.default))
+        return reference.default
+
+    return secrets.resolve(value, lookup)
+
+
+def _check_sensitive(alias: str, name: str, value: Any, endpoint: bool) -> None:
+    """Refuse to hand a secret to an endpoint that the metadata chose, even a granted one, unless it is granted too."""
+    for reference in secrets.references(value):
+        if endpoint and reference.name not in granted("variables"):
+            raise UntrustedError(
+                f"stored metadata of {alias!r} names an endpoint and would send variable {reference.name!r} ({name}) "
+                "there.",
+                f"if you trust both: embedreg.trust(hosts=[...], variables=[{reference.name!r}])",
+            )

@@ -1,0 +1,65 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from embedreg import __version__
+from embedreg.cli import demo, doctor, embed, exits, functions, inspect, search
+from embedreg.cli.session import report
+
+__all__ = ["app"]
+
+# The first line keeps the lines of the paragraph apart.
+_EPILOG = "\n".join(["\b", "Exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in exits.EXIT_CODES.items())])
+
+_commands = typer.Typer(
+    name="embedreg",
+    help="Embedding functions that travel with the data: declare one, fill a table, search it with plain text.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,  # it would write to the user's shell files
+    pretty_exceptions_enable=False,  # errors are ours to print: session.py
+    rich_markup_mode=None,  # plain text: help is read by programs and by narrow terminals too
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"embedreg {__version__}")
+        raise typer.Exit
+
+
+@_commands.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options of `embedreg` itself."""
+
+
+for _name, _body, _help in (
+    ("demo", demo.demo, "See the whole of it work on real data."),
+    ("search", search.search, "Search a table or a Parquet file with plain text."),
+    ("embed", embed.embed, "Fill a file or a LanceDB table with vectors."),
+    ("inspect", inspect.inspect_data, "Show what data says of its vectors; --check for drift."),
+    ("functions", functions.functions, "List the embedding functions, or show one."),
+    ("doctor", doctor.doctor, "Show what is installed, what is missing, how to get it."),
+):
+    _commands.command(_name, short_help=_help)(_body)
+
+
+def app(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit code."""
+    try:
+        _commands(args=None if argv is None else list(argv), prog_name="embedreg")
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  # the last seam: before or after a command's own session
+        return report(exc)
+    return exits.OK

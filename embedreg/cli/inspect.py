@@ -1,0 +1,118 @@
+"""`embedreg inspect`: what the metadata of a file or a table says, in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedreg.cli import exits, places, terminal
+from embedreg.cli.session import AsJson, command
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["inspect_data"]
+
+
+@command
+def inspect_data(
+    data: Annotated[str, typer.Argument(help="A .lance folder, DB_DIR/name, or a Parquet file or folder of them.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Run each function once: does it still give the stored vectors?")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the embedding functions that data declares, and whether they can be used here."""
+    from embedreg import check_drift, inspect
+
+    place = places.find(data)
+    schema, rows = _schema_and_rows(place)
+    functions = inspect(place.path)
+    drifts = {drift.column: drift for drift in check_drift(place.path)} if check else {}
+    for function in functions:
+        for role in ("vector", "source"):
+            column = function[f"{role}_column"]
+            function[f"{role}_type"] = str(schema.field(column).type) if column in schema.names else None
+        drift = drifts.get(function["vector_column"])
+        function["drift"] = None if drift is None else dataclasses.asdict(drift)
+    found = {
+        "path": str(place.path),
+        "kind": place.kind,
+        "rows": rows,
+        "columns": {field.name: str(field.type) for field in schema},
+        "functions": functions,
+    }
+    terminal.print_json(found) if as_json else _print(found)
+    if any(drift.verdict == "drift" for drift in drifts.values()):
+        raise typer.Exit(exits.DRIFT)
+    problems = [function["status"] for function in functions if function["status"] != "ready"]
+    if check and problems:
+        raise typer.Exit(exits.code_of_name(problems[0]))
+
+
+def _schema_and_rows(place: places.Place) -> tuple[pa.Schema, int | None]:
+    if place.kind == "lance":
+        from embedreg.cli import lance
+
+        table = lance.open_untouched(place)
+        return table.schema, table.count_rows()
+    from embedreg.cli.sources import open_source
+
+    source = open_source(place)
+    return source.schema, source.rows
+
+
+def _print(found: dict[str, Any]) -> None:
+    kind = {"lance": "a Lance table", "parquet": "Parquet"}[found["kind"]]
+    rows = "" if found["rows"] is None else f", {found['rows']:,} rows"
+    terminal.say(f"{found['path']}: {kind}{rows}, {len(found['columns'])} columns")
+    if not found["functions"]:
+        terminal.say("It declares no embedding function.")
+    for function in found["functions"]:
+        terminal.say()
+        terminal.say(f"{function['vector_column']} is filled from {function['source_column']}", style="bold")
+        for line in _lines(function):
+            terminal.say(f"  {line[:11]}{terminal.plain(line[11:])}")
+
+
+def _lines(function: dict[str, Any]) -> list[str]:
+    config = ", ".join(
+        f"{key}={terminal.as_json(value)}" for key, value in function["config"].items() if value is not None
+    )
+    lines = [f"function   {function['function']}", f"set to     {config or 'its defaults'}"]
+    if function["ndims"]:
+        normalized = {True: "normalized", False: "not normalized"}.get(function["normalized"], "")
+        traits = [f"{function['ndims']} dimensions", function["dtype"], normalized, function["metric"]]
+        lines.append(f"vectors    {', '.join(str(trait) for trait in traits if trait)}")
+    else:
+        lines.append("vectors    nothing recorded beyond the configuration: another client wrote it")
+    if isinstance(function["producer"], dict):
+        lines.append(f"made by    {', '.join(f'{k} {v}' for k, v in function['producer'].items())}")
+    if function["identity"]:
+        lines.append(f"weights    {function['identity']}")
+    for role in ("source", "vector"):
+        kind, column = function[f"{role}_type"], function[f"{role}_column"]
+        lines.append(f"{role:<10} {column}: {kind or 'MISSING, the data has no such column'}")
+    if function["status"] == "ready":
+        lines.append("usable     yes: it can be rebuilt here")
+    else:
+        lines.append(f"usable     no: {function['problem']}")
+        lines += [f"           Hint: {function['hint']}"] if function["hint"] else []
+    if function["drift"] is not None:
+        lines.append(f"drift      {_verdict(function['drift'])}")
+    elif function["status"] == "ready":
+        lines.append(f"probe      {'stored; --check runs it' if function['probe'] else 'none stored'}")
+    return lines + [f"note       {note}" for note in function["notes"]]
+
+
+def _verdict(drift: dict[str, Any]) -> str:
+    words = {
+        "same": "none: it gives the stored vectors",
+        "note": "none in the vectors, though the configuration differs",
+        "drift": "YES: it gives other vectors than those stored",
+        "unknown": "cannot be told",
+    }
+    cosine = "" if drift["cosine"] is None else f" (cosine {drift['cosine']:.5f})"
+    return f"{words[drift['verdict']]}{cosine}" + (f": {'; '.join(drift['changed'])}" if drift["changed"] else "")

@@ -1,0 +1,244 @@
+"""What every command shares: its common options, what they switch on, and the one place where errors are printed."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import errno
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+
+from embedreg.cli import exits, terminal
+from embedreg.errors import EmbedregError
+from embedreg.imports import did_you_mean
+
+__all__ = ["AsJson", "UserCodeError", "command", "common_arguments", "report"]
+
+# What our hints say in Python, and has an option here.
+_BINDING = re.compile(r"bind_env\('(\w+)', '(\w+)'\)")
+_GRANT = re.compile(r"(path|host|variable)s=\['([^']+)'\]")
+_PAIR = "NAME=ENVIRONMENT_VARIABLE"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for a program to read.")]
+
+
+def _common(
+    import_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", metavar="MODULE_OR_FILE", help="Import this first: it registers your own functions. Repeatable."
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar=_PAIR, help="Bind a `$var:NAME` to an environment variable. Repeatable."),
+    ] = None,
+    trust_path: Annotated[
+        list[str] | None,
+        typer.Option("--trust-path", metavar="DIR", help="Let stored metadata name models in this folder. Repeatable."),
+    ] = None,
+    trust_host: Annotated[
+        list[str] | None,
+        typer.Option("--trust-host", metavar="HOST", help="Let stored metadata name a service there. Repeatable."),
+    ] = None,
+    trust_variable: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trust-variable",
+            metavar="NAME",
+            help="Let stored metadata send this `$var:` to a trusted host. Repeatable.",
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Hold the options that every command has; `command` adds them to its signature."""
+
+
+_given: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+    "embedreg_cli_options", default=MappingProxyType({})
+)
+_OPTIONS = inspect.signature(_common, eval_str=True).parameters
+
+
+class UserCodeError(EmbedregError, RuntimeError):
+    """What `--import` names could not be imported."""
+
+
+def command(body: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command: give it the common options, and run it in a `session`."""
+    own = inspect.signature(body, eval_str=True)
+
+    @functools.wraps(body)
+    def run(**options: Any) -> None:
+        common = {name: options.pop(name) for name in _OPTIONS}
+        token = _given.set(common)
+        try:
+            with _session(**common):
+                body(**options)
+        finally:
+            _given.reset(token)
+
+    # What typer reads; it must not look through to the body, which lacks the common options.
+    del run.__wrapped__
+    parameters = [*own.parameters.values(), *_OPTIONS.values()]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typeshed has no such attribute
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def common_arguments() -> list[str]:
+    """Return the common options of the running command as arguments, for a process that it starts."""
+    arguments = []
+    for name, value in _given.get().items():
+        flag = f"--{name.rstrip('_').replace('_', '-')}"
+        if value is True:
+            arguments.append(flag)
+        for each in value if isinstance(value, list) else ():
+            arguments += [flag, each]
+    return arguments
+
+
+@contextlib.contextmanager
+def _session(
+    import_: list[str] | None,
+    env: list[str] | None,
+    trust_path: list[str] | None,
+    trust_host: list[str] | None,
+    trust_variable: list[str] | None,
+    debug: bool,
+) -> Iterator[None]:
+    """Run a command's body with its grants, and turn what goes wrong into one line, a hint and an exit code.
+
+    Raises:
+        typer.Exit: with a code of `exits.EXIT_CODES`, after an error was printed.
+    """
+    try:
+        _bind(env or [])
+        for target in import_ or ():
+            _import(target)
+        from embedreg import trust  # here and not above: `--help` needs none of it
+
+        with trust(paths=trust_path or (), hosts=trust_host or (), variables=trust_variable or ()), _short_warnings():
+            yield
+        sys.stdout.flush()  # a full disk or a reader that went away shows here, not after the exit code is set
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  # the seam where errors become exit codes
+        if debug:
+            traceback.print_exc()
+        raise typer.Exit(report(exc)) from None
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print a warning as one line, without the place in our source that Python would add."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: terminal.note(f"warning: {terminal.plain(message)}")
+        yield
+
+
+def _bind(pairs: list[str]) -> None:
+    if not pairs:
+        return
+    from embedreg import get_registry
+
+    for pair in pairs:
+        name, equals, variable = pair.partition("=")
+        if not (name and equals and variable):
+            raise typer.BadParameter(f"--env {pair}: write it as {_PAIR}.")
+        get_registry().bind_env(name, variable)
+
+
+def report(exc: BaseException) -> int:
+    """Print an error in one line and a hint; return its exit code."""
+    code = exits.code_of(exc)
+    if code == exits.BROKEN_PIPE:
+        # Nobody reads stdout any more: what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif code == exits.INTERRUPTED:
+        terminal.error("stopped.", None)
+    elif isinstance(exc, EmbedregError):
+        terminal.error(exc.message, _on_the_command_line(exc.hint))
+    elif isinstance(exc, OSError):
+        what = f"{exc.filename}: " if exc.filename else ""
+        terminal.error(
+            f"{what}{exc.strerror or exc}",
+            "free some space, or write to another disk" if exc.errno == errno.ENOSPC else None,
+        )
+    elif isinstance(exc, MemoryError):
+        terminal.error("out of memory.", "a smaller --batch-rows needs less")
+    else:
+        terminal.error(
+            f"{type(exc).__name__}: {exc}", "run it again with --debug for the traceback, and please report it"
+        )
+    return code
+
+
+def _on_the_command_line(hint: str | None) -> str | None:
+    """Add to a hint in Python the option that does the same here."""
+    options = [f"--trust-{kind} {shlex.quote(value)}" for kind, value in _GRANT.findall(hint or "")]
+    options += [f"--env {name}={variable}" for name, variable in _BINDING.findall(hint or "")]
+    return f"{' '.join(options)} (in Python: {hint})" if options else hint
+
+
+def _import(target: str) -> None:
+    """Import a module by name, or a .py file by path, for what it registers.
+
+    Raises:
+        UserCodeError: there is no such thing, or it raised.
+    """
+    path = Path(target)
+    is_file = target.endswith(".py") or os.sep in target
+    if is_file and not path.is_file():
+        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise UserCodeError(f"--import {target}: there is no such file.", f"{near}a path is taken from {Path.cwd()}")
+    # As with `python FILE`, what lies beside it can be imported; but it shadows no installed library.
+    folder = str(path.resolve().parent) if is_file else os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        if is_file:
+            _import_file(path)
+        else:
+            importlib.import_module(target)
+    except ModuleNotFoundError as exc:
+        if not is_file and exc.name == target.partition(".")[0]:
+            raise UserCodeError(
+                f"--import {target}: there is no module {exc.name!r}.",
+                "install it, or give a file: --import ./my_functions.py",
+            ) from None
+        raise UserCodeError(f"--import {target}: {exc}.", f"pip install {exc.name}") from exc
+    except EmbedregError:
+        raise
+    except Exception as exc:
+        raise UserCodeError(f"--import {target} raised {type(exc).__name__}: {exc}", "--debug shows where") from exc
+
+
+def _import_file(path: Path) -> None:
+    loaded = getattr(sys.modules.get(path.stem), "__file__", str(path.resolve()))
+    ours = path.stem not in sys.stdlib_module_names and loaded == str(path.resolve())
+    name = path.stem if ours else f"embedreg_import_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UserCodeError(f"--import {path} is no Python file.", "give a module's name or a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before running it: pydantic looks up a class's module while the class is made
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

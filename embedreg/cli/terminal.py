@@ -1,0 +1,201 @@
+"""What the commands print: answers on stdout, progress and notes on stderr, JSON where a program reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "as_json",
+    "console",
+    "error",
+    "note",
+    "number",
+    "plain",
+    "print_json",
+    "print_table",
+    "rows_progress",
+    "say",
+    "seconds",
+    "status",
+]
+
+_PIPED_WIDTH = 160  # columns of a table when nobody's terminal says how wide it is
+
+_FOLDED_WIDTH = 48  # of a column that folds
+_CUT_WIDTH = 20  # what the column that is cut keeps at least
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process itself, past our clean-up
+
+
+def console(stream: IO[str]) -> Console:
+    """Make a console for stdout or stderr: colours and the real width for a terminal only."""
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
+    return _Console(file=stream, width=width, highlight=False, emoji=False, soft_wrap=False)
+
+
+def plain(value: object, limit: int | None = None) -> str:
+    """Return a value as one line of printable text: data must not be able to steer a terminal.
+
+    Args:
+        value: anything; white space is run together.
+        limit: cut to this many characters, the last of them an ellipsis.
+    """
+    text = " ".join(str(value).split())
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def say(text: str = "", *, style: str | None = None) -> None:
+    """Print a line of the answer."""
+    console(sys.stdout).print(Text(text, style=style or ""), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print a line that is not the answer."""
+    console(sys.stderr).print(Text(text, style="dim"), soft_wrap=True)
+
+
+def error(message: str, hint: str | None) -> None:
+    """Print an error: one line, and a hint on the next."""
+    err = console(sys.stderr)
+    err.print(Text.assemble(("embedreg: ", "bold red"), plain(message)), soft_wrap=True)
+    if hint:
+        err.print(Text.assemble(("Hint: ", "bold"), plain(hint)), soft_wrap=True)
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """Return a value as JSON; what JSON lacks becomes a str (dates, bytes) or null (NaN)."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, default=_jsonable, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, default=_jsonable)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON on stdout."""
+    sys.stdout.write(as_json(value, indent=2) + "\n")
+
+
+def _jsonable(value: object) -> object:
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return value.tolist()
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None, wide: int = -1
+) -> None:
+    """Print a table on stdout; cells are shown as they are, without markup.
+
+    Args:
+        columns: the headings.
+        rows: one cell per heading.
+        title: a line above.
+        wide: the column that is cut to one line when the terminal is narrow; the others fold.
+    """
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [min(width, _FOLDED_WIDTH) for width in widths]
+    out = console(sys.stdout)
+    wide %= len(columns)
+    frame = 3 * len(columns) + 1  # a space on both sides of each cell, and the lines between
+    rest = out.width - frame - sum(widths) + widths[wide]
+    table = Table(title=title and escape(title), title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        if index == wide:
+            table.add_column(escape(column), no_wrap=True, overflow="ellipsis", max_width=max(rest, _CUT_WIDTH))
+        else:
+            table.add_column(escape(column), overflow="fold", max_width=widths[index])
+    for row in cells:
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+def number(value: float) -> str:
+    """Return 12345 as '12,345', 0.1234 as '0.12', 61.27 as '61'."""
+    if isinstance(value, int) or abs(value) >= 10:
+        return f"{round(value):,}"
+    return f"{value:.2g}"
+
+
+def seconds(value: float) -> str:
+    """Return a span of time in words: '0.3 s', '42 s', '3 min 10 s', '2 h 5 min'."""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{number(float(speed))} rows/s", style="dim")
+
+
+@contextlib.contextmanager
+def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar with rows, rows/s and the time left on a terminal; elsewhere only the sum at the end.
+
+    Yields:
+        A callable (rows done, rows in all or None) to be told of progress, in the form of `embed_table(progress=)`.
+    """
+    err = console(sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    task = bar.add_task(escape(what), total=total)
+    done, start = 0, time.perf_counter()
+
+    def report(rows: int, of: int | None = None) -> None:
+        nonlocal done
+        done = rows
+        bar.update(task, completed=rows, total=of if of is not None else total)
+
+    with bar:
+        yield report
+    took = time.perf_counter() - start
+    note(f"{what}: {done:,} rows in {seconds(took)} ({number(done / max(took, 1e-9))} rows/s)")
+
+
+@contextlib.contextmanager
+def status(what: str) -> Iterator[None]:
+    """Show that something is going on, on a terminal only."""
+    err = console(sys.stderr)
+    with err.status(escape(what)) if err.is_terminal else contextlib.nullcontext[Any]():
+        yield

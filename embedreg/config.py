@@ -1,0 +1,244 @@
+"""What a class says of its configurations: the names of fields, which are sensitive, which matter, what is refused."""
+
+from __future__ import annotations
+
+import enum
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import AliasChoices, AliasPath, BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+
+from embedreg import secrets
+from embedreg.errors import ConfigError, EmbedregError, HardcodedSecretError
+from embedreg.imports import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from embedreg.value import Value
+
+__all__ = ["copied", "names_by_key", "runtime_fields", "secret_values", "sensitive_fields"]
+
+T = TypeVar("T")
+
+_RUNTIME_FIELDS = frozenset({"batch_size", "device", "max_retries", "num_threads", "num_workers"})
+_NO_TEXT = (bool, int, float, NoneType, enum.Enum, BaseModel)  # a model's own fields are judged one by one
+
+
+# -- classes ----------------------------------------------------------------------------------------------------------
+
+
+def _per_class(derive: Callable[[type[Any]], T]) -> Callable[[type[Any]], T]:
+    """Remember what was derived from a class for as long as the class lives."""
+    known: weakref.WeakKeyDictionary[type[Any], T] = weakref.WeakKeyDictionary()
+
+    def remembered(cls: type[Any]) -> T:
+        if (value := known.get(cls)) is None:
+            value = derive(cls)
+            if cls.__pydantic_complete__:  # else some annotations are not known yet
+                known[cls] = value
+        return value
+
+    return remembered
+
+
+@_per_class
+def _sensitive_fields(cls: type[Value]) -> frozenset[str]:
+    found = set(cls.sensitive_keys())
+    for name, info in cls.model_fields.items():
+        leaves = list(_leaves(info.annotation))
+        if any(isinstance(leaf, type) and issubclass(leaf, secrets.WRAPPERS) for leaf in leaves) or (
+            secrets.looks_sensitive(name) and any(_may_hold_text(leaf) for leaf in leaves)
+        ):
+            found.add(name)
+    return frozenset(found)
+
+
+def sensitive_fields(cls: type[Value]) -> frozenset[str]:
+    """Name the sensitive fields of a class: what it says, every field whose type mentions `SecretStr`, and every
+    field for text that has a secret's name (`api_key`, `password`, ...).
+    """
+    return _sensitive_fields(cls)
+
+
+@_per_class
+def nested_secrets(cls: type[BaseModel]) -> dict[str, frozenset[str]]:
+    """Map the fields that hold models to the names of those models' own secrets, however deep."""
+    found = {}
+    for name, info in cls.model_fields.items():
+        inner = {leaf for leaf in _leaves(info.annotation) if isinstance(leaf, type) and issubclass(leaf, BaseModel)}
+        names = {
+            key
+            for model in inner - {cls}
+            for key, field_info in model.model_fields.items()
+            if any(
+                isinstance(leaf, type) and issubclass(leaf, secrets.WRAPPERS) for leaf in _leaves(field_info.annotation)
+            )
+        }
+        names |= {key for model in inner - {cls} for keys in nested_secrets(model).values() for key in keys}
+        if names:
+            found[name] = frozenset(names)
+    return found
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an annotation is made of; a Literal has none."""
+    if get_origin(annotation) is Literal:
+        return
+    annotation = getattr(annotation, "__value__", annotation)  # `type X = ...`
+    arguments = get_args(annotation)
+    if not arguments:
+        yield annotation
+    for argument in arguments:
+        yield from _leaves(argument)
+
+
+def _may_hold_text(leaf: Any) -> bool:
+    return isinstance(leaf, type) and not issubclass(leaf, _NO_TEXT)
+
+
+@_per_class
+def _runtime_fields(cls: type[Value]) -> frozenset[str]:
+    own = {name for name in cls.model_fields if name.startswith("timeout") or name.endswith(("timeout", "timeout_s"))}
+    return _RUNTIME_FIELDS | own | frozenset(cls.runtime_keys())
+
+
+def runtime_fields(cls: type[Value]) -> frozenset[str]:
+    """Name the fields of a class that cannot change its vectors."""
+    return _runtime_fields(cls)
+
+
+@_per_class
+def names_by_key(cls: type[BaseModel]) -> dict[str, str]:
+    """Map what a caller may write (field names and aliases) to field names."""
+    known = {name: name for name in cls.model_fields}
+    for name, info in cls.model_fields.items():
+        for alias in _aliases(info):
+            known.setdefault(alias, name)
+    return known
+
+
+def _aliases(info: FieldInfo) -> Iterator[str]:
+    for alias in (info.alias, info.validation_alias):
+        for choice in alias.choices if isinstance(alias, AliasChoices) else [alias]:
+            first = choice.path[0] if isinstance(choice, AliasPath) else choice
+            if isinstance(first, str):
+                yield first
+
+
+@_per_class
+def referring_defaults(cls: type[Value]) -> dict[str, Any]:
+    """Return the class defaults that are `$var:` references, which pydantic would take as they are."""
+    plain = {name: info.default for name, info in cls.model_fields.items() if info.default is not PydanticUndefined}
+    return {name: value for name, value in plain.items() if secrets.has_reference(value)}
+
+
+def refuse_class(cls: type[Value], reserved: Iterable[str]) -> None:
+    """Refuse a class that has a hard-coded secret as a default, or that takes one of embedreg's own private names.
+
+    Raises:
+        HardcodedSecretError, ConfigError: naming the class and the field.
+    """
+    own = cls.__private_attributes__
+    inherited = [base.__dict__.get("__private_attributes__", {}) for base in cls.__mro__[1:]]
+    taken = [name for name in reserved if name in own and all(own[name] is not known.get(name) for known in inherited)]
+    if taken:
+        raise ConfigError(f"{cls.__name__} declares {taken[0]}, which is embedreg's own.", f"call it {taken[0]}_")
+    named = sensitive_fields(cls)
+    for name, info in cls.model_fields.items():
+        if info.default is not PydanticUndefined:
+            where = f"{cls.__name__}.{name}"
+            try:
+                secrets.refuse_hardcoded(name, info.default, sensitive=name in named, named=named)
+            except HardcodedSecretError as exc:
+                raise HardcodedSecretError(f"the default of {where}: {exc.message}", exc.hint) from None
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def refuse_unknown(cls: type[BaseModel], config: Iterable[str], names: Iterable[str]) -> None:
+    """Raise ConfigError, with a suggestion, for a key that names no field of a class."""
+    if cls.model_config.get("extra") == "allow":
+        return
+    known = set(names)
+    for key in config:
+        if key not in known:
+            raise ConfigError(
+                f"{cls.__name__} has no field {key!r}.",
+                f"{did_you_mean(str(key), known)}Fields: {', '.join(sorted(known))}.",
+            )
+
+
+def config_error(cls: type[Value], exc: ValidationError, values: Iterable[str]) -> EmbedregError:
+    """Put pydantic's refusal in our words, without inputs; what embedreg itself refused inside a validator stays."""
+    problems = []
+    for error in exc.errors(include_url=False, include_input=False):
+        cause = error.get("ctx", {}).get("error")
+        if isinstance(cause, EmbedregError):
+            return cause.with_traceback(None)
+        problems.append(f"{'.'.join(str(part) for part in error['loc']) or 'configuration'}: {error['msg']}")
+    alias = cls.__dict__.get("__embedding_function_registry_alias__")
+    hint = f"the fields and their types: embedreg.get_registry().describe({alias!r})"
+    return ConfigError(
+        secrets.redact(f"{cls.__name__} cannot be configured so: {'; '.join(problems)}", values),
+        hint if alias is not None else f"its fields: {', '.join(cls.model_fields)}",
+    )
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def secret_values(cls: type[Value], config: Mapping[str, Any], function: str | None = None) -> set[str]:
+    """Return the values behind the sensitive references of a configuration: for keeping them out of texts, only.
+
+    Sensitive is what a sensitive field or key refers to, any header, and any text that is a secret by its form.
+    """
+    named, nested = sensitive_fields(cls), nested_secrets(cls)
+    found: set[str] = set()
+
+    def gather(value: Any, sensitive: bool, named: frozenset[str]) -> None:
+        if isinstance(value, secrets.WRAPPERS):
+            value, sensitive = secrets.unwrapped(value), True
+        if isinstance(value, str):
+            for reference in secrets.references(value):
+                text = secrets.variables.find(reference.name, function=function)
+                if text and (sensitive or secrets.holds_credentials(text)):
+                    found.add(text)
+                    if "://" in text:  # of a URL's credentials, a message may show the password alone
+                        found.update(text.partition("://")[2].rpartition("@")[0].partition(":")[2:])
+            return
+        for key, item in secrets.items_of(value) or ():
+            gather(item, sensitive or key in named or secrets.looks_sensitive(key), named)
+
+    for name, value in config.items():
+        sensitive = name in named or secrets.looks_sensitive(name) or name.lower().endswith("headers")
+        gather(value, sensitive, named | nested.get(name, frozenset()))
+    return found - {""}
+
+
+def copied(value: Any) -> Any:
+    """Copy dicts, lists and the like all the way down; what they hold is shared, for it may be a client or a lock."""
+    if type(value) in (dict, list, tuple, set, frozenset):
+        return secrets.rebuilt(value, lambda key, item: copied(item))
+    return (
+        value.model_copy(deep=True) if isinstance(value, BaseModel) and secrets.items_of(value) is not None else value
+    )
+
+
+def freeze(value: Any) -> Any:
+    """Turn a configuration value into something hashable with the same equality."""
+    if isinstance(value, Mapping):
+        return frozenset((key, freeze(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(freeze(item) for item in value)
+    if isinstance(value, set):
+        return frozenset(value)
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value

@@ -1,0 +1,268 @@
+"""How lancedb meets embedreg's functions, in its models and its registry, with nothing in it patched.
+
+LanceDB accepts subclasses of its own base class only, and resolves names in its own registry. So each name gets a thin
+adapter class there, registered through lancedb's public `register`; an adapter delegates to one embedreg function.
+Importing this module does that; it is imported by itself in a process where embedreg meets lancedb.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, PrivateAttr, model_serializer
+
+from embedreg import base, column, engines, identity, metadata, registry
+from embedreg import schema as schemas
+from embedreg.base import EmbeddingFunction
+from embedreg.errors import ConfigError, SchemaError
+from embedreg.imports import attempt_import_or_raise
+
+if TYPE_CHECKING:
+    from lancedb.embeddings.base import EmbeddingFunction as LanceBase
+else:
+    LanceBase = attempt_import_or_raise("lancedb.embeddings.base", "lancedb", extra="lancedb").EmbeddingFunction
+
+__all__ = ["adapter_for", "adopt_vector_type", "answer", "offer", "offer_stored"]
+
+log = logging.getLogger("embedreg")
+
+DTYPES = ("float16", "float32", "float64")
+SHOWN = 5  # bad rows of a batch that the log names
+
+
+class Adapter(LanceBase):
+    """Stands in lancedb for one embedreg function, `embedreg_function`."""
+
+    embedreg_alias: ClassVar[str] = ""
+    _function: Any = PrivateAttr(default=None)
+    _dtype: str | None = PrivateAttr(default=None)
+    _declared: Any = PrivateAttr(default=None)
+
+    @classmethod
+    def create(cls, **model: Any) -> Adapter:
+        """Rebuild from stored metadata when lancedb asks; a user's own call creates as embedreg does."""
+        owner = registry.get(cls.embedreg_alias)
+        if not engines.called_from("lancedb"):
+            return adapter_for(owner.create(**model))
+        function, notes = metadata.rebuild(owner, cls.embedreg_alias, model)
+        for note in notes:
+            log.warning("%s", note)
+        stored = model.get(metadata.RESERVED)
+        declared = stored if isinstance(stored, dict) else {}
+        dtype = declared.get("dtype")
+        return _new(function, dtype if dtype in DTYPES else None, declared)
+
+    @property
+    def embedreg_function(self) -> EmbeddingFunction:
+        """The function that does the work."""
+        return self._function  # type: ignore[no-any-return]
+
+    def _use(self) -> EmbeddingFunction:
+        if self._function is None:
+            raise ConfigError(
+                f"{self.embedreg_alias!r} was constructed without a function.",
+                f"get_registry().get({self.embedreg_alias!r}).create(...)",
+            )
+        return self._function  # type: ignore[no-any-return]
+
+    def _checked(self) -> EmbeddingFunction:
+        """Return the function once it agrees with what this very table has recorded of it."""
+        function = self._use()
+        if self._declared is not None:
+            identity.verify_once(function, self._declared)
+        return function
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__embedding_function_registry_alias__":
+            return metadata.persisted_name(self.embedreg_function)
+        return super().__getattribute__(name)
+
+    def __getattr__(self, name: str) -> Any:
+        # Whoever created the function through lancedb's registry reads its fields here.
+        if not name.startswith("_") and (function := self._function) is not None:
+            return getattr(function, name)
+        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from type checkers
+
+    def safe_model_dump(self) -> dict[str, Any]:
+        """Return the persisted form, which lancedb stores."""
+        model = metadata.persisted_model(self._use())
+        model[metadata.RESERVED].pop("dtype", None)
+        if self._dtype is not None:  # else lancedb alone knows the column's type
+            model[metadata.RESERVED]["dtype"] = self._dtype
+        return model
+
+    @model_serializer
+    def _as_json(self) -> dict[str, Any]:
+        return {"function": type(self).embedreg_alias}
+
+    def SourceField(self, **kwargs: Any) -> Any:
+        return self._use().SourceField(**kwargs)
+
+    def VectorField(self, source: str | None = None, **kwargs: Any) -> Any:
+        return self._use().VectorField(source, **kwargs)
+
+    def ndims(self) -> int:
+        return self._use().ndims()
+
+    def compute_source_embeddings(self, inputs: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        """Embed a column; a row without a vector is None, and lancedb's `on_bad_vectors` decides on it."""
+        embedded = column.embed_column(self._checked(), inputs)
+        for row, reason in list(embedded.reasons.items())[:SHOWN]:
+            log.warning("%s: row %d of the batch has no vector: %s", type(self).embedreg_alias, row, reason)
+        rows: list[Any]
+        if self._dtype is None:
+            # A column that another writer declared may be of any float type: Arrow turns Python's floats into each.
+            rows = embedded.matrix.tolist()
+        else:
+            # a list of float32 rows is what lancedb takes in fastest (docs/lancedb.md)
+            rows = list(embedded.matrix.astype(self._dtype, copy=False))
+        for index in (~embedded.valid).nonzero()[0].tolist():
+            rows[index] = None
+        return rows
+
+    def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        return [column.embed_query(self._checked(), query)]
+
+    # embed_column and embed_query retry by the function's own policy; lancedb's would retry programming errors too
+    def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return self.compute_source_embeddings(*args, **kwargs)
+
+    def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return self.compute_query_embeddings(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Adapter) and self._function == other._function and self._dtype == other._dtype
+
+    def __hash__(self) -> int:
+        return hash((Adapter, self._function))
+
+    def __reduce__(self) -> Any:
+        return _new, (self._function, self._dtype, self._declared)
+
+
+_classes: dict[str, type[Adapter]] = {}
+
+
+def _adapter_class(alias: str) -> type[Adapter]:
+    if alias not in _classes:
+        namespace: dict[str, Any] = {"__module__": __name__, "__doc__": Adapter.__doc__, "embedreg_alias": alias}
+        namespace["__annotations__"] = {"embedreg_alias": ClassVar[str]}
+        _classes[alias] = type(f"embedreg adapter of {alias}", (Adapter,), namespace)
+    return _classes[alias]
+
+
+def _new(function: EmbeddingFunction, dtype: str | None = None, declared: dict[str, Any] | None = None) -> Adapter:
+    adapter = _adapter_class(base.registered_name(type(function)) or "")()
+    adapter._function, adapter._dtype, adapter._declared = function, dtype, declared
+    return adapter
+
+
+def adapter_for(function: EmbeddingFunction) -> Adapter:
+    """Return the adapter of a function: one object per instance, since lancedb pairs columns by its identity."""
+    if "lancedb" not in function._adapters:
+        function._adapters["lancedb"] = _new(function)
+    return function._adapters["lancedb"]  # type: ignore[no-any-return]
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+_READ = {"get_extras": {"field_info"}, "parse_embedding_functions": {"cls", "func", "vec"}}
+_pairs: weakref.WeakKeyDictionary[type, dict[str, tuple[str, Adapter]]] = weakref.WeakKeyDictionary()
+
+
+def answer(function: EmbeddingFunction, role: str, asked_by: FrameType) -> Any:
+    """Return what lancedb is to find in a marked field of a model.
+
+    LanceDB pairs sources and vectors by the identity of what their fields hold, over the cross product, and lets the
+    last pair win. So each pair of a model has an adapter of its own, and a source field answers with the adapter of
+    the vector that it is asked about, if it is that vector's source. To whoever else asks it is the function's adapter.
+
+    Raises:
+        SchemaError: the model's pairs are ambiguous, or a vector column has another width than its function.
+    """
+    from lancedb import pydantic as theirs
+
+    asking = asked_by.f_back
+    if asking is None or not (
+        _is(asked_by, theirs, "get_extras") and _is(asking, theirs.LanceModel, "parse_embedding_functions")
+    ):
+        return adapter_for(function)
+    model, field = asking.f_locals["cls"], asked_by.f_locals["field_info"]
+    pairs = _pairs_of(model)
+    name = next((name for name, info in model.model_fields.items() if info is field), None)
+    if role == schemas.VECTOR:
+        return pairs[name][1] if name in pairs else adapter_for(function)
+    source, _ = pairs.get(asking.f_locals["vec"], (None, None))
+    return asking.f_locals["func"] if name is not None and source == name else None
+
+
+def _is(frame: FrameType, owner: Any, name: str) -> bool:
+    """Say whether a frame runs lancedb's function of that name, with the variables that `answer` reads."""
+    code = frame.f_code
+    return code is getattr(getattr(owner, name, None), "__code__", None) and _READ[name] <= {*frame.f_code.co_varnames}
+
+
+def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
+    """Return {vector field: (source field, the pair's adapter)}."""
+    if model not in _pairs:
+        from lancedb.pydantic import pydantic_to_schema
+
+        for info in model.model_fields.values():
+            extra = info.json_schema_extra
+            if type(extra) is dict and any(isinstance(value, Adapter) for value in extra.values()):
+                info.json_schema_extra = engines.Marks(extra)  # pydantic merged it with other extras of the field
+        types = {field.name: field.type for field in pydantic_to_schema(model)}
+        pairs = {}
+        for source, vector in schemas.pair(*schemas._markers(model.model_fields)):
+            kind, ndims = types[vector.field], vector.function.ndims()
+            if getattr(kind, "list_size", None) != ndims:
+                raise SchemaError(
+                    f"{model.__name__}.{vector.field} is stored as {kind}, its function gives {ndims} dimensions.",
+                    f"{vector.field}: Vector(fn.ndims()) = fn.VectorField()",
+                )
+            pairs[vector.field] = source.field, _new(vector.function, schemas.value_name(kind.value_type))
+        _pairs[model] = pairs
+    return _pairs[model]
+
+
+def adopt_vector_type(vector_type: type) -> None:
+    """Let lancedb take our vector type for one of its own."""
+    from lancedb.pydantic import FixedSizeListMixin
+
+    FixedSizeListMixin.register(vector_type)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def offer(name: str) -> None:
+    """Register a function name with lancedb, in place of lancedb's own function of that name if there is one."""
+    from lancedb.embeddings.registry import get_registry
+
+    for alias in (name, f"{metadata.RESERVED}:{name}"):
+        get_registry().register(alias)(_adapter_class(name))
+
+
+def install() -> None:
+    """Offer every known name to lancedb."""
+    adopt_vector_type(schemas.VectorType)
+    for name in registry.get_registry().list():
+        offer(name)
+
+
+def offer_stored(entries: list[metadata.Entry]) -> None:
+    """Let lancedb ask us for the functions of a table that nobody here knows: it would say no more than KeyError."""
+    from lancedb.embeddings.registry import get_registry
+
+    for entry in entries:
+        if entry.name:
+            try:
+                get_registry().get(entry.name)
+            except KeyError:
+                offer(entry.name.removeprefix(f"{metadata.RESERVED}:"))
+
+
+install()

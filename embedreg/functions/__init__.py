@@ -1,0 +1,1 @@
+"""The built-in embedding functions, one file each; the registry imports them by name."""

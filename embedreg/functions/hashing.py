@@ -1,0 +1,179 @@
+"""The `hashing` function: vectors from the letters alone. No model, no download, no dependency but numpy.
+
+A text's word and character n-grams are counted into `dim` buckets, with signs; a hash chooses both. Texts that share
+words or parts of words are near each other; it knows nothing of meaning.
+
+Source: Weinberger, Dasgupta, Langford, Smola and Attenberg 2009, "Feature Hashing for Large Scale Multitask Learning"
+(the signed hash of section 2); character n-grams inside word boundaries as in Bojanowski et al. 2017, section 3.2.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from embedreg.base import TextEmbeddingFunction, Traits
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    import numpy as np
+
+__all__ = ["HashingEmbeddings"]
+
+Range = tuple[int, int]
+
+HASH_BYTES = 8
+MAX_NGRAM = 16
+CHUNK_COUNTS = 2**20  # buckets of the rows that are counted at a time: 8 MiB, which stays near the processor
+MEMO = 100_000  # words, and as many runs of words, whose hashes are kept: some tens of megabytes
+
+_WORD = re.compile(r"\w+")
+
+
+class HashingEmbeddings(TextEmbeddingFunction):
+    """Signed feature hashing of word and character n-grams: deterministic everywhere, and quick.
+
+    A feature is a kind ("w" for words, "c" for characters), a colon and the n-gram (its words joined by spaces), in
+    UTF-8. Its hash is BLAKE2b of 8 bytes with the seed as salt (16 bytes, little-endian, signed), read as a
+    little-endian number h. Bucket h % dim gets +1, or -1 where the highest bit of h is set. The character n-grams of a
+    word are those of "<word>". Nothing depends on Python's `hash()`, on the platform or the process.
+
+    Attributes:
+        dim: dimensions of a vector.
+        word_ngrams: shortest and longest run of words, or None for no words.
+        char_ngrams: shortest and longest run of characters, or None for none.
+        normalize: scale vectors to length 1; otherwise they hold counts.
+        lowercase: ignore case.
+        seed: another seed gives other vectors, unrelated to the first.
+    """
+
+    __embedding_function_registry_alias__: ClassVar[str | None] = "hashing"  # also where it is imported directly
+    traits: ClassVar[Traits] = Traits(retry=False)
+
+    dim: int = Field(default=256, ge=1, le=65_536)
+    word_ngrams: Range | None = (1, 2)
+    char_ngrams: Range | None = (3, 4)
+    normalize: bool = True
+    lowercase: bool = True
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.word_ngrams is None and self.char_ngrams is None:
+            raise ValueError("word_ngrams and char_ngrams cannot both be None")
+        for name in ("word_ngrams", "char_ngrams"):
+            low, high = getattr(self, name) or (1, 1)
+            if not 1 <= low <= high <= MAX_NGRAM:
+                raise ValueError(f"{name} must be (shortest, longest) with 1 <= shortest <= longest <= {MAX_NGRAM}")
+        return self
+
+    def ndims(self) -> int:
+        """Return `dim`."""
+        return self.dim
+
+    def model_identity(self) -> str:
+        """Return the version of the method; it changes if the same configuration ever gives other vectors."""
+        return "feature-hashing-1"
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Embed n texts: (n, dim) float32; a null counts as an empty text."""
+        import numpy as np
+
+        values = ["" if value is None else str(value) for value in self.sanitize_input(texts)]
+        features_of = _features(self.seed, self.word_ngrams, self.char_ngrams, self.lowercase).of
+        dim, chunk = self.dim, max(1, CHUNK_COUNTS // self.dim)
+        made = np.empty((len(values), dim), np.float32)
+        for start in range(0, len(values), chunk):
+            counts = _count([features_of(text) for text in values[start : start + chunk]], dim)
+            if self.normalize:
+                # Counts are whole numbers: their squares add up exactly, in whatever order a machine adds them.
+                counts = counts / np.sqrt((counts * counts).sum(axis=1, keepdims=True))
+            made[start : start + chunk] = counts
+        return made
+
+
+def _count(features: list[bytes], dim: int) -> np.ndarray:
+    """Count the features of m texts, at least one each, into signed buckets: (m, dim) float64."""
+    import numpy as np
+
+    lengths = np.fromiter((len(item) // HASH_BYTES for item in features), np.int64, len(features))
+    hashes = np.frombuffer(b"".join(features), "<u8")
+    buckets = (hashes % np.uint64(dim)).astype(np.int64)
+    signs = np.where(hashes >> np.uint64(63), -1.0, 1.0)
+    rows = np.repeat(np.arange(len(features)) * dim, lengths)
+    counts = np.bincount(rows + buckets, signs, len(features) * dim).reshape(len(features), dim)
+    # Signs may cancel altogether, above all where dim is small, and a vector of zeros has no direction to compare.
+    for row in np.flatnonzero(~counts.any(axis=1)):
+        counts[row, buckets[lengths[:row].sum()]] = 1.0
+    return counts
+
+
+class _Features:
+    """The hashes of a text's features. Most words come again and again, so theirs are kept."""
+
+    def __init__(self, seed: int, words: Range | None, characters: Range | None, lowercase: bool) -> None:
+        self.words, self.characters, self.lowercase = words, characters, lowercase
+        salt = seed.to_bytes(16, "little", signed=True)
+        self._start = hashlib.blake2b(digest_size=HASH_BYTES, salt=salt)
+        self._known_words: dict[str, bytes] = {}
+        self._known_runs: dict[str, bytes] = {}
+
+    def of(self, text: str) -> bytes:
+        """Return the hashes of a text's features, 8 bytes each; at least one."""
+        if not text.isascii():
+            text = unicodedata.normalize("NFKC", text)  # an accented letter is spelled in one way only
+        if self.lowercase:
+            text = text.lower()
+        words = _WORD.findall(text) or [text.strip()]  # punctuation alone is a word too
+        known = self._known_words
+        parts = [known.get(word) or self._learn_word(word) for word in words]
+        if self.words is not None and self.words[1] > 1:
+            known = self._known_runs
+            parts += [known.get(run) or self._learn_run(run) for run in self._runs(words)]
+        return b"".join(parts) or self._hash("w:")
+
+    def _runs(self, words: list[str]) -> list[str]:
+        """Return the runs of two words and more."""
+        low, high = self.words or (1, 1)
+        if (low, high) in ((1, 2), (2, 2)):
+            return [f"{a} {b}" for a, b in itertools.pairwise(words)]
+        lengths = range(max(low, 2), high + 1)
+        return [" ".join(words[at : at + n]) for n in lengths for at in range(len(words) - n + 1)]
+
+    def _learn_word(self, word: str) -> bytes:
+        """Return the hashes of a word and of its character n-grams, and keep them."""
+        features = [f"w:{word}"] if self.words is not None and self.words[0] == 1 else []
+        if self.characters is not None:
+            low, high = self.characters
+            whole = f"<{word}>"
+            features += [f"c:{whole[at : at + n]}" for n in range(low, high + 1) for at in range(len(whole) - n + 1)]
+        return _keep(self._known_words, word, b"".join([self._hash(feature) for feature in features]))
+
+    def _learn_run(self, run: str) -> bytes:
+        return _keep(self._known_runs, run, self._hash(f"w:{run}"))
+
+    def _hash(self, feature: str) -> bytes:
+        state = self._start.copy()  # half the time of starting with the salt anew
+        state.update(feature.encode(errors="surrogatepass"))  # broken decoders leave lone surrogates in texts
+        return state.digest()
+
+
+def _keep(memo: dict[str, bytes], key: str, value: bytes) -> bytes:
+    """Keep a value; a full memo starts afresh, which costs less than minding the order of use."""
+    if len(memo) >= MEMO:
+        memo.clear()
+    memo[key] = value
+    return value
+
+
+@functools.lru_cache(maxsize=8)
+def _features(seed: int, words: Range | None, characters: Range | None, lowercase: bool) -> _Features:
+    """Return the hasher that equal configurations share."""
+    return _Features(seed, words, characters, lowercase)

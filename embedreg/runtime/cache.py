@@ -1,0 +1,196 @@
+"""Loaded models, shared by equal configurations: one copy a process, loaded once, bounded, releasable.
+
+Weights are a cache. What is evicted or released while a call is using it stays alive until that call ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+from cachetools import LRUCache
+
+from embedreg.errors import ConfigError
+
+__all__ = ["ForkSafeLock", "ModelCache", "configure", "get", "release"]
+
+T = TypeVar("T")
+
+MAX_MODELS = 4  # a query model, a document model and one of each being compared; more is a leak as often as a wish
+
+_after_fork: weakref.WeakSet[Any] = weakref.WeakSet()
+_caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()
+
+
+class ForkSafeLock:
+    """A reentrant lock that is free in a forked child, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        _after_fork.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    def reset(self) -> None:
+        """Forget who holds it; only for a forked child, where no other thread is left."""
+        self._lock = threading.RLock()
+
+
+class ModelCache:
+    """Models by key, least recently used out first.
+
+    Args:
+        max_models: how many models may stay, at least 1.
+        max_bytes: how much memory they may hold in all, where sizes are known; one model always may. None: no bound.
+    """
+
+    def __init__(self, max_models: int = MAX_MODELS, max_bytes: int | None = None) -> None:
+        self._lock = ForkSafeLock()
+        self._loading: dict[Hashable, threading.Lock] = {}
+        self._sizes: dict[Hashable, int] = {}
+        self._models: LRUCache[Hashable, Any] = LRUCache(maxsize=sys.maxsize)
+        self.max_models, self.max_bytes = max_models, max_bytes
+        self.configure(max_models, max_bytes)
+        _after_fork.add(self)
+        _caches.add(self)
+
+    def configure(self, max_models: int = MAX_MODELS, max_bytes: int | None = None) -> None:
+        """Set the bounds, and evict what no longer fits.
+
+        Raises:
+            ConfigError: a bound that leaves no room for any model.
+        """
+        if max_models < 1 or (max_bytes is not None and max_bytes < 1):
+            raise ConfigError(
+                f"a model cache of {max_models} models and {max_bytes} bytes cannot hold one.",
+                f"configure(max_models={MAX_MODELS}, max_bytes=None); release() empties it",
+            )
+        with self._lock:
+            self.max_models, self.max_bytes = max_models, max_bytes
+            evicted = self._evict()
+        _free(evicted)
+
+    def get(self, key: Hashable, load: Callable[[], T], size: Callable[[T], int] | None = None) -> T:
+        """Return the model of a key, loading it if need be.
+
+        Threads that ask for one key load it once; other keys are not held up. A failed load is not remembered: its
+        error goes to the thread that tried, and the next one tries again.
+
+        Args:
+            load: builds the model.
+            size: tells the bytes that a built model holds.
+        """
+        while True:
+            with self._lock:
+                if key in self._models:
+                    return self._models[key]  # type: ignore[no-any-return]  # what this key's load returned
+                turn = self._loading.setdefault(key, threading.Lock())
+            with turn:
+                with self._lock:
+                    if self._loading.get(key) is not turn:
+                        continue  # another thread has loaded it, or failed to, meanwhile
+                try:
+                    model = load()
+                    held = size(model) if size is not None else 0
+                except BaseException:
+                    with self._lock:
+                        self._loading.pop(key, None)
+                    raise
+                with self._lock:
+                    self._loading.pop(key, None)
+                    self._models[key], self._sizes[key] = model, held
+                    evicted = self._evict()
+                _free(evicted)
+                return model
+
+    def release(self, chosen: Callable[[Hashable], bool] | None = None) -> int:
+        """Let go of the models whose keys are chosen, or of all; return how many there were."""
+        with self._lock:
+            keys = [key for key in list(self._models) if chosen is None or chosen(key)]
+            released = [self._drop(key) for key in keys]
+        count = len(released)
+        _free(released)
+        return count
+
+    def keys(self) -> list[Hashable]:
+        """Return the keys of what is loaded, least recently used first."""
+        with self._lock:
+            return list(self._models)
+
+    def reset_locks(self) -> None:
+        """Start afresh in a forked child: loads that were under way belong to threads that are not there."""
+        self._loading = {}
+
+    def _drop(self, key: Hashable) -> Any:
+        self._sizes.pop(key, None)
+        return self._models.pop(key)
+
+    def _evict(self) -> list[Any]:
+        """Take out what does not fit; the caller frees it outside the lock, since that may take long."""
+        evicted = []
+        while len(self._models) > self.max_models or (
+            self.max_bytes is not None and len(self._models) > 1 and sum(self._sizes.values()) > self.max_bytes
+        ):
+            key, model = self._models.popitem()
+            self._sizes.pop(key, None)
+            evicted.append(model)
+        return evicted
+
+
+def _free(models: list[Any]) -> None:
+    """Drop models, and give the memory that torch keeps for itself back to the devices, if torch is there at all."""
+    if not models:
+        return
+    models.clear()
+    gc.collect()  # a transformers model is full of reference cycles: without this it would linger
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def _in_child() -> None:
+    for item in list(_after_fork):
+        if isinstance(item, ForkSafeLock):
+            item.reset()
+        else:
+            item.reset_locks()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_in_child)
+
+models = ModelCache()
+get = models.get
+configure = models.configure
+
+
+def release(function: Any = None) -> int:
+    """Free loaded models, and the clients of remote services.
+
+    Args:
+        function: an embedding function, whose model goes (equal functions share it); or a predicate of cache keys; or
+            None for every model and client.
+    Returns:
+        How many were let go. The next use loads anew.
+    """
+    if function is None:
+        return sum(each.release() for each in list(_caches))
+    cache_key = getattr(function, "cache_key", None)
+    if cache_key is None:
+        # A function of another kind keeps no model here; anything else that can be called is a predicate.
+        return models.release(function) if callable(function) and not hasattr(function, "ndims") else 0
+    key = cache_key()
+    return models.release(lambda loaded: loaded == key)

@@ -1,0 +1,276 @@
+"""What the files of a model folder say, read without torch: its modules, the width of its vectors, its prompts.
+
+The layout is sentence-transformers' own: `modules.json` names a chain of modules, each with a folder of its own. A
+folder without it is a plain Hugging Face model, which the library gives mean (or last-token) pooling.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from embedreg.errors import ConfigError, EmbedregError
+
+__all__ = [
+    "Module",
+    "ends_normalized",
+    "flat",
+    "is_plain",
+    "modules",
+    "ndims",
+    "prompts",
+    "read_json",
+    "read_object",
+    "routed",
+]
+
+LIBRARY = "sentence_transformers."
+CONFIG_NAMES = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json", "WordEmbeddings": "wordembedding_config.json"}
+_HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim")  # BERT, T5 and XLNet, GPT-2, DistilBERT, XLM
+_POOLING_FLAGS = re.compile(r"pooling_mode_(cls_token|(max|mean|mean_sqrt_len|weightedmean)_tokens|lasttoken)")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One link of the chain.
+
+    Attributes:
+        kind: the library's class name ("Transformer", "Pooling"), or the full name of a class from elsewhere.
+        folder: where its files are.
+        shared: whether that is the model's own folder, which then holds the other modules' folders too.
+    """
+
+    kind: str
+    folder: Path
+    shared: bool
+
+    @property
+    def own(self) -> bool:
+        """Whether the class is the library's own."""
+        return "." not in self.kind
+
+    def config(self) -> dict[str, Any]:
+        """Return the module's configuration; empty where it has none."""
+        return read_object(self.folder / CONFIG_NAMES.get(self.kind, "config.json"))
+
+    def routes(self) -> dict[str, list[Module]]:
+        """Return the chains of a Router (Asym, as it was called) by the name of the route."""
+        config = read_object(self.folder / "router_config.json") or self.config()
+        types, structure = config.get("types", {}), config.get("structure", {})
+        return {
+            str(route): [_module(types[name], self.folder, str(name)) for name in names if name in types]
+            for route, names in structure.items()
+        }
+
+    def files(self, *patterns: str) -> list[Path]:
+        """Return the module's files of some patterns, sorted."""
+        found = {path for pattern in patterns for path in self.folder.glob(pattern if self.shared else f"**/{pattern}")}
+        return sorted(path for path in found if path.is_file())
+
+
+def modules(folder: Path) -> list[Module]:
+    """Return the chain of a model folder.
+
+    Raises:
+        ConfigError: files that no library wrote so: not JSON, or a module outside the folder.
+    """
+    if is_plain(folder):
+        return [Module("Transformer", folder, True), Module("Pooling", folder / "1_Pooling", False)]
+    listed = read_json(folder / "modules.json")
+    if not isinstance(listed, list) or not all(isinstance(item, dict) and "type" in item for item in listed):
+        raise broken(folder / "modules.json")
+    return [_module(str(item["type"]), folder, str(item.get("path", ""))) for item in listed]
+
+
+def is_plain(folder: Path) -> bool:
+    """Say whether the library would put its default modules on top, the folder not being one of its own models."""
+    own = read_object(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    return not (folder / "modules.json").is_file() or own != "SentenceTransformer"
+
+
+def ndims(folder: Path) -> int | None:
+    """Return the width of the vectors that a model folder gives; None where its files do not tell.
+
+    Raises:
+        ConfigError: files that cannot be read.
+    """
+    try:
+        width = _width(modules(folder), None)
+    except EmbedregError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+        raise broken(folder / "modules.json") from exc  # values of kinds that no library writes
+    own = None if is_plain(folder) else read_object(folder / "config_sentence_transformers.json").get("truncate_dim")
+    return min(width, own) if width is not None and isinstance(own, int) else width
+
+
+def prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """Return the prompts of a model folder by name, and the name of the one that applies where none is asked for."""
+    config = {} if is_plain(folder) else read_object(folder / "config_sentence_transformers.json")
+    stored = {str(key): str(value or "") for key, value in (config.get("prompts") or {}).items()}
+    return {"query": "", "document": "", **stored}, config.get("default_prompt_name")
+
+
+def ends_normalized(folder: Path) -> bool:
+    """Say whether the chain itself ends in unit length."""
+    return modules(folder)[-1].kind == "Normalize"
+
+
+def routed(folder: Path) -> bool:
+    """Say whether queries and documents take different ways through the model."""
+    return any(module.kind in ("Router", "Asym") for module in modules(folder))
+
+
+def flat(chain: list[Module]) -> Iterator[Module]:
+    """Yield every module, those of a Router's routes in its place."""
+    for module in chain:
+        if module.kind in ("Router", "Asym"):
+            for route in module.routes().values():
+                yield from flat(route)
+        else:
+            yield module
+
+
+def _module(kind: str, folder: Path, path: str) -> Module:
+    if PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
+        raise ConfigError(f"a module of {folder.name} points outside the model's folder.", "do not use this model")
+    kind = kind.rpartition(".")[2] if kind.startswith(LIBRARY) else kind
+    return Module(kind, folder / path, path in ("", "."))
+
+
+# -- how wide ----------------------------------------------------------------------------------------------------------
+
+
+def _width(chain: list[Module], width: int | None) -> int | None:
+    for module in chain:
+        if module.kind in ("Router", "Asym"):
+            routes = list(module.routes().values())
+            width = _width(routes[0], width) if routes else None
+        elif module.kind in _WIDTHS:
+            width = _WIDTHS[module.kind](module, width)
+        else:
+            return None  # a module that nobody here knows: only loading tells
+    return width
+
+
+def _transformer_width(module: Module, _width: int | None) -> int | None:
+    config = read_object(module.folder / "config.json")
+    own = next((read_object(path) for path in module.files("sentence_*_config.json")), {})
+    if own.get("transformer_task", "feature-extraction") != "feature-extraction":
+        return None
+    pooled = module.kind == "CLIPModel" or own.get("module_output_name") == "sentence_embedding"
+    for part in (config, config.get("text_config") or {}):
+        names = ("projection_dim", *_HIDDEN_SIZE) if pooled else _HIDDEN_SIZE
+        found = next((part[name] for name in names if isinstance(part.get(name), int)), None)
+        if found is not None:
+            return int(found)
+    return None
+
+
+def _pooling_width(module: Module, width: int | None) -> int | None:
+    config = module.config()
+    one = config.get("embedding_dimension", config.get("word_embedding_dimension", width))
+    mode = config.get("pooling_mode")
+    if mode is not None:
+        modes = 1 if isinstance(mode, str) else len(mode)
+    else:
+        modes = sum(bool(value) for key, value in config.items() if _POOLING_FLAGS.fullmatch(key)) or 1
+    return None if one is None else int(one) * modes
+
+
+def _dense_width(module: Module, width: int | None) -> int | None:
+    config = module.config()
+    target = config.get("module_output_name") or config.get("module_input_name") or "sentence_embedding"
+    return config.get("out_features") if target in ("sentence_embedding", "token_embeddings") else width
+
+
+def _lstm_width(module: Module, _width: int | None) -> int | None:
+    config = module.config()
+    hidden = config.get("hidden_dim")
+    return None if hidden is None else int(hidden) * (2 if config.get("bidirectional", True) else 1)
+
+
+def _cnn_width(module: Module, _width: int | None) -> int | None:
+    config = module.config()
+    channels, kernels = config.get("out_channels"), config.get("kernel_sizes")
+    return None if channels is None or not kernels else int(channels) * len(kernels)
+
+
+def _table_width(module: Module, _width: int | None) -> int | None:
+    """Read the width of an embedding table from the header of its file."""
+    for path in module.files("model.safetensors"):
+        header = _safetensors_header(path)
+        for name in ("embedding.weight", "embeddings", "emb_layer.weight"):
+            if name in header:
+                return int(header[name]["shape"][1])
+    return None
+
+
+def _same(_module: Module, width: int | None) -> int | None:
+    return width
+
+
+_WIDTHS: dict[str, Callable[[Module, int | None], int | None]] = {
+    "BoW": lambda module, _: len(module.config().get("vocab", ())) or None,
+    "CLIPModel": _transformer_width,
+    "CNN": _cnn_width,
+    "Dense": _dense_width,
+    "Dropout": _same,
+    "LSTM": _lstm_width,
+    "LayerNorm": lambda module, width: module.config().get("dimension", width),
+    "Normalize": _same,
+    "Pooling": _pooling_width,
+    "StaticEmbedding": _table_width,
+    "Transformer": _transformer_width,
+    "WeightedLayerPooling": _same,
+    "WordEmbeddings": _table_width,
+    "WordWeights": _same,
+}
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; an absent one is an empty object."""
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise broken(path) from exc
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise broken(path) from exc
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise broken(path)
+    return content
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """Read the header of a safetensors file: 8 bytes of length, then JSON of names, types and shapes."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 2**26)))
+    except (OSError, ValueError, struct.error) as exc:
+        raise broken(path) from exc
+    return header if isinstance(header, dict) else {}
+
+
+def broken(path: Path) -> ConfigError:
+    """Build the error for a file that no library wrote so."""
+    return ConfigError(
+        f"{path.parent.name}/{path.name} cannot be read as what a model's file should be.", "get the model's files anew"
+    )

@@ -1,0 +1,221 @@
+"""Retries for what may pass by itself: a lost connection, a busy server, an error that nobody knows.
+
+The loop is stamina's, so `stamina.set_active(False)` and `stamina.set_testing(True)` work on embedreg too. Its
+instrumentation hooks belong to the whole process and are left as they are; what they get to see is a stand-in that
+names the error's type and HTTP status, never the error itself, whose text may repeat an input or a key.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from embedreg.errors import EmbedregError
+
+__all__ = ["call_with_retry", "http_status", "is_transient", "retry_after_s"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("embedreg")
+
+# Rate limits are counted per minute almost everywhere: ten minutes see several windows and a short outage through.
+# What lasts longer is not passing, and somebody should hear of it.
+DEADLINE_S = 600.0
+FIRST_WAIT_S = 0.5
+MAX_WAIT_S = 30.0
+MAX_RETRY_AFTER_S = 120.0  # a server that asks for more is asked again sooner, and refuses: its error then comes out
+
+# Request timeout, conflict (a lock that was not had in time), too early, too many requests; and every 5xx but two.
+_PASSING_STATUS = frozenset({408, 409, 425, 429})
+_LASTING_5XX = frozenset({501, 505})  # not implemented, HTTP version not supported
+
+_PASSING_TYPES = (ConnectionError, TimeoutError, InterruptedError, BlockingIOError)
+_LASTING_TYPES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    ChildProcessError,
+    EOFError,
+    EmbedregError,
+    FileExistsError,
+    FileNotFoundError,
+    ImportError,
+    IsADirectoryError,
+    LookupError,
+    MemoryError,
+    NameError,
+    NotADirectoryError,
+    NotImplementedError,
+    PermissionError,
+    ProcessLookupError,
+    RecursionError,
+    ReferenceError,
+    StopAsyncIteration,
+    StopIteration,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
+    Warning,
+)
+_LASTING_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG})
+# Header, and how many of its units make a second; a plain dict of headers minds the case.
+_RETRY_AFTER = (("retry-after-ms", 1000.0), ("retry-after", 1.0), ("Retry-After", 1.0))
+_LASTING_NAMES = frozenset({"OutOfMemoryError"})  # torch's, not imported here: memory does not come back by waiting
+
+
+class _Passing(Exception):
+    """Stands in for a transient error where stamina and its hooks can see it."""
+
+    def __init__(self, what: str, wait_s: float) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
+
+
+def call_with_retry(
+    function: Callable[..., T],
+    /,
+    *args: Any,
+    max_retries: int,
+    deadline_s: float = DEADLINE_S,
+    on_retry: Callable[[Exception, float], None] | None = None,
+    **kwargs: Any,
+) -> T:
+    """Call a function, and again while its error may pass by itself; see `is_transient`.
+
+    Waits double from half a second to 30 s, jittered, unless the server says how long (Retry-After, up to two minutes).
+
+    Args:
+        function: called with the other arguments.
+        max_retries: how many more times it may be called; 0 for none.
+        deadline_s: no wait begins that would end later than this after the first call. A call that has begun is never
+            cut off: its own timeout does that.
+        on_retry: told the error and the wait in seconds before each wait.
+    Raises:
+        The last error of the function itself, unchanged.
+    """
+    if max_retries <= 0:
+        return function(*args, **kwargs)
+    import stamina
+
+    started = time.monotonic()
+    attempts = max_retries + 1 if stamina.is_active() else 1
+    failure: Exception | None = None
+    try:
+        for attempt in stamina.retry_context(on=_wait_of, attempts=attempts, timeout=None):
+            with attempt:
+                try:
+                    return function(*args, **kwargs)
+                except Exception as exc:
+                    wait_s = _next_wait_s(exc, attempt.num)
+                    over = time.monotonic() - started + wait_s > deadline_s
+                    if attempt.num >= attempts or over or not is_transient(exc):
+                        raise
+                    if on_retry is not None:
+                        on_retry(exc, wait_s)
+                    what = _describe(exc)
+                    log.info("call %d of %d failed (%s); trying again in %.1f s", attempt.num, attempts, what, wait_s)
+                    failure = exc
+                    stand_in = _Passing(what, wait_s)
+                raise stand_in  # outside the except block: the error itself must not ride along as its context
+    except _Passing:  # stamina's test mode allows fewer attempts than were asked for
+        pass
+    assert failure is not None  # only a failed attempt leads here
+    try:
+        raise failure
+    finally:
+        del failure  # its traceback holds this frame: no cycle
+
+
+def _wait_of(exc: Exception) -> bool | float:
+    """Tell stamina whether to go on, and after how many seconds."""
+    return exc.wait_s if isinstance(exc, _Passing) else False
+
+
+def _next_wait_s(exc: Exception, failed: int) -> float:
+    """Return how long to wait after a number of failed calls."""
+    asked = retry_after_s(exc)
+    if asked is not None:
+        # never sooner than asked, and not all clients in the same instant
+        return min(asked, MAX_RETRY_AFTER_S) + random.uniform(0, min(1.0, 0.1 * asked))
+    return float(min(MAX_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failed - 1, 16)) * random.uniform(0.5, 1.0))
+
+
+def is_transient(exc: BaseException) -> bool:
+    """Say whether an error may pass by itself.
+
+    Transient are connection errors, timeouts, HTTP 408, 409, 425, 429 and 5xx, and exception types that nobody knows.
+    Never a programming error, a refused request or key, missing memory, disk or files, or an error of embedreg's own.
+    """
+    if not isinstance(exc, Exception) or isinstance(exc, EmbedregError):
+        return False
+    status = http_status(exc)
+    if status is not None:
+        return status in _PASSING_STATUS or (status >= 500 and status not in _LASTING_5XX)
+    if isinstance(exc, _PASSING_TYPES):
+        return True
+    if isinstance(exc, _LASTING_TYPES) or type(exc).__name__ in _LASTING_NAMES:
+        return False
+    return not (isinstance(exc, OSError) and exc.errno in _LASTING_ERRNO)
+
+
+def http_status(exc: BaseException) -> int | None:
+    """Return the HTTP status that an error of any client library carries, or None."""
+    response = getattr(exc, "response", None)
+    for holder, name in (
+        (exc, "status_code"),  # openai, anthropic, cohere
+        (response, "status_code"),  # requests, httpx, huggingface_hub
+        (exc, "status"),  # aiohttp, urllib3
+        (response, "status"),
+        (exc, "code"),  # urllib
+    ):
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599:
+            return int(value)
+    return None
+
+
+def retry_after_s(exc: BaseException) -> float | None:
+    """Return the seconds that a server asked to wait, 0 or more, or None where it did not say (sensibly).
+
+    Source: RFC 9110, section 10.2.3 (seconds or an HTTP date); `retry-after-ms` is OpenAI's and Azure's.
+    """
+    for holder in (getattr(exc, "response", None), exc):
+        headers = getattr(holder, "headers", None)
+        get = getattr(headers, "get", None)
+        if get is None:
+            continue
+        for name, unit in _RETRY_AFTER:
+            text = get(name)
+            if isinstance(text, str) and (seconds := _seconds(text, unit)) is not None:
+                return seconds
+    return None
+
+
+def _seconds(text: str, unit: float) -> float | None:
+    try:
+        seconds = float(text) / unit
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        if when.tzinfo is None:  # "-0000" in the date, or no zone at all
+            when = when.replace(tzinfo=dt.UTC)
+        seconds = (when - dt.datetime.now(dt.UTC)).total_seconds()
+        return max(0.0, seconds)
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _describe(exc: BaseException) -> str:
+    """Name an error by its type and HTTP status; its text may hold inputs or secrets."""
+    status = http_status(exc)
+    return type(exc).__qualname__ + (f", HTTP {status}" if status is not None else "")

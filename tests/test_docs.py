@@ -1,0 +1,186 @@
+"""The README and docs/: every code block is run, every link leads somewhere.
+
+The blocks of one page run in order, in one empty folder and one new process; its Python blocks share a namespace.
+A block that cannot run here carries the reason in a comment above it, `<!-- not run: reason -->`, and is reported as
+skipped. Lines that would install or call make again are checked instead: the extra, or the target, exists.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if page.exists()]
+LANGUAGES = {"python": "python", "py": "python", "bash": "shell", "sh": "shell", "shell": "shell", "console": "console"}
+
+FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>```+|~~~+) *(?P<language>[\w.+-]*)")
+NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>.+?)\s*-->")
+LINK = re.compile(r"(?m)\[[^\]]*\]\(<?(?P<target>[^)\s>]+)[^)]*\)|^\[[^\]]+\]:\s*(?P<definition>\S+)")
+FENCED = re.compile(r"(?ms)^ *(```+|~~~+).*?^ *\1 *$")
+CHECKED_ONLY = re.compile(r"\s*(make|pip|pipx|uv|python3? -m pip)\s")
+
+# Runs one page. In __main__'s own namespace, so that classes can be pickled; padded with lines, so that a traceback
+# shows the page's own.
+DRIVER = """
+import json, subprocess, sys
+page, blocks = sys.argv[1], json.loads(sys.argv[2])
+for line, kind, code in blocks:
+    print(f"-- {page}:{line}", file=sys.stderr, flush=True)
+    if kind == "python":
+        exec(compile("\\n" * line + code, page, "exec"), globals())
+        sys.stdout.flush()
+    elif (status := subprocess.run(["bash", "-euo", "pipefail", "-c", code], stdin=subprocess.DEVNULL).returncode):
+        sys.exit(f"the shell block at {page}:{line} ended with exit code {status}")
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it starts, its language, its text, and why it is not run, if it is not."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    not_run: str | None
+
+    @property
+    def where(self) -> str:
+        """Page and line, as an editor takes them."""
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def commands(self) -> list[str]:
+        """The lines of a shell block; of a console block, those behind a prompt."""
+        lines = self.code.splitlines()
+        return [line[2:] for line in lines if line.startswith("$ ")] if self.language == "console" else lines
+
+    def checked(self) -> list[str]:
+        """The commands that are checked instead of run."""
+        return [] if self.language == "python" else [line for line in self.commands() if CHECKED_ONLY.match(line)]
+
+    def runnable(self) -> str:
+        """The code to run; a line that is only checked becomes an empty one."""
+        if self.language == "python":
+            return self.code
+        return "\n".join("" if CHECKED_ONLY.match(line) else line for line in self.commands())
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Find the fenced blocks of a page."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start, fence, above = 0, None, ""
+    for number, line in enumerate(lines, 1):
+        if fence is None:
+            fence = FENCE.match(line)
+            start = number
+            if fence is None and line.strip():
+                above = line
+        elif line.strip() == fence["ticks"]:
+            indent = len(fence["indent"])
+            code = "\n".join(text[indent:] for text in lines[start : number - 1]) + "\n"
+            note = NOT_RUN.search(above)
+            yield Block(page, start, LANGUAGES.get(fence["language"], ""), code, note and note["reason"])
+            fence, above = None, ""
+    assert fence is None, f"{page.name}:{start}: a block that never ends"
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+RUN = [block for block in BLOCKS if block.language and block.not_run is None]
+MARKED = [block for block in BLOCKS if block.not_run is not None]
+CHECKED = [(block, command) for block in RUN for command in block.checked()]
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its fenced blocks."""
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"(?m)^#+ +(.+?) *$", prose(page))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
+    """A stranger who pastes the page's blocks in their order meets no error."""
+    steps = [
+        (block.line, "python" if block.language == "python" else "shell", block.runnable())
+        for block in RUN
+        if block.page == page
+    ]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(page), json.dumps(steps)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+    )
+    if done.returncode:
+        pytest.fail(f"{page.name} does not run\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}", pytrace=False)
+
+
+@pytest.mark.parametrize(
+    "block",
+    # Nothing is asserted of them: they stand here to be counted and printed with their reasons.
+    [pytest.param(block, marks=pytest.mark.skip(f"{block.where} is not run: {block.not_run}")) for block in MARKED],
+    ids=[block.where for block in MARKED],
+)
+def test_blocks_that_are_not_run_say_why(block: Block) -> None:
+    """A block that is not run shows in the suite's summary, with its reason."""
+
+
+@pytest.mark.parametrize(("block", "command"), CHECKED, ids=[f"{b.where}-{c.strip()}" for b, c in CHECKED])
+def test_lines_that_install_or_make_are_right(block: Block, command: str) -> None:
+    """Each make target and each extra that the pages name is there."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        dry = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True, cwd=ROOT)
+        assert dry.returncode == 0, f"{block.where}: {dry.stderr}"
+        return
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named = {name.strip() for word in words for name in re.sub(r".*\[(.+)\].*|.*", r"\1", word).split(",")} - {""}
+    assert named <= extras, f"{block.where}: pyproject.toml has no extra {', '.join(sorted(named - extras))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file that is there, and a heading that it has."""
+    for link in LINK.finditer(re.sub(r"`[^`\n]*`", "", prose(page))):
+        target = link["target"] or link["definition"]
+        if re.match(r"[a-z][a-z0-9+.-]*:", target):
+            continue  # another site; nothing here may depend on a network
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name}: {target} leads nowhere"
+        if anchor and path.suffix == ".md":
+            assert anchor in anchors(path), f"{page.name}: {path.name} has no heading for #{anchor}"
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    """The README's first block is `make demo` and `make test`, and Python follows it."""
+    found = [block for block in BLOCKS if block.page == ROOT / "README.md"]
+    assert [shlex.split(command, comments=True) for command in found[0].checked()] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
+    assert any(block.language == "python" and block.not_run is None for block in found)
+
+
+def test_the_pages_hold_code_that_runs() -> None:
+    """The collection is not empty: most pages of docs/ have blocks, and most blocks are run."""
+    assert (ROOT / "docs").is_dir()
+    assert len(PAGES) > 1
+    assert RUN
+    assert len(MARKED) <= len(RUN), "more blocks are excused than run"
