@@ -24,12 +24,17 @@ CASES = {
 
 def main(runs: int = 15) -> None:
     """Print the ratios."""
-    calls = {name: lambda code=code: subprocess.run([sys.executable, "-c", code], check=True) for name, code in CASES.items()}
+    calls = {
+        name: lambda code=code: subprocess.run([sys.executable, "-c", code], check=True) for name, code in CASES.items()
+    }
     interleaved(calls, 2)  # bytecode and the file cache
     taken = interleaved(calls, runs)
     base = "pydantic, one model class"
     rows = [("case", "milliseconds", "ratio")]
-    rows += [(name, f"{1000 * sorted(times)[len(times) // 2]:.0f}", f"{ratio(taken, name, base):.2f}") for name, times in taken.items()]
+    rows += [
+        (name, f"{1000 * sorted(times)[len(times) // 2]:.0f}", f"{ratio(taken, name, base):.2f}")
+        for name, times in taken.items()
+    ]
     print(machine())
     print(versions("pydantic", "embedreg"))
     table(f"cold start of a process, median of {runs} (ratio to pydantic with one model class; target 1.3)", rows)

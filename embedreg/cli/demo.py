@@ -31,6 +31,7 @@ TABLE = "docstrings"
 MODEL = {"sentence-transformers": {"name": "all-MiniLM-L6-v2"}}  # any other function: its own defaults
 _MARKER = ".embedreg-demo"  # says that a folder is ours, so that nothing else is ever overwritten
 _HITS = 3
+_BATCH_ROWS = 256  # so that the bar moves every few seconds on a slow machine too
 _INSTALL = "pip install 'embedreg[demo]' (or, without a model: embedreg demo --function hashing)"
 
 
@@ -76,7 +77,7 @@ def _make(place: places.Place, rows: int | None, name: str) -> dict[str, Any]:
         terminal.rows_progress("embedding", len(docs)) as progress,
         new_table(place.path, model.to_arrow_schema()) as table,
     ):
-        lancedb.add(table, [doc._asdict() for doc in docs], progress=progress)
+        lancedb.add(table, [doc._asdict() for doc in docs], progress=progress, batch_rows=_BATCH_ROWS)
     took = time.perf_counter() - start
     terminal.note(f"written: {place.path}")
     return {"table": str(place.path), "rows": len(docs), "seconds": took, "rows_per_s": len(docs) / took}

@@ -130,8 +130,11 @@ def _session(
         _bind(env or [])
         for target in import_ or ():
             _import(target)
-        from embedreg import trust  # here and not above: `--help` needs none of it
+        from stamina.instrumentation import set_on_retry_hooks  # here and not above: `--help` needs none of it
 
+        from embedreg import trust
+
+        set_on_retry_hooks(())  # this process is ours, and a hook of stamina's may print where only JSON may stand
         with trust(paths=trust_path or (), hosts=trust_host or (), variables=trust_variable or ()), _short_warnings():
             yield
         sys.stdout.flush()  # a full disk or a reader that went away shows here, not after the exit code is set

@@ -9,23 +9,23 @@ import pytest
 from embedreg.cli import exits
 
 
-def test_the_demo_finds_the_join_method_of_threads(command: Callable, tmp_path: Path) -> None:
+def test_the_demo_finds_the_join_method_of_threads(cli: Callable, command: Callable, tmp_path: Path) -> None:
     """With MiniLM, asked by a new process, every question's answer is among the first three."""
-    made = command("demo", "--rows", 120, "--json").json
-    assert made["rows"] == 120
+    made = command("demo", "--rows", 60, "--json").json
+    assert made["rows"] == 60
     for query in made["queries"]:
         assert query["expected"] in [hit["qualname"] for hit in query["hits"]]
     assert made["queries"][0]["hits"][0]["qualname"] == "threading.Thread.join"
     table = lancedb.connect(tmp_path / "embedreg-demo").open_table("docstrings")
-    assert table.count_rows() == 120
+    assert table.count_rows() == 60
     assert table.schema.names == ["module", "qualname", "text", "vector"]
-    out = command("search", "embedreg-demo/docstrings", "wait for a thread to finish", "-n", 1).out
+    out = cli("search", "embedreg-demo/docstrings", "wait for a thread to finish", "-n", 1).out
     assert "threading.Thread.join" in out
 
 
-def test_the_demo_runs_again_and_shows_what_to_try_next(command: Callable, tmp_path: Path) -> None:
+def test_the_demo_runs_again_and_shows_what_to_try_next(cli: Callable, command: Callable, tmp_path: Path) -> None:
     """A second run replaces its own table and nothing else; the next commands are printed."""
-    command("demo", "--rows", 30, "--function", "hashing")
+    cli("demo", "--rows", 30, "--function", "hashing", "--json")
     (tmp_path / "embedreg-demo" / "notes.txt").write_text("mine")
     out = command("demo", "--rows", 20, "--function", "hashing").out
     assert "wait for a thread to finish" in out
