@@ -28,6 +28,7 @@ _AUTHORITY = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_LONGEST = 2**16  # characters; no system takes a path, and no server an address, that is this long when decoded
 _DECODINGS = 3  # a path that is percent-encoded more often than any chain of libraries decodes it
 
 
@@ -63,8 +64,8 @@ class Host(NamedTuple):
 
 def parse_host(text: str) -> Host | None:
     """Read `host`, `host:port` or a URL; None where parsers could differ on where it leads."""
-    match = _AUTHORITY.fullmatch(text)
-    if match is None:
+    match = _AUTHORITY.fullmatch(text) if len(text) <= _LONGEST else None
+    if match is None or len(match["host"]) > 253:  # what the DNS allows
         return None
     host = match["host"].lower()
     if host.startswith("["):
@@ -84,7 +85,7 @@ def forms(text: str) -> set[str]:
     for form in (cleaned, unicodedata.normalize("NFKC", cleaned)):
         for _ in range(_DECODINGS):
             found.add(form)
-            form = unquote(form).strip()
+            form = unquote(form).strip() if len(form) <= _LONGEST else form
         found.add(form)
     return found - {""}
 

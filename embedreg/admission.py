@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedreg import secrets
 from embedreg.addresses import kind_of, local_path, parse_host
 from embedreg.config import sensitive_fields
+from embedreg.entries import SHOWN
 from embedreg.errors import MetadataError, UntrustedError
 from embedreg.grants import granted, host_granted, path_granted
 from embedreg.semantics import MODEL_FIELDS, defaults, effective
@@ -38,6 +39,7 @@ _TYPED: dict[Guard, re.Pattern[str]] = {
     "address": re.compile(r"Url\b|Dsn\b"),
     "other": re.compile(r"ImportString|Callable"),
 }
+LONGEST_PATH = 4096  # characters that a message shows of a path; Linux takes no more
 MAX_DEFAULTS = 8  # references that are each other's defaults; one is what people write
 
 
@@ -146,8 +148,8 @@ def _check_text(alias: str, name: str, text: str, kind: Literal["url", "path"] |
         what = "a URL" if guard != "address" or kind_of(text) == "url" else "a host"
         raise _refusal(alias, name, what, field if host is None else f"hosts=[{str(host)!r}]")
     if kind == "path" and not path_granted(text):
-        path = local_path(text)
-        raise _refusal(alias, name, "a local path", field if path is None else f"paths=[{_unspelled(text)!r}]")
+        grantable = local_path(text) is not None and len(text) <= LONGEST_PATH
+        raise _refusal(alias, name, "a local path", f"paths=[{_unspelled(text)!r}]" if grantable else field)
     if kind is None and guard is not None:
         raise _refusal(alias, name, "a value", field)
 
@@ -189,6 +191,10 @@ def _public(alias: str, name: str, value: Any) -> Any:
             default = None if reference.default is None else _default(reference.default)
             return f"{secrets.PREFIX}{reference.name}" + ("" if default is None else f":{default}")
         if reference.default is None:
+            if len(reference.name) > SHOWN:
+                raise MetadataError(
+                    f"a variable in {name} of {alias!r} has a name of no sense.", "do not use this data"
+                )
             raise UntrustedError(
                 f"stored metadata puts variable {reference.name!r} into {name} of {alias!r}, which is no sensitive "
                 "field.",

@@ -5,12 +5,14 @@ Every engine comes through here; none has an idea of its own of any of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg import identity, inputs
 from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
 from embedreg.errors import BadRowsError, InputError
+from embedreg.runtime import progress
 from embedreg.vectors import Embedded, as_matrix, scatter
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ def embed_column(
         function: an embedding function.
         values: n inputs; see `inputs.column_of`.
         role: whether they are source rows or queries.
-        on_window: called with the number of rows that each window of work settled.
+        on_window: called with the number of rows that each window of work settled, and within a window with those of
+            each batch, where the function runs on embedreg's runtime.
         probing: for the drift check itself, which must not check again.
     Returns:
         (n, d) vectors, which of them are valid, and why the others are not.
@@ -58,12 +61,11 @@ def embed_column(
     reasons: dict[int, str] = {}
     for start in range(0, len(distinct), function.traits.window):
         window = distinct[start : start + function.traits.window]
-        rows, ok, why = as_matrix(_compute(function, window, role), len(window), ndims)
+        with _told(on_window, counts[start : start + len(window)]):
+            rows, ok, why = as_matrix(_compute(function, window, role), len(window), ndims)
         stop = start + len(window)
         matrix[start:stop], valid[start:stop] = rows, ok
         reasons |= {start + row: reason for row, reason in why.items()}
-        if on_window is not None:
-            on_window(int(counts[start:stop].sum()))
     scatter(embedded, matrix, valid, reasons, index)
     return embedded
 
@@ -85,6 +87,32 @@ def embed_query(function: EmbeddingFunction, query: Any) -> np.ndarray:
     if not valid[0]:
         raise BadRowsError(f"the query has no vector: {why.get(0, 'no reason was given')}.", "try another query", (0,))
     return np.asarray(rows[0], np.float32)
+
+
+@contextlib.contextmanager
+def _told(on_window: Callable[[int], None] | None, counts: np.ndarray) -> Iterator[None]:
+    """Tell of a window's rows as the runtime settles them, and at the end of those that it has not told of.
+
+    Args:
+        counts: how many rows each distinct input of the window stands for.
+    """
+    if on_window is None:
+        yield
+        return
+    total, done, told = int(counts.sum()), 0, 0
+
+    def on_step(step: progress.Step) -> None:
+        nonlocal done, told
+        done = min(done + step.rows, len(counts))
+        rows = total * done // len(counts) - told
+        if rows:
+            told += rows
+            on_window(rows)
+
+    with progress.watch(on_step):
+        yield
+    if total > told:
+        on_window(total - told)
 
 
 def _compute(function: EmbeddingFunction, window: Any, role: str) -> Any:

@@ -49,10 +49,8 @@ def _per_class(derive: Callable[[type[Any]], T]) -> Callable[[type[Any]], T]:
 def _sensitive_fields(cls: type[Value]) -> frozenset[str]:
     found = set(cls.sensitive_keys())
     for name, info in cls.model_fields.items():
-        leaves = list(_leaves(info.annotation))
-        if any(isinstance(leaf, type) and issubclass(leaf, secrets.WRAPPERS) for leaf in leaves) or (
-            secrets.looks_sensitive(name) and any(_may_hold_text(leaf) for leaf in leaves)
-        ):
+        for_text = any(_may_hold_text(leaf) for leaf in _leaves(info.annotation))
+        if _is_wrapped(info.annotation) or (for_text and secrets.looks_sensitive(name)):
             found.add(name)
     return frozenset(found)
 
@@ -67,21 +65,22 @@ def sensitive_fields(cls: type[Value]) -> frozenset[str]:
 @_per_class
 def nested_secrets(cls: type[BaseModel]) -> dict[str, frozenset[str]]:
     """Map the fields that hold models to the names of those models' own secrets, however deep."""
-    found = {}
-    for name, info in cls.model_fields.items():
-        inner = {leaf for leaf in _leaves(info.annotation) if isinstance(leaf, type) and issubclass(leaf, BaseModel)}
-        names = {
-            key
-            for model in inner - {cls}
-            for key, field_info in model.model_fields.items()
-            if any(
-                isinstance(leaf, type) and issubclass(leaf, secrets.WRAPPERS) for leaf in _leaves(field_info.annotation)
-            )
-        }
-        names |= {key for model in inner - {cls} for keys in nested_secrets(model).values() for key in keys}
-        if names:
-            found[name] = frozenset(names)
-    return found
+    found = {name: _secret_names(info.annotation, set()) for name, info in cls.model_fields.items()}
+    return {name: frozenset(names) for name, names in found.items() if names}
+
+
+def _secret_names(annotation: Any, seen: set[type]) -> set[str]:
+    names = set()
+    for leaf in _leaves(annotation):
+        if isinstance(leaf, type) and issubclass(leaf, BaseModel) and leaf not in seen:
+            seen.add(leaf)  # models may hold each other
+            for name, info in leaf.model_fields.items():
+                names |= {name} if _is_wrapped(info.annotation) else _secret_names(info.annotation, seen)
+    return names
+
+
+def _is_wrapped(annotation: Any) -> bool:
+    return any(isinstance(leaf, type) and issubclass(leaf, secrets.WRAPPERS) for leaf in _leaves(annotation))
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:

@@ -48,7 +48,7 @@ class Entry:
         return value if isinstance(value, dict) else {}
 
     def emptied(self) -> Entry:
-        """Return what stays of an entry whose vectors are gone and whose column is declared anew: what stands beside."""
+        """Return what stays of an entry when its column is declared anew and has no vectors yet: what stands beside."""
         return replace(self, name=None, model={})
 
     @property

@@ -232,7 +232,7 @@ def _cleaned(value: Any, named: frozenset[str], key: str | None, sensitive: bool
     if isinstance(value, list):
         return [_cleaned(item, named, None, sensitive) for item in value]
     if isinstance(value, str) and secrets.is_reference(value):
-        name, default = secrets.parse_reference(value)
+        name, _, default = value.removeprefix(secrets.PREFIX).partition(":")
         hidden = default and (sensitive or secrets.holds_credentials(default))
         return f"{secrets.PREFIX}{name}:{_HIDDEN}" if hidden else value
     if isinstance(value, str) and value and (sensitive or secrets.holds_credentials(value)):

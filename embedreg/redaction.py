@@ -11,6 +11,7 @@ import re
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -80,15 +81,17 @@ def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
         method: a function, or another callable that a class may hold as a method (`functools.lru_cache` makes one).
         whole: turn an iterator that the method returns into a list, lest its errors come when nobody guards it.
     """
+    plain = isinstance(method, FunctionType)
+    call = method if plain else lambda self, *args, **kwargs: method.__get__(self, type(self))(*args, **kwargs)
 
     @functools.wraps(method)
     def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
         active: set[int] = _guarding.__dict__.setdefault("active", set())
         if id(self) in active:
-            return method(self, *args, **kwargs)
+            return call(self, *args, **kwargs)
         active.add(id(self))
         try:
-            result = method(self, *args, **kwargs)
+            result = call(self, *args, **kwargs)
             return list(result) if whole and isinstance(result, Iterator) else result
         except Exception as exc:
             if (problem := _stand_in(self, exc)) is None:
@@ -103,9 +106,8 @@ def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
         raise problem
 
     guard.__dict__["__embedreg_guarded__"] = True
-    for name in ("cache_info", "cache_clear", "cache_parameters"):  # of functools.lru_cache, which wraps() leaves out
-        if hasattr(method, name):
-            guard.__dict__[name] = getattr(method, name)
+    if not plain:  # what functools.lru_cache and cachetools offer beside the call, which wraps() leaves out
+        guard.__dict__.update({name: getattr(method, name) for name in dir(method) if name.startswith("cache")})
     return guard
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ __all__ = ["Origin", "State", "building", "held_secrets", "keep", "read", "secre
 Origin: TypeAlias = Literal["user", "metadata", "pickle"]
 _TELLING = 8  # characters; a shorter secret may be part of another value by chance
 _get = object.__getattribute__
+_gathering = threading.local()
 
 
 @dataclass(slots=True)
@@ -94,9 +96,13 @@ def state_of(instance: Value) -> State:
 
 def extra_of(instance: Value) -> dict[str, Any]:
     """Return the fields beyond those of the class, where it allows any; none while the instance is being built."""
+    return _slot(instance, "__pydantic_extra__")
+
+
+def _slot(instance: Value, name: str) -> dict[str, Any]:
     try:
-        return _get(instance, "__pydantic_extra__") or {}
-    except AttributeError:
+        return _get(instance, name) or {}
+    except AttributeError:  # not set before pydantic has validated the fields
         return {}
 
 
@@ -232,12 +238,29 @@ def looking_up(instance: Value) -> Callable[[secrets.Reference], str]:
 
 
 def held_secrets(instance: Value) -> list[str]:
-    """Return the secrets that an instance holds or has held."""
+    """Return the secrets that an instance holds or has held, and those of the functions that it works with."""
     state, cls, reader = state_of(instance), type(instance), reader_of(instance)
     passed = state.passed[1] if state.passed is not None else {}
     for config in (passed, state.given, {} if state.resolved is not None else instance.raw_fields()):
         state.seen |= secret_values(cls, config, reader)
+    entered: set[int] = _gathering.__dict__.setdefault("entered", set())
+    if id(instance) not in entered:  # functions may hold each other
+        entered.add(id(instance))
+        try:
+            for inner in _inner_functions(instance):
+                state.seen.update(inner._held_secrets())
+        finally:
+            entered.discard(id(instance))
     return sorted(state.seen)
+
+
+def _inner_functions(instance: Value) -> Iterator[Value]:
+    """Yield the functions that another one has in its fields, in a list or dict of a field, or in a private attribute."""
+    fields = list(instance.__dict__.values())
+    private = _slot(instance, "__pydantic_private__").values()
+    for value in [*fields, *private, *(item for field in fields for _, item in secrets.items_of(field) or ())]:
+        if hasattr(type(value), "_held_secrets"):
+            yield value
 
 
 def overlay(instance: Value, name: str, value: Any) -> None:

@@ -96,7 +96,9 @@ def items_of(value: object) -> list[tuple[object, Any]] | None:
 
     An embedding function inside a configuration is a leaf: it looks after its own references.
     """
-    if isinstance(value, Mapping):
+    if value is None or isinstance(value, str | int | float):
+        return None
+    if isinstance(value, dict | Mapping):  # the builtin first: asking the abstract class is dear
         return list(value.items())
     if isinstance(value, list | tuple | set | frozenset):
         return [(None, item) for item in value]

@@ -17,6 +17,8 @@ from embedreg.secrets import WRAPPERS, unwrapped
 __all__ = ["Malformed", "check", "dumps", "jsonable", "split"]
 
 MAX_CHARACTERS = 4 * 2**20  # a declaration is a few kilobytes; anything near this is an attack on the parser
+MAX_TEXT = 2**20  # characters of one text; the probe of 4096 dimensions has 22 thousand
+MAX_KEY = 1024  # characters; keys are read again and again, and shown
 MAX_DEPTH = 32  # what a configuration never needs and every recursion over it survives
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -90,8 +92,8 @@ def check(value: Any) -> None:
     """Check a value of JSON types, without recursion.
 
     Raises:
-        Malformed: nested more than `MAX_DEPTH` deep, a text that is no Unicode, an integer of more than 64 bits, or a
-            float that is not finite.
+        Malformed: nested more than `MAX_DEPTH` deep, a text that is too long or no Unicode, an integer of more than 64
+            bits, or a float that is not finite.
     """
     waiting: list[tuple[Any, int]] = [(value, 1)]
     while waiting:
@@ -99,10 +101,14 @@ def check(value: Any) -> None:
         if depth > MAX_DEPTH:
             raise Malformed("it is nested too deeply")
         if isinstance(item, dict):
+            if any(isinstance(key, str) and len(key) > MAX_KEY for key in item):
+                raise Malformed("a key is too long")
             waiting += [(part, depth + 1) for pair in item.items() for part in pair]
         elif isinstance(item, list):
             waiting += [(part, depth + 1) for part in item]
         elif isinstance(item, str):
+            if len(item) > MAX_TEXT:
+                raise Malformed("a text is too long")
             if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
                 raise Malformed("a text holds half a surrogate pair")
         elif isinstance(item, float):

@@ -74,9 +74,13 @@ def embed_table(
     report: Report | None = None,
     progress: Progress | None = None,
     max_bad_rows: int | None = None,
-    batch_rows: int = BATCH_ROWS,
+    batch_rows: int | None = None,
 ) -> pa.Table:
-    """Return the data as one table with its vector columns filled in; arguments as `embed_batches`."""
+    """Return the data as one table with its vector columns filled in.
+
+    Arguments and errors are those of `embed_batches`, except that without `batch_rows` the whole data is one batch:
+    each distinct input is embedded once, and a local model sees them all when it sorts by length.
+    """
     import pyarrow as pa
 
     report = report if report is not None else Report()
@@ -131,15 +135,20 @@ def _stream(
     report: Report | None,
     progress: Progress | None,
     max_bad_rows: int | None,
-    batch_rows: int,
+    batch_rows: int | None,
 ) -> tuple[_Plan, Iterator[pa.RecordBatch]]:
+    import pyarrow as pa
+
     if on_error not in ("raise", "null", "drop"):
         raise ConfigError(f"on_error={on_error!r} is no policy.", "on_error='raise', 'null' or 'drop'")
-    if isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1:
+    if batch_rows is not None and (isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1):
         raise ConfigError(f"batch_rows={batch_rows!r} is no positive number of rows.", f"batch_rows={BATCH_ROWS}")
     declared, configs = schemas.resolve(schema) if schema is not None else (None, [])
     total = inputs.total_rows(data)
-    own, batches = inputs.batches_of(data, declared, batch_rows)
+    own, batches = inputs.batches_of(data, declared, batch_rows or BATCH_ROWS)
+    if batch_rows is None:
+        whole = pa.Table.from_batches(batches, own).combine_chunks()
+        total, batches = whole.num_rows, iter(whole.to_batches())
     stored = metadata.Functions(metadata.entries(own.metadata))
     if schema is None or stored.entries:
         stored = metadata.parse(own.metadata)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
+from cachetools import cached, cachedmethod
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import from_json
 
@@ -41,6 +42,14 @@ CONTRACT = (
 _RESERVED = ("_adapters", "_declared", "_embedreg", "_unknown", "_verified")
 # What an attribute mostly is, and what holds no reference: told by its class, before anything dearer.
 _NO_REFERENCE = frozenset({BuiltinFunctionType, FunctionType, MethodType, NoneType, State, bool, float, int, type})
+# What `cachetools` makes of a method; without being told, pydantic takes its newer kinds for fields without a type.
+_CACHED = (
+    type(cached(cache={})(max)),
+    type(cached(cache={}, info=True)(max)),
+    type(cachedmethod(lambda _: {})(max)),
+    type(cachedmethod(lambda _: {}, info=True)(max)),
+)
+_ALIAS = "__embedding_function_registry_alias__"
 _get = object.__getattribute__
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -64,13 +73,22 @@ def _outermost(init: _Init) -> _Init:
         if state.passed is not None:  # called by the `__init__` of a subclass
             init(self, *args, **config)
             return
-        names = {**names_by_key(type(self))} if accepted is None else dict.fromkeys(accepted)
-        if accepted is not None:
-            config_.refuse_unknown(type(self), config, names)
-        for key, value in config.items():
-            self._check_secret(names.get(key) or key, value)
-        state.passed = (copied(args), copied(config))
-        guard(self, *args, **config)
+        too_deep = False
+        try:
+            if accepted is not None:
+                config_.refuse_unknown(type(self), config, accepted)
+            for key, value in config.items():
+                if key not in names_by_key(type(self)):  # a field is looked at in the base's own `__init__`
+                    self._check_secret(key, value)
+            state.passed = (copied(args), copied(config))
+            guard(self, *args, **config)
+        except RecursionError:
+            too_deep = True
+        if too_deep:
+            raise ConfigError(
+                f"the configuration of {type(self).__name__} is nested too deeply, or holds itself.",
+                "pass plain values",
+            )
 
     return __init__  # type: ignore[return-value]  # of the same signature
 
@@ -80,7 +98,9 @@ class Value(BaseModel):
 
     __slots__ = ("__weakref__", "_embedreg")
     # By name as well as by alias: stored configurations name the fields.
-    model_config = ConfigDict(hide_input_in_errors=True, protected_namespaces=(), validate_by_name=True)
+    model_config = ConfigDict(
+        hide_input_in_errors=True, ignored_types=_CACHED, protected_namespaces=(), validate_by_name=True
+    )
 
     __embedding_function_registry_alias__: ClassVar[str | None] = None
     _original_args: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -104,9 +124,12 @@ class Value(BaseModel):
             if name not in named:
                 state.given = {**state.given, name: copied(value)}
         self._validate_given()
-        known = self._held_secrets() if state.converted or any(map(secrets.has_reference, state.given.values())) else []
+        known = self._held_secrets() if any(map(secrets.has_reference, state.given.values())) else ()
+        fields = cls.model_fields
         for name, value in self.raw_fields().items():
-            cls._check_secret(name, value, () if value == state.given.get(name) else known)
+            checked = value is state.given.get(name, _get) or (name in fields and value is fields[name].default)
+            if not checked:
+                cls._check_secret(name, value, () if references.same(value, state.given.get(name)) else known)
         self._original_args = copied(config)
         self._unknown = state.unknown
 
@@ -172,11 +195,12 @@ class Value(BaseModel):
 
     def __getattribute__(self, name: str) -> Any:
         value = _get(self, name)
-        if value.__class__ in _NO_REFERENCE:
+        kind = value.__class__
+        if kind in _NO_REFERENCE or (kind is str and name != _ALIAS and not value.startswith(secrets.PREFIX)):
             return value
         if name in _get(self, "__class__").__pydantic_fields__:
             return references.read(self, name, value)
-        if name == "__embedding_function_registry_alias__":
+        if name == _ALIAS:
             from embedreg import metadata
 
             return metadata.persisted_name(cast("EmbeddingFunction", self))
@@ -184,6 +208,8 @@ class Value(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
+            if not hasattr(type(self), name):
+                config_.refuse_unknown(type(self), [name], names_by_key(type(self)))
             self._check_secret(name, value, self._held_secrets())
             state_of(self).converted.pop(name, None)
         super().__setattr__(name, value)
@@ -257,7 +283,7 @@ class Value(BaseModel):
         with references.building(cls, state.origin, state.alias, state.unknown):
             before, twin = cls(*args, **copied(passed)).raw_fields(), cls(*args, **copied(kept), **direct)
         for name, value in self.raw_fields().items():  # what was assigned after the instance was built
-            if name not in changed and (name not in before or before[name] != value):
+            if name not in changed and (name not in before or not references.same(before[name], value)):
                 references.overlay(twin, name, copied(value))
         for name, value in changed.items():
             if name not in direct:  # the class's own __init__ does not take this field
@@ -334,7 +360,7 @@ def _rebuild(
     state_of(instance).origin, instance._declared = origin, declared
     built = instance.raw_fields()
     for name, value in fields.items():
-        if name not in built or built[name] != value:
+        if name not in built or not references.same(built[name], value):
             references.overlay(instance, name, copied(value))
     return instance
 

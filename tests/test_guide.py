@@ -1,8 +1,8 @@
 """Classes written for LanceDB's custom-embedding guide run once their imports are changed.
 
 The guide (LanceDB's documentation, "Custom Embedding Functions") has a sentence-transformers class and an OpenCLIP
-class. Here are classes of the same build: the members, decorators, private attributes and results that the guide's have,
-with what it leaves out filled in.
+class. Here are classes of the same build, with the members, decorators, private attributes and results of the guide's,
+and with what it leaves out filled in.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import concurrent.futures
 import struct
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
 import lancedb
 import numpy as np
@@ -40,7 +39,7 @@ from embedreg.errors import MissingExtraError
 
 
 @pytest.fixture
-def stransformer(minilm_path: Path) -> Iterator[Any]:
+def stransformer(minilm_path: Path) -> Any:
     """An instance of the guide's class, registered under the very name that the guide takes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -50,20 +49,20 @@ def stransformer(minilm_path: Path) -> Iterator[Any]:
             name: str = "all-MiniLM-L6-v2"
             loads: ClassVar[int] = 0
 
-            def __init__(self, **kwargs):  # type: ignore[no-untyped-def]  # as users write it
+            def __init__(self, **kwargs):  # as users write it
                 super().__init__(**kwargs)
                 self._ndims = None
 
-            def generate_embeddings(self, texts):  # type: ignore[no-untyped-def, override]
+            def generate_embeddings(self, texts):
                 return self._embedding_model().encode(list(texts), normalize_embeddings=True).tolist()
 
-            def ndims(self):  # type: ignore[no-untyped-def]
+            def ndims(self):
                 if self._ndims is None:
                     self._ndims = len(self.generate_embeddings("foo")[0])
                 return self._ndims
 
             @cached(cache={})
-            def _embedding_model(self):  # type: ignore[no-untyped-def]
+            def _embedding_model(self):
                 sentence_transformers = embedreg.attempt_import_or_raise("sentence_transformers")
                 type(self).loads += 1
                 return sentence_transformers.SentenceTransformer(self.name, device="cpu")
@@ -71,7 +70,7 @@ def stransformer(minilm_path: Path) -> Iterator[Any]:
     # taking a built-in's name is what the guide does; it is told, and it is allowed
     assert [str(item.message).count("sentence-transformers") for item in caught] == [1]
     registry = EmbeddingFunctionRegistry.get_instance()
-    yield registry.get("sentence-transformers").create(name=str(minilm_path))
+    return registry.get("sentence-transformers").create(name=str(minilm_path))
 
 
 def library_vectors(path: Path, texts: list[str]) -> np.ndarray:
@@ -177,18 +176,18 @@ class TinyClipEmbeddings(EmbeddingFunction):
     _preprocess = PrivateAttr()
     _tokenizer = PrivateAttr()
 
-    def __init__(self, *args, **kwargs):  # type: ignore[no-untyped-def]  # as users write it
+    def __init__(self, *args, **kwargs):  # as users write it
         super().__init__(*args, **kwargs)
         self._model, self._preprocess = TinyClip(), lambda image: image.colour
         self._tokenizer = lambda texts: [text.split() for text in texts]
         self._ndims = None
 
-    def ndims(self):  # type: ignore[no-untyped-def]
+    def ndims(self):
         if self._ndims is None:
             self._ndims = self.generate_text_embeddings("foo").shape[0]
         return self._ndims
 
-    def compute_query_embeddings(self, query: Union[str, "Picture"], *args, **kwargs):  # type: ignore[no-untyped-def] # noqa: UP007
+    def compute_query_embeddings(self, query: str | Picture, *args, **kwargs):
         if isinstance(query, str):
             return [self.generate_text_embeddings(query)]
         if isinstance(query, Picture):
@@ -207,7 +206,7 @@ class TinyClipEmbeddings(EmbeddingFunction):
             images = images.combine_chunks().to_pylist()
         return images
 
-    def compute_source_embeddings(self, images: IMAGES, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def compute_source_embeddings(self, images: IMAGES, *args, **kwargs):
         images = self.sanitize_input(images)
         embeddings = []
         for start in range(0, len(images), self.batch_size):
@@ -218,10 +217,10 @@ class TinyClipEmbeddings(EmbeddingFunction):
         with concurrent.futures.ThreadPoolExecutor() as executor:
             return [done.result() for done in [executor.submit(self.generate_image_embedding, i) for i in images]]
 
-    def generate_image_embedding(self, image: Union[bytes, "Picture"]) -> np.ndarray:  # noqa: UP007
+    def generate_image_embedding(self, image: bytes | Picture) -> np.ndarray:
         return self._normalized(self._model.encode_image(self._preprocess(self._decoded(image))[None]))
 
-    def _decoded(self, image: Union[bytes, "Picture"]) -> Picture:  # noqa: UP007
+    def _decoded(self, image: bytes | Picture) -> Picture:
         return image if isinstance(image, Picture) else Picture(*struct.unpack("<4s3f", image)[1:])
 
     def _normalized(self, features: np.ndarray) -> np.ndarray:

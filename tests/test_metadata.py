@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ConfigDict, Field, SecretStr
 
 import embedreg
@@ -143,6 +146,8 @@ CORRUPT = {
     "deep, and never closed": b"[" * 1_000_000,
     "objects in objects": b'[{"a":' * 100_000,
     "large": b"[" + b" " * strictjson.MAX_CHARACTERS + b"]",
+    "a long text": with_model(b'{"a": "%s"}' % (b"x" * (strictjson.MAX_TEXT + 1))),
+    "a long key": with_model(b'{"%s": 1}' % (b"x" * (strictjson.MAX_KEY + 1))),
     "a control character in a text": b'[{"name": "a\x00b", "source_column": "t", "vector_column": "v"}]',
 }
 
@@ -192,6 +197,58 @@ def test_what_cannot_be_read_back_is_not_written() -> None:
         function = Anything.create(value=value)
         with pytest.raises(ConfigError, match="JSON"):
             metadata.encode([function.bind("text", "vector")])
+
+
+TEXTS = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(
+        ["$var:x", "$var:", "$var:x:$var:y", "/etc", "https://x.example", "~", "\x1b[31m", "model", "name"]
+    ),
+)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXTS)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
+)
+FIELDS = [
+    "name",
+    "dim",
+    "api_key",
+    "base_url",
+    "device",
+    "truncateDim",
+    "model",
+    "prompts",
+    "embedreg",
+    "revision",
+    "x",
+]
+MODELS = st.dictionaries(st.sampled_from(FIELDS) | TEXTS, VALUES, max_size=4)
+NAMES = st.sampled_from(["like-openai", "anything", "hashing", "openai", "sentence-transformers", "embedreg:hashing"])
+
+
+@pytest.mark.filterwarnings("ignore:stored metadata sets trust_remote_code")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(name=NAMES | VALUES, model=MODELS | VALUES, beside=st.dictionaries(TEXTS, VALUES, max_size=2))
+def test_whatever_is_wrong_comes_out_as_an_error_of_ours(name: Any, model: Any, beside: dict[str, Any]) -> None:
+    """Any JSON in any place is read, is one column's problem, or is a MetadataError; inspect and check_drift agree."""
+    data = stored({**beside, "name": name, "model": model, "source_column": "text", "vector_column": "v"})
+    try:
+        found = embedreg.functions_in(data)
+    except MetadataError:
+        return
+    assert found.keys() ^ found.problems.keys() == {"v"}
+    assert all(isinstance(problem, EmbedregError) for problem in found.problems.values())
+    [told] = embedreg.inspect(data)
+    assert (told["status"] == "ready") == ("v" in found)
+    assert metadata.encode(found.values(), found.entries.values()) == data[KEY].strip()
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=60) | st.text(alphabet='[]{}",: \\u0dnulltrefas1.e-', max_size=40).map(str.encode))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    """No bytes under the key raise anything but a MetadataError."""
+    with contextlib.suppress(MetadataError):
+        embedreg.functions_in({KEY: data})
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -515,9 +572,10 @@ def test_two_declarations_for_one_column_are_refused() -> None:
     """So are more declarations than any reader accepts."""
     with pytest.raises(MetadataError, match="'v'"):
         metadata.encode([Lengths().bind("a", "v"), Lengths().bind("b", "v")])
-    big = Anything.create(value="x" * (strictjson.MAX_CHARACTERS // 2))
+    big = Anything.create(value="x" * (strictjson.MAX_TEXT - 1))
+    assert metadata.encode([big.bind("a", "v")])
     with pytest.raises(MetadataError, match="no reader"):
-        metadata.encode([big.bind("a", f"v{i}") for i in range(3)])
+        metadata.encode([big.bind("a", f"v{i}") for i in range(5)])
 
 
 WRITERS: dict[str, Callable[[], bytes]] = {

@@ -191,6 +191,7 @@ def test_each_builtin_is_what_its_table_says(name: str) -> None:
 
 def test_an_unknown_name_gets_a_suggestion_and_the_ways_to_get_it() -> None:
     """The error is a KeyError that prints well: what is close, what there is, what to import or install."""
+    registry.reset()  # of what other test files register as they are imported
     with pytest.raises(KeyError) as caught:
         embedreg.get("Sentence_Transformer")
     assert isinstance(caught.value, UnknownFunctionError)

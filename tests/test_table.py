@@ -100,6 +100,15 @@ def test_each_distinct_text_reaches_the_model_once_and_blanks_never() -> None:
     assert sorted(Lengths.seen) == ["four", "one", "two three"]
 
 
+def test_a_table_embeds_a_text_once_however_long_it_is() -> None:
+    """Equal texts far apart, in other chunks and beyond any batch, reach the function once."""
+    chunk = pa.table({"text": ["one", "two", "three"] * 5000})
+    report = Report()
+    table = embed_table(pa.concat_tables([chunk, chunk]), BIND, report=report)
+    assert (report.rows, report.embedded) == (30_000, 3)
+    assert table["vector"].to_pylist()[-1] == lengths("three")
+
+
 @pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u3000\u2003", "\xa0"])
 def test_blank_is_what_unicode_calls_white_space(blank: str) -> None:
     """A text of nothing but white space of any script is blank."""
@@ -208,7 +217,7 @@ def test_progress_ends_at_the_last_row() -> None:
     assert seen[-1] == (7, 7)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     seen.clear()
-    embed_table(iter(rows_of()), Articles, progress=lambda done, total: seen.append((done, total)))
+    embed_batches(iter(rows_of()), Articles, progress=lambda done, total: seen.append((done, total))).read_all()
     assert seen[-1] == (7, None)
 
 

@@ -397,7 +397,7 @@ def test_a_granted_folder_holds_what_lies_below_it(tmp_path: Path) -> None:
             assert granted({"name": f"{tmp_path}/{text}"})
             assert granted({"name": f"local-dir:{tmp_path}/{text}"})
             assert granted({"name": f"file://{tmp_path}/{text}"})
-        for text in ("models2", "models/..", "models/../x", "", "models/%2e%2e/x", "models/..%2fx", "models/.. /x"):
+        for text in ("models2", "models/..", "models/../x", "", "models/%2e%2e/x", "models/..%2fx"):
             refused({"name": f"{tmp_path}/{text}"})
         refused({"name": f"file://server{tmp_path}/models"})
 
@@ -412,7 +412,7 @@ def test_links_are_followed_before_a_path_is_granted(tmp_path: Path) -> None:
     with trust(paths=[inside]):
         refused({"name": f"{inside}/out"})
         refused({"name": f"{inside}/out/model"})
-        refused({"name": f"{inside}/out/../inside"})
+        refused({"name": f"{inside}/out/../other"})
         assert granted({"name": f"{inside}/model"})
         refused({"name": f"{tmp_path}/door/model"})  # not below the granted folder by its letters
     with trust(paths=[tmp_path / "door"]):
@@ -590,8 +590,8 @@ def test_remote_code_is_granted_by_model_and_revision() -> None:
         assert granted({"name": "org/model", "trust_remote_code": True}).trust_remote_code is True
         with pytest.warns(UserWarning, match="org/other"):
             assert granted({"name": "org/other", "trust_remote_code": True}).trust_remote_code is False
+        model = {"name": "org/model", "revision": "refs/pr/7", "trust_remote_code": True}
         with pytest.warns(UserWarning, match=r"remote_code=\['org/model@refs/pr/7'\]"):
-            model = {"name": "org/model", "revision": "refs/pr/7", "trust_remote_code": True}
             assert granted(model).trust_remote_code is False
     with trust(remote_code=["org/model@refs/pr/7"]):
         assert granted(model).trust_remote_code is True
@@ -745,11 +745,10 @@ AUDITED = """
 import json, sys, warnings
 import pyarrow, numpy
 import embedreg
-from embedreg import metadata
-import embedreg.registry
 names = ["sentence-transformers", "openai", "hashing"]
-for name in names:
-    embedreg.get(name)  # our own modules are imported before the audit; what they would import is not
+for name in names:  # our own modules are imported before the audit; what they would import is not
+    own = [{"name": name, "model": {}, "source_column": "t", "vector_column": "v"}]
+    embedreg.inspect({b"embedding_functions": json.dumps(own).encode()})
 events = []
 def hook(event, args):
     if event in ("open", "os.listdir", "os.scandir", "subprocess.Popen", "os.system", "exec", "compile"):
@@ -782,7 +781,7 @@ print(json.dumps({"events": during, "heavy": sorted(heavy), "found": len(found),
 def test_reading_metadata_opens_imports_and_contacts_nothing(
     run_python: Callable[..., str], minilm_path: Path, tmp_path: Path
 ) -> None:
-    """No file is opened or folder listed, no socket made, no module imported, no model code run, whatever is declared."""
+    """No file is opened or folder listed, no socket made, no module imported, whatever is declared."""
     (tmp_path / "all-MiniLM-L6-v2").mkdir()
     told = json.loads(run_python(AUDITED, minilm_path, tmp_path, cwd=tmp_path))
     assert told["heavy"] == []

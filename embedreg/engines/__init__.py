@@ -22,6 +22,8 @@ __all__ = ["Marks", "adapted", "adopt_vector_type", "announce", "called_from", "
 # module of the engine's library -> our adapter, which is installed once that module is loaded
 HOOKS = {"lancedb.embeddings": "embedreg.engines.lancedb_adapter"}
 
+_unusable: set[str] = set()  # libraries that are not as our engine needs them
+
 MARKERS = ("source_column_for", "vector_column_for", "embedreg_source")
 
 
@@ -30,7 +32,20 @@ def loaded(library: str) -> ModuleType | None:
     module = sys.modules.get(library)
     if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
         return None
-    return importlib.import_module(HOOKS[library])
+    return _engine(library)
+
+
+def _engine(library: str) -> ModuleType | None:
+    """Import our engine module; where it cannot be, say so once and do without."""
+    if library in _unusable:
+        return None
+    try:
+        return importlib.import_module(HOOKS[library])
+    except Exception as exc:  # noqa: BLE001 - neither library may fail to import through the other, whatever it is
+        _unusable.add(library)
+        problem = f"{type(exc).__name__}: {exc}"
+        warnings.warn(f"embedreg's functions are not known to {library}: {problem}", RuntimeWarning, stacklevel=3)
+        return None
 
 
 class Marks(dict[str, Any]):
@@ -141,7 +156,7 @@ class _Watcher(importlib.abc.MetaPathFinder):
             spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):  # else it is loaded in a way that we cannot follow
-                    spec.loader = _Loader(spec.loader, HOOKS[fullname])
+                    spec.loader = _Loader(spec.loader, fullname)
                 return spec
         return None
 
@@ -153,9 +168,9 @@ class _Loader(importlib.abc.Loader):
     before the module runs.
     """
 
-    def __init__(self, loader: Any, engine: str) -> None:
+    def __init__(self, loader: Any, library: str) -> None:
         self._loader = loader
-        self._engine = engine
+        self._library = library
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_loader":  # copy and pickle ask before there is one
@@ -171,13 +186,7 @@ class _Loader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        try:
-            importlib.import_module(self._engine)
-        except Exception as exc:  # noqa: BLE001 - importing the library must not fail through us, whatever it is
-            problem = f"{type(exc).__name__}: {exc}"
-            warnings.warn(
-                f"embedreg's functions are not known to {module.__name__}: {problem}", RuntimeWarning, stacklevel=2
-            )
+        _engine(self._library)
 
 
 def watch() -> None:

@@ -60,8 +60,8 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
 def open_table(db: Any, name: str) -> Any:
     """Open a table whose declarations either client wrote.
 
-    LanceDB's Python client fails on the JavaScript client's spelling, so that is rewritten once, in the one that both
-    read; the data is not touched.
+    LanceDB's Python client reads no column names but its own spelling of them, so that is written beside the JavaScript
+    client's, once: that client adds rows by its own spelling only (tried with its 0.37). The data is not touched.
 
     Args:
         db: a `lancedb.connect(...)` connection.
@@ -81,14 +81,8 @@ def open_table(db: Any, name: str) -> Any:
     spelled = [json.loads(entry.raw) for entry in found]
     if not all({"source_column", "vector_column"} <= keys.keys() for keys in spelled):
         items = [
-            {
-                "name": entry.name,
-                "model": entry.model,
-                "source_column": entry.source_column,
-                "vector_column": entry.vector_column,
-                **entry.extra,
-            }
-            for entry in found
+            {**keys, "source_column": entry.source_column, "vector_column": entry.vector_column}
+            for keys, entry in zip(spelled, found, strict=True)
         ]
         try:
             _write_metadata(table, json.dumps(items, indent=2))

@@ -193,4 +193,9 @@ def release(function: Any = None) -> int:
         # A function of another kind keeps no model here; anything else that can be called is a predicate.
         return models.release(function) if callable(function) and not hasattr(function, "ndims") else 0
     key = cache_key()
-    return models.release(lambda loaded: loaded == key)
+    # what was made of a model, such as its compiled form, is kept under the model's key and more
+    return models.release(lambda loaded: loaded == key or _begins(loaded, key))
+
+
+def _begins(loaded: Hashable, key: Any) -> bool:
+    return isinstance(loaded, tuple) and isinstance(key, tuple) and loaded[: len(key)] == key

@@ -89,7 +89,7 @@ def embed_texts(
     """
     import numpy as np
 
-    runner = _Cpu(backend, _lanes(lanes)) if backend.device == "cpu" else _Device(backend)
+    runner = _Cpu(backend, lanes or workers.lanes()) if backend.device == "cpu" else _Device(backend)
     runner.budget = budget or runner.budget
     vectors = np.zeros((len(texts), ndims), np.float32)
     truncated = np.zeros(len(texts), bool)
@@ -104,13 +104,6 @@ def embed_texts(
         if skipped := len(tokens) - len(wanted):
             progress.report(Step(rows=skipped))
     return Made(vectors, truncated)
-
-
-def _lanes(lanes: int | None) -> int:
-    import torch
-
-    # torch's own number is what the user, or the scheduler through OMP_NUM_THREADS, leaves us
-    return lanes or max(1, min(workers.cores(), torch.get_num_threads()))
 
 
 def _tokenized(backend: Backend, texts: list[str]) -> Iterator[tuple[int, Tokens, float]]:

@@ -90,7 +90,7 @@ class TextPipeline:
         features = {
             kind: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for kind, value in batch.items()
         }
-        return self._vectors(features)
+        return self.vectors(features)
 
     def one(self, text: str) -> tuple[np.ndarray, bool]:
         """Embed one text in this thread, with nothing around it.
@@ -102,19 +102,23 @@ class TextPipeline:
         encodings = features.pop("", None)
         if self.device != "cpu":
             features = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in features.items()}
-        made: np.ndarray = self._vectors(features).cpu().numpy()
+        made: np.ndarray = self.vectors(features).cpu().numpy()
         return made, encodings is not None and bool(encodings[0].overflowing)
 
-    def _vectors(self, features: dict[str, Any]) -> Any:
+    def vectors(self, features: dict[str, Any]) -> Any:
+        """Run the modules on tensors: (b, d) float32, cut and normalised as asked."""
         import torch
 
         with torch.inference_mode():
-            made = self.model(features, **self._kwargs())["sentence_embedding"]
+            made = self._run(features)
             width = self.truncate_dim if self.truncate_dim is not None else self.model.truncate_dim
             if width is not None:
                 made = made[..., :width]
             made = made.float()  # numpy has no bfloat16, and lengths want the digits
             return torch.nn.functional.normalize(made, p=2, dim=1) if self.normalize else made
+
+    def _run(self, features: dict[str, Any]) -> Any:
+        return self.model(features, **self._kwargs())["sentence_embedding"]
 
     def _kwargs(self) -> dict[str, Any]:
         return {} if self.task is None else {"task": self.task}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import os
@@ -25,7 +24,7 @@ _THREADS = 4  # queries at a time; more would only fight for the same cores
 
 
 class QueryCache:
-    """Vectors of queries by configuration and text, least recently used out first. Nothing with a secret belongs here."""
+    """Vectors of queries by configuration and text, least recently used out first; not for functions with secrets."""
 
     def __init__(self, max_queries: int = MAX_QUERIES) -> None:
         self._lock = ForkSafeLock()
@@ -70,6 +69,8 @@ async def acompute(function: Any, query: Any) -> Any:
     Args:
         function: an embedding function; its retries apply.
     """
+    import asyncio
+
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_executor(), context.run, function.compute_query_embeddings_with_retry, query)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-__all__ = ["cores", "run"]
+__all__ = ["cores", "lanes", "run"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +31,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(work: Callable[[T], R], items: Sequence[T], lanes: int) -> Iterator[R]:
+def lanes() -> int:
+    """Return how many worker threads suit this process: one per core that torch may use."""
+    import torch
+
+    # torch's own number is what the user, or a scheduler through OMP_NUM_THREADS, leaves us
+    return max(1, min(cores(), torch.get_num_threads()))
+
+
+def run(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
     """Do work on each item in the worker threads, and yield what comes of it as it comes, in no order.
 
     The workers see the caller's context variables. The first error comes out here, as itself; what has not begun by
@@ -39,14 +47,14 @@ def run(work: Callable[[T], R], items: Sequence[T], lanes: int) -> Iterator[R]:
 
     Args:
         work: called with an item, in any worker.
-        lanes: how many worker threads.
+        threads: how many worker threads.
     """
-    pool = _pool(lanes)
+    pool = _pool(threads)
     left = iter(items)
     running: set[Future[R]] = set()
 
     def fill() -> None:
-        while len(running) < _QUEUED * lanes:
+        while len(running) < _QUEUED * threads:
             try:
                 item = next(left)
             except StopIteration:
@@ -67,11 +75,11 @@ def run(work: Callable[[T], R], items: Sequence[T], lanes: int) -> Iterator[R]:
         wait(running)
 
 
-def _pool(lanes: int) -> ThreadPoolExecutor:
+def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
-        if lanes not in _pools:
-            _pools[lanes] = ThreadPoolExecutor(lanes, "embedreg", initializer=_single_threaded)
-        return _pools[lanes]
+        if threads not in _pools:
+            _pools[threads] = ThreadPoolExecutor(threads, "embedreg", initializer=_single_threaded)
+        return _pools[threads]
 
 
 def _single_threaded() -> None:

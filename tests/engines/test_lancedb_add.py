@@ -210,6 +210,12 @@ for call in (
 with pytest.raises(Exception, match=message):
     table.add([{"text": "fig"}])
 assert table.count_rows() == 2
+lancedb_functions.Letters.create()  # the reader's own code makes the same function: no less is checked
+table = open_table(lancedb.connect(folder), "t")
+with pytest.raises(embedreg.errors.DriftError, match=message):
+    table.search("fig").to_list()
+with pytest.raises(embedreg.errors.DriftError, match=message):
+    add(table, [{"text": "fig"}])
 [drift] = embedreg.check_drift(table)
 assert drift.verdict == "drift"
 """

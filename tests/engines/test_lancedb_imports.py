@@ -156,7 +156,14 @@ with warnings.catch_warnings(record=True) as caught:
 [warning] = [str(item.message) for item in caught if item.category is RuntimeWarning]
 assert warning == "embedreg's functions are not known to lancedb.embeddings: ImportError: another lancedb", warning
 assert lancedb.embeddings.get_registry().get("openai")
-"""
+import lancedb_functions  # registers, marks and embeds without lancedb
+fn = lancedb_functions.Letters.create()
+class Notes(embedreg.Schema):
+    text: str = fn.SourceField()
+    vector: embedreg.Vector(fn.ndims) = fn.VectorField()
+assert embedreg.embed_table([{"text": "fig"}], Notes)["vector"].to_pylist() == [lancedb_functions.counts("fig")]
+""",
+        flags=("-W", "error"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -120,6 +121,15 @@ def test_create_table_modes(db: Any) -> None:
         create_table(db, "u", [FN.bind("text", "vector")])
 
 
+def test_a_table_that_cannot_be_written_is_a_storage_error(db: Any, folder: Path) -> None:
+    """Where a file stands in the table's place, nothing is made."""
+    folder.mkdir(exist_ok=True)
+    (folder / "t.lance").write_text("in the way")
+    with pytest.raises(StorageError, match="'t' could not be created"):
+        create_table(db, "t", OurFoods)
+    assert (folder / "t.lance").read_text() == "in the way"
+
+
 def test_a_search_in_plain_text_takes_filters_and_columns(table: Any) -> None:
     """`where` before and after, `select` and `limit` are lancedb's own."""
     assert table.search("an apple").where("price < 1").to_list()[0]["text"] == "banana"
@@ -179,7 +189,7 @@ def test_an_error_inside_a_plain_add_says_it_all(db: Any) -> None:
     assert table.count_rows() == 0
 
 
-def test_the_async_api_embeds_rows_and_queries(folder: Any) -> None:
+def test_the_async_api_embeds_rows_and_queries(folder: Path) -> None:
     """`connect_async`, `create_table`, `add`, `search`, and ready vectors through `embed_batches`."""
 
     async def main() -> None:

@@ -1,0 +1,71 @@
+"""Fewer bits for the weights: where the hardware is quicker with them, and what is kept in float32 all the same.
+
+Converted weights, not autocast, which on a CPU is slower than float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from embedreg.errors import ConfigError
+
+__all__ = ["Precision", "check", "convert"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_CPU_BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+_CPU_FLOAT16 = ("_is_amx_fp16_supported",)
+
+
+def check(precision: Precision, device: str) -> None:
+    """Refuse a precision that a device is slower with than with float32, or does not have.
+
+    Args:
+        device: as `device.resolve` gives it.
+    Raises:
+        ConfigError: naming one that is not.
+    """
+    if precision == "float32" or _has(precision, device):
+        return
+    other = next((name for name in ("bfloat16", "float16") if _has(name, device)), "float32")
+    what = "this processor" if device == "cpu" else f"the device {device!r}"
+    raise ConfigError(
+        f"{what} has no arithmetic in {precision}: it would be slower than float32.", f"precision={other!r}"
+    )
+
+
+def _has(precision: str, device: str) -> bool:
+    import torch
+
+    if device == "cpu":
+        probes = _CPU_BFLOAT16 if precision == "bfloat16" else _CPU_FLOAT16
+        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    if device.startswith("cuda") and precision == "bfloat16":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return precision == "float16" or device != "mps"
+
+
+def convert(model: Any, precision: Precision) -> bool:
+    """Convert the transformers of a sentence-transformers model in place; what comes after them stays in float32.
+
+    Returns:
+        Whether there was one to convert.
+    """
+    import torch
+
+    def widen(_module: Any, _args: Any, output: Any) -> Any:
+        if isinstance(output, dict):
+            for name in ("token_embeddings", "sentence_embedding"):
+                if torch.is_tensor(output.get(name)):
+                    output[name] = output[name].float()
+        return output
+
+    found = [module for module in model.modules() if type(module).__name__ == "Transformer" and _holds_weights(module)]
+    for module in found:
+        module.to(getattr(torch, precision))
+        module.register_forward_hook(widen)  # pooling would round its sums back to the narrow type
+    return bool(found)
+
+
+def _holds_weights(module: Any) -> bool:
+    return next(module.parameters(), None) is not None

@@ -1,0 +1,540 @@
+"""Drift: the fingerprint tells configurations apart, the probe decides whether the vectors are still those stored."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import embedreg
+from embedreg import TextEmbeddingFunction, Traits, identity, metadata, register
+from embedreg.errors import CallError, ConfigError, DriftError
+from embedreg.identity import fingerprint
+from tests.fakes import Lengths, Picky
+
+KEY = b"embedding_functions"
+
+
+@register("model")
+class Model(TextEmbeddingFunction):
+    """Its vectors turn with `angle`, which stands for weights that nobody declares."""
+
+    angle: ClassVar[float] = 0.0
+    length: ClassVar[float] = 1.0
+    runs: ClassVar[list[str]] = []
+    hash_of_weights: ClassVar[str | None] = None
+    max_retries: int = 0
+    name: str = "small"
+    prompts: dict[str, str] = {}  # noqa: RUF012  # pydantic copies it
+    labels: set[str] = set()  # noqa: RUF012  # pydantic copies it
+    headers: dict[str, str] = {}  # noqa: RUF012  # pydantic copies it
+    dim: int | None = None
+    api_key: str | None = None
+    device: str = "auto"
+    batch_size: int = 8
+
+    def ndims(self) -> int:
+        return 2
+
+    def model_identity(self) -> str | None:
+        return self.hash_of_weights
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        self.runs.extend(str(text) for text in texts)
+        return np.array([self._turned(len(str(text))) for text in texts], np.float32).reshape(-1, 2)
+
+    def _turned(self, size: int) -> list[float]:
+        angle = self.angle + size / 1000
+        return [self.length * float(np.cos(angle)), self.length * float(np.sin(angle))]
+
+
+@register("far-model")
+class FarModel(Model):
+    """The same, at the far end of a network."""
+
+    traits: ClassVar[Traits] = Traits(remote=True)
+
+
+@register("dot-model")
+class DotModel(Model):
+    """The same, for a metric that looks at lengths."""
+
+    traits: ClassVar[Traits] = Traits(metric="dot")
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test the model as it was."""
+    for name, value in (("angle", 0.0), ("length", 1.0), ("hash_of_weights", None), ("runs", [])):
+        monkeypatch.setattr(Model, name, value)
+
+
+def made(function: Any = None, texts: tuple[str, ...] = ("a", "bb")) -> pa.Table:
+    """Return a table that a function has filled."""
+    return embedreg.embed_table({"text": list(texts)}, (function or Model()).bind("text", "vector"))
+
+
+def reserved(table: pa.Table) -> dict[str, Any]:
+    """Return what the only entry of a table records."""
+    [entry] = json.loads(table.schema.metadata[KEY])
+    return entry["model"]["embedreg"]  # type: ignore[no-any-return]
+
+
+def changed(table: pa.Table, drop: tuple[str, ...] = (), **values: Any) -> pa.Table:
+    """Return a table with its record changed."""
+    [entry] = json.loads(table.schema.metadata[KEY])
+    entry["model"]["embedreg"] = {k: v for k, v in entry["model"]["embedreg"].items() if k not in drop} | values
+    return table.replace_schema_metadata({KEY: json.dumps([entry])})
+
+
+def wider(table: pa.Table) -> pa.Table:
+    """Return a table with a row more, which has no vector yet."""
+    more = pa.table({"text": ["ccc"], "vector": pa.array([None], table.schema.field("vector").type)})
+    return pa.concat_tables([table, more.cast(table.schema)]).combine_chunks()
+
+
+# -- the fingerprint ---------------------------------------------------------------------------------------------------
+
+ACROSS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from embedreg.identity import fingerprint
+from tests.test_drift import Model
+print(fingerprint(Model(labels={"a", "b", "c", "dd", "eee"}, prompts={"q": "1", "d": "2"})))
+"""
+
+
+def test_the_fingerprint_is_the_same_in_every_process(run_python: Callable[..., str]) -> None:
+    """Neither the hash seed nor the order of a dict's keys shows in it."""
+    root = Path(__file__).parent.parent
+    told = {run_python(ACROSS, root, env={"PYTHONHASHSEED": seed}) for seed in ("0", "1", "4711")}
+    here = fingerprint(Model(labels={"eee", "dd", "c", "b", "a"}, prompts={"d": "2", "q": "1"}))
+    assert told == {f"{here}\n"}
+    assert here.startswith("sha256:")
+
+
+def test_the_fingerprint_goes_by_semantic_fields() -> None:
+    """Another value of a semantic field changes it; runtime fields and another instance do not."""
+    plain = fingerprint(Model())
+    assert fingerprint(Model()) == plain
+    assert fingerprint(Model(device="cuda", batch_size=1, max_retries=3)) == plain
+    different = [
+        Model(name="big"),
+        Model(prompts={"q": "x"}),
+        Model(labels={"x"}),
+        Model(dim=3),
+        Model(headers={"a": "b"}),
+        FarModel(),
+    ]
+    assert len({plain, *map(fingerprint, different)}) == 7
+
+
+def test_the_fingerprint_knows_no_secret() -> None:
+    """Neither a key's value, nor its variable's name, nor a header that holds one has a part in it."""
+    registry = embedreg.get_registry()
+    registry.set_var("one", "sk-1")
+    registry.set_var("two", "sk-2")
+    told = {
+        fingerprint(Model(api_key=key, headers={"Authorization": header, "x": "y"}))
+        for key, header in (("$var:one", "$var:one"), ("$var:two", "$var:two"))
+    }
+    registry.set_var("one", "sk-3")
+    told.add(fingerprint(Model(api_key="$var:one", headers={"Authorization": "$var:one", "x": "y"})))
+    told.add(fingerprint(Model(headers={"x": "y"})))
+    assert len(told) == 1
+
+
+def test_the_fingerprint_goes_by_what_references_stand_for() -> None:
+    """`$var:` in a semantic field counts as the value in effect."""
+    registry = embedreg.get_registry()
+    registry.set_var("size", "big")
+    registry.set_var("width", "3")
+    assert fingerprint(Model(name="$var:size", dim="$var:width")) == fingerprint(Model(name="big", dim=3))  # type: ignore[arg-type]
+    assert fingerprint(Model(prompts={"q": "$var:size"})) == fingerprint(Model(prompts={"q": "big"}))
+    assert fingerprint(Model(name="$var:unset:big")) == fingerprint(Model(name="big"))
+
+
+def test_the_fingerprint_goes_by_a_models_files_and_not_by_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving a folder changes nothing; other weights in it do; a prompt that looks like a path stays a prompt."""
+    monkeypatch.setattr(Model, "hash_of_weights", "sha256:1")
+    first = fingerprint(Model(name="/one/place"))
+    assert fingerprint(Model(name="/another/place")) == first
+    assert fingerprint(Model(name="file:///third")) == first
+    assert fingerprint(Model(name="small")) != first
+    assert fingerprint(Model(name="/one/place", prompts={"q": "/a"})) != fingerprint(
+        Model(name="/one/place", prompts={"q": "/b"})
+    )
+    monkeypatch.setattr(Model, "hash_of_weights", "sha256:2")
+    assert fingerprint(Model(name="/one/place")) != first
+
+
+def test_a_field_that_a_later_version_adds_changes_no_fingerprint() -> None:
+    """Null by default, it is as if it were not there."""
+
+    def define(extra: bool) -> Any:
+        @register("growing")
+        class Growing(Model):
+            """Gets a field."""
+
+            if extra:
+                new: str | None = None
+
+        return Growing()
+
+    assert fingerprint(define(False)) == fingerprint(define(True))
+
+
+def test_a_value_without_a_stable_form_has_no_fingerprint() -> None:
+    """An object's repr holds its address: refused rather than different in each process."""
+
+    @register("odd")
+    class Odd(Model):
+        """Holds an object."""
+
+        thing: Any = None
+
+    with pytest.raises(ConfigError, match="JSON"):
+        fingerprint(Odd(thing=object()))
+
+
+# -- what is recorded --------------------------------------------------------------------------------------------------
+
+
+def test_the_first_write_records_the_probe_and_the_models_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A declaration runs nothing; filling a column records little-endian float32 in base64, and a hash."""
+    monkeypatch.setattr(Model, "hash_of_weights", "sha256:1")
+    declared = metadata.encode([Model().bind("text", "vector")])
+    assert Model.runs == []
+    assert not {"probe", "identity"} & json.loads(declared)[0]["model"]["embedreg"].keys()
+    record = reserved(made())
+    vector = np.frombuffer(base64.b64decode(record["probe"]), "<f4")
+    assert vector.tolist() == pytest.approx(Model()._turned(len(identity.PROBE_TEXT)))
+    assert record["identity"] == "sha256:1"
+    assert Model.runs.count(identity.PROBE_TEXT) == 1
+
+
+def test_a_table_keeps_the_probe_that_it_was_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later writes by slightly other weights do not move it."""
+    table = made()
+    monkeypatch.setattr(Model, "angle", 0.01)
+    again = embedreg.embed_table(wider(table), Model.create().bind("text", "vector"))
+    assert reserved(again) == reserved(table)
+    assert embedreg.embed_table(wider(table)).schema.metadata == table.schema.metadata
+
+
+def test_a_function_that_cannot_embed_the_probe_goes_without() -> None:
+    """Its rows decide; a call that failed is raised as ever."""
+
+    @register("closed")
+    class Closed(Model):
+        """Knows few words."""
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            return np.array([{"a": [1, 0], "bb": [0, 1]}[str(text)] for text in texts], np.float32)
+
+    @register("silent")
+    class Silent(Picky):
+        """Has no vector for long texts."""
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            return [None if len(str(text)) > 20 else [1.0, 2.0, 3.0] for text in texts]
+
+    @register("down")
+    class Down(Model):
+        """Is not there."""
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            raise CallError("no answer")
+
+    assert "probe" not in reserved(made(Closed()))
+    assert "probe" not in reserved(made(Silent()))
+    with pytest.raises(CallError):
+        made(Down())
+
+
+# -- the probe decides -------------------------------------------------------------------------------------------------
+
+
+def verdict(table: pa.Table) -> identity.Drift:
+    """Return the only verdict on a table."""
+    [drift] = embedreg.check_drift(table)
+    return drift
+
+
+def test_nothing_changed() -> None:
+    """Same configuration, same vectors."""
+    drift = verdict(made())
+    assert (drift.column, drift.verdict, drift.changed) == ("vector", "same", ())
+    assert drift.cosine == pytest.approx(1)
+
+
+def test_another_fingerprint_beside_an_agreeing_probe_is_a_note() -> None:
+    """It is told, and nothing is refused."""
+    table = changed(made(), fingerprint="sha256:other", producer={"embedreg": "0.0.1"})
+    drift = verdict(table)
+    assert drift.verdict == "note"
+    assert drift.changed[0] == "the configuration's fingerprint"
+    assert 'embedreg "0.0.1" -> ' in drift.changed[1]
+    embedreg.embed_table(wider(table))
+
+
+def test_versions_alone_never_alarm() -> None:
+    """Other versions of everything with equal vectors are the same."""
+    drift = verdict(changed(made(), producer={"embedreg": "0.0.1", "torch": "1"}))
+    assert (drift.verdict, drift.changed) == ("same", ())
+
+
+def test_a_disagreeing_probe_is_an_error_that_names_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In check_drift a verdict, before the first use an error; nothing is written."""
+    monkeypatch.setattr(Model, "hash_of_weights", "sha256:1")
+    table = changed(made(), producer={"embedreg": "0.0.1"})
+    monkeypatch.setattr(Model, "hash_of_weights", "sha256:2")
+    monkeypatch.setattr(Model, "angle", 0.5)
+    drift = verdict(table)
+    assert drift.verdict == "drift"
+    assert drift.cosine == pytest.approx(np.cos(0.5), abs=1e-3)
+    assert "the model's weights or revision" in drift.changed
+    with pytest.raises(DriftError, match=r"cosine 0\.87.*weights or revision.*embedreg \"0\.0\.1\"") as caught:
+        embedreg.embed_table(wider(table))
+    assert caught.value.hint
+    with pytest.raises(DriftError):
+        embedreg.embed_query(embedreg.functions_in(table)["vector"].function, "q")
+
+
+def test_the_same_configuration_with_other_vectors_is_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing that is recorded differs, the message says so."""
+    table = made()
+    monkeypatch.setattr(Model, "angle", 0.5)
+    assert verdict(table).changed == ("the same configuration gives other vectors",)
+
+
+def test_the_readers_own_function_is_held_to_the_tables_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column is not filled up by drifted weights because the function was created here, or declared here again."""
+    table = made()
+    monkeypatch.setattr(Model, "angle", 0.5)
+    mine = Model.create()
+    with pytest.raises(DriftError):
+        embedreg.embed_table(wider(table))
+    with pytest.raises(DriftError):
+        embedreg.embed_table(wider(table), mine.bind("text", "vector"))
+    fresh = embedreg.embed_table(table.drop(["vector"]), mine.bind("text", "vector"))
+    assert reserved(fresh)["probe"] != reserved(table)["probe"]
+    assert verdict(fresh).verdict == "same"
+
+
+def test_lengths_count_where_the_metric_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors twice as long are a note under cosine, and drift under dot."""
+    by_cosine, by_dot = made(), made(DotModel())
+    monkeypatch.setattr(Model, "length", 2.0)
+    assert verdict(by_cosine).verdict == "note"
+    assert verdict(by_cosine).changed == ("the vectors' length 1 -> 2",)
+    assert verdict(by_dot).verdict == "drift"
+
+
+def test_another_width_is_drift() -> None:
+    """Before any cosine."""
+    probe = base64.b64encode(np.ones(5, "<f4").tobytes()).decode()
+    assert verdict(changed(made(), probe=probe)).changed[-1] == "2 dimensions, stored 5"
+
+
+CORRUPT = ["", "!", "AAAA", "AAAAAAA", "é", "AACAfw==", 5, None, ["AACAPw=="], {"a": 1}, "A" * 2**21]
+
+
+@pytest.mark.parametrize("probe", CORRUPT, ids=[repr(value)[:12] for value in CORRUPT])
+def test_a_probe_that_cannot_be_read_decides_nothing(probe: Any) -> None:
+    """Not base64, not whole floats, not finite, not text: unknown, and the table stays usable."""
+    table = changed(made(), probe=probe)
+    drift = verdict(table)
+    assert drift.verdict == "unknown"
+    assert "probe" in drift.changed[-1]
+    embedreg.embed_table(wider(table))
+
+
+HOSTILE = [
+    {"fingerprint": ["\x1b[31m"]},
+    {"ndims": "\x1b[31m" * 1000},
+    {"ndims": {"a": [1] * 10_000}},
+    {"producer": ["x"]},
+    {"producer": {"embedreg": "\x1b[31m"}, "fingerprint": 1},
+    {"identity": {"a": 1}},
+    {"identity": 5},
+    {"dtype": "S1000000000"},
+    {"format": "1", "metric": None, "prompts": 3, "normalized": "x"},
+]
+
+
+@pytest.mark.parametrize("values", HOSTILE, ids=lambda values: next(iter(values)))
+def test_a_hostile_record_is_text_at_most(values: dict[str, Any]) -> None:
+    """Values of the wrong type are differences, cut short and escaped, and nothing more."""
+    table = changed(made(), **values)
+    drift = verdict(table)
+    assert drift.verdict in ("same", "note")
+    assert "\x1b" not in str(drift)
+    assert len(str(drift)) < 500
+    assert embedreg.inspect(table)[0]["status"] == "ready"
+    embedreg.embed_table(wider(table))
+
+
+def test_without_a_record_nothing_can_be_told() -> None:
+    """Another client's declaration is unknown; one without a probe is unknown, or a note where it differs."""
+    entry = {"name": "model", "model": {"name": "small"}, "source_column": "text", "vector_column": "vector"}
+    stock = pa.table({"text": ["a"]}, metadata={KEY: json.dumps([entry])})
+    assert "another client" in verdict(stock).changed[0]
+    assert verdict(changed(made(), drop=("probe",))).verdict == "unknown"
+    assert verdict(changed(made(), drop=("probe",), fingerprint="x")).verdict == "note"
+
+
+def test_what_cannot_be_compared_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model known by a commit of the hub there and by a hash here is not another one."""
+    monkeypatch.setattr(Model, "hash_of_weights", "sha256:1")
+    table = changed(made(), identity="0" * 40)
+    assert verdict(table).verdict == "same"
+    monkeypatch.setattr(Model, "hash_of_weights", None)
+    assert verdict(made()).verdict == "same"
+
+
+def test_one_column_that_cannot_be_checked_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing class, an untrusted path and a function that fails are unknown, with the reason."""
+    table = made()
+    entries = json.loads(table.schema.metadata[KEY])
+    entries += [
+        {"name": "nobody", "model": {}, "source_column": "text", "vector_column": "a"},
+        {"name": "model", "model": {"name": "/etc"}, "source_column": "text", "vector_column": "b"},
+    ]
+
+    @register("failing")
+    class Failing(Model):
+        """Fails now."""
+
+        fails: ClassVar[bool] = False
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.fails:
+                raise CallError("no answer")
+            return super().generate_embeddings(texts)
+
+    [entry] = json.loads(made(Failing()).schema.metadata[KEY])
+    entries.append({**entry, "vector_column": "c"})
+    monkeypatch.setattr(Failing, "fails", True)
+    drifts = {d.column: d for d in embedreg.check_drift({KEY: json.dumps(entries).encode()})}
+    assert {column: drift.verdict for column, drift in drifts.items()} == {
+        "vector": "same",
+        "a": "unknown",
+        "b": "unknown",
+        "c": "unknown",
+    }
+    assert "nobody" in drifts["a"].changed[0]
+    assert "no answer" in drifts["c"].changed[0]
+
+
+def test_a_gap_in_a_column_of_an_unknown_function_is_not_filled() -> None:
+    """The vectors of a class that is not installed are not mixed with another's; an empty column is taken over."""
+    entry = {"name": "nobody", "model": {}, "source_column": "text", "vector_column": "vector"}
+    kind = pa.list_(pa.float32(), 2)
+    half = pa.table({"text": ["a", "b"], "vector": pa.array([[1, 0], None], kind)}, metadata={KEY: json.dumps([entry])})
+    with pytest.raises(DriftError, match="'nobody'"):
+        embedreg.embed_table(half, Model().bind("text", "vector"))
+    empty = half.slice(1)
+    assert embedreg.embed_table(empty, Model().bind("text", "vector"))["vector"].null_count == 0
+
+
+# -- once --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_probe_is_run_once_however_many_threads_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen threads that use one function check it once, and none of them before it is checked."""
+    function = embedreg.functions_in(made())["vector"].function
+    Model.runs.clear()
+    slow = Model.generate_embeddings
+
+    def slowly(self: Any, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.02)
+        return slow(self, texts)
+
+    monkeypatch.setattr(Model, "generate_embeddings", slowly)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: embedreg.embed_query(function, "q"), range(16)))
+    assert Model.runs.count(identity.PROBE_TEXT) == 1
+    assert Model.runs[0] == identity.PROBE_TEXT
+    embedreg.embed_query(function, "q")
+    assert Model.runs.count(identity.PROBE_TEXT) == 1
+
+
+def test_a_function_that_embeds_with_others_in_threads_does_not_lock() -> None:
+    """The check of one function holds nothing that the check of another, in a thread of its own, waits for."""
+    inner = made()
+
+    @register("ensemble")
+    class Ensemble(Model):
+        """Averages two functions that it reads from a table."""
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            found = embedreg.functions_in(inner)["vector"].function
+            with ThreadPoolExecutor(2) as pool:
+                parts = list(pool.map(lambda _: embedreg.table.embed_column(found, list(texts)).matrix, range(2)))
+            return np.mean(parts, axis=0)
+
+    table = made(Ensemble())
+    done = threading.Event()
+
+    def use() -> None:
+        embedreg.embed_table(wider(table))
+        done.set()
+
+    threading.Thread(target=use, daemon=True).start()
+    assert done.wait(30), "the nested check waits for ever"
+
+
+def test_remote_functions_are_checked_when_asked_for_only() -> None:
+    """Created with a probe, compared by check_drift, never by a query or a later write."""
+    table = made(FarModel())
+    assert reserved(table)["probe"]
+    function = embedreg.functions_in(table)["vector"].function
+    Model.runs.clear()
+    embedreg.embed_query(function, "q")
+    embedreg.embed_table(wider(table))
+    assert identity.PROBE_TEXT not in Model.runs
+    assert verdict(table).verdict == "same"
+    assert Model.runs.count(identity.PROBE_TEXT) == 1
+
+
+def test_a_created_remote_function_is_not_probed_again_for_a_table_that_has_a_probe() -> None:
+    """Appending with the reader's own function costs no extra call."""
+    table = made(FarModel())
+    mine = FarModel.create()
+    Model.runs.clear()
+    embedreg.embed_table(wider(table), mine.bind("text", "vector"))
+    embedreg.embed_table(wider(table))
+    assert identity.PROBE_TEXT not in Model.runs
+
+
+def test_what_is_known_of_a_function_ends_with_it() -> None:
+    """Nothing is kept of instances that are gone, nor carried into a copy."""
+    function = Lengths()
+    made(function)
+    assert identity.learnt(function)
+    before = len(identity._states)
+    del function
+    assert len(identity._states) < before
+    assert identity.learnt(Lengths()) == {}
+
+
+def test_two_tables_that_disagree_do_not_speak_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two tables with one declaration, the one that drifted is refused and the other is not, in either order."""
+    old = made()
+    monkeypatch.setattr(Model, "angle", 0.5)
+    new = made()
+    Model.create()
+    for _ in range(2):
+        with pytest.raises(DriftError):
+            embedreg.embed_table(wider(old))
+        assert embedreg.embed_table(wider(new))["vector"].null_count == 0
