@@ -86,16 +86,25 @@ def _table(columns: Mapping[str, Any], declared: pa.Schema | None) -> pa.Table:
     import pyarrow as pa
 
     types = {field.name: field.type for field in declared} if declared is not None else {}
+
+    def column(name: str, values: Any) -> Any:
+        if isinstance(values, pa.Array | pa.ChunkedArray):
+            return values
+        try:
+            return pa.array(values, types.get(name), from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError) as exc:
+            what = f"is no {types[name]}" if name in types else "does not agree on a type"
+            raise InputError(
+                f"column {name!r} {what}: {str(exc).rstrip('.')}.", "cast it, or declare its type in a Schema"
+            ) from None
+
+    arrays = {name: column(name, values) for name, values in columns.items()}
     try:
-        arrays = {
-            name: values
-            if isinstance(values, pa.Array | pa.ChunkedArray)
-            else pa.array(values, types.get(name), from_pandas=True)
-            for name, values in columns.items()
-        }
         return pa.table(arrays)
     except (pa.ArrowException, TypeError, ValueError) as exc:
-        raise _mixed(exc) from None
+        raise InputError(
+            f"the columns make no table: {str(exc).rstrip('.')}.", "give all of them the same rows"
+        ) from None
 
 
 def _from_rows(
@@ -145,13 +154,10 @@ def _aligned(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[p
         try:
             yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches()
         except (pa.ArrowException, KeyError, ValueError) as exc:
-            raise _mixed(exc) from None
-
-
-def _mixed(exc: Exception) -> InputError:
-    return InputError(
-        f"the rows do not agree on a type: {exc}.".replace("..", "."), "cast the column, or declare it in a Schema"
-    )
+            raise InputError(
+                f"the rows do not agree on a type: {str(exc).rstrip('.')}.",
+                "cast the column, or declare it in a Schema",
+            ) from None
 
 
 def column_of(values: Any, modality: str) -> Any:

@@ -197,6 +197,16 @@ def keep(instance: Value) -> None:
             state.converted[name] = (now, value)
 
 
+def fill_unvalidated(instance: Value) -> None:
+    """Take over a pickled configuration as it is: what it refers to is not set here (yet), and cannot be validated."""
+    cls, names, state = type(instance), names_by_key(type(instance)), state_of(instance)
+    values = {names.get(key, key): value for key, value in state.given.items()}
+    twin = BaseModel.model_construct.__func__(cls, **values)  # type: ignore[attr-defined]
+    for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+        object.__setattr__(instance, slot, getattr(twin, slot))
+    state.converted = dict.fromkeys(unset(instance), (None, None))
+
+
 def unset(instance: Value) -> set[str]:
     """Name the fields that refer to a variable which is not set, and has no default."""
     names, reader = names_by_key(type(instance)), reader_of(instance)
@@ -255,10 +265,10 @@ def held_secrets(instance: Value) -> list[str]:
 
 
 def _inner_functions(instance: Value) -> Iterator[Value]:
-    """Yield the functions that another one has in its fields, in a list or dict of a field, or in a private attribute."""
+    """Yield the functions that another one has in a field, in a list or dict of a field, or in a private attribute."""
     fields = list(instance.__dict__.values())
     private = _slot(instance, "__pydantic_private__").values()
-    for value in [*fields, *private, *(item for field in fields for _, item in secrets.items_of(field) or ())]:
+    for value in [*fields, *private, *(item for held in fields for _, item in secrets.items_of(held) or ())]:
         if hasattr(type(value), "_held_secrets"):
             yield value
 

@@ -119,10 +119,9 @@ class Value(BaseModel):
         for key, value in config.items():
             cls._check_secret(names.get(key, key), value)
         state.given = config
-        named = {names.get(key, key) for key in config}
-        for name, value in config_.referring_defaults(cls).items():
-            if name not in named:
-                state.given = {**state.given, name: copied(value)}
+        left = config_.referring_defaults(cls).keys() - {names.get(key, key) for key in config}
+        if left:
+            state.given = {**config, **{name: copied(config_.referring_defaults(cls)[name]) for name in left}}
         self._validate_given()
         known = self._held_secrets() if any(map(secrets.has_reference, state.given.values())) else ()
         fields = cls.model_fields
@@ -151,17 +150,7 @@ class Value(BaseModel):
         if problem is not None:  # raised here, where the refused values are in no frame and no context
             raise problem
         if tolerated:
-            self._fill_unvalidated()
-
-    def _fill_unvalidated(self) -> None:
-        """Take over a pickled configuration as it is: what a reference stands for is not set here (yet)."""
-        names = names_by_key(type(self))
-        twin = BaseModel.model_construct.__func__(  # type: ignore[attr-defined]
-            type(self), **{names.get(key, key): value for key, value in state_of(self).given.items()}
-        )
-        for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
-            object.__setattr__(self, slot, getattr(twin, slot))
-        state_of(self).converted = dict.fromkeys(references.unset(self), (None, None))
+            references.fill_unvalidated(self)
 
     def model_post_init(self, context: Any, /) -> None:
         """Put the references back before any code of a subclass sees the instance."""
@@ -230,15 +219,11 @@ class Value(BaseModel):
 
     def model_dump(self, **kwargs: Any) -> dict[str, Any]:
         """Dump the fields as pydantic does: references stay, and computed fields show no secret."""
-        return redaction.cleaned(super().model_dump(**self._dumping(kwargs)), self._held_secrets())  # type: ignore[no-any-return]
+        return redaction.cleaned(super().model_dump(**{**_quiet(self), **kwargs}), self._held_secrets())  # type: ignore[no-any-return]
 
     def model_dump_json(self, **kwargs: Any) -> str:
         """Dump the fields as JSON, as `model_dump`."""
-        return redaction.redact(super().model_dump_json(**self._dumping(kwargs)), self._held_secrets())
-
-    def _dumping(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        # a reference where the type says a choice or a number is no mistake to be warned of
-        return {"warnings": not secrets.has_reference(self.raw_fields()), **kwargs}
+        return redaction.redact(super().model_dump_json(**{**_quiet(self), **kwargs}), self._held_secrets())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Value) or type(self) is not type(other):
@@ -342,6 +327,11 @@ class Value(BaseModel):
                 f"{name} would hold a secret in the clear: a field is dumped, stored and pickled.",
                 f"keep it in a private attribute, self._{name}, or work it out in a property",
             )
+
+
+def _quiet(self: Value) -> dict[str, Any]:
+    # a reference where the type says a choice or a number is no mistake to be warned of
+    return {"warnings": not secrets.has_reference(self.raw_fields())}
 
 
 def _rebuild(

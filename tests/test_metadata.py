@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -475,6 +477,17 @@ def test_the_stored_form_is_lancedbs() -> None:
     assert text.startswith('[{\n  "name": "lengths",\n  "model": {')
     assert embedreg.get_registry().get_table_metadata([]) is None
     assert embedreg.get_registry().get_table_metadata(None) is None
+
+
+def test_the_specification_shows_what_is_written() -> None:
+    """The example in docs/persisted-form.md is what its code prints, byte for byte but for the version."""
+    page = (Path(__file__).parent.parent / "docs" / "persisted-form.md").read_text("utf-8")
+    shown = re.search(r"```json\n(.*?)\n```", page, re.DOTALL)
+    assert shown is not None
+    function = embedreg.get("hashing").create(dim=4, word_ngrams=(1, 1), char_ngrams=None)
+    table = embedreg.embed_table({"text": ["Return the sine of x."]}, function.bind("text", "vector"))
+    written = table.schema.metadata[KEY].decode()
+    assert re.sub(r'("embedreg": )"[^"]+"', r'\1"0.1.0"', written) == shown[1]
 
 
 def test_a_declaration_reads_back_as_itself() -> None:

@@ -388,8 +388,14 @@ def test_what_is_no_table_is_refused() -> None:
             embed_table(wrong, BIND)
     with pytest.raises(InputError, match="the rows mix dicts with int"):
         embed_table([{"text": "a"}, 3], BIND)
-    with pytest.raises(InputError, match="do not agree on a type"):
+    with pytest.raises(InputError, match="column 'n' does not agree on a type"):
         embed_table([{"text": "a", "n": 1}, {"text": "b", "n": "x"}], BIND)
+    with pytest.raises(InputError, match="column 'n' is no int64"):
+        embed_table([{"text": "a", "n": "x"}], Articles)
+    with pytest.raises(InputError, match=r"column 'vector' is no fixed_size_list<.*>\[3\]"):
+        embed_table([{"text": "a", "vector": [1.0, 2.0]}], Articles)
+    with pytest.raises(InputError, match="the columns make no table"):
+        embed_table({"text": ["a"], "n": [1, 2]}, BIND)
 
 
 def test_given_vectors_of_another_width_are_refused() -> None:

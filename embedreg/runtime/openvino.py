@@ -7,6 +7,7 @@ always set. A converted model is compared with the original before it is used.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -130,7 +131,13 @@ def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> An
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep torch's remarks on tracing to ourselves: the trace is compared with the model afterwards."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep the remarks on tracing to ourselves: the trace is compared with the model afterwards."""
+    remarks = logging.getLogger("transformers.modeling_utils")
+    level = remarks.level
+    remarks.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        remarks.setLevel(level)

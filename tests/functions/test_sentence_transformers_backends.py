@@ -1,0 +1,164 @@
+"""Precisions and back ends of `sentence-transformers`: how near they are, and when they are refused."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import embedreg
+from embedreg import errors, metadata
+from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
+from embedreg.runtime import cache, precision, queries
+
+MODELS = ["causal", "mean", "cls-dense"]
+TEXTS = [
+    text[: 3 + (row * 11) % 60]
+    for row, text in enumerate(["wait for a thread to finish", "json?", "a list of names, in no order; and more"] * 30)
+]
+has_bfloat16 = precision._has("bfloat16", "cpu")
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16, reason="this processor has no bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Leave no model and no query behind."""
+    yield
+    embedreg.release()
+    queries.recent.clear()
+
+
+@pytest.fixture
+def openvino() -> Any:
+    """The library, or a skip."""
+    return pytest.importorskip("openvino")
+
+
+def create(name: Any = "all-MiniLM-L6-v2", **config: Any) -> SentenceTransformerEmbeddings:
+    """Create the function on the CPU."""
+    return SentenceTransformerEmbeddings.create(name=str(name), **{"device": "cpu", **config})
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the cosine of each pair of rows, in float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return np.asarray((a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))
+
+
+@pytest.mark.usefixtures("openvino")
+@pytest.mark.parametrize("kind", MODELS)
+def test_openvino_gives_the_same_vectors(tiny: Callable[[str], Path], kind: str) -> None:
+    """In float32, OpenVINO's vectors are torch's to 5e-6, prompts and heads included, whatever the batches."""
+    expected = create(tiny(kind), normalize=False).generate_embeddings(TEXTS)
+    for config in ({}, {"batch_size": 3}, {"num_threads": 1}):
+        function = create(tiny(kind), normalize=False, backend="openvino", **config)
+        np.testing.assert_allclose(function.generate_embeddings(TEXTS), expected, atol=5e-6)
+    query = function.compute_query_embeddings("json?")
+    queries.recent.clear()
+    np.testing.assert_allclose(query, create(tiny(kind), normalize=False).compute_query_embeddings("json?"), atol=5e-6)
+
+
+@pytest.mark.usefixtures("openvino")
+def test_minilm_on_openvino_is_exact(minilm_path: Path) -> None:
+    """The real weights in float32 agree with SentenceTransformer.encode to 1e-6, over all lengths."""
+    from sentence_transformers import SentenceTransformer
+
+    texts = [" ".join(["thread", "lock", "wait", "join"][: 1 + row % 4] * (1 + row * 3)) for row in range(34)]
+    model = SentenceTransformer(str(minilm_path), device="cpu", local_files_only=True)
+    expected = model.encode(texts, normalize_embeddings=True)
+    made = create(backend="openvino", truncate="silent").generate_embeddings(texts)
+    assert np.abs(made - expected).max() < 1e-6
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_back_end_is_no_part_of_the_declaration(tiny: Callable[[str], Path]) -> None:
+    """The back end changes no vector, so neither the stored form nor the fingerprint knows of it; precision is stored."""
+    stored = metadata.persisted_model(create(backend="openvino"))
+    assert "backend" not in stored
+    assert stored["embedreg"]["fingerprint"] == metadata.persisted_model(create())["embedreg"]["fingerprint"]
+    lower = create(precision="bfloat16")
+    assert metadata.persisted_model(lower)["precision"] == "bfloat16"
+    assert metadata.persisted_name(lower) == "embedreg:sentence-transformers"
+
+
+@pytest.mark.usefixtures("openvino")
+def test_release_frees_the_compiled_form_too(tiny: Callable[[str], Path]) -> None:
+    """Releasing a function lets go of the weights and of what was made of them."""
+    function = create(tiny("mean"), backend="openvino")
+    function.generate_embeddings(TEXTS)
+    assert len(cache.models.keys()) == 2
+    assert embedreg.release(function) == 2
+    assert cache.models.keys() == []
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_refuses_what_it_cannot_run(tiny: Callable[[str], Path]) -> None:
+    """A model without a transformer goes to the library, and a device that is no CPU is refused."""
+    static = create(tiny("static")).generate_embeddings(TEXTS)
+    np.testing.assert_array_equal(create(tiny("static"), backend="openvino").generate_embeddings(TEXTS), static)
+
+
+def test_a_missing_openvino_is_asked_for(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library, the error names the extra."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(errors.MissingExtraError, match=r"embedreg\[openvino\]"):
+        create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_minilm_in_bfloat16_stays_near(backend: str) -> None:
+    """Real weights in bfloat16: every cosine with float32 is above 0.9995, the vectors are float32 of unit length."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    texts = [" ".join(["thread", "lock", "wait", "join"][: 1 + row % 4] * (1 + row)) for row in range(30)]
+    exact = create().generate_embeddings(texts)
+    function = create(precision="bfloat16", backend=backend)
+    made = function.generate_embeddings(texts)
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
+    assert cosines(made, exact).min() > 0.9995
+    assert not np.array_equal(made, exact)
+    assert cosines(function.compute_query_embeddings(texts[3]), made[3:4])[0] > 0.9995
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("kind", MODELS)
+def test_bfloat16_does_not_depend_on_company(tiny: Callable[[str], Path], kind: str) -> None:
+    """In bfloat16 too, batch size and neighbours move a vector by its rounding only: cosine above 0.9999."""
+    whole = create(tiny(kind), precision="bfloat16").generate_embeddings(TEXTS)
+    single = create(tiny(kind), precision="bfloat16", batch_size=1).generate_embeddings(TEXTS)
+    assert cosines(whole, single).min() > 0.9999
+    assert cosines(whole, create(tiny(kind)).generate_embeddings(TEXTS)).min() > 0.999
+
+
+def test_a_precision_that_the_processor_lacks_is_refused(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One's own code gets an error with the precision to use; a stored declaration is computed all the same."""
+    for probe in (*precision._CPU_BFLOAT16, *precision._CPU_FLOAT16):
+        monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
+    for name in ("bfloat16", "float16"):
+        with pytest.raises(errors.ConfigError, match=f"no arithmetic in {name}") as caught:
+            create(tiny("mean"), precision=name).generate_embeddings(["a"])
+        assert caught.value.hint == "precision='float32'"
+    embedreg.get_registry().reset()
+    embedreg.trust(paths=[tiny("mean")])
+    model = {"name": str(tiny("mean")), "precision": "bfloat16", "embedreg": {"format": 1}}
+    entry = {"name": "embedreg:sentence-transformers", "model": model, "source_column": "t", "vector_column": "v"}
+    stored = metadata.parse({metadata.KEY: json.dumps([entry])})["v"].function
+    assert stored.from_metadata
+    assert stored.compute_query_embeddings("a").shape == (1, 32)
+
+
+def test_a_model_without_a_transformer_has_no_precision(tiny: Callable[[str], Path]) -> None:
+    """A static model in bfloat16 is refused rather than run in float32 under another name."""
+    if not has_bfloat16:
+        pytest.skip("refused for the processor already")
+    with pytest.raises(errors.ConfigError, match="no transformer"):
+        create(tiny("static"), precision="bfloat16").generate_embeddings(["a"])
