@@ -307,6 +307,8 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     def _encode_by_the_library(self, model: Any, rows: list[Any], method: str, prompt: str | None) -> np.ndarray:
         import numpy as np
 
+        if self.backend == "openvino":
+            raise ConfigError(f"OpenVINO cannot run the model {self.name!r} as the library does.", "backend='torch'")
         if not set(getattr(model, "modalities", ("text",))) <= {"text"}:
             rows = [{"text": row} for row in rows]  # else it would fetch what reads like the address of a picture
         with self._failing(len(rows)):

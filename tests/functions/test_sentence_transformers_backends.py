@@ -75,7 +75,7 @@ def test_minilm_on_openvino_is_exact(minilm_path: Path) -> None:
 
 @pytest.mark.usefixtures("openvino")
 def test_a_back_end_is_no_part_of_the_declaration(tiny: Callable[[str], Path]) -> None:
-    """The back end changes no vector, so neither the stored form nor the fingerprint knows of it; precision is stored."""
+    """The back end changes no vector, so neither the stored form nor the fingerprint has it; precision is stored."""
     stored = metadata.persisted_model(create(backend="openvino"))
     assert "backend" not in stored
     assert stored["embedreg"]["fingerprint"] == metadata.persisted_model(create())["embedreg"]["fingerprint"]
@@ -96,9 +96,10 @@ def test_release_frees_the_compiled_form_too(tiny: Callable[[str], Path]) -> Non
 
 @pytest.mark.usefixtures("openvino")
 def test_openvino_refuses_what_it_cannot_run(tiny: Callable[[str], Path]) -> None:
-    """A model without a transformer goes to the library, and a device that is no CPU is refused."""
-    static = create(tiny("static")).generate_embeddings(TEXTS)
-    np.testing.assert_array_equal(create(tiny("static"), backend="openvino").generate_embeddings(TEXTS), static)
+    """A model without a transformer is refused, with the back end to use; nothing else runs under its name."""
+    with pytest.raises(errors.ConfigError, match="transformer of text") as caught:
+        create(tiny("static"), backend="openvino").generate_embeddings(TEXTS)
+    assert caught.value.hint == "backend='torch'"
 
 
 def test_a_missing_openvino_is_asked_for(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
