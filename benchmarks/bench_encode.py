@@ -28,6 +28,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "torch bfloat16": {"precision": "bfloat16"},
     "openvino bfloat16": {"backend": "openvino", "precision": "bfloat16"},
 }
+WORDS = "the a thread waits for another file to close and then writes what it has read into one list of names"
 QUERIES = 200
 TOP = 10
 
@@ -59,44 +60,9 @@ def docstrings() -> list[str]:
 
 def uniform(rows: int) -> list[str]:
     """Return sentences of 30 words, which have about the same number of tokens."""
-    words = (
-        "the a thread waits for another file to close and then writes what it has read into one list of names".split()
-    )
+    words = WORDS.split()
     chance = random.Random(0)
     return [" ".join(chance.choices(words, k=30)) + f" {row}" for row in range(rows)]
-
-
-def matmul_flops(device: str, dtype: str) -> float:
-    """Measure the best matrix product of this machine, in FLOP/s: the shapes of MiniLM's layers, one lane a core."""
-    import time
-
-    import torch
-
-    from embedreg.runtime import workers
-
-    kind = getattr(torch, dtype)
-    tokens, lanes = (1024, workers.lanes()) if device == "cpu" else (32_768, 1)
-    shapes = [(384, 1536), (1536, 384), (384, 384)]
-    best = 0.0
-    for width, height in shapes:
-        a, b = (
-            torch.randn(tokens, width, dtype=kind, device=device),
-            torch.randn(width, height, dtype=kind, device=device),
-        )
-        repeats = 200
-
-        def multiply(_: int, a: Any = a, b: Any = b) -> None:
-            for _again in range(repeats):
-                torch.mm(a, b)
-            if device != "cpu":
-                torch.cuda.synchronize()
-
-        for _round in range(3):
-            start = time.perf_counter()
-            list(workers.run(multiply, range(lanes), lanes)) if device == "cpu" else multiply(0)
-            taken = time.perf_counter() - start
-            best = max(best, lanes * repeats * 2.0 * tokens * width * height / taken)
-    return best
 
 
 def flop_per_row(lengths: np.ndarray) -> float:
@@ -119,6 +85,7 @@ def measure(name: str, texts: list[str], args: argparse.Namespace) -> None:
     """Print the table of one corpus."""
     import embedreg
     from embedreg.runtime import progress
+    from embedreg.runtime.peak import matmul_flops
 
     function = embedreg.get("sentence-transformers")
     made = {
@@ -186,12 +153,11 @@ def measure(name: str, texts: list[str], args: argparse.Namespace) -> None:
     with progress.watch(steps.append):
         made["torch"].generate_embeddings(texts)
     waste = sum(step.padded for step in steps) / max(sum(step.tokens for step in steps), 1) - 1
-    table(
-        f"{name}: {len(texts):,} texts, {lengths.mean():.0f} tokens on average, 99% under {np.percentile(lengths, 99):.0f}; median of {args.runs}",
-        rows,
-    )
+    title = f"{name}: {len(texts):,} texts, {lengths.mean():.0f} tokens on average, 99% under"
+    table(f"{title} {np.percentile(lengths, 99):.0f}; median of {args.runs}", rows)
+    peak = ", ".join(f"{value / 1e9:,.0f} {dtype}" for dtype, value in peaks.items())
     print(
-        f"  padding of embedreg's plan {waste:.1%}; matmul peak {peaks['float32'] / 1e9:,.0f} GFLOP/s float32, {peaks['bfloat16'] / 1e9:,.0f} bfloat16; load {before:.1f} before, {after:.1f} after"
+        f"  padding of embedreg's plan {waste:.1%}; matmul peak in GFLOP/s: {peak}; load {before:.1f}, then {after:.1f}"
     )
 
 

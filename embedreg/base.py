@@ -89,7 +89,6 @@ class EmbeddingFunction(Value, ABC):
     max_retries: int = 7
     _ndims: Any = PrivateAttr(default=None)
     _declared: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _verified: str | None = PrivateAttr(default=None)
     _adapters: dict[str | None, Any] = PrivateAttr(default_factory=dict)
 
     # -- creating ---------------------------------------------------------------------------------------------------

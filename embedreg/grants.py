@@ -97,7 +97,9 @@ def trust(
 
 
 def _texts(kind: str, values: Any) -> Iterator[str]:
-    for value in [values] if isinstance(values, str | os.PathLike) else values or ():
+    if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
+        values = [values]
+    for value in values:
         text = os.fspath(value) if isinstance(value, os.PathLike) and kind == "paths" else value
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(f"trust({kind}=...) cannot grant {value!r}.", f"trust({kind}=['...'])")

@@ -39,7 +39,7 @@ PROBE_TEXT = "The quick brown fox jumps over the lazy dog; 3.14 is close to π."
 # or another prompt falls well below .99.
 PROBE_COSINE = 0.999
 PROBE_LENGTH = 0.01  # relative: by how much a vector's length may differ where the metric looks at it
-MAX_PROBE = 2**20  # characters; no vector is as wide
+MAX_PROBE = 2**19  # characters: no vector has 98 thousand dimensions
 _SHOWN = 60  # characters of a stored value that a message shows
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -15,9 +15,6 @@ from embedreg.config import sensitive_fields
 from embedreg.errors import EmbedregError, InputError, StorageError
 from embedreg.identity import Drift
 from embedreg.metadata import Entry, Functions
-
-if TYPE_CHECKING:
-    from embedreg.base import EmbeddingFunctionConfig
 
 __all__ = ["check_drift", "functions_in", "inspect", "metadata_of"]
 
@@ -50,10 +47,6 @@ def _of_class(model: Any) -> Functions:
 
     arrow, configs = schema.resolve(model)
     functions = Functions(metadata.entries(None if arrow is None else arrow.metadata))
-    return _filled(functions, configs)
-
-
-def _filled(functions: Functions, configs: list[EmbeddingFunctionConfig]) -> Functions:
     functions.update({config.vector_column: config for config in configs})
     return functions
 

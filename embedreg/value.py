@@ -39,7 +39,7 @@ CONTRACT = (
     "generate_embeddings",
     "ndims",
 )
-_RESERVED = ("_adapters", "_declared", "_embedreg", "_unknown", "_verified")
+_RESERVED = ("_adapters", "_declared", "_embedreg", "_unknown")
 # What an attribute mostly is, and what holds no reference: told by its class, before anything dearer.
 _NO_REFERENCE = frozenset({BuiltinFunctionType, FunctionType, MethodType, NoneType, State, bool, float, int, type})
 # What `cachetools` makes of a method; without being told, pydantic takes its newer kinds for fields without a type.

@@ -31,7 +31,7 @@ class Lengths(TextEmbeddingFunction):
         return np.array([lengths(text) for text in texts], np.float32).reshape(-1, 3) * np.float32(self.scale)
 
 
-@register("picky")
+@register("picky-rows")
 class Picky(Lengths):
     """Fails rows by their own fault: "none" has no vector, "bad" is refused, "nan" and "inf" are not finite."""
 

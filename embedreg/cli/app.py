@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embedreg import __version__
-from embedreg.cli import demo, doctor, embed, exits, functions, inspect, search
+from embedreg.cli import bench, demo, doctor, embed, exits, functions, inspect, search
 from embedreg.cli.session import report
 
 __all__ = ["app"]
@@ -47,6 +47,7 @@ for _name, _body, _help in (
     ("demo", demo.demo, "See the whole of it work on real data."),
     ("search", search.search, "Search a table or a Parquet file with plain text."),
     ("embed", embed.embed, "Fill a file or a LanceDB table with vectors."),
+    ("bench", bench.bench, "Measure how fast a function is, and where the time goes."),
     ("inspect", inspect.inspect_data, "Show what data says of its vectors; --check for drift."),
     ("functions", functions.functions, "List the embedding functions, or show one."),
     ("doctor", doctor.doctor, "Show what is installed, what is missing, how to get it."),

@@ -7,10 +7,10 @@ its model was trained with. The runtime only batches and runs them in its own wa
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
@@ -21,8 +21,9 @@ from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundErr
 from embedreg.imports import attempt_import_or_raise
 from embedreg.runtime import cache, device, folder, integrity, openvino, precision, queries, weights, workers
 from embedreg.runtime.execute import embed_texts
-from embedreg.runtime.pipeline import TextPipeline
+from embedreg.runtime.pipeline import TextPipeline, serialise_tokenizing
 from embedreg.runtime.precision import Precision
+from embedreg.secrets import is_reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,11 +89,19 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
 
     _resolved: weights.ResolvedModel | None = PrivateAttr(default=None)
     _key: tuple[Any, ...] | None = PrivateAttr(default=None)
+    _said: dict[bool, tuple[str, str]] = PrivateAttr(default_factory=dict)
 
     @staticmethod
     def runtime_keys() -> list[str]:
         """Name what cannot change a vector that is given out."""
         return ["backend", "truncate"]
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        name = self.raw_fields()["name"]
+        if not self.from_metadata and not is_reference(name) and Path(name).is_dir():
+            # a stored relative path would name nothing, or another model on the hub, from any other folder
+            self.name = str(Path(name).resolve())
 
     def ndims(self) -> int:
         """Return the width of the vectors, from the model's files; only a model of unknown parts is loaded for it."""
@@ -193,6 +202,17 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         limit = self._loaded().get_max_seq_length()
         return None if limit is None else int(limit)
 
+    def flops_per_token(self) -> float | None:
+        """Return the operations of the transformer's matrix products for a token, without attention's own; or None."""
+        matrices = [
+            module.weight
+            for part in self._loaded().modules()
+            if type(part).__name__ == "Transformer"
+            for module in part.modules()
+            if type(module).__name__ in ("Linear", "Conv1D")
+        ]
+        return 2.0 * sum(weight.numel() for weight in matrices) or None
+
     def cache_key(self) -> tuple[Any, ...] | None:
         """Return what this function's model is kept under in memory; None where the model is not on this machine."""
         try:
@@ -266,7 +286,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             if not precision.convert(model, self.precision):
                 raise ConfigError(f"the model {self.name!r} has no transformer to convert.", "precision='float32'")
         model.eval()  # encode would; the runtime calls the modules themselves
-        _serialise_tokenizing(model)
+        serialise_tokenizing(model)
         return model
 
     def _check_precision(self) -> None:
@@ -288,12 +308,15 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         return self.from_metadata and not self._declared
 
     def _prompts(self) -> tuple[str, str]:
-        """Return what is put before queries and before sources."""
-        known, default = folder.prompts(self._model_folder().path)
-        if self._as_stock():
-            return known.get(default or "", ""), known.get(default or "", "")
-        query = known["query"] if self.query_prompt is None else self.query_prompt
-        return query, known["document"] if self.document_prompt is None else self.document_prompt
+        """Return what is put before queries and before sources; the model's files are read once."""
+        model, stock = self._model_folder(), self._as_stock()
+        if stock not in self._said:
+            known, default = folder.prompts(model.path)
+            alike = known.get(default or "", "")
+            query = known["query"] if self.query_prompt is None else self.query_prompt
+            document = known["document"] if self.document_prompt is None else self.document_prompt
+            self._said[stock] = (alike, alike) if stock else (query, document)
+        return self._said[stock]
 
     def _pipeline(self, model: Any, role: Literal["query", "document"]) -> TextPipeline:
         query, document = self._prompts()
@@ -379,25 +402,3 @@ def _quiet_loading() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _serialise_tokenizing(model: Any) -> None:
-    """Let one thread at a time tokenize; the forward pass, where the time goes, stays parallel.
-
-    A fast tokenizer keeps its padding and truncation in itself: changed by one thread while another uses it, it raises
-    "Already borrowed" or pads wrongly.
-    """
-    lock = cache.ForkSafeLock()
-
-    def serialised(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with lock:
-                return method(*args, **kwargs)
-
-        return call
-
-    for name in ("preprocess", "tokenize"):  # the first since 5.4, the second before
-        method = getattr(model, name, None)
-        if method is not None:
-            setattr(model, name, serialised(method))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from embedreg.errors import CallError, ConfigError
@@ -44,7 +46,7 @@ class Compiled:
         text = getattr(first, "modality_config", {}).get("text", {})
         if type(first).__name__ != "Transformer" or text.get("method") != "forward":
             raise ConfigError("the model does not start with a transformer of text.", "backend='torch'")
-        openvino = attempt_import_or_raise("openvino", extra=EXTRA)
+        openvino = _library()
         features = model.preprocess(_SAMPLE[:2])
         self.kinds = [kind for kind, value in features.items() if hasattr(value, "numpy")]
         self.output = first.module_output_name
@@ -101,6 +103,18 @@ class OpenVinoPipeline(TextPipeline):
         for module in list(self.model)[1:]:
             features = module(features)
         return features["sentence_embedding"]
+
+
+def _library() -> ModuleType:
+    """Import OpenVINO without the part that reports the import over the network, from a forked process, unasked."""
+    reporting = "openvino_telemetry"
+    if "openvino" in sys.modules or reporting in sys.modules:
+        return attempt_import_or_raise("openvino", extra=EXTRA)  # its user has decided
+    sys.modules[reporting] = None  # type: ignore[assignment]  # None makes an import fail, and OpenVINO does without
+    try:
+        return attempt_import_or_raise("openvino", extra=EXTRA)
+    finally:
+        del sys.modules[reporting]
 
 
 def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> Any:

@@ -7,18 +7,20 @@ chain from text tokens is left to the library's `encode`.
 
 from __future__ import annotations
 
+import functools
 import logging
-import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from embedreg.runtime.cache import ForkSafeLock
 from embedreg.runtime.tokens import Tokens
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["TextPipeline"]
+__all__ = ["TextPipeline", "serialise_tokenizing"]
 
 log = logging.getLogger("embedreg")
 
@@ -28,7 +30,7 @@ _UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
 _STATEFUL_ROPE = frozenset({"dynamic", "longrope"})
 
 _checked: weakref.WeakKeyDictionary[Any, dict[tuple[str, str | None], bool]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 @dataclass(frozen=True)
@@ -180,3 +182,25 @@ def _plain(model: Any, task: str | None) -> bool:
         and getattr(model, "_distributed_inference", None) is None
         and not kinds & _STATEFUL_ROPE
     )
+
+
+def serialise_tokenizing(model: Any) -> None:
+    """Let one thread at a time tokenize; the forward pass, where the time goes, stays parallel.
+
+    A fast tokenizer keeps its padding and truncation in itself: changed by one thread while another uses it, it raises
+    "Already borrowed" or pads wrongly.
+    """
+    lock = ForkSafeLock()
+
+    def serialised(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with lock:
+                return method(*args, **kwargs)
+
+        return call
+
+    for name in ("preprocess", "tokenize"):  # the first since 5.4, the second before
+        method = getattr(model, name, None)
+        if method is not None:
+            setattr(model, name, serialised(method))

@@ -1,5 +1,6 @@
 """The `sentence-transformers` function against the library itself: the real MiniLM, and tiny models made here."""
 
+import copy
 import gc
 import json
 import pickle
@@ -359,3 +360,18 @@ def test_wrong_values_are_refused_when_created() -> None:
         create(batch_size=0)
     with pytest.raises(errors.ConfigError, match="no device"):
         create(device="gpu").compute_query_embeddings("x")
+
+
+def test_a_relative_folder_is_stored_as_the_folder_that_it_is(
+    minilm_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`name="models/mini"` found here is declared by its full path, which means the same from any folder."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mini").symlink_to(minilm_path)
+    monkeypatch.chdir(tmp_path)
+    function = SentenceTransformerEmbeddings.create(name="models/mini")
+    assert function.name == str(minilm_path.resolve())
+    assert function == copy.copy(function)
+    monkeypatch.chdir("/")
+    assert function.ndims() == 384
+    assert copy.deepcopy(function) == function

@@ -102,6 +102,20 @@ def test_openvino_refuses_what_it_cannot_run(tiny: Callable[[str], Path]) -> Non
     assert caught.value.hint == "backend='torch'"
 
 
+@pytest.mark.usefixtures("openvino")
+def test_openvino_reports_to_nobody(tiny: Callable[[str], Path], run_python: Callable[..., str]) -> None:
+    """Left to itself, `import openvino` forks a process that sends its use over the network; here it does not."""
+    code = """
+import multiprocessing.process, sys
+multiprocessing.process.BaseProcess.start = lambda self: print("started", self)
+import embedreg
+function = embedreg.get("sentence-transformers").create(name=sys.argv[1], device="cpu", backend="openvino")
+print(function.generate_embeddings(["a", "b"]).shape)
+print([name for name in sys.modules if name.startswith("openvino_telemetry")])
+"""
+    assert run_python(code, tiny("mean")) == "(2, 32)\n[]\n"
+
+
 def test_a_missing_openvino_is_asked_for(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the library, the error names the extra."""
     import sys
