@@ -10,6 +10,8 @@ PIP_QUIET ?= -qq
 # Compiling every module of torch on installation costs more time than importing the few that are used.
 PIP_INSTALL = -m pip install --disable-pip-version-check --no-compile $(PIP_QUIET)
 ARGS ?=
+# One process a core, a test file stays in one: much of the suite waits for processes that it starts.
+PYTEST = -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -22,7 +24,7 @@ demo: $(VENV)/.demo-installed ## set up .venv and run the main job: embed a corp
 	@$(BIN)/embedreg demo $(ARGS)
 
 test: $(VENV)/.dev-installed lint types ## set up .venv, then lint, types and the whole suite (ARGS="-k word" picks tests)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 lint: $(VENV)/.dev-installed ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -38,12 +40,12 @@ types: $(VENV)/.dev-installed ## mypy, strict, on the package
 test-latest: ## the suite in a fresh .venv-latest, on the newest of everything, upper bounds ignored
 	@rm -rf $(VENV)-latest
 	@$(MAKE) --no-print-directory VENV=$(VENV)-latest $(VENV)-latest/.latest-installed
-	$(VENV)-latest/bin/python -m pytest $(ARGS)
+	$(VENV)-latest/bin/python $(PYTEST) $(ARGS)
 
 test-oldest: ## the suite in a fresh .venv-oldest, the core's own requirements at their lower bounds
 	@rm -rf $(VENV)-oldest
 	@$(MAKE) --no-print-directory VENV=$(VENV)-oldest $(VENV)-oldest/.oldest-installed
-	$(VENV)-oldest/bin/python -m pytest $(ARGS)
+	$(VENV)-oldest/bin/python $(PYTEST) $(ARGS)
 
 bench: $(VENV)/.dev-installed ## the benchmarks, one after another (minutes)
 	@for file in benchmarks/bench_*.py; do \

@@ -8,9 +8,9 @@ its model was trained with. The runtime only batches and runs them in its own wa
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
@@ -99,9 +99,9 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         name = self.raw_fields()["name"]
-        if not self.from_metadata and not is_reference(name) and Path(name).is_dir():
+        if not self.from_metadata and not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
             # a stored relative path would name nothing, or another model on the hub, from any other folder
-            self.name = str(Path(name).resolve())
+            self.name = os.path.abspath(name)
 
     def ndims(self) -> int:
         """Return the width of the vectors, from the model's files; only a model of unknown parts is loaded for it."""

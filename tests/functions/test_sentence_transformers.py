@@ -370,7 +370,7 @@ def test_a_relative_folder_is_stored_as_the_folder_that_it_is(
     (tmp_path / "models" / "mini").symlink_to(minilm_path)
     monkeypatch.chdir(tmp_path)
     function = SentenceTransformerEmbeddings.create(name="models/mini")
-    assert function.name == str(minilm_path.resolve())
+    assert function.name == str(tmp_path / "models" / "mini")
     assert function == copy.copy(function)
     monkeypatch.chdir("/")
     assert function.ndims() == 384
