@@ -21,6 +21,7 @@ R = TypeVar("R")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
+_setting = threading.Lock()
 _QUEUED = 2  # batches a lane: one that runs and one that waits, so that another caller's batches come soon
 
 
@@ -78,7 +79,13 @@ def run(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]
 def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
         if threads not in _pools:
-            _pools[threads] = ThreadPoolExecutor(threads, "embedreg", initializer=_single_threaded)
+            pool = ThreadPoolExecutor(threads, "embedreg", initializer=_single_threaded)
+            # All threads start now, before any work: one that started later would change the default for a moment
+            # under the user's hands.
+            together = threading.Barrier(threads)
+            for started in [pool.submit(together.wait) for _ in range(threads)]:
+                started.result()
+            _pools[threads] = pool
         return _pools[threads]
 
 
@@ -86,7 +93,7 @@ def _single_threaded() -> None:
     """Give this thread one torch thread, and give back the default that other new threads take over."""
     import torch
 
-    with _lock:
+    with _setting:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         # It sets this thread's own number, and the process's default for threads to come. Only another thread can set
@@ -98,8 +105,8 @@ def _single_threaded() -> None:
 
 def _in_child() -> None:
     """Forget the pools: a forked child has none of their threads."""
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _setting
+    _lock, _setting = threading.Lock(), threading.Lock()
     _pools.clear()
 
 
