@@ -133,9 +133,8 @@ def test_a_missing_openvino_is_asked_for(tiny: Callable[[str], Path], monkeypatc
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_minilm_in_bfloat16_stays_near(backend: str) -> None:
     """Real weights in bfloat16: every cosine with float32 is above 0.9995, the vectors are float32 of unit length."""
-    if backend == "openvino":
-        if importlib.util.find_spec("openvino") is None:
-            pytest.skip("openvino is not installed")
+    if backend == "openvino" and importlib.util.find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
     texts = [" ".join(["thread", "lock", "wait", "join"][: 1 + row % 4] * (1 + row)) for row in range(30)]
     exact = create().generate_embeddings(texts)
     function = create(precision="bfloat16", backend=backend)
