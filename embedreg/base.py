@@ -57,6 +57,7 @@ class Traits:
         metric: the distance that the vectors are meant for.
         window: how many rows the function is handed at once, in rows; more lets a local model sort by length, fewer
             give a livelier progress bar.
+        concurrency: how many calls of one function a server may make at a time; 1 where threads may not be safe.
         stock_fields: the fields that LanceDB's own function of this name knows; None where it has no such function.
         stored_names: other names for fields in stored configurations (JavaScript's option names), to field names.
     """
@@ -68,6 +69,7 @@ class Traits:
     retry: bool = True
     metric: Literal["cosine", "l2", "dot"] = "cosine"
     window: int = 1024
+    concurrency: int = 1
     stock_fields: frozenset[str] | None = None
     stored_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -138,6 +140,12 @@ class EmbeddingFunction(Value, ABC):
     def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> Any:
         """Embed a query, trying again up to `max_retries` times what may pass by itself."""
         return self._with_retry(self.compute_query_embeddings, *args, **kwargs)
+
+    async def acompute_query_embeddings(self, query: Any) -> Any:
+        """Embed a query as `compute_query_embeddings_with_retry` does, without blocking the event loop."""
+        from embedreg.runtime import queries
+
+        return await queries.acompute(self, query)
 
     def _with_retry(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.traits.retry or self.max_retries == 0:

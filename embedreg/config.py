@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import NoneType
@@ -32,14 +33,21 @@ _NO_TEXT = (bool, int, float, NoneType, enum.Enum, BaseModel)  # a model's own f
 
 
 def _per_class(derive: Callable[[type[Any]], T]) -> Callable[[type[Any]], T]:
-    """Remember what was derived from a class for as long as the class lives."""
-    known: weakref.WeakKeyDictionary[type[Any], T] = weakref.WeakKeyDictionary()
+    """Remember what was derived from a class for as long as it lives and has these fields.
 
+    A class that is pickled by value (Ray does so with those of a script) is made empty and gets its fields afterwards.
+    """
+    known: weakref.WeakKeyDictionary[type[Any], tuple[Any, T]] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(derive)  # so that such a pickle finds it by name
     def remembered(cls: type[Any]) -> T:
-        if (value := known.get(cls)) is None:
-            value = derive(cls)
-            if cls.__pydantic_complete__:  # else some annotations are not known yet
-                known[cls] = value
+        fields = cls.__pydantic_fields__
+        held = known.get(cls)
+        if held is not None and held[0] is fields:
+            return held[1]
+        value = derive(cls)
+        if cls.__pydantic_complete__:  # else some annotations are not known yet
+            known[cls] = fields, value
         return value
 
     return remembered

@@ -141,7 +141,25 @@ class ModelNotFoundError(EmbedregError, FileNotFoundError):
 
 
 class CallError(EmbedregError, RuntimeError):
-    """A whole call failed: model, memory, network, quota or key. Never a row's own fault."""
+    """A whole call failed: model, memory, network, quota or key. Never a row's own fault.
+
+    Args:
+        message, hint: as of every error here.
+        transient: whether the failure may pass by itself and nobody has tried again yet; `max_retries` then applies.
+        retry_after_s: how many seconds the service asked to wait, where it did.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, hint)
+        self.transient = transient
+        self.retry_after_s = retry_after_s
 
 
 class StorageError(EmbedregError, OSError):

@@ -86,7 +86,7 @@ def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
-        active: set[int] = _guarding.__dict__.setdefault("active", set())
+        active = _active()
         if id(self) in active:
             return call(self, *args, **kwargs)
         active.add(id(self))
@@ -109,6 +109,12 @@ def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
     if not plain:  # what functools.lru_cache and cachetools offer beside the call, which wraps() leaves out
         guard.__dict__.update({name: getattr(method, name) for name in dir(method) if name.startswith("cache")})
     return guard
+
+
+def _active() -> set[int]:
+    """Return which instances this thread guards now; a function, since `guard` is pickled with what it names."""
+    active: set[int] = _guarding.__dict__.setdefault("active", set())
+    return active
 
 
 def is_guarded(method: object) -> bool:
@@ -135,9 +141,13 @@ def redacted(exc: Exception, values: list[str]) -> EmbedregError:
     if isinstance(exc, EmbedregError):
         _scrub(exc, values)
         return exc.with_traceback(None)
+    from embedreg.runtime import retry  # not above: this module is imported with every class
+
     twin = CallError(
         redact(_in_words(exc), values),
         "the function holds a secret, so its own traceback is kept back; logging 'embedreg' at DEBUG shows it, cleaned",
+        transient=retry.is_transient(exc),  # a worker thread is guarded by itself, and who retries sees only this
+        retry_after_s=retry.retry_after_s(exc),
     )
     for note in _notes(exc):
         twin.add_note(redact(note, values))

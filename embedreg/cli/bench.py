@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedreg.cli import corpus, places, terminal
+from embedreg.cli import corpus, terminal
 from embedreg.cli.embed import parse_settings
 from embedreg.cli.session import AsJson, command
-from embedreg.cli.sources import open_source
 from embedreg.errors import MissingColumnError, StorageError
 from embedreg.imports import did_you_mean
+from embedreg.jobs import places
+from embedreg.jobs.sources import open_source
 
 if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunction
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_LINEAR = "attention, which is left out, adds some percent"
+_LINEAR = "as torch does them; attention, which is left out, adds some percent"
 
 
 @command
@@ -121,11 +122,12 @@ def _split(function: EmbeddingFunction, seconds: float, steps: list[Step]) -> di
     flops = getattr(function, "flops_per_token", None)
     share = None
     if flops is not None and (per_token := flops()):
-        from embedreg.runtime.device import resolve
+        from embedreg.runtime.device import resolve_all
         from embedreg.runtime.peak import matmul_flops
 
         with terminal.status("measuring matrix products"):
-            peak = matmul_flops(resolve(getattr(function, "device", "cpu")), getattr(function, "precision", "float32"))
+            devices = resolve_all(getattr(function, "device", "cpu"))
+            peak = len(devices) * matmul_flops(devices[0], getattr(function, "precision", "float32"))
         share = tokens * per_token / seconds / peak
     values = (
         tokens,

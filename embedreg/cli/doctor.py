@@ -90,12 +90,7 @@ def _device(has_torch: bool) -> str:
         return "cpu (torch, which would find a GPU, is not installed)"
     from embedreg.runtime import device
 
-    name = device.resolve("auto")
-    if name.startswith("cuda"):
-        import torch
-
-        return f"{name} ({torch.cuda.get_device_name(name)})"
-    return name
+    return device.describe(device.resolve_all("auto"))
 
 
 def _model() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -26,6 +26,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from embedreg.runtime.progress import Stage
+
 __all__ = [
     "as_json",
     "console",
@@ -38,6 +41,7 @@ __all__ = [
     "rows_progress",
     "say",
     "seconds",
+    "stages",
     "status",
 ]
 
@@ -169,6 +173,39 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{number(float(speed))} rows/s", style="dim")
 
 
+# How what is shown on the terminal now, the innermost last, takes other words for a while; None gives it its own again.
+_shown: list[Callable[[str | None], None]] = []
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[None]:
+    """Show what a first use waits for (downloads, loading): within the bar or words that are there, else by itself."""
+    from embedreg.runtime import progress  # not above: `--help` needs none of it
+
+    alone = contextlib.ExitStack()  # what is shown because nothing else is
+
+    def show(stage: Stage) -> None:
+        if stage.over:
+            alone.close()
+            if _shown:
+                _shown[-1](None)
+            if stage.total is not None and stage.done == stage.total:  # it has left something on the disk
+                note(f"{stage.what}: {_megabytes(stage.total)}")
+            return
+        if not _shown:
+            alone.enter_context(status(stage.what))
+        for display in _shown[-1:]:
+            far = "" if stage.total is None else f" {_megabytes(stage.done)} of {_megabytes(stage.total)}"
+            display(stage.what + far)
+
+    with alone, progress.watch_stages(show):
+        yield
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
 @contextlib.contextmanager
 def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar with rows, rows/s and the time left on a terminal; elsewhere only the sum at the end.
@@ -187,7 +224,7 @@ def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int |
         done = rows
         bar.update(task, completed=rows, total=of if of is not None else total)
 
-    with bar:
+    with bar, _taking(lambda words: bar.update(task, description=escape(words or what))):
         yield report
     took = time.perf_counter() - start
     note(f"{what}: {done:,} rows in {seconds(took)} ({number(done / max(took, 1e-9))} rows/s)")
@@ -197,5 +234,17 @@ def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int |
 def status(what: str) -> Iterator[None]:
     """Show that something is going on, on a terminal only."""
     err = console(sys.stderr)
-    with err.status(escape(what)) if err.is_terminal else contextlib.nullcontext[Any]():
+    if not err.is_terminal:
         yield
+        return
+    with err.status(escape(what)) as live, _taking(lambda words: live.update(escape(words or what))):
+        yield
+
+
+@contextlib.contextmanager
+def _taking(display: Callable[[str | None], None]) -> Iterator[None]:
+    _shown.append(display)
+    try:
+        yield
+    finally:
+        _shown.remove(display)

@@ -90,6 +90,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         remote=True,
         retry=False,
         window=8192,
+        concurrency=4,
         stock_fields=frozenset(
             {"name", "dim", "base_url", "default_headers", "organization", "api_key", "use_azure", "max_retries"}
         ),
@@ -228,6 +229,10 @@ class OpenAIEmbeddings(RemoteTextFunction):
             return super().count_tokens(text)
         exact = self._exact_tokens(text)
         return super().count_tokens(text) if exact is None else exact
+
+    def max_tokens(self) -> int | None:
+        """Return how many tokens of a text the model takes; None for one that is not OpenAI's."""
+        return MAX_ROW_TOKENS if self.name in NDIMS else None
 
     def row_problem(self, text: str) -> str | None:
         if self.name not in NDIMS or len(text.encode()) <= MAX_ROW_TOKENS:  # a token is a byte at the least

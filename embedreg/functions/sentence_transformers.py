@@ -11,31 +11,36 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
 from embedreg import grants
 from embedreg.base import TEXT, TextEmbeddingFunction, Traits
 from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundError, RowError
-from embedreg.imports import attempt_import_or_raise
-from embedreg.runtime import cache, device, folder, integrity, openvino, precision, queries, weights, workers
-from embedreg.runtime.execute import embed_texts
-from embedreg.runtime.pipeline import TextPipeline, serialise_tokenizing
+from embedreg.runtime import (
+    cache,
+    device,
+    folder,
+    integrity,
+    library,
+    openvino,
+    precision,
+    progress,
+    queries,
+    weights,
+    workers,
+)
+from embedreg.runtime.execute import Made, embed_texts
+from embedreg.runtime.pipeline import TextPipeline
 from embedreg.runtime.precision import Precision
 from embedreg.secrets import is_reference
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["SentenceTransformerEmbeddings"]
 
 log = logging.getLogger("embedreg")
 
-EXTRA = "sentence-transformers"
-LIBRARY_BATCH = 32  # rows, its own default
-# The library leaves the prompt out of these models' pooling by their name, which a folder does not tell it.
-PROMPT_NOT_POOLED = frozenset({"hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"})
+ROWS_A_DEVICE = 512  # fewer are not worth the copy of the weights that another device would get
 
 
 class SentenceTransformerEmbeddings(TextEmbeddingFunction):
@@ -43,7 +48,8 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
 
     Attributes:
         name: a model of the hub ("BAAI/bge-small-en-v1.5"; without an owner, sentence-transformers' own), or a folder.
-        device: "auto", "cpu", "cuda", "cuda:<index>" or "mps".
+        device: "auto" (all CUDA devices, else Apple's, else the CPU), "cpu", "cuda", "cuda:<index>", "mps", or several
+            that share the rows of a column: "cuda:0,1".
         normalize: whether vectors have unit length.
         trust_remote_code: whether code that comes with the model may run.
         revision: a branch, tag or commit of the hub; None for the one that is cached, else the newest.
@@ -67,9 +73,10 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     )
     traits: ClassVar[Traits] = Traits(
         requires=("sentence_transformers",),
-        extra=EXTRA,
+        extra="sentence-transformers",
         retry=False,  # what fails on this machine fails again
         window=32_768,  # the runtime plans some thousand rows at once, and tokenizes the next ones meanwhile
+        concurrency=2,  # callers share the runtime's workers: a query need not wait for a whole table
         stock_fields=frozenset({"name", "device", "normalize", "trust_remote_code", "max_retries"}),
     )
 
@@ -115,27 +122,21 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
         """Embed one query: (1, d) float32; under truncate="error", a list of one RowError for one that is too long."""
         (text,) = _checked(self.sanitize_input(query))
-        model, key = self._loaded(), self._cache_key()
-        pipeline = self._pipeline(model, "query")
+        first, key = self._devices()[0], self._cache_key()
+        model = self._loaded(first)
+        pipeline = self._pipeline(model, "query", first)
         if not pipeline.usable([text]):
-            return self._encode_by_the_library(model, [text], "encode_query", self.query_prompt)
+            return self._settled(self._encode_by_the_library(model, [text], "query"), model)
         name = (key, pipeline.prompt, pipeline.task, self.normalize, self.truncate_dim, self.precision)
         known = queries.recent.get(name, text)
         if known is not None:
             return known
         with self._failing(1):
             vector, truncated = pipeline.one(text)
-        if truncated and self.truncate == "error":
-            return [self._too_long(model)]
-        if truncated:
-            self._tell_of_truncated(1, 1, model)
-        else:
-            queries.recent.put(name, text, vector)
+        if truncated.any():
+            return self._settled(Made(vector, truncated), model)
+        queries.recent.put(name, text, vector)
         return vector
-
-    async def acompute_query_embeddings(self, query: str) -> Any:
-        """Embed one query as `compute_query_embeddings` does, without blocking the event loop."""
-        return await queries.acompute(self, query)
 
     def generate_embeddings(self, texts: TEXT, *args: Any, **kwargs: Any) -> Any:
         """Embed source texts: (n, d) float32; a list with a RowError for each row that is too long and has to be whole.
@@ -149,26 +150,22 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             import numpy as np
 
             return np.empty((0, ndims), np.float32)
-        model = self._loaded()
-        pipeline = self._pipeline(model, "document")
+        devices = self._devices()
+        model = self._loaded(devices[0])
+        pipeline = self._pipeline(model, "document", devices[0])
         if not pipeline.usable(rows):
-            return self._encode_by_the_library(model, rows, "encode_document", self.document_prompt)
+            return self._settled(self._encode_by_the_library(model, rows, "document"), model)
+        more = devices[1 : len(rows) // ROWS_A_DEVICE]
         with self._failing(len(rows)):
             made = embed_texts(
-                pipeline,
+                [pipeline, *(self._pipeline(self._loaded(other), "document", other) for other in more)],
                 rows,
                 ndims,
                 max_rows=self.batch_size,
                 lanes=self.num_threads,
                 whole=self.truncate == "error",
             )
-        count = int(made.truncated.sum())
-        if count and self.truncate == "error":
-            problem = self._too_long(model)
-            return [problem if cut else row for row, cut in zip(made.vectors, made.truncated, strict=True)]
-        if count:
-            self._tell_of_truncated(count, len(rows), model)
-        return made.vectors
+        return self._settled(made, model)
 
     def vector_traits(self) -> dict[str, Any]:
         """Say what the vectors are; `prompts` is None where queries and sources are embedded alike."""
@@ -191,30 +188,18 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens a source text has, its prompt and what frames it included, before any is cut off."""
-        tokenizer = self._loaded().tokenizer
-        text = self._prompts()[1] + text
-        if not callable(tokenizer):  # a static model holds the bare tokenizer
-            return len(tokenizer.encode(text).ids)
-        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        return library.count_tokens(self._loaded(), self._prompts()[1] + text)
 
     def max_tokens(self) -> int | None:
         """Return how many tokens of a text the model reads; None where there is no limit."""
-        limit = self._loaded().get_max_seq_length()
-        return None if limit is None else int(limit)
+        return library.max_tokens(self._loaded())
 
     def flops_per_token(self) -> float | None:
         """Return the operations of the transformer's matrix products for a token, without attention's own; or None."""
-        matrices = [
-            module.weight
-            for part in self._loaded().modules()
-            if type(part).__name__ == "Transformer"
-            for module in part.modules()
-            if type(module).__name__ in ("Linear", "Conv1D")
-        ]
-        return 2.0 * sum(weight.numel() for weight in matrices) or None
+        return library.flops_per_token(self._loaded())
 
     def cache_key(self) -> tuple[Any, ...] | None:
-        """Return what this function's model is kept under in memory; None where the model is not on this machine."""
+        """Return what this function's model is kept under in memory, on whatever device; None where it is not here."""
         try:
             return self._cache_key(download=False)
         except ModelNotFoundError:
@@ -243,63 +228,51 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
                 "sentence-transformers",
                 str(model.path),
                 stamp,
-                self._device(),
                 self.trust_remote_code,
                 precision,
             )
         return self._key
 
-    def _device(self) -> str:
+    def _devices(self) -> tuple[str, ...]:
         try:
-            return device.resolve(self.device)
+            return device.resolve_all(self.device)
         except ConfigError:
             if not self.from_metadata:
                 raise
-            return device.resolve("auto")  # it was another machine's device, and no device changes a vector
+            return device.resolve_all("auto")  # it was another machine's device, and no device changes a vector
 
-    def _loaded(self) -> Any:
-        return cache.get(self._cache_key(), self._load, _held_bytes)
+    def _loaded(self, on: str | None = None) -> Any:
+        """Return the model, loaded on one of the devices; None for the first."""
+        on, key = on or self._devices()[0], self._cache_key()
+        return cache.get((*key, on), lambda: self._load(on), library.held_bytes, group=key)
 
-    def _load(self) -> Any:
-        library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
+    def _load(self, on: str) -> Any:
         found = self._model_folder()
         own = found.origin == "local" and not self.from_metadata
-        integrity.check_safe(found.path, self.name, code=self.trust_remote_code, pickles=own)
-        try:
-            with _quiet_loading():
-                model = library.SentenceTransformer(
-                    str(found.path),
-                    device=self._device(),
-                    trust_remote_code=self.trust_remote_code,
-                    local_files_only=not self.trust_remote_code,  # a model's code may lie in another repository
-                    model_kwargs=None if own else {"use_safetensors": True},
-                )
-        except Exception as exc:
-            raise CallError(
-                f"the model {self.name!r} cannot be loaded: {type(exc).__name__}: {exc}",
-                "check its files and your versions with `embedreg doctor`; embedreg.release() frees memory",
-            ) from exc
-        if found.repository in PROMPT_NOT_POOLED:
-            model.set_pooling_include_prompt(include_prompt=False)
+        model = library.load(found, self.name, on, code=self.trust_remote_code, own=own)
         if self.precision != "float32" and self.backend != "openvino":
-            self._check_precision()
+            self._check_precision(on)
             if not precision.convert(model, self.precision):
                 raise ConfigError(f"the model {self.name!r} has no transformer to convert.", "precision='float32'")
-        model.eval()  # encode would; the runtime calls the modules themselves
-        serialise_tokenizing(model)
         return model
 
-    def _check_precision(self) -> None:
+    def _check_precision(self, on: str) -> None:
         if not self.from_metadata:  # stored vectors have to be matched, at whatever speed
-            precision.check(self.precision, self._device())
+            precision.check(self.precision, on)
 
     def _compiled(self, model: Any) -> openvino.Compiled:
-        if self._device() != "cpu":
+        if self._devices() != ("cpu",):
             raise ConfigError(f"backend='openvino' runs on a CPU, not on {self.device!r}.", "device='cpu'")
-        self._check_precision()
-        streams = self.num_threads or workers.lanes()
-        key = (*self._cache_key(), "openvino", self.precision, streams)
-        return cache.get(key, lambda: openvino.Compiled(model, self.precision, streams), lambda made: made.size)
+        self._check_precision("cpu")
+        streams, group = self.num_threads or workers.lanes(), self._cache_key()
+        key = (*group, "cpu", "openvino", self.precision, streams)
+        identity = None if self.trust_remote_code else self.model_identity()  # code of its own is not in the identity
+
+        def compiled() -> openvino.Compiled:
+            with progress.stage(f"preparing {self.name} for OpenVINO"):
+                return openvino.Compiled(model, self.precision, streams, identity)
+
+        return cache.get(key, compiled, lambda made: made.size, group=group)
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -318,33 +291,51 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             self._said[stock] = (alike, alike) if stock else (query, document)
         return self._said[stock]
 
-    def _pipeline(self, model: Any, role: Literal["query", "document"]) -> TextPipeline:
+    def _pipeline(self, model: Any, role: Literal["query", "document"], on: str) -> TextPipeline:
         query, document = self._prompts()
         prompt = query if role == "query" else document
         task = None if self._as_stock() else role
-        role_of = (model, self._device(), prompt, task, self.normalize, self.truncate_dim)
+        role_of = (model, on, prompt, task, self.normalize, self.truncate_dim)
         if self.backend != "openvino" or (role == "query" and self.precision == "float32"):
             return TextPipeline(*role_of)  # for one short text torch has all cores at work, and agrees
         return openvino.OpenVinoPipeline(*role_of, compiled=self._compiled(model))
 
-    def _encode_by_the_library(self, model: Any, rows: list[Any], method: str, prompt: str | None) -> np.ndarray:
-        import numpy as np
-
+    def _encode_by_the_library(self, model: Any, rows: list[str], role: Literal["query", "document"]) -> Made:
         if self.backend == "openvino":
             raise ConfigError(f"OpenVINO cannot run the model {self.name!r} as the library does.", "backend='torch'")
-        if not set(getattr(model, "modalities", ("text",))) <= {"text"}:
-            rows = [{"text": row} for row in rows]  # else it would fetch what reads like the address of a picture
+        said = self._prompts()[role == "document"]
         with self._failing(len(rows)):
-            vectors = getattr(model, "encode" if self._as_stock() else method)(
+            vectors = library.encode(
+                model,
                 rows,
-                prompt=prompt,
-                batch_size=self.batch_size or LIBRARY_BATCH,
-                show_progress_bar=False,
-                convert_to_numpy=True,
+                "encode" if self._as_stock() else f"encode_{role}",
+                prompt=self.query_prompt if role == "query" else self.document_prompt,
+                batch_size=self.batch_size or library.BATCH,
                 normalize_embeddings=self.normalize,
                 truncate_dim=self.truncate_dim,
             )
-        return np.asarray(vectors, np.float32)
+            counted = [] if self.truncate == "silent" else rows
+            return Made(vectors, library.truncated(model, [said + text for text in counted], len(rows)))
+
+    def _settled(self, made: Made, model: Any) -> Any:
+        """Return vectors under the policy for truncated rows: an array, or a list with a RowError for each."""
+        count, rows = int(made.truncated.sum()), len(made.truncated)
+        if count and self.truncate == "error":
+            problem = RowError(
+                f"it is longer than the {model.max_seq_length} tokens that the model {self.name!r} takes",
+                "cut it into passages, or truncate='warn' to embed its beginning",
+            )
+            return [problem if cut else row for row, cut in zip(made.vectors, made.truncated, strict=True)]
+        if count and self.truncate == "warn":
+            log.warning(
+                "%d of %d text(s) are longer than the %s tokens that %s takes: only their beginning was embedded "
+                "(truncate='error' or 'silent' changes that)",
+                count,
+                rows,
+                model.max_seq_length,
+                self.name,
+            )
+        return made.vectors
 
     @contextmanager
     def _failing(self, rows: int) -> Iterator[None]:
@@ -356,23 +347,6 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
                 "for a lack of memory, a small batch_size; embedreg.release() frees other models",
             ) from exc
 
-    def _too_long(self, model: Any) -> RowError:
-        return RowError(
-            f"it is longer than the {model.max_seq_length} tokens that the model {self.name!r} takes",
-            "cut it into passages, or truncate='warn' to embed its beginning",
-        )
-
-    def _tell_of_truncated(self, count: int, rows: int, model: Any) -> None:
-        if self.truncate == "warn":
-            log.warning(
-                "%d of %d text(s) are longer than the %s tokens that %s takes: only their beginning was embedded "
-                "(truncate='error' or 'silent' changes that)",
-                count,
-                rows,
-                model.max_seq_length,
-                self.name,
-            )
-
 
 def _checked(texts: Any) -> list[Any]:
     rows = [texts] if isinstance(texts, str) else list(texts)
@@ -383,22 +357,3 @@ def _checked(texts: Any) -> list[Any]:
             "embed_table and embed_column give null inputs null vectors; cast other columns to string",
         )
     return rows
-
-
-def _held_bytes(model: Any) -> int:
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar over a load that takes a moment."""
-    logging = attempt_import_or_raise("transformers.utils.logging", "transformers", extra=EXTRA)
-    shown = logging.is_progress_bar_enabled()
-    if shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

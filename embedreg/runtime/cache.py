@@ -1,4 +1,4 @@
-"""Loaded models, shared by equal configurations: one copy a process, loaded once, bounded, releasable.
+"""Loaded models, shared by equal configurations: one copy a process and device, loaded once, bounded, releasable.
 
 Weights are a cache. What is evicted or released while a call is using it stays alive until that call ends.
 """
@@ -49,7 +49,7 @@ class ModelCache:
     """Models by key, least recently used out first.
 
     Args:
-        max_models: how many models may stay, at least 1.
+        max_models: how many models may stay, at least 1; the copies and compiled forms of one model count as one.
         max_bytes: how much memory they may hold in all, where sizes are known; one model always may. None: no bound.
     """
 
@@ -57,6 +57,7 @@ class ModelCache:
         self._lock = ForkSafeLock()
         self._loading: dict[Hashable, threading.Lock] = {}
         self._sizes: dict[Hashable, int] = {}
+        self._groups: dict[Hashable, Hashable] = {}
         self._models: LRUCache[Hashable, Any] = LRUCache(maxsize=sys.maxsize)
         self.max_models, self.max_bytes = max_models, max_bytes
         self.configure(max_models, max_bytes)
@@ -79,7 +80,13 @@ class ModelCache:
             evicted = self._evict()
         _free(evicted)
 
-    def get(self, key: Hashable, load: Callable[[], T], size: Callable[[T], int] | None = None) -> T:
+    def get(
+        self,
+        key: Hashable,
+        load: Callable[[], T],
+        size: Callable[[T], int] | None = None,
+        group: Hashable | None = None,
+    ) -> T:
         """Return the model of a key, loading it if need be.
 
         Threads that ask for one key load it once; other keys are not held up. A failed load is not remembered: its
@@ -88,6 +95,7 @@ class ModelCache:
         Args:
             load: builds the model.
             size: tells the bytes that a built model holds.
+            group: what it is a copy or another form of, so that they count as one model; None for the key itself.
         """
         while True:
             with self._lock:
@@ -108,6 +116,7 @@ class ModelCache:
                 with self._lock:
                     self._loading.pop(key, None)
                     self._models[key], self._sizes[key] = model, held
+                    self._groups[key] = key if group is None else group
                     evicted = self._evict()
                 _free(evicted)
                 return model
@@ -132,16 +141,18 @@ class ModelCache:
 
     def _drop(self, key: Hashable) -> Any:
         self._sizes.pop(key, None)
+        self._groups.pop(key, None)
         return self._models.pop(key)
 
     def _evict(self) -> list[Any]:
         """Take out what does not fit; the caller frees it outside the lock, since that may take long."""
         evicted = []
-        while len(self._models) > self.max_models or (
+        while len(set(self._groups.values())) > self.max_models or (
             self.max_bytes is not None and len(self._models) > 1 and sum(self._sizes.values()) > self.max_bytes
         ):
             key, model = self._models.popitem()
             self._sizes.pop(key, None)
+            self._groups.pop(key, None)
             evicted.append(model)
         return evicted
 
@@ -193,7 +204,7 @@ def release(function: Any = None) -> int:
         # A function of another kind keeps no model here; anything else that can be called is a predicate.
         return models.release(function) if callable(function) and not hasattr(function, "ndims") else 0
     key = cache_key()
-    # what was made of a model, such as its compiled form, is kept under the model's key and more
+    # what was made of a model, such as its copy on another device, is kept under the model's key and more
     return models.release(lambda loaded: loaded == key or _begins(loaded, key))
 
 

@@ -7,23 +7,30 @@ always set. A converted model is compared with the original before it is used.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from embedreg.errors import CallError, ConfigError
 from embedreg.imports import attempt_import_or_raise
+from embedreg.runtime import converted
 from embedreg.runtime.pipeline import TextPipeline
 from embedreg.runtime.precision import Precision
 
 __all__ = ["Compiled", "OpenVinoPipeline"]
 
+log = logging.getLogger("embedreg")
+
 EXTRA = "openvino"
+_FILE = "model.xml"
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _SAMPLE = ["a", "Some words of a sentence, as they come.", "one two three four five six seven eight nine ten " * 4]
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}  # of unit vectors' coordinates
@@ -36,12 +43,13 @@ class Compiled:
         model: a `SentenceTransformer` that starts with a transformer of text; it is not changed.
         precision: what OpenVINO computes in.
         streams: how many batches are computed side by side, on a core each.
+        identity: of the model's files; its conversion is kept on the disk under it. None: not kept.
     Raises:
         ConfigError: a model of other parts. CallError: OpenVINO cannot convert it, or gives other vectors.
         MissingExtraError: OpenVINO is not installed.
     """
 
-    def __init__(self, model: Any, precision: Precision, streams: int) -> None:
+    def __init__(self, model: Any, precision: Precision, streams: int, identity: str | None = None) -> None:
         first = model[0]
         text = getattr(first, "modality_config", {}).get("text", {})
         if type(first).__name__ != "Transformer" or text.get("method") != "forward":
@@ -51,21 +59,40 @@ class Compiled:
         self.kinds = [kind for kind, value in features.items() if hasattr(value, "numpy")]
         self.output = first.module_output_name
         self.size = sum(each.numel() * each.element_size() for each in first.parameters())
-        settings = {
+        self._settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams,
             "ENABLE_CPU_PINNING": False,  # other work may be on these cores
         }
+        kept = None if identity is None else converted.find(identity, _made_of(first, self.kinds))
+        if kept is not None and self._works(openvino, kept, model, precision):
+            return
         try:
-            converted = _convert(first.auto_model, self.kinds, features)
-            self._compiled = openvino.Core().compile_model(converted, "CPU", settings)
+            made = _convert(first.auto_model, self.kinds, features)
+            self._compile(openvino, made)
         except Exception as exc:
             raise CallError(
                 f"OpenVINO cannot convert the model: {type(exc).__name__}: {exc}", "backend='torch'"
             ) from exc
-        self._requests = threading.local()
         self._compare(model, precision)
+        if identity is not None:
+            converted.keep(identity, _made_of(first, self.kinds), functools.partial(_save, openvino, made))
+
+    def _works(self, openvino: Any, kept: Path, model: Any, precision: Precision) -> bool:
+        """Compile what an earlier process converted; say whether it gives the model's vectors."""
+        try:
+            self._compile(openvino, openvino.Core().read_model(kept / _FILE))
+            self._compare(model, precision)
+        except Exception as exc:  # noqa: BLE001 (a damaged file may raise anything; it is made anew)
+            log.warning("a converted model in %s cannot be used (%s): converting anew", kept, type(exc).__name__)
+            converted.drop(kept)
+            return False
+        return True
+
+    def _compile(self, openvino: Any, made: Any) -> None:
+        self._compiled = openvino.Core().compile_model(made, "CPU", self._settings)
+        self._requests = threading.local()
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
         """Return the features with the transformer's output, which lasts until this thread's next call."""
@@ -141,6 +168,17 @@ def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> An
         )
         frontend = frontends.FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
+
+
+def _made_of(first: Any, kinds: list[str]) -> dict[str, Any]:
+    """Name what a conversion depends on beside the model's files."""
+    libraries = ("openvino", "sentence-transformers", "torch", "transformers")
+    attention = getattr(getattr(first.auto_model, "config", None), "_attn_implementation", None)
+    return {"kinds": kinds, "attention": attention, **{name: metadata.version(name) for name in libraries}}
+
+
+def _save(openvino: Any, made: Any, folder: Path) -> None:
+    openvino.save_model(made, folder / _FILE, compress_to_fp16=False)
 
 
 @contextlib.contextmanager

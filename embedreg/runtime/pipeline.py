@@ -24,7 +24,7 @@ __all__ = ["TextPipeline", "serialise_tokenizing"]
 
 log = logging.getLogger("embedreg")
 
-# The library takes these for one call since 6.0: rows as they are, without padding.
+# The library takes these for one call since 5.5: rows as they are, without padding.
 _UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
 # Their frequencies depend on the longest text so far, which neighbours and threads would change under each other.
 _STATEFUL_ROPE = frozenset({"dynamic", "longrope"})
@@ -94,18 +94,20 @@ class TextPipeline:
         }
         return self.vectors(features)
 
-    def one(self, text: str) -> tuple[np.ndarray, bool]:
+    def one(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Embed one text in this thread, with nothing around it.
 
         Returns:
-            (1, d) float32, and whether the text was truncated.
+            (1, d) float32, and (1,) bool: whether the text was truncated.
         """
+        import numpy as np
+
         features = dict(self._preprocess([text]))
         encodings = features.pop("", None)
         if self.device != "cpu":
             features = {k: v.to(self.device) if hasattr(v, "to") else v for k, v in features.items()}
         made: np.ndarray = self.vectors(features).cpu().numpy()
-        return made, encodings is not None and bool(encodings[0].overflowing)
+        return made, np.array([encodings is not None and bool(encodings[0].overflowing)])
 
     def vectors(self, features: dict[str, Any]) -> Any:
         """Run the modules on tensors: (b, d) float32, cut and normalised as asked."""

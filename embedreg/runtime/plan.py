@@ -6,25 +6,37 @@ hold more of them than one of long rows. Over a few thousand rows next to no pad
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["padded_tokens", "plan"]
+__all__ = ["padded_tokens", "plan", "share"]
 
 # Below this a batch is too small for its matrix products to be quick, and cutting a small call finer gains nothing.
 MIN_BUDGET = 128
 
 
-def plan(lengths: np.ndarray, budget: int, *, max_rows: int | None = None, lanes: int = 1) -> list[np.ndarray]:
+def plan(
+    lengths: np.ndarray,
+    budget: int,
+    *,
+    max_rows: int | None = None,
+    lanes: int = 1,
+    least: int = MIN_BUDGET,
+    start_cost: int | None = None,
+) -> list[np.ndarray]:
     """Cut rows into batches, longest rows first: what needs most memory fails at once or never.
 
     Args:
         lengths: (n,) tokens of each row.
         budget: the most padded tokens (rows times the longest of them) of a batch; a longer row is a batch by itself.
         max_rows: the most rows of a batch; None for no bound.
-        lanes: how many batches run side by side; few rows are cut finer, so that each lane has some.
+        lanes: how many batches run side by side; the batches are cut so that no lane is left over at the end.
+        least: padded tokens; no batch is cut finer than this for the lanes' sake.
+        start_cost: what a batch costs beside its padded tokens, in tokens: batches are then cut where that and the
+            padding together are least. None: they are filled up to the budget, which is quicker to plan.
     Returns:
         The row numbers of each batch; each row is in exactly one.
     """
@@ -34,16 +46,63 @@ def plan(lengths: np.ndarray, budget: int, *, max_rows: int | None = None, lanes
         return []
     order = np.argsort(-lengths, kind="stable")
     sizes = np.maximum(lengths[order], 1)
-    share = -(-int(sizes.sum()) // max(lanes, 1))
-    budget = min(budget, max(share, MIN_BUDGET))
-    batches = []
-    start = 0
-    while start < len(order):
-        rows = max(1, budget // int(sizes[start]))
-        stop = start + (rows if max_rows is None else min(rows, max_rows))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
+    part = -(-int(sizes.sum()) // max(lanes, 1))
+    rounds = -(-part // budget)
+    even = -(-part // rounds) + int(sizes[-1]) - 1  # room for a row that would just not fit
+    budget = min(budget, max(even, least))
+    most = len(order) if max_rows is None else max_rows
+    cuts = _filled(sizes, budget, most) if start_cost is None else _cheapest(sizes, budget, most, start_cost)
+    return [order[start:stop] for start, stop in itertools.pairwise(cuts)]
+
+
+def _filled(sizes: np.ndarray, budget: int, most: int) -> list[int]:
+    """Return where batches begin, and the end: each takes as many rows as the budget has room for."""
+    cuts = [0]
+    while cuts[-1] < len(sizes):
+        cuts.append(min(cuts[-1] + min(max(1, budget // int(sizes[cuts[-1]])), most), len(sizes)))
+    return cuts
+
+
+def _cheapest(sizes: np.ndarray, budget: int, most: int, start_cost: int) -> list[int]:
+    """Return where batches begin, and the end, so that padded tokens and starts cost least in all.
+
+    Source: dynamic programming over the last cut; sizes fall, so the first row of a batch is its longest.
+    """
+    import numpy as np
+
+    n, long = len(sizes), sizes.tolist()
+    cost = np.zeros(n + 1, np.int64)
+    came = np.zeros(n + 1, np.int64)
+    counts = np.arange(n, 0, -1)  # of rows, from each start to the end; its tail is that from a start to any stop
+    first = 0
+    for stop in range(1, n + 1):
+        while stop - first > 1 and (stop - first > most or (stop - first) * long[first] > budget):
+            first += 1
+        costs = cost[first:stop] + counts[n - stop + first :] * sizes[first:stop]
+        best = int(costs.argmin())
+        came[stop], cost[stop] = first + best, costs[best] + start_cost
+    cuts = [n]
+    while cuts[-1]:
+        cuts.append(int(came[cuts[-1]]))
+    return cuts[::-1]
+
+
+def share(lengths: np.ndarray, batches: list[np.ndarray], lanes: int) -> list[list[np.ndarray]]:
+    """Deal batches out to lanes that are equally fast, each next one to the lane with the fewest padded tokens.
+
+    Dealt out beforehand, and not taken as lanes get free: a lane that queues its work on a device is free at once.
+
+    Returns:
+        The batches of each lane, in their order; a lane may get none.
+    Source: Graham 1969, "Bounds on multiprocessing timing anomalies" (longest processing time first).
+    """
+    dealt: list[list[np.ndarray]] = [[] for _ in range(lanes)]
+    loads = [0] * lanes
+    for rows in batches:
+        lane = loads.index(min(loads))
+        dealt[lane].append(rows)
+        loads[lane] += padded_tokens(lengths, [rows])
+    return dealt
 
 
 def padded_tokens(lengths: np.ndarray, batches: list[np.ndarray]) -> int:

@@ -14,6 +14,7 @@ __all__ = ["Precision", "check", "convert"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _CPU_BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+_PRODUCTS = ("Linear", "Conv1D")  # the second is what GPT-2 and its like have
 _CPU_FLOAT16 = ("_is_amx_fp16_supported",)
 
 
@@ -48,23 +49,58 @@ def _has(precision: str, device: str) -> bool:
 def convert(model: Any, precision: Precision) -> bool:
     """Convert the transformers of a sentence-transformers model in place; what comes after them stays in float32.
 
+    On a CPU only the matrix products and attention are narrow: sums and norms between them stay in float32, which costs
+    no time there and keeps more of the vectors. A model that does not run so, and one on another device, is converted
+    whole.
+
     Returns:
         Whether there was one to convert.
     """
     import torch
 
-    def widen(_module: Any, _args: Any, output: Any) -> Any:
-        if isinstance(output, dict):
-            for name in ("token_embeddings", "sentence_embedding"):
-                if torch.is_tensor(output.get(name)):
-                    output[name] = output[name].float()
-        return output
-
+    dtype = getattr(torch, precision)
     found = [module for module in model.modules() if type(module).__name__ == "Transformer" and _holds_weights(module)]
     for module in found:
-        module.to(getattr(torch, precision))
-        module.register_forward_hook(widen)  # pooling would round its sums back to the narrow type
+        module.register_forward_hook(_widen)  # pooling would round its sums back to the narrow type
+    if model.device.type != "cpu" or not all(_narrow_products(module, dtype) for module in found) or not _runs(model):
+        for module in found:
+            module.to(dtype)
     return bool(found)
+
+
+def _narrow_products(transformer: Any, dtype: Any) -> bool:
+    """Convert the products of a transformer, and what goes into them; say whether it has any."""
+
+    def narrow(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].to(dtype), *args[1:])
+
+    products = [module for module in transformer.modules() if type(module).__name__ in _PRODUCTS]
+    for module in products:
+        module.to(dtype)
+        module.register_forward_pre_hook(narrow)
+    return bool(products)
+
+
+def _runs(model: Any) -> bool:
+    """Say whether a model takes two types of numbers: some mix in one product what comes out of several layers."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model(model.preprocess(["a", "and some more words"]))
+    except Exception:  # noqa: BLE001 (whatever it is: the model is converted whole, and what is wrong with that shows)
+        return False
+    return True
+
+
+def _widen(_module: Any, _args: Any, output: Any) -> Any:
+    import torch
+
+    if isinstance(output, dict):
+        for name in ("token_embeddings", "sentence_embedding"):
+            if torch.is_tensor(output.get(name)):
+                output[name] = output[name].float()
+    return output
 
 
 def _holds_weights(module: Any) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from embedreg.errors import EmbedregError
+from embedreg.errors import CallError, EmbedregError
 
 __all__ = ["call_with_retry", "http_status", "is_transient", "retry_after_s"]
 
@@ -153,8 +153,11 @@ def is_transient(exc: BaseException) -> bool:
     """Say whether an error may pass by itself.
 
     Transient are connection errors, timeouts, HTTP 408, 409, 425, 429 and 5xx, and exception types that nobody knows.
-    Never a programming error, a refused request or key, missing memory, disk or files, or an error of embedreg's own.
+    Never a programming error, a refused request or key, missing memory, disk or files, or an error of embedreg's own,
+    except a `CallError` that says so of what it stands for.
     """
+    if isinstance(exc, CallError):
+        return exc.transient
     if not isinstance(exc, Exception) or isinstance(exc, EmbedregError):
         return False
     status = http_status(exc)
@@ -188,6 +191,8 @@ def retry_after_s(exc: BaseException) -> float | None:
 
     Source: RFC 9110, section 10.2.3 (seconds or an HTTP date); `retry-after-ms` is OpenAI's and Azure's.
     """
+    if isinstance(exc, CallError):
+        return exc.retry_after_s
     for holder in (getattr(exc, "response", None), exc):
         headers = getattr(holder, "headers", None)
         get = getattr(headers, "get", None)

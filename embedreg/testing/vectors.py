@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import copy
 import sys
@@ -271,6 +272,21 @@ class VectorContract:
             "the same query twice",
             "return [vector] from compute_query_embeddings",
         )
+
+    def test_queries_can_be_awaited(self, function: EmbeddingFunction, query: Any, agree: Agreement) -> None:
+        """Queries awaited together give what one gives by itself."""
+
+        async def together() -> list[Any]:
+            return await asyncio.gather(*(function.acompute_query_embeddings(query) for _ in range(2)))
+
+        expected = read(function.compute_query_embeddings(query), 1, function.ndims())
+        for found in asyncio.run(together()):
+            agree(
+                read(found, 1, function.ndims()),
+                expected,
+                "an awaited query and a plain one",
+                "leave acompute_query_embeddings to the base, or give what compute_query_embeddings gives",
+            )
 
 
 def _spoil(result: Any) -> None:

@@ -64,8 +64,15 @@ def _plain(folder: Path, causal: bool = False) -> Path:
 def _build(kind: str, base: Path) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
-    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import (
+        Dense,
+        LayerNorm,
+        Normalize,
+        Pooling,
+        Router,
+        StaticEmbedding,
+        Transformer,
+    )
 
     def static(width: int) -> Any:
         return StaticEmbedding(_tokenizer(64), embedding_dim=width)

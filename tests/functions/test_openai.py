@@ -229,6 +229,8 @@ def test_without_a_token_table_the_estimate_does(server: EmbeddingServer) -> Non
     server.ndims = 1536
     fn = create(server, name="text-embedding-3-small", dim=None)
     assert fn.count_tokens("a" * 1000) == 501
+    assert fn.max_tokens() == 8192
+    assert create(server).max_tokens() is None  # a model that nobody here knows
     assert fn.compute_source_embeddings(["a" * 9000]).shape == (1, 1536)
     ours._tokenizer.cache_clear()
 

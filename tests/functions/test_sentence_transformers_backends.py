@@ -13,7 +13,8 @@ import torch
 import embedreg
 from embedreg import errors, metadata
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
-from embedreg.runtime import cache, precision, queries
+from embedreg.runtime import cache, converted, precision, queries
+from embedreg.runtime import openvino as openvino_backend
 from embedreg.runtime.openvino import _library
 
 MODELS = ["causal", "mean", "cls-dense"]
@@ -98,6 +99,81 @@ def test_release_frees_the_compiled_form_too(tiny: Callable[[str], Path]) -> Non
     assert cache.models.keys() == []
 
 
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for conversions."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    return tmp_path / "assets" / "embedreg" / "openvino"
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_model_is_converted_once_for_all_processes(
+    tiny: Callable[[str], Path], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was converted is read from the disk the next time, in every precision, and gives the same vectors."""
+    first = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+    assert len(list(kept.glob("*/*/model.bin"))) == 1
+    embedreg.release()
+    monkeypatch.setattr(openvino_backend, "_convert", lambda *_: pytest.fail("converted again"))
+    again = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+    np.testing.assert_allclose(first, again, atol=1e-6)
+    if has_bfloat16:
+        lower = create(tiny("mean"), backend="openvino", precision="bfloat16").generate_embeddings(TEXTS)
+        assert cosines(lower, first).min() > 0.999
+
+
+@pytest.mark.usefixtures("openvino")
+@pytest.mark.parametrize("damage", ["no model", "other weights"])
+def test_a_damaged_conversion_is_made_anew(
+    tiny: Callable[[str], Path], kept: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be read, or gives other vectors than the model, is dropped with a warning and replaced."""
+    expected = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+    embedreg.release()
+    (folder,) = kept.glob("*/*")
+    if damage == "no model":
+        (folder / "model.xml").write_text("<not xml")
+    else:
+        with (folder / "model.bin").open("r+b") as file:  # the table of word vectors comes first
+            words = np.frombuffer(file.read(4 * 1000), np.float32)
+            file.seek(0)
+            file.write((-words).tobytes())
+    with caplog.at_level("WARNING", "embedreg"):
+        made = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    assert ["converting anew" in record.message for record in caplog.records] == [True]
+    caplog.clear()
+    embedreg.release()
+    create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_disk_that_takes_nothing_costs_nothing(
+    tiny: Callable[[str], Path], kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a conversion cannot be kept, the vectors are there all the same."""
+    kept.parent.parent.mkdir(parents=True)
+    kept.parent.write_text("a file in the folder's place")
+    with caplog.at_level("WARNING", "embedreg"):
+        assert create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS).shape == (len(TEXTS), 32)
+    assert caplog.records == []
+
+
+def test_conversions_are_kept_for_their_versions_only(kept: Path) -> None:
+    """One made of other versions is not found, and the oldest ones of a model make room for the newest."""
+    for number in range(4):
+        made_of = {"openvino": f"1.{number}"}
+        assert converted.find("sha256:a", made_of) is None
+        converted.keep("sha256:a", made_of, lambda folder: (folder / "model.bin").write_bytes(b"x"))
+        converted.keep("sha256:b", made_of, lambda folder: (folder / "model.bin").write_bytes(b"x"))
+        assert converted.find("sha256:a", made_of) is not None
+        assert len(list((kept / "a").iterdir())) == min(number + 1, converted.KEPT)
+    assert {path.name for path in kept.iterdir()} == {"a", "b"}
+
+
 @pytest.mark.usefixtures("openvino")
 def test_openvino_refuses_what_it_cannot_run(tiny: Callable[[str], Path]) -> None:
     """A model without a transformer is refused, with the back end to use; nothing else runs under its name."""
@@ -154,6 +230,43 @@ def test_bfloat16_does_not_depend_on_company(tiny: Callable[[str], Path], kind: 
     single = create(tiny(kind), precision="bfloat16", batch_size=1).generate_embeddings(TEXTS)
     assert cosines(whole, single).min() > 0.9999
     assert cosines(whole, create(tiny(kind)).generate_embeddings(TEXTS)).min() > 0.999
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("kind", MODELS)
+def test_on_a_cpu_only_the_products_are_narrow(tiny: Callable[[str], Path], kind: str) -> None:
+    """Norms and sums stay in float32, and the vectors are nearer to float32's than those of a model all narrow."""
+    exact = create(tiny(kind)).generate_embeddings(TEXTS)
+    function = create(tiny(kind), precision="bfloat16")
+    made = function.generate_embeddings(TEXTS)
+    types = {
+        type(part).__name__: part.weight.dtype for part in function._loaded()[0].modules() if hasattr(part, "weight")
+    }
+    assert types["LayerNorm"] == types["Embedding"] == torch.float32
+    assert types["Conv1D" if kind == "causal" else "Linear"] == torch.bfloat16
+    function._loaded()[0].to(torch.bfloat16)
+    whole = function.generate_embeddings(TEXTS)
+    assert (1 - cosines(made, exact)).mean() < 0.8 * (1 - cosines(whole, exact)).mean()
+
+
+@needs_bfloat16
+def test_a_model_that_cannot_mix_types_is_converted_whole(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose layers refuse two types of numbers is narrow throughout, and works."""
+    from transformers.models.bert.modeling_bert import BertOutput
+
+    def picky(self: Any, hidden: Any, residual: Any) -> Any:
+        made = self.dense(hidden)
+        if made.dtype != residual.dtype:
+            raise RuntimeError("expected both to have the same dtype")
+        return self.LayerNorm(made + residual)
+
+    monkeypatch.setattr(BertOutput, "forward", picky)
+    exact = create(tiny("mean")).generate_embeddings(TEXTS)
+    function = create(tiny("mean"), precision="bfloat16")
+    assert cosines(function.generate_embeddings(TEXTS), exact).min() > 0.999
+    assert {each.dtype for each in function._loaded()[0].parameters()} == {torch.bfloat16}
 
 
 def test_a_precision_that_the_processor_lacks_is_refused(

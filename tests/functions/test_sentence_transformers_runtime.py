@@ -14,7 +14,7 @@ import torch
 import embedreg
 from embedreg import errors
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
-from embedreg.runtime import progress, queries
+from embedreg.runtime import cache, device, progress, queries
 from embedreg.runtime.pipeline import TextPipeline
 
 MODELS = ["causal", "mean", "cls-dense", "plain", "two-pools"]  # what the runtime runs; the others are the library's
@@ -69,8 +69,7 @@ def test_minilm_agrees_with_the_library_over_many_lengths(minilm_path: Path) -> 
 def test_a_route_of_transformers_is_run_by_its_task(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """A Router that gives queries and documents a transformer each gets its vectors from the right one."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Dense, Router, Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Router, Transformer
 
     torch.manual_seed(3)
     query = [Transformer(str(tiny("plain"))), Pooling(32, "mean"), Dense(32, 8)]
@@ -89,8 +88,7 @@ def test_a_route_of_transformers_is_run_by_its_task(tiny: Callable[[str], Path],
 def test_prompts_are_left_out_of_pooling_where_the_model_says_so(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """`include_prompt: false` (INSTRUCTOR's way) holds under the runtime's batches as under the library's."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     modules = [Transformer(str(tiny("plain"))), Pooling(32, "mean", include_prompt=False)]
     SentenceTransformer(modules=modules, prompts={"document": "represent this: "}, device="cpu").save(
@@ -128,8 +126,13 @@ def test_odd_padding_is_left_to_the_library(tiny: Callable[[str], Path], tmp_pat
     np.testing.assert_allclose(function.generate_embeddings(TEXTS), expected, atol=2e-6)
 
 
-def test_truncation_is_told_or_refused_as_asked(tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("by", ["the runtime", "the library"])
+def test_truncation_is_told_or_refused_as_asked(
+    tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
     """Texts over the limit are counted in the log, pass in silence, or are failed rows; the vectors never differ."""
+    if by == "the library":  # as it is for models that the runtime does not know, and releases before 5.5
+        monkeypatch.setattr(TextPipeline, "usable", lambda self, texts: False)
     texts = ["short", "long " * 40, "x", "longer " * 40]
     loud, silent, strict = (create(tiny("mean"), truncate=policy) for policy in ("warn", "silent", "error"))
     with caplog.at_level(logging.WARNING, "embedreg"):
@@ -158,6 +161,14 @@ def test_a_text_of_exactly_the_limit_is_whole(tiny: Callable[[str], Path]) -> No
     assert strict.count_tokens("a" * 62) == strict.max_tokens() == 64
     assert strict.generate_embeddings(["a" * 62]).shape == (1, 32)
     assert isinstance(strict.generate_embeddings(["a" * 63])[0], errors.RowError)
+
+
+def test_a_model_without_a_limit_says_so(tiny: Callable[[str], Path]) -> None:
+    """A static model reads texts of any length: none is ever truncated, and its tokens can be counted."""
+    strict = create(tiny("static"), truncate="error")
+    assert strict.max_tokens() is None
+    assert strict.count_tokens("abc") == 3
+    assert strict.generate_embeddings(["long " * 400, "x"]).shape == (2, 24)
 
 
 def test_progress_moves_within_a_window(tiny: Callable[[str], Path]) -> None:
@@ -232,9 +243,95 @@ def test_a_failure_in_the_model_is_a_failed_call(tiny: Callable[[str], Path]) ->
     handle.remove()
 
 
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Have `cuda:0,1` stand for two devices that any machine has: with a number, the CPU is one like others."""
+    devices = ("cpu", "cpu:0")
+    real = device.resolve_all
+    monkeypatch.setattr(device, "resolve_all", lambda name: devices if name == "cuda:0,1" else real(name))
+    return devices
+
+
+def copies(part: int = -1) -> list[Any]:
+    """Return one part of the keys of what is loaded, the device unless told otherwise, sorted."""
+    keys: list[Any] = cache.models.keys()
+    return sorted(key[part] for key in keys)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_several_devices_give_the_same_vectors(
+    tiny: Callable[[str], Path], kind: str, two_devices: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column is dealt out to a copy of the model on each device, and every row has the vector that one gives it."""
+    monkeypatch.setattr("embedreg.functions.sentence_transformers.ROWS_A_DEVICE", 20)
+    monkeypatch.setattr("embedreg.runtime.lanes.LEAST", 1)
+    monkeypatch.setattr("embedreg.runtime.lanes.DeviceLanes.least", 1)
+    expected = create(tiny(kind)).generate_embeddings(TEXTS)
+    embedreg.release()
+    function = create(tiny(kind), device="cuda:0,1")
+    query = function.compute_query_embeddings("json?")
+    assert copies() == ["cpu"]  # a query needs no second copy
+    rows: list[tuple[str, int]] = []
+    for on in two_devices:
+        function._loaded(on)[0].register_forward_hook(
+            lambda _module, args, _output, on=on: rows.append((on, len(args[0]["input_ids"])))
+        )
+    made = function.generate_embeddings(TEXTS)
+    np.testing.assert_allclose(made, expected, atol=2e-6)
+    np.testing.assert_allclose(query, create(tiny(kind)).compute_query_embeddings("json?"), atol=2e-6)
+    assert sum(count for _, count in rows) == len(TEXTS)
+    assert {on for on, _ in rows} == set(two_devices)
+    assert copies() == ["cpu", "cpu:0"]
+    assert embedreg.release(create(tiny(kind))) == 2
+
+
+def test_copies_of_one_model_count_as_one(tiny: Callable[[str], Path], two_devices: tuple[str, str]) -> None:
+    """A bound of one model holds its copies on all devices, and lets all of them go for the next model."""
+    cache.configure(max_models=1)
+    try:
+        for kind in ("mean", "causal"):
+            function = create(tiny(kind), device="cuda:0,1")
+            for on in two_devices:
+                function._loaded(on)
+            assert copies(1) == [str(tiny(kind))] * 2
+    finally:
+        cache.configure()
+
+
+def test_a_small_memory_is_lived_with(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A device without room for the first batch gets halves after one warning, and the vectors are the same."""
+    monkeypatch.setattr(device, "resolve_all", lambda name: ("cpu:0",))
+    expected = create(tiny("mean")).generate_embeddings(TEXTS)
+    embedreg.release()
+    function = create(tiny("mean"), device="cuda")
+    model = function._loaded()
+    first, forward = model[0], model[0].forward
+    failed: list[int] = []
+
+    def short_of_memory(features: dict[str, Any], **options: Any) -> Any:
+        if features["input_ids"].shape[0] > 60:
+            failed.append(features["input_ids"].shape[0])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(features, **options)
+
+    monkeypatch.setattr(first, "forward", short_of_memory)
+    with caplog.at_level(logging.WARNING, "embedreg"):
+        made = function.generate_embeddings(TEXTS)
+        again = function.generate_embeddings(TEXTS)
+    np.testing.assert_allclose(made, expected, atol=2e-6)
+    np.testing.assert_allclose(again, expected, atol=2e-6)
+    assert failed == [len(TEXTS)]
+    assert [record.message for record in caplog.records] == [
+        "cpu:0 has no memory for a batch; going on with half of it"
+    ]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_gpu_gives_the_same_vectors(tiny: Callable[[str], Path], kind: str) -> None:
     """On a CUDA device, queued batches give the vectors of the CPU to 1e-4."""
     expected = create(tiny(kind)).generate_embeddings(TEXTS)
-    np.testing.assert_allclose(create(tiny(kind), device="cuda").generate_embeddings(TEXTS), expected, atol=1e-4)
+    for name in ("cuda", "auto"):
+        np.testing.assert_allclose(create(tiny(kind), device=name).generate_embeddings(TEXTS), expected, atol=1e-4)

@@ -55,19 +55,19 @@ def words(n: int) -> list[str]:
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 100 rows, tokenized 30 at a time."""
+    """Windows of 100 rows, on devices 40 at first, tokenized 30 at a time."""
     monkeypatch.setattr(execute, "WINDOW", 100)
+    monkeypatch.setattr(execute, "_FIRST", 40)
     monkeypatch.setattr(execute, "_TOKENIZED", 30)
 
 
 @pytest.mark.usefixtures("small_windows")
-@pytest.mark.parametrize("device", ["cpu", "device"])
-@pytest.mark.parametrize("n", [0, 1, 2, 99, 100, 101, 450])
-def test_vectors_come_back_in_the_order_of_the_texts(device: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over several windows, on worker threads or queued as on a device, each text has its own vector."""
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)  # no second device on this machine
-    backend: Backend = Letters(device)
-    made = embed_texts(backend, words(n), 2, lanes=2)
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu:0"], ["cpu:0"] * 3])  # with a number, a device like any other
+@pytest.mark.parametrize("n", [0, 1, 2, 39, 40, 41, 99, 100, 101, 450])
+def test_vectors_come_back_in_the_order_of_the_texts(devices: list[str], n: int) -> None:
+    """Over several windows, on worker threads or queued on one or several devices, each text has its own vector."""
+    backends: list[Backend] = [Letters(device) for device in devices]
+    made = embed_texts(backends if len(backends) > 1 else backends[0], words(n), 2, lanes=2)
     np.testing.assert_array_equal(made.vectors, expected(words(n)))
     assert made.vectors.dtype == np.float32
     assert made.truncated.tolist() == [len(text) > LIMIT for text in words(n)]
@@ -108,20 +108,74 @@ def test_memory_that_runs_out_halves_the_batch_once_with_a_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that cannot hold a batch gets halves, from there on; where halves are too much, the error stays."""
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
     monkeypatch.setattr(execute, "WINDOW", 200)
     texts = ["a" * LIMIT] * 600
+    backend = Letters("cpu:0", memory=1500)
     with caplog.at_level(logging.WARNING, "embedreg"):
-        backend = Letters("device", memory=1500)
         made = embed_texts(backend, texts, 2, budget=2000)
     np.testing.assert_array_equal(made.vectors, expected(texts))
     assert [record.message for record in caplog.records] == [
-        "device has no memory for a batch; going on with half of it"
+        "cpu:0 has no memory for a batch; going on with half of it"
     ]
     assert backend.batches[0] == (100, LIMIT)
     assert {rows for rows, _ in backend.batches[1:]} == {50}
     with pytest.raises(torch.OutOfMemoryError):
-        embed_texts(Letters("device", memory=500), texts, 2, budget=2000)
+        embed_texts(Letters("cpu:0", memory=500), texts, 2, budget=2000)
+
+
+def test_a_model_that_had_no_room_once_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """The next call for the same model begins with the batches that fitted, without another warning."""
+    texts = ["a" * LIMIT] * 300
+    backend = Letters("cpu:0", memory=1500)
+    with caplog.at_level(logging.WARNING, "embedreg"):
+        for _ in range(3):
+            made = embed_texts(backend, texts, 2, budget=2000)
+    np.testing.assert_array_equal(made.vectors, expected(texts))
+    assert len(caplog.records) == 1
+    assert sum(rows * longest > 1500 for rows, longest in backend.batches) == 1
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_devices_share_the_work_evenly() -> None:
+    """Of equal batches each device gets its share, each in one thread of its own, and no batch is over the budget."""
+    backends = [Letters("cpu:0") for _ in range(3)]
+    steps: list[Step] = []
+    with progress.watch(steps.append):
+        made = embed_texts(backends, words(900), 2, budget=60)
+    np.testing.assert_array_equal(made.vectors, expected(words(900)))
+    loads = [sum(rows * longest for rows, longest in backend.batches) for backend in backends]
+    assert max(loads) < 1.2 * min(loads)
+    assert all(rows * longest <= 60 for backend in backends for rows, longest in backend.batches)
+    assert {frozenset(backend.threads) for backend in backends} == {frozenset({"embedreg-cpu:0"})}
+    assert sum(step.rows for step in steps) == 900
+    assert {step.lanes for step in steps if step.rows} == {3}
+
+
+def test_a_small_call_stays_on_one_device() -> None:
+    """What is too little to share is not cut for the sake of more devices."""
+    backends = [Letters("cpu:0"), Letters("cpu:0")]
+    made = embed_texts(backends, words(30), 2)
+    np.testing.assert_array_equal(made.vectors, expected(words(30)))
+    assert [len(backend.batches) for backend in backends] == [1, 0]
+
+
+def test_an_error_on_one_device_ends_the_call() -> None:
+    """What one device raises comes out as itself; the other devices' threads end with the call."""
+
+    class Broken(Letters):
+        def forward(self, batch: dict[str, Any]) -> Any:
+            raise FloatingPointError("broken")
+
+    with pytest.raises(FloatingPointError, match="broken"):
+        embed_texts([Letters("cpu:0"), Broken("cpu:0")], words(600), 2, budget=100)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("embedreg-cpu:0")]
+
+
+@pytest.mark.gpu
+def test_cuda_devices_give_what_one_gives() -> None:
+    """On every CUDA device of the machine, queued and waited for late, each text has its own vector."""
+    backends = [Letters(f"cuda:{index}") for index in range(torch.cuda.device_count())]
+    np.testing.assert_array_equal(embed_texts(backends, words(30_000), 2).vectors, expected(words(30_000)))
 
 
 @pytest.mark.usefixtures("small_windows")

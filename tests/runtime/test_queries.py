@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import numpy as np
+import stamina
 
 from embedreg import TextEmbeddingFunction
 from embedreg.runtime import queries
@@ -65,3 +66,29 @@ def test_async_queries_run_beside_each_other_and_the_loop() -> None:
     assert asyncio.run(main()) == [[[3.0]], [[2.0]]]
     assert {name.partition("_")[0] for name, _ in seen} == {"embedreg-query"}
     assert {found for _, found in seen} == {"mine"}
+
+
+def test_every_function_can_be_awaited() -> None:
+    """The base has the method, retries apply, and the loop goes on meanwhile."""
+    tries: list[str] = []
+    ticked = threading.Event()
+
+    class Flaky(TextEmbeddingFunction):
+        def ndims(self) -> int:
+            return 1
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            assert ticked.wait(30)  # only the loop sets it: a call that blocked the loop would never end
+            tries.append(threading.current_thread().name)
+            if len(tries) == 1:
+                raise ConnectionResetError
+            return [[1.0]]
+
+    async def main() -> Any:
+        asyncio.get_running_loop().call_later(0.01, ticked.set)
+        return await Flaky.create(max_retries=1).acompute_query_embeddings("a")
+
+    with stamina.set_testing(True, attempts=100, cap=True):
+        assert asyncio.run(main()) == [[1.0]]
+    assert len(tries) == 2
+    assert threading.current_thread().name not in tries

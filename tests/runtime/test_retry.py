@@ -6,16 +6,21 @@ import datetime as dt
 import email.message
 import errno
 import logging
+import pickle
 import time
 import urllib.error
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import format_datetime
 from typing import Any
 
 import pytest
 import stamina
 import stamina.instrumentation
+from pydantic import PrivateAttr
 
+import embedreg
+from embedreg import redaction
 from embedreg.errors import CallError, EmbedregError
 from embedreg.runtime.retry import call_with_retry, http_status, is_transient, retry_after_s
 
@@ -281,3 +286,59 @@ def test_a_caller_can_give_up_between_attempts() -> None:
     with pytest.raises(CallError, match="no longer wanted"):
         call_with_retry(flaky, max_retries=7, on_retry=give_up)
     assert flaky.calls == 1
+
+
+# -- through the seam that keeps secrets in ----------------------------------------------------------------------------
+
+
+class Pooled(embedreg.TextEmbeddingFunction):
+    """A user's own remote function: it holds a key, and calls the service from a pool of its own."""
+
+    api_key: str = "$var:pooled_key"
+    _answers: list[Exception] = PrivateAttr(default_factory=list)
+    _calls: int = PrivateAttr(default=0)
+
+    @staticmethod
+    def sensitive_keys() -> list[str]:
+        return ["api_key"]
+
+    def ndims(self) -> int:
+        return 1
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return list(pool.map(self.one, texts))
+
+    def one(self, text: str) -> list[float]:
+        """Guarded by itself, since it is the outermost call of its thread."""
+        self._calls += 1
+        if self._answers:
+            raise self._answers.pop(0)
+        return [float(len(text))]
+
+
+@pytest.mark.parametrize("role", ["source", "query"])
+def test_what_a_worker_threads_guard_made_of_an_error_is_tried_again(role: str) -> None:
+    """A redacted stand-in of a passing error is retried as the error would be; that of a lasting one is not."""
+    embedreg.get_registry().set_var("pooled_key", "sk-secret")
+    function = Pooled(max_retries=5)
+    call = getattr(function, f"compute_{role}_embeddings_with_retry")
+    function._answers += [VendorError(503), ConnectionResetError("sk-secret"), VendorError(429, {"Retry-After": "2"})]
+    assert call("abc") == [[3.0]]
+    assert function._calls == 4
+    function._answers += [VendorError(401)]
+    with pytest.raises(CallError) as caught:
+        call("abc")
+    assert function._calls == 5
+    assert not caught.value.transient
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_a_call_error_says_itself_whether_it_may_pass() -> None:
+    """`transient` and the wait that a service asked for are kept by the stand-in, and by copies of it."""
+    plain = redaction.redacted(VendorError(429, {"Retry-After": "7"}), ["sk-secret"])
+    for error in (plain, pickle.loads(pickle.dumps(plain))):
+        assert is_transient(error)
+        assert retry_after_s(error) == 7
+    assert not is_transient(redaction.redacted(KeyError("no"), ["sk-secret"]))
+    assert waits(CallError("busy", transient=True))[0] <= 0.5

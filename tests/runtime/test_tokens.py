@@ -44,3 +44,5 @@ def test_what_does_not_fit_is_refused() -> None:
         Tokens.from_rows({"input_ids": IDS, "attention_mask": ONES[:3]}, PADS)
     with pytest.raises(ValueError, match="token_type_ids"):
         Tokens.from_rows({"input_ids": IDS, "token_type_ids": ONES}, PADS)
+    with pytest.raises(ValueError, match="no kind"):
+        Tokens.from_rows({}, PADS)

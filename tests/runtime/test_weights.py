@@ -1,15 +1,11 @@
 """Where models come from, with a real hub's cache layout and a real HTTP server that speaks the hub's protocol."""
 
-import hashlib
-import http.server
 import json
 import os
 import shutil
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,7 @@ import pytest
 from embedreg import errors
 from embedreg.runtime import weights
 from embedreg.runtime.weights import resolve_model
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.hub_server import COMMIT, hub
 
 MODEL: dict[str, Any] = {
     "modules.json": [
@@ -187,8 +182,8 @@ except embedreg.EmbedregError as exc:
 
 FETCH = """
 import json, sys, time
-from embedreg.runtime import weights
-weights.CONNECT_TIMEOUT_S = 1.0
+from embedreg.runtime import hub, weights
+hub.CONNECT_TIMEOUT_S = 1.0
 start = time.monotonic()
 try:
     found = weights.resolve_model(sys.argv[1], allow_local=False, trust_remote_code=len(sys.argv) > 2)
@@ -197,68 +192,6 @@ except weights.ModelNotFoundError as exc:
     told = {"error": str(exc)}
 print(json.dumps(told | {"seconds": time.monotonic() - start}))
 """
-
-
-@contextmanager
-def hub(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve folders as model repositories, as far as the hub's client asks; give the address and what was asked for."""
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            """Keep quiet."""
-
-        def answer(self, status: int, body: bytes, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            asked.append(path)
-            parts = path.strip("/").split("/")
-            api = parts[:2] == ["api", "models"]
-            repository = "/".join(parts[2:4] if api else parts[:2])
-            folder = root / repository
-            if not folder.is_dir():
-                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-            files = sorted(item for item in folder.rglob("*") if item.is_file())
-            if api and "tree" in parts:
-                listing = [
-                    {
-                        "type": "file",
-                        "path": item.relative_to(folder).as_posix(),
-                        "size": item.stat().st_size,
-                        "oid": "0",
-                    }
-                    for item in files
-                ]
-                return self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
-            if api:
-                names = [{"rfilename": item.relative_to(folder).as_posix()} for item in files]
-                info = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": names, "private": False}
-                return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
-            item = folder.joinpath(*parts[4:])
-            if not item.is_file():
-                return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
-            body = item.read_bytes()
-            return self.answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=COMMIT)
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_a_download_takes_safe_files_only(tmp_path: Path, own_cache: Path, run_python: Callable[..., str]) -> None:
@@ -274,8 +207,9 @@ def test_a_download_takes_safe_files_only(tmp_path: Path, own_cache: Path, run_p
     ):
         (repository / name).parent.mkdir(exist_ok=True)
         (repository / name).write_text("no")
-    with hub(tmp_path / "hub") as (address, asked):
-        env = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with hub(tmp_path / "hub") as server:
+        asked = server.asked
+        env = {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         first = json.loads(run_python(FETCH, "small", env=env))
         assert (first["origin"], first["commit"]) == ("hub", COMMIT)
         came = {path.relative_to(first["path"]).as_posix() for path in Path(first["path"]).rglob("*") if path.is_file()}
@@ -300,8 +234,9 @@ def test_a_model_of_pickles_is_refused(tmp_path: Path, run_python: Callable[...,
     """A repository whose weights are pickles only is not loaded by name; an unknown one is told from a dead hub."""
     repository = save(tmp_path / "hub" / "me" / "pickles", without=("model.safetensors",))
     (repository / "pytorch_model.bin").write_text("no")
-    with hub(tmp_path / "hub") as (address, asked):
-        env = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with hub(tmp_path / "hub") as server:
+        asked = server.asked
+        env = {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         told = json.loads(run_python(FETCH, "me/pickles", env=env))["error"]
         assert "has no model.safetensors" in told
         assert "pickled weights can run code" in told

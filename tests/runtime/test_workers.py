@@ -97,8 +97,9 @@ def test_the_first_error_comes_out_as_itself_and_stops_the_rest() -> None:
 def test_an_interrupt_stops_soon(run_python: Callable[..., str]) -> None:
     """Ctrl-C in the caller's thread ends the work after the batches that run, and the process with it."""
     code = """
-import _thread, threading, time
+import _thread, signal, threading, time
 from embedreg.runtime import workers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their children
 begun = []
 def work(item):
     begun.append(item)
