@@ -6,25 +6,31 @@ Every engine comes through here; none has an idea of its own of any of this.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg import identity, inputs
 from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
 from embedreg.errors import BadRowsError, InputError
-from embedreg.runtime import progress
+from embedreg.runtime import disk_cache, progress
 from embedreg.vectors import Embedded, as_matrix, scatter
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 __all__ = ["embed_column", "embed_query"]
+
+Role: TypeAlias = Literal["source", "query"]
 
 
 def embed_column(
     function: EmbeddingFunction,
     values: Any,
-    role: Literal["source", "query"] = "source",
+    role: Role = "source",
     *,
     on_window: Callable[[int], None] | None = None,
     probing: bool = False,
@@ -49,7 +55,7 @@ def embed_column(
     if not probing:
         identity.verify_once(function)
     column = inputs.column_of(values, function.traits.modality)
-    distinct, index = _distinct(column)
+    distinct, index = distinct_inputs(column)
     ndims = function.ndims()
     embedded = Embedded.empty(len(index), ndims)
     embedded.distinct = len(distinct)
@@ -59,10 +65,12 @@ def embed_column(
     matrix = np.empty((len(distinct), ndims), np.float32)
     valid = np.zeros(len(distinct), bool)
     reasons: dict[int, str] = {}
+    call = functools.partial(_compute, function, role)
     for start in range(0, len(distinct), function.traits.window):
         window = distinct[start : start + function.traits.window]
         with _told(on_window, counts[start : start + len(window)]):
-            rows, ok, why = as_matrix(_compute(function, window, role), len(window), ndims)
+            (rows, ok, why), known = _embed(function, role, ndims, window, call, probing)
+        embedded.cached += known
         stop = start + len(window)
         matrix[start:stop], valid[start:stop] = rows, ok
         reasons |= {start + row: reason for row, reason in why.items()}
@@ -80,10 +88,11 @@ def embed_query(function: EmbeddingFunction, query: Any) -> np.ndarray:
     """
     import numpy as np
 
-    if query is None or (isinstance(query, str) and not query.strip()):
+    if query is None or (isinstance(query, str) and not query.strip()) or (isinstance(query, bytes) and not query):
         raise InputError("the query is empty.", "search for some text")
     identity.verify_once(function)
-    rows, valid, why = as_matrix(function.compute_query_embeddings_with_retry(query), 1, function.ndims())
+    call = function.compute_query_embeddings_with_retry
+    (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], lambda some: call(some[0]))
     if not valid[0]:
         raise BadRowsError(f"the query has no vector: {why.get(0, 'no reason was given')}.", "try another query", (0,))
     return np.asarray(rows[0], np.float32)
@@ -115,27 +124,41 @@ def _told(on_window: Callable[[int], None] | None, counts: np.ndarray) -> Iterat
         on_window(total - told)
 
 
-def _compute(function: EmbeddingFunction, window: Any, role: str) -> Any:
+def _embed(
+    function: EmbeddingFunction, role: Role, ndims: int, window: Any, call: Callable[[Any], Any], probing: bool = False
+) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
+    """Call a function with what an open vector cache does not know of a window, and check what it returns.
+
+    Returns:
+        As `as_matrix`; and how many vectors the cache knew.
+    """
+
+    def compute(some: Any) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        return as_matrix(call(some), len(some), ndims)
+
+    cache = None if probing else disk_cache.current()
+    return (compute(window), 0) if cache is None else cache.through(function, role, ndims, window, compute)
+
+
+def _compute(function: EmbeddingFunction, role: Role, window: Any) -> Any:
     if role == "source" or type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
         return function.compute_source_embeddings_with_retry(window)
     values = window.to_pylist() if hasattr(window, "to_pylist") else window
     return [function.compute_query_embeddings_with_retry(value)[0] for value in values]
 
 
-def _distinct(column: Any) -> tuple[Any, np.ndarray]:
+def distinct_inputs(column: Any) -> tuple[Any, np.ndarray]:
     """Return the distinct inputs, in order of appearance, and for each row its place among them; -1 for none."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not isinstance(column, pa.Array):
-        present = [value is not None for value in column]
-        index = np.where(present, np.cumsum(present) - 1, -1)
-        return [value for value in column if value is not None], index
+        return _distinct_objects(column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
     elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        blank = pc.equal(pc.binary_length(column), 0)
+        return _distinct_bytes(column)
     else:
         return column.drop_null(), np.where(column.is_valid(), np.cumsum(column.is_valid()) - 1, -1)
     # not if_else, which reads the wrong bytes of a slice in pyarrow before 24
@@ -143,3 +166,47 @@ def _distinct(column: Any) -> tuple[Any, np.ndarray]:
     encoded = column.dictionary_encode()
     index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return encoded.dictionary, index
+
+
+def _distinct_objects(column: list[Any]) -> tuple[list[Any], np.ndarray]:
+    """Tell Python objects apart: texts, bytes and paths by their content, others by what they are."""
+    import numpy as np
+
+    places: dict[Any, int] = {}
+    distinct: list[Any] = []
+    index = np.full(len(column), -1, np.int64)
+    for row, value in enumerate(column):
+        if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, bytes) and not value):
+            continue
+        by_content = isinstance(value, str | bytes | PurePath)
+        key = (type(value), value) if by_content else (None, id(value))
+        place = index[row] = places.setdefault(key, len(distinct))
+        if place == len(distinct):
+            distinct.append(value)
+    return distinct, index
+
+
+def _distinct_bytes(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Tell binaries apart without a copy where all are different: images fill gigabytes.
+
+    Only those of one length can be equal, so only these are looked into, by a digest.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    full = np.flatnonzero(sizes)  # null and empty ones have no bytes
+    values, counts = np.unique(sizes[full], return_counts=True)
+    alike = np.isin(sizes[full], values[counts > 1])
+    places: dict[bytes, int] = {}
+    index = np.full(len(column), -1, np.int64)
+    first: list[int] = []
+    for row, unsure in zip(full.tolist(), alike.tolist(), strict=True):
+        place = len(first)
+        if unsure:
+            place = places.setdefault(hashlib.sha256(column[row].as_buffer()).digest(), place)
+        if place == len(first):
+            first.append(row)
+        index[row] = place
+    return (column if len(first) == len(column) else column.take(pa.array(first, pa.int64()))), index

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata as distributions
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg import secrets
 from embedreg.addresses import is_path
@@ -35,6 +35,12 @@ __all__ = ["Drift", "compare", "fingerprint", "forget", "learn", "learnt", "veri
 log = logging.getLogger("embedreg")
 
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog; 3.14 is close to π."
+# A picture of 8 x 8 pixels, two gradients and a disc, as PNG: any decoder gives the same pixels.
+PROBE_IMAGE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAcklEQVR42h2OUQ0AUQjDKgYxiEEMYiZmYkh2L/e7NF0BChoGFgSG45+r6GKK"
+    "LVS4uMc+uJpuptlGjZt7hqeoSU9msoMGD/e8bGrTm9nsRouXe28opbQyyioSFvcacMppZ5x1ZGzulb20uvRlLnvo8HHHB/dGU+why/E+AAAAAElF"
+    "TkSuQmCC"
+)
 # The same weights in another precision or on another device stay above .9999 (docs/benchmarks.md); another revision
 # or another prompt falls well below .99.
 PROBE_COSINE = 0.999
@@ -162,7 +168,7 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
         if state.learnt:
             return
         try:
-            vector = _probe_vector(function)
+            vector = probe_vector(function)
         except CallError:
             raise
         except Exception as exc:  # noqa: BLE001  # a vocabulary or a validator of its own: the rows decide, not this
@@ -187,18 +193,20 @@ def forget(function: EmbeddingFunction) -> None:
         _states.pop(id(function), None)
 
 
-def _probe_vector(function: EmbeddingFunction) -> np.ndarray | None:
+def probe_vector(function: EmbeddingFunction, role: Literal["source", "query"] = "source") -> np.ndarray | None:
     """Embed the fixed input: (d,) float32, or None where the function gives no vector for it."""
     import numpy as np
 
     from embedreg.column import embed_column
 
-    embedded = embed_column(function, [probe_input(function)], probing=True)
+    embedded = embed_column(function, [probe_input(function)], role, probing=True)
     return np.asarray(embedded.matrix[0], dtype=np.float32) if embedded.valid[0] else None
 
 
 def probe_input(function: EmbeddingFunction) -> Any:
-    """Return the fixed input of a function's modality."""
+    """Return the fixed input of a function's modality, the first one it names: what a string in its column means."""
+    if function.traits.modality.startswith("image") and getattr(function, "source_type", "image") == "image":
+        return PROBE_IMAGE
     if "text" in function.traits.modality:
         return PROBE_TEXT
     raise InputError(
@@ -221,7 +229,7 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
             return Drift(column, "unknown", ("another client wrote the declaration: neither fingerprint nor probe",))
         why = "the stored probe cannot be read" if declared.get("probe") else "no probe was stored"
         return Drift(column, "note" if changed else "unknown", (*changed, why))
-    now = _probe_vector(function)
+    now = probe_vector(function)
     if now is None:
         return Drift(column, "drift", (*changed, "the function gives no vector for the probe any more"))
     if now.shape != stored.shape:

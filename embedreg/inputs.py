@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import InputError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["batches_of", "column_of", "total_rows"]
 
 _MAX_STRING_BYTES = 2**31 - 1
+_WIDER = {"string": "large_string", "binary": "large_binary"}
 
 
 def total_rows(data: Any) -> int | None:
@@ -164,52 +166,129 @@ def column_of(values: Any, modality: str) -> Any:
     """Turn one column into an Arrow array where its type has one, else a plain list.
 
     Args:
-        values: a list, tuple, numpy array, pandas or polars series, Arrow array or chunked array.
+        values: a list, tuple, numpy array, pandas or polars series, Arrow array or chunked array; one text or image
+            is a column of one row. An array of four axes is a stack of images, one of three a stack of grey ones.
         modality: of the function; a text function takes nothing but text.
     Returns:
         A `pa.Array` of plain strings or binaries, or a list (images and other Python objects), None where null.
     Raises:
-        InputError: a text function was given something else.
+        InputError: a text function was given something else, or an image function what cannot be images.
     """
     import pyarrow as pa
 
-    if isinstance(values, str | bytes):
+    if isinstance(values, str | bytes) or (modality != "text" and _is_one(values)):
         values = [values]
     if isinstance(values, pa.ChunkedArray):
-        if values.nbytes > _MAX_STRING_BYTES and pa.types.is_string(values.type):
-            values = values.cast(pa.large_string())  # 32-bit offsets would overflow
+        wider = _WIDER.get(str(values.type))
+        if wider is not None and values.nbytes > _MAX_STRING_BYTES:
+            values = values.cast(wider)  # 32-bit offsets would overflow
         values = values.combine_chunks()
     if isinstance(values, pa.Array):
         return _decoded(values, modality)
-    if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
+    objects = str(getattr(values, "dtype", "")).lower() == "object"  # pandas and polars call a series of any things so
+    if not objects and (hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__")):
         return column_of(pa.chunked_array(values), modality)
+    if modality != "text" and getattr(values, "ndim", 1) > 1:
+        return _unstacked(values)
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if modality != "text" and _is_mixed(listed):
+        return _without_nulls(listed)
     try:
         return _decoded(pa.array(listed, from_pandas=True), modality)
     except pa.ArrowCapacityError:
         raise
-    except (pa.ArrowException, TypeError):
+    except (pa.ArrowException, TypeError) as exc:
         if modality == "text":
             kinds = ", ".join(sorted({type(value).__name__ for value in listed if value is not None}))
             raise InputError(f"a text function was given {kinds}.", "pass str values, and None for a null") from None
-        return listed
+        if isinstance(exc, InputError):  # it is a TypeError too
+            raise
+        return _without_nulls(listed)
 
 
-def _decoded(array: pa.Array, modality: str) -> pa.Array:
+def _is_one(values: Any) -> bool:
+    """Say whether it is one image and no column; Pillow's have `__arrow_c_array__`, for their pixels."""
+    return isinstance(values, bytearray | memoryview | Path) or type(values).__module__.partition(".")[0] == "PIL"
+
+
+def _unstacked(values: Any) -> list[Any]:
+    """Cut an array of several axes into its images.
+
+    Raises:
+        InputError: it is none, or may be one image as well.
+    """
+    if values.ndim == 4 or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
+        return list(values)
+    what = ": it may be one image, or a stack of grey ones." if values.ndim == 3 else "."
+    raise InputError(
+        f"an array of shape {values.shape} is no column of images{what}",
+        "pass a list of images, [image], or an array (n, h, w, 3)",
+    )
+
+
+def _is_mixed(values: list[Any]) -> bool:
+    """Say whether Arrow would make something else of these: of names beside bytes bytes, of arrays lists."""
+    import numpy as np
+
+    kinds = {type(value) for value in values}
+    names, arrays = (any(issubclass(kind, base) for kind in kinds) for base in (str, np.ndarray))
+    return arrays or (names and any(issubclass(kind, bytes | bytearray | memoryview) for kind in kinds))
+
+
+def _without_nulls(values: list[Any]) -> list[Any]:
+    """Put None where pandas has a null of its own."""
+    nulls = {"NAType", "NaTType"}
+    return [
+        None if type(value).__name__ in nulls or (isinstance(value, float) and value != value) else value
+        for value in values
+    ]
+
+
+def _decoded(array: pa.Array, modality: str) -> Any:
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    if pa.types.is_null(array.type):
+    kind = array.type
+    if pa.types.is_null(kind):
         return array.cast(pa.string())
-    text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-    if pa.types.is_string_view(array.type):
+    if pa.types.is_string_view(kind):
         return array.cast(pa.large_string())
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if modality == "text" and not text:
         raise InputError(
-            f"a text function cannot embed a column of type {array.type}.",
+            f"a text function cannot embed a column of type {kind}.",
             "cast it to string first, or choose another column",
         )
+    if pa.types.is_binary_view(kind):
+        return array.cast(pa.large_binary())
+    if pa.types.is_fixed_size_binary(kind):
+        return array.cast(pa.binary())
+    if "image" in modality.split("+") and not (text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        return _images_of(array)
     return array
+
+
+def _images_of(array: pa.Array) -> Any:
+    """Return the images of a column that is neither names nor bytes: both, as Hugging Face's datasets have them.
+
+    Raises:
+        InputError: it holds no images.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
+        raise InputError(
+            f"an image function cannot embed a column of type {kind}.",
+            "images are bytes, paths or URLs (binary or string), or structs of both, {bytes, path}",
+        )
+    content, names = (_decoded(pc.struct_field(array, name), "any") for name in ("bytes", "path"))
+    if content.null_count in (array.null_count, len(array)):
+        return content if content.null_count == array.null_count else names
+    return [
+        one if one is not None else other for one, other in zip(content.to_pylist(), names.to_pylist(), strict=True)
+    ]

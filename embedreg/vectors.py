@@ -22,13 +22,15 @@ class Embedded:
         matrix: (n, d) float32; rows that are not valid are zeros.
         valid: (n,) bool.
         reasons: row -> why it failed; a null or blank input is neither valid nor here.
-        distinct: how many inputs reached the function.
+        distinct: how many different inputs there were.
+        cached: how many of these the vector cache knew; the others reached the function.
     """
 
     matrix: np.ndarray
     valid: np.ndarray
     reasons: dict[int, str] = field(default_factory=dict)
     distinct: int = 0
+    cached: int = 0
 
     @classmethod
     def empty(cls, n: int, d: int) -> Embedded:

@@ -1,26 +1,32 @@
-"""`embedreg search`: the rows nearest in meaning to a text, from a table that says itself how it was embedded."""
+"""`embedreg search`: the rows nearest in meaning to a text or an image, from a table that says how it was embedded."""
 
 from __future__ import annotations
 
+import base64
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedreg.cli import places, terminal
+from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
-from embedreg.errors import MetadataError, MissingColumnError
+from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError
 from embedreg.imports import did_you_mean
+from embedreg.jobs import places
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    from PIL.Image import Image
 
-    from embedreg.base import EmbeddingFunctionConfig
+    from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
     from embedreg.metadata import Functions
 
 __all__ = ["Hits", "find", "search", "show"]
+
+_IMAGE_ROWS = 256  # of a table with bytes to show, at a time: images may be of megabytes each
 
 
 @dataclass(frozen=True)
@@ -32,32 +38,52 @@ class Hits:
         distances: (k,) one per row, smaller is nearer.
         metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product).
         source: the column that was embedded.
+        values: what that column holds for these rows, where it was asked for.
+        images: whether these are images, by bytes or by name.
     """
 
     rows: pa.Table
     distances: np.ndarray[Any, Any]
     metric: str
     source: str
+    values: tuple[Any, ...] = ()
+    images: bool = False
 
 
 @command
 def search(
     table: Annotated[str, typer.Argument(help="A .lance folder, DB_DIR/name, or a Parquet file or folder of them.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in plain words.")],
+    query: Annotated[str | None, typer.Argument(help="What to look for, in plain words.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", metavar="FILE", help="In place of words: look for what is like this image."),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
     columns: Annotated[str | None, typer.Option(help="The columns to show, separated by commas.")] = None,
     vector: Annotated[str | None, typer.Option(help="The vector column, where the table has several.")] = None,
     where: Annotated[str | None, typer.Option(help="A condition in SQL, such as: module = 'json'")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the hits to a page too, with their images.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a table with plain text: the function that embedded it is read from its metadata.
+    """Search a table with plain text or an image: the function that embedded it is read from its metadata.
 
     A Lance table is searched by its engine; Parquet is read through once, each vector compared.
     """
+    if (query is None) == (image is None):
+        raise typer.BadParameter("give what to look for: either QUERY, or --image FILE.")
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"--html {html}: a page's name ends in .html.")
     place = places.find(table)
     start = time.perf_counter()
     wanted = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-    hits = find(place, query, limit=limit, columns=wanted, vector=vector, where=where)
+    asked = query if image is None else _opened(image)
+    hits = find(place, asked, limit=limit, columns=wanted, vector=vector, where=where, values=html is not None)
+    if html is not None:
+        from embedreg.cli import contact_sheet
+
+        contact_sheet.write(html, hits, asked, str(place.path))
     if as_json:
         terminal.print_json(as_records(hits))
         return
@@ -66,32 +92,67 @@ def search(
         return
     show(hits)
     terminal.note(f"{len(hits.distances)} rows in {terminal.seconds(time.perf_counter() - start)}")
+    if html is not None:
+        terminal.note(f"the same with their images: {html}" if hits.images else f"the same as a page: {html}")
+
+
+def _opened(path: Path) -> Image:
+    """Open the image that the user looks for; it needs no allowance, since no data named it."""
+    from embedreg.images import open_image
+
+    try:
+        return open_image(path, from_query=True)
+    except RowError as exc:
+        raise InputError(f"--image {path}: {exc.message}.", "give an image file, such as a JPEG or a PNG") from None
 
 
 def find(
     place: places.Place,
-    query: str,
+    query: Any,
     *,
     limit: int = 10,
     columns: list[str] | None = None,
     vector: str | None = None,
     where: str | None = None,
+    values: bool = False,
 ) -> Hits:
     """Embed a query with the function that the data declares, and find the nearest rows.
 
+    Args:
+        place: the data.
+        query: a text or a PIL image.
+        limit: how many rows.
+        columns: those to show; all but vectors and bytes for None.
+        vector: the vector column, where there are several.
+        where: a condition in SQL.
+        values: whether the hits shall hold what was embedded, also where it is not shown.
     Raises:
         MetadataError: the data declares no function, or several and `vector` names none of them.
         MissingColumnError: a column of `columns` is not there.
+        InputError: an image, for a function of texts.
     """
     from embedreg import embed_query, functions_in
 
     with terminal.status("loading the function"):
         config = choose(functions_in(place.path), vector, str(place.path))
-        vector_of_query = embed_query(config.function, query)
+        function, source = config.function, config.source_column
+        if not isinstance(query, str) and function.traits.modality == "text":
+            raise InputError(f"{place.path} holds texts, which no image can be compared with.", "look for a text")
+        vector_of_query = embed_query(function, query)
     search_in = _in_lance if place.kind == "lance" else _in_parquet
-    metric = config.function.traits.metric
-    rows, distances = search_in(place, config, vector_of_query, metric, limit, columns, where)
-    return Hits(rows, distances, metric, config.source_column)
+    rows, distances, shown = search_in(
+        place, config, vector_of_query, function.traits.metric, limit, columns, where, source if values else None
+    )
+    kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
+    images = bool(kept) and _are_images(function, rows.schema.field(source).type)
+    return Hits(rows.select(shown), distances, function.traits.metric, source, kept, images)
+
+
+def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
+    """Say whether the rows that a function embeds are images; a str is one only for a function that says so."""
+    if function.traits.modality.startswith("image"):
+        return getattr(function, "source_type", "image") == "image"
+    return function.traits.modality == "any" and _is_binary(kind)
 
 
 def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFunctionConfig:
@@ -119,16 +180,18 @@ def _in_lance(
     limit: int,
     columns: list[str] | None,
     where: str | None,
-) -> tuple[pa.Table, np.ndarray[Any, Any]]:
+    source: str | None,
+) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
     from embedreg.cli import lance
 
     table = lance.open_untouched(place)
-    names = _columns(table.schema, columns)
+    shown = _columns(table.schema, columns)
+    names = _with(source, shown, table.schema)
     with lance.engine_errors(f"{place.path} cannot be searched", "check --where" if where else "embedreg inspect"):
         nearest = table.search(query, vector_column_name=config.vector_column, query_type="vector")
         nearest = nearest.distance_type(metric).limit(limit).select([*names, "_distance"])
         found = (nearest if where is None else nearest.where(where, prefilter=True)).to_arrow()
-    return found.select(names), found.column("_distance").to_numpy()
+    return found.select(names), found.column("_distance").to_numpy(), shown
 
 
 def _in_parquet(
@@ -139,30 +202,39 @@ def _in_parquet(
     limit: int,
     columns: list[str] | None,
     where: str | None,
-) -> tuple[pa.Table, np.ndarray[Any, Any]]:
+    source: str | None,
+) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
     from embedreg.cli.nearest import nearest
-    from embedreg.cli.sources import open_source
     from embedreg.cli.where import parse_where
+    from embedreg.jobs.sources import open_source
 
-    source = open_source(place)
-    names = _columns(source.schema, columns)
-    if config.vector_column not in source.schema.names:
+    data = open_source(place)
+    shown = _columns(data.schema, columns)
+    names = _with(source, shown, data.schema)
+    if config.vector_column not in data.schema.names:
         raise MissingColumnError(
             f"{place.path} declares the vector column {config.vector_column!r} and does not have it.",
             "embed it again: embedreg embed",
         )
-    condition = None if where is None else parse_where(where, source.schema.names)
-    batches = source.batches(list(dict.fromkeys([*names, config.vector_column])), where=condition)
+    condition = None if where is None else parse_where(where, data.schema.names)
+    heavy = {"batch_rows": _IMAGE_ROWS} if any(_is_binary(data.schema.field(name).type) for name in names) else {}
+    batches = data.batches(list(dict.fromkeys([*names, config.vector_column])), where=condition, **heavy)
     rows, distances = nearest(batches, config.vector_column, query, metric, limit, names)
-    return (source.schema.empty_table().select(names) if rows is None else rows), distances
+    return (data.schema.empty_table().select(names) if rows is None else rows), distances, shown
+
+
+def _with(source: str | None, shown: list[str], schema: pa.Schema) -> list[str]:
+    """Return the columns to read: those to show, and what was embedded where it is wanted and there."""
+    return shown if source is None or source in shown or source not in schema.names else [*shown, source]
 
 
 def _columns(schema: pa.Schema, wanted: list[str] | None) -> list[str]:
-    """Return the columns to show: those asked for, else all that are no lists of numbers."""
+    """Return the columns to show: those asked for, else all that are neither lists of numbers nor bytes."""
     import pyarrow as pa
 
     if wanted is None:
-        return [field.name for field in schema if not (pa.types.is_nested(field.type) and _is_vector(field.type))]
+        plain = [field for field in schema if not (pa.types.is_nested(field.type) and _is_vector(field.type))]
+        return [field.name for field in plain if not _is_binary(field.type)] or [field.name for field in plain]
     for name in wanted:
         if name not in schema.names:
             hint = f"{did_you_mean(name, schema.names)}columns: {', '.join(schema.names)}"
@@ -177,9 +249,22 @@ def _is_vector(kind: pa.DataType) -> bool:
     return bool(lists and pa.types.is_floating(kind.value_type))
 
 
+def _is_binary(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    test = pa.types
+    return bool(test.is_binary(kind) or test.is_large_binary(kind) or test.is_binary_view(kind))
+
+
 def as_records(hits: Hits) -> list[dict[str, Any]]:
-    """Return the hits as JSON objects: the row's columns, `_distance`, and for cosine `_score`, 1 at best."""
+    """Return the hits as JSON objects: the row's columns, `_distance`, and for cosine `_score`, 1 at best.
+
+    Bytes, which JSON lacks, become base64.
+    """
     records = hits.rows.to_pylist()
+    for record in records:
+        found = {name: value for name, value in record.items() if isinstance(value, bytes)}
+        record.update({name: base64.b64encode(value).decode("ascii") for name, value in found.items()})
     for record, distance in zip(records, hits.distances.tolist(), strict=True):
         record["_distance"] = distance
         if hits.metric == "cosine":

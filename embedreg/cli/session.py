@@ -31,6 +31,7 @@ __all__ = ["AsJson", "UserCodeError", "command", "common_arguments", "report"]
 # What our hints say in Python, and has an option here.
 _BINDING = re.compile(r"bind_env\('(\w+)', '(\w+)'\)")
 _GRANT = re.compile(r"(path|host|variable)s=\['([^']+)'\]")
+_ALLOWANCE = re.compile(r"allow_images\((dir|host|private_host)s=\['([^']+)'\]")
 _PAIR = "NAME=ENVIRONMENT_VARIABLE"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for a program to read.")]
@@ -61,6 +62,20 @@ def _common(
             "--trust-variable",
             metavar="NAME",
             help="Let stored metadata send this `$var:` to a trusted host. Repeatable.",
+        ),
+    ] = None,
+    allow_dir: Annotated[
+        list[str] | None,
+        typer.Option("--allow-dir", metavar="DIR", help="Let data name image files in this folder. Repeatable."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="HOST", help="Let data name images on this web host. Repeatable."),
+    ] = None,
+    allow_private_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-private-host", metavar="HOST", help="The same for a host of a private network. Repeatable."
         ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -119,6 +134,9 @@ def _session(
     trust_path: list[str] | None,
     trust_host: list[str] | None,
     trust_variable: list[str] | None,
+    allow_dir: list[str] | None,
+    allow_host: list[str] | None,
+    allow_private_host: list[str] | None,
     debug: bool,
 ) -> Iterator[None]:
     """Run a command's body with its grants, and turn what goes wrong into one line, a hint and an exit code.
@@ -132,10 +150,14 @@ def _session(
             _import(target)
         from stamina.instrumentation import set_on_retry_hooks  # here and not above: `--help` needs none of it
 
-        from embedreg import trust
+        from embedreg import allow_images, trust
 
         set_on_retry_hooks(())  # this process is ours, and a hook of stamina's may print where only JSON may stand
-        with trust(paths=trust_path or (), hosts=trust_host or (), variables=trust_variable or ()), _short_warnings():
+        # the hub's client would draw bars of its own beside ours, and where no terminal is
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        granted = trust(paths=trust_path or (), hosts=trust_host or (), variables=trust_variable or ())
+        allowed = allow_images(dirs=allow_dir or (), hosts=allow_host or (), private_hosts=allow_private_host or ())
+        with granted, allowed, _short_warnings(), terminal.stages():
             yield
         sys.stdout.flush()  # a full disk or a reader that went away shows here, not after the exit code is set
     except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -193,7 +215,9 @@ def report(exc: BaseException) -> int:
 
 def _on_the_command_line(hint: str | None) -> str | None:
     """Add to a hint in Python the option that does the same here."""
-    options = [f"--trust-{kind} {shlex.quote(value)}" for kind, value in _GRANT.findall(hint or "")]
+    allowed, rest = _ALLOWANCE.findall(hint or ""), _ALLOWANCE.sub("", hint or "")
+    options = [f"--trust-{kind} {shlex.quote(value)}" for kind, value in _GRANT.findall(rest)]
+    options += [f"--allow-{kind.replace('_', '-')} {shlex.quote(value)}" for kind, value in allowed]
     options += [f"--env {name}={variable}" for name, variable in _BINDING.findall(hint or "")]
     return f"{' '.join(options)} (in Python: {hint})" if options else hint
 

@@ -7,7 +7,8 @@ Subclass it in your own tests, and give it your function:
         def function(self):
             return embedreg.get("my-embedder").create(...)
 
-Each test says what was wrong and what to do. Only this package imports pytest.
+For images there is `ImageFunctionContract`, which brings rows of its own. Each test says what was wrong and what to do.
+Only this package imports pytest.
 """
 
 from embedreg.imports import attempt_import_or_raise
@@ -15,5 +16,6 @@ from embedreg.imports import attempt_import_or_raise
 attempt_import_or_raise("pytest")
 
 from embedreg.testing.contract import EmbeddingFunctionContract  # noqa: E402 (without pytest: a hint, no traceback)
+from embedreg.testing.images import ImageFunctionContract  # noqa: E402
 
-__all__ = ["EmbeddingFunctionContract"]
+__all__ = ["EmbeddingFunctionContract", "ImageFunctionContract"]

@@ -1,0 +1,154 @@
+"""The hits of a search as a page: thumbnails, scores and columns in one file that needs no other and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedreg._version import __version__
+from embedreg.cli import terminal
+from embedreg.errors import RowError
+from embedreg.writing import in_place_of, storage_errors
+
+if TYPE_CHECKING:
+    from embedreg.cli.search import Hits
+
+__all__ = ["write"]
+
+SIDE = 320  # pixels of a thumbnail's longer side: sharp at the size of a card on a dense screen
+_FETCHERS = 8  # thumbnails made at a time, since some may have to be fetched
+_SHOWN = 2000  # characters of a value
+_ALT = 120  # characters that stand for an image where it cannot be seen
+
+# Nothing is loaded and nothing is run, whatever the data holds.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1d1d1b; --soft: #6b6b66; --line: #dcdcd6; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #161615; --card: #222220; --ink: #ecece7; --soft: #a2a29a; --line: #3a3a36; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; padding: 1.5rem; background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
+header { display: flex; gap: 1rem; align-items: center; margin-bottom: 1.5rem; }
+header img { max-width: 8rem; max-height: 8rem; }
+h1 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; }
+header p { margin: .25rem 0 0; color: var(--soft); overflow-wrap: anywhere; }
+ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
+     grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); }
+li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
+.picture { display: flex; align-items: center; justify-content: center; aspect-ratio: 4 / 3; background: var(--page); }
+.picture img { max-width: 100%; max-height: 100%; }
+.picture p { margin: 1rem; color: var(--soft); text-align: center; overflow-wrap: anywhere; }
+.text { margin: 0; padding: .9rem .9rem 0; max-height: 14rem; overflow: auto; overflow-wrap: anywhere; }
+.score { margin: 0; padding: .7rem .9rem 0; font-weight: 600; font-variant-numeric: tabular-nums; }
+.score span { float: right; color: var(--soft); font-weight: 400; }
+dl { margin: 0; padding: .4rem .9rem .9rem; display: grid; grid-template-columns: auto 1fr; gap: .15rem .7rem; }
+dt { color: var(--soft); }
+dd { margin: 0; max-height: 8rem; overflow: auto; overflow-wrap: anywhere; }
+footer { margin-top: 1.5rem; color: var(--soft); font-size: .85rem; }
+"""
+
+
+def write(path: Path, hits: Hits, query: Any, table: str) -> None:
+    """Write a page of hits, nearest first.
+
+    Images that the rows name are read under what `allow_images` allows; one that cannot be shown is told in its place.
+
+    Args:
+        path: the file; what stood there stays until the page is whole.
+        hits: with their `values`.
+        query: what was looked for: a text or a PIL image.
+        table: what was searched.
+    Raises:
+        StorageError: the page cannot be written.
+    """
+    page = _page(hits, query, table)
+    with in_place_of(path) as hidden, storage_errors(path):
+        hidden.write_text(page, encoding="utf-8")
+
+
+def _page(hits: Hits, query: Any, table: str) -> str:
+    with ThreadPoolExecutor(_FETCHERS) as pool:
+        pictures = list(pool.map(_picture, hits.values)) if hits.images else [None] * len(hits.distances)
+    rows = zip(hits.rows.to_pylist(), hits.distances.tolist(), pictures, strict=True)
+    texts = () if hits.images else hits.values
+    cards = "\n".join(
+        _card(rank, row, distance, picture, hits, texts[rank - 1] if texts else None)
+        for rank, (row, distance, picture) in enumerate(rows, 1)
+    )
+    asked = _text(query) if isinstance(query, str) else "an image"
+    shown = "" if isinstance(query, str) else _thumbnail(query, "what was looked for")
+    count = f"{len(hits.distances)} nearest rows" if len(hits.distances) else "no row was found"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="referrer" content="no-referrer">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{asked}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>{shown}<div><h1 dir="auto">{asked}</h1><p>{count} of {_text(table)}</p></div></header>
+<main><ol>
+{cards}
+</ol></main>
+<footer>embedreg {__version__}</footer>
+</body>
+</html>
+"""
+
+
+def _card(rank: int, row: dict[str, Any], distance: float, picture: str | None, hits: Hits, text: Any) -> str:
+    name, value = ("score", 1 - distance) if hits.metric == "cosine" else ("distance", distance)
+    seen = [(key, item) for key, item in row.items() if text is None or key != hits.source]
+    if picture is not None:
+        label = next((terminal.plain(item, _ALT) for key, item in seen if isinstance(item, str)), f"hit {rank}")
+        picture = picture.replace("{alt}", html.escape(label))
+    lines = "".join(f'<dt>{_text(key)}</dt><dd dir="auto">{_text(item)}</dd>' for key, item in seen)
+    return "".join(
+        [
+            "<li>",
+            "" if picture is None else f'<div class="picture">{picture}</div>',
+            "" if text is None else f'<p class="text" dir="auto">{_text(text)}</p>',
+            f'<p class="score">{name} {value:.3f}<span>{rank}</span></p>',
+            f"<dl>{lines}</dl>" if lines else "",
+            "</li>",
+        ]
+    )
+
+
+def _picture(value: Any) -> str:
+    """Return the image of a row as HTML, `{alt}` in the place of its label; or why there is none."""
+    from embedreg.images import open_image
+
+    if value is None:
+        return "<p>no image</p>"
+    try:
+        return _thumbnail(open_image(value, draft=(2 * SIDE, 2 * SIDE)), "{alt}")
+    except RowError as problem:
+        return f"<p>{_text(problem.message)}</p>"
+
+
+def _thumbnail(image: Any, label: str) -> str:
+    small = image.copy()
+    small.info.clear()  # comments, places, cameras: a page is passed on
+    small.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{label}" width="{small.width}" height="{small.height}">'
+
+
+def _text(value: object) -> str:
+    """Return a value of the data as text that no browser takes for anything else."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    return html.escape(terminal.plain(value, _SHOWN))

@@ -1,0 +1,220 @@
+"""What the images in data may make this process read: folders, hosts, and how much of each.
+
+`files` and `fetching` ask here; `docs/images.md` tells the rules to readers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from embedreg.addresses import Host, local_path, parse_host
+from embedreg.errors import ConfigError
+
+__all__ = ["Allowance", "ImagePolicy", "allow_images", "current_policy", "host_covered", "reset"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """What an image in data may make us read. By default no file and no host: bytes, PIL images and arrays only.
+
+    Attributes:
+        dirs: folders, and all below them, or single files, whose images may be read.
+        hosts: where images may be fetched from, if every address of theirs is public: `host` (any port), `host:port`,
+            `https://host`, `*.example.com` (the hosts below it), or `*` (any, on the ports 80 and 443).
+        private_hosts: the same without a `*`, for hosts whose addresses are private or this machine's own.
+        max_bytes: the most bytes of one image as it is stored.
+        max_pixels: the most pixels of one image; each takes four bytes once it is decoded.
+        max_aspect: how many times longer than the other the longer side may be: models shrink the shorter side to
+            their size, which would make a line of pixels enormous.
+        timeout_s: the most seconds for fetching one image, look-up, redirects and retries included.
+        max_redirects: how many redirects are followed, each checked like the first address.
+        formats: Pillow's names of the formats that are decoded, whatever a name's ending says.
+    """
+
+    dirs: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    private_hosts: tuple[str, ...] = ()
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 2**26  # 8192 x 8192: more than any camera's, save those of 100 megapixels
+    max_aspect: float = 100.0
+    timeout_s: float = 20.0
+    max_redirects: int = 5
+    formats: tuple[str, ...] = FORMATS
+
+    def __post_init__(self) -> None:
+        made = {
+            "dirs": tuple(_folder(text) for text in _texts("dirs", self.dirs)),
+            "hosts": tuple(_checked("hosts", text) for text in _texts("hosts", self.hosts)),
+            "private_hosts": tuple(
+                _checked("private_hosts", text) for text in _texts("private_hosts", self.private_hosts)
+            ),
+            "formats": tuple(text.upper() for text in _texts("formats", self.formats)),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
+        for name in LIMITS:
+            value = getattr(self, name)
+            whole = name.startswith("max_") and name != "max_aspect"
+            kinds: Any = int if whole else int | float
+            least = 0 if name == "max_redirects" else 1 if name == "max_aspect" else 1e-3
+            if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+                raise ConfigError(f"{name}={value!r} is no limit.", f"{name}={getattr(ImagePolicy, name)}")
+
+
+LIMITS = ("max_bytes", "max_pixels", "max_aspect", "timeout_s", "max_redirects")
+
+
+@dataclass(frozen=True, eq=False)
+class Allowance:
+    """What one `allow_images(...)` call allows; as a context manager it ends with the block."""
+
+    given: dict[str, Any]
+
+    def __enter__(self) -> Allowance:
+        with _lock:
+            if self not in _allowances:
+                _allowances.append(self)
+                _combine()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.revoke()
+
+    def revoke(self) -> None:
+        """Take it back: nothing is read by it from now on."""
+        with _lock:
+            if self in _allowances:
+                _allowances.remove(self)
+                _combine()
+
+
+_lock = threading.RLock()
+_allowances: list[Allowance] = []
+
+
+def allow_images(
+    policy: ImagePolicy | None = None,
+    *,
+    dirs: Iterable[str | os.PathLike[str]] = (),
+    hosts: Iterable[str] = (),
+    private_hosts: Iterable[str] = (),
+    **limits: Any,
+) -> Allowance:
+    """Let images that data names be read from folders and hosts, for this process or for a `with` block.
+
+    It holds for every thread of the process, since an engine embeds in threads of its own. Several add up; of two
+    limits the later one holds.
+
+    Args:
+        policy: all of it in one value, limits included.
+        dirs, hosts, private_hosts, limits: see `ImagePolicy`.
+    Returns:
+        The allowance: `.revoke()` it, or use it in a `with` statement.
+    Raises:
+        ConfigError: something that could not allow what it seems to, such as an empty path.
+    """
+    if policy is not None and not isinstance(policy, ImagePolicy):
+        raise ConfigError(f"a {type(policy).__name__} is no ImagePolicy.", "allow_images(dirs=['photos'])")
+    known = {*LIMITS, "formats"}
+    if unknown := sorted(limits.keys() - known):
+        raise ConfigError(f"there is no limit {unknown[0]!r}.", f"limits: {', '.join(sorted(known))}")
+    own = ImagePolicy(dirs=dirs, hosts=hosts, private_hosts=private_hosts, **limits)  # type: ignore[arg-type]  # made tuples there
+    given = {name: getattr(own, name) for name in ("dirs", "hosts", "private_hosts", *limits)}
+    if policy is not None:
+        whole = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+        given = whole | given | {name: (*whole[name], *given[name]) for name in _ADDING}
+    return Allowance(given).__enter__()
+
+
+def current_policy() -> ImagePolicy:
+    """Return what is allowed now, in this process."""
+    return _current
+
+
+def reset() -> None:
+    """Take every allowance back."""
+    with _lock:
+        _allowances.clear()
+        _combine()
+
+
+_ADDING = ("dirs", "hosts", "private_hosts")
+
+
+def _combine() -> None:
+    global _current
+    made: dict[str, Any] = {}
+    for allowance in _allowances:
+        for name, value in allowance.given.items():
+            made[name] = tuple(dict.fromkeys((*made.get(name, ()), *value))) if name in _ADDING else value
+    _current = ImagePolicy(**made)
+
+
+def _texts(kind: str, values: Any) -> Iterator[str]:
+    if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
+        values = [values]
+    for value in values:
+        text = os.fspath(value) if isinstance(value, os.PathLike) and kind == "dirs" else value
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"allow_images({kind}=...) cannot take {value!r}.", f"allow_images({kind}=['...'])")
+        yield text
+
+
+def _folder(text: str) -> str:
+    path = local_path(text)
+    if path is None:
+        raise ConfigError(f"allow_images(dirs=...) cannot allow {text!r}.", "name a folder of this machine")
+    return os.path.abspath(path)  # now: the working directory may change
+
+
+# -- hosts -------------------------------------------------------------------------------------------------------------
+
+
+def host_covered(rules: Iterable[str], host: Host) -> bool:
+    """Say whether a host, its scheme and port are among those of a policy's `hosts` or `private_hosts`."""
+    return any(_covers(text, host) for text in rules)
+
+
+def _covers(text: str, host: Host) -> bool:
+    rule, below = _rule(text)
+    if rule is None or (rule.scheme is not None and rule.scheme != host.scheme):
+        return False
+    if text.endswith("*"):  # any host at all: not any service of it too
+        return host.port is None or host.effective_port == host._replace(port=None).effective_port
+    if not below:
+        return rule.covers(host)
+    return host.host.endswith(f".{rule.host}") and rule._replace(host=host.host).covers(host)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rule(text: str) -> tuple[Host | None, bool]:
+    """Read one entry: the host that it names, and whether it means those below it."""
+    scheme, mark, rest = text.rpartition("://")
+    if rest == "*":
+        return parse_host(f"{scheme}{mark}any"), False
+    below = rest.startswith("*.")
+    return parse_host(f"{scheme}{mark}{rest.removeprefix('*.')}"), below
+
+
+def _checked(kind: str, text: str) -> str:
+    text = text.rstrip("/")
+    rule, below = _rule(text)
+    bare = rule is not None and (rule.bare or text.replace("*.", "") == f"{rule.scheme}://{rule}" or text.endswith("*"))
+    if rule is None or not bare or (kind == "private_hosts" and "*" in text) or (below and "." not in rule.host):
+        raise ConfigError(
+            f"allow_images({kind}=...) cannot allow {text!r}.",
+            f"write {kind}=['host'], ['host:port'], ['https://host']"
+            + (", ['*.example.com'] or ['*']" if kind == "hosts" else ""),
+        )
+    return text.lower()
+
+
+_current = ImagePolicy()  # every allowance that holds now, put together

@@ -1,0 +1,321 @@
+"""From whatever names or holds a picture to an upright RGB image, within limits.
+
+What is wrong with a picture is a `RowError`: it never takes the other rows with it. Nothing of Pillow's global state is
+changed here, and none of its warnings gets out: what they are about is judged here, for each image by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedreg.errors import ConfigError, RowError
+from embedreg.images import allowances, fetching, files
+from embedreg.images.allowances import ImagePolicy
+from embedreg.imports import attempt_import_or_raise
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+__all__ = ["open_image"]
+
+MAX_SCANS = 64  # of a progressive JPEG, each of which is work on every pixel; real ones have about ten
+_MODULES = {  # Pillow's own search for them imports some fifty modules
+    "BMP": "BmpImagePlugin",
+    "GIF": "GifImagePlugin",
+    "JPEG": "JpegImagePlugin",
+    "PNG": "PngImagePlugin",
+    "TIFF": "TiffImagePlugin",
+    "WEBP": "WebPImagePlugin",
+}
+_OTHERS = (  # how files begin that are often taken for images, and what to say of them
+    (rb"\s*<(!DOCTYPE html|html|head|body)", "an HTML page, not an image"),
+    (rb"\s*<(svg|[?!].*<svg)", "an SVG drawing, not a raster image"),
+    (rb"%PDF", "a PDF document, not an image"),
+    (rb"%!PS", "a PostScript document, not an image"),
+    (rb".{4}ftyp(heic|heix|mif1|hevc)", "an HEIC image, which is not decoded here"),
+    (rb".{4}ftypavi[fs]", "an AVIF image, whose format is not among those allowed"),
+    (rb"version https://git-lfs", "a pointer to a file in Git LFS, not the file itself"),
+)
+# What EXIF says of how the camera was held, and what sets it upright; names of `PIL.Image.Transpose`.
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_ORIENTATION = 0x0112
+_HELD = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+_SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+
+
+def open_image(
+    value: Any,
+    *,
+    draft: tuple[int, int] | None = None,
+    from_query: bool = False,
+    policy: ImagePolicy | None = None,
+) -> Image:
+    """Open a picture: its first frame, upright, as RGB.
+
+    Colours are those of `image.convert("RGB")`, as open_clip converts: transparency is dropped, not blended with a
+    background. Greyscale of 16 bits is scaled down, not clipped.
+
+    Args:
+        value: bytes of an image file; a PIL image; an array (h, w), (h, w, 1) or (h, w, 3 or 4) of uint8, uint16, bool
+            or floats from 0 to 1; a Path; a str that names a path, a `file:` URL or an http(s) URL.
+        draft: a size below which the caller will shrink the picture, (w, h) in pixels. A JPEG of twice that size or
+            more may be decoded at a half, a quarter or an eighth, never smaller than this.
+        from_query: whether the caller's own user passed it: a Path is then read wherever it is.
+        policy: what may be read, and how much; None for what `allow_images` allows now.
+    Returns:
+        A `PIL.Image.Image` of mode RGB, loaded; a PIL image that was one already may be returned itself.
+    Raises:
+        RowError: the picture cannot be had or decoded, by its own fault or because it is not allowed.
+        MissingExtraError: Pillow is not installed. ConfigError: the policy names a format that Pillow does not know.
+    """
+    import numpy as np
+
+    pil = attempt_import_or_raise("PIL.Image", "pillow", extra="images")
+    policy = policy if policy is not None else allowances.current_policy()
+    if isinstance(value, pil.Image):
+        return _from_pil(value, policy)
+    if isinstance(value, np.ndarray):
+        return _from_array(value, policy)
+    return _decode(_bytes_of(value, policy, from_query), policy, draft)
+
+
+def _bytes_of(value: Any, policy: ImagePolicy, from_query: bool) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        size = value.nbytes if isinstance(value, memoryview) else len(value)
+        if size > policy.max_bytes:
+            raise RowError(f"the image has {size:,} bytes, over max_bytes={policy.max_bytes:,}")
+        return bytes(value)
+    if isinstance(value, Path):
+        return files.read(value, policy, granted=from_query)
+    if not isinstance(value, str):
+        raise RowError(f"a {type(value).__name__} is no image")
+    if not value.strip():
+        raise RowError("the name of the image is blank")
+    if fetching.is_url(value):
+        return fetching.fetch(value, policy)
+    return files.read(files.path_of(value), policy)
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+
+
+def _decode(data: bytes, policy: ImagePolicy, draft: tuple[int, int] | None) -> Image:
+    """Decode the bytes of an image file."""
+    if not data:
+        raise RowError("the image is empty: it has no bytes")
+    with _quiet():
+        try:
+            image = _opened(data, policy)
+            _within(image.size, policy)
+            _shrunk(image, data, draft)
+            image.load()  # before asking how it is held: some plug-ins set it upright themselves
+            return _upright(_rgb(image), _orientation(image))
+        except (RowError, ConfigError, MemoryError):
+            raise
+        except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of hostile bytes is those bytes' fault)
+            raise RowError(_why(exc)) from None
+
+
+def _opened(data: bytes, policy: ImagePolicy) -> ImageFile:
+    """Read the header: a PIL image whose pixels are not decoded yet."""
+    from PIL import Image, UnidentifiedImageError
+
+    for name in policy.formats:
+        if name in _MODULES:
+            importlib.import_module(f"PIL.{_MODULES[name]}")
+    try:
+        return Image.open(io.BytesIO(data), formats=policy.formats)
+    except UnidentifiedImageError:
+        found = (text for start, text in _OTHERS if re.match(start, data[:1024], re.DOTALL | re.IGNORECASE))
+        formats = ", ".join(policy.formats)
+        raise RowError(f"it is {next(found, f'no image of an allowed format ({formats})')}") from None
+    except KeyError as exc:
+        if str(exc).strip("'") in policy.formats:
+            raise ConfigError(f"Pillow knows no format {exc}.", f"formats={allowances.FORMATS}") from None
+        raise
+
+
+def _within(size: tuple[int, int], policy: ImagePolicy) -> None:
+    """Refuse what would take too much memory, before anything is decoded."""
+    width, height = size
+    shape = f"the image has {width} x {height} pixels"
+    if width < 1 or height < 1:
+        raise RowError(shape)
+    if width * height > policy.max_pixels:
+        raise RowError(f"{shape}, over max_pixels={policy.max_pixels:,}")
+    if max(width, height) > policy.max_aspect * min(width, height):
+        raise RowError(f"{shape}, a side over max_aspect={policy.max_aspect:g} times the other")
+
+
+def _shrunk(image: ImageFile, data: bytes, draft: tuple[int, int] | None) -> None:
+    """Have a JPEG decoded at a fraction of its size, and refuse one that is made to take forever."""
+    if not hasattr(image, "draft") or image.format not in ("JPEG", "MPO"):
+        return
+    if data.count(b"\xff\xda") > MAX_SCANS:  # within a scan each 0xff is followed by zero
+        raise RowError(f"the JPEG has more than {MAX_SCANS} scans")
+    if draft is not None:
+        (width, height), (least_w, least_h) = image.size, draft[::-1] if _orientation(image) >= 5 else draft
+        for scale in (8, 4, 2):
+            # Only what divides evenly: else the last row and column would stand for less than the others.
+            if not (width % scale or height % scale) and width >= scale * least_w and height >= scale * least_h:
+                image.draft(None, (width // scale, height // scale))
+                return
+
+
+def _orientation(image: Image) -> int:
+    """Return how EXIF says that the camera was held, 1 (upright) to 8; 1 where it says nothing that makes sense."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 (broken EXIF raises anything; the pixels are as good as ever)
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright(image: Image, orientation: int) -> Image:
+    from PIL.Image import Transpose
+
+    if orientation not in _UPRIGHT:
+        return image
+    image = image.transpose(Transpose[_UPRIGHT[orientation]])
+    for key in _HELD:  # or the next one who asks would turn it again
+        image.info.pop(key, None)
+    return image
+
+
+def _why(exc: Exception) -> str:
+    """Say what a decoder's error means, without the bytes that some of them repeat."""
+    kind, text = type(exc).__name__, str(exc)
+    if kind == "DecompressionBombError":
+        return "the image has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows"
+    if isinstance(exc, EOFError) or re.search(r"truncated|not enough|premature|too small|unexpected end", text, re.I):
+        return "the image is truncated"
+    if "unsupported" in text or isinstance(exc, NotImplementedError):
+        return "the image is of a kind that Pillow does not decode"
+    return f"the image is damaged ({kind} from its decoder)"
+
+
+# -- colours -----------------------------------------------------------------------------------------------------------
+
+
+def _rgb(image: Image) -> Image:
+    """Turn a loaded image into RGB as `image.convert("RGB")` does, save where that would clip."""
+    if image.mode == "RGB":
+        return image.copy() if getattr(image, "is_animated", False) else image  # without the file of all its frames
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
+        return _from_numbers(_array_of(image))
+    if image.mode == "F":
+        return _from_numbers(_array_of(image))
+    if image.mode == "I":
+        raise RowError(
+            "the image has pixels of 32-bit integers, which have no agreed range: convert it to 8 or 16 bits"
+        )
+    if "transparency" in image.info and image.mode == "P":
+        image = image.copy()  # it may be the caller's
+        del image.info["transparency"]  # it changes no colour, and converting would warn
+    return image.convert("RGB")
+
+
+def _array_of(image: Image) -> np.ndarray:
+    import numpy as np
+
+    array = np.asarray(image)
+    return array.astype(np.uint16) if image.mode == "I" else array
+
+
+def _from_pil(image: Image, policy: ImagePolicy) -> Image:
+    """Make RGB of an image that the caller has opened; the frame it stands at, upright."""
+    _within(image.size, policy)
+    with _lock_of(image), _quiet():
+        try:
+            image.load()
+            return _upright(_rgb(image), _orientation(image))
+        except (RowError, MemoryError):
+            raise
+        except Exception as exc:  # noqa: BLE001 (the caller opened it, and its bytes may be anything)
+            raise RowError(_why(exc)) from None
+
+
+def _from_array(array: np.ndarray, policy: ImagePolicy) -> Image:
+    """Make RGB of pixels in an array."""
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        hint = ": put the channels last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise RowError(
+            f"an array of shape {array.shape} is no image of (h, w), (h, w, 1), (h, w, 3) or (h, w, 4){hint}"
+        )
+    _within((array.shape[1], array.shape[0]), policy)
+    return _from_numbers(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _from_numbers(array: np.ndarray) -> Image:
+    """Make RGB of (h, w), (h, w, 3) or (h, w, 4) numbers whose type says their range."""
+    import numpy as np
+    from PIL import Image
+
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = (array >> 8).astype(np.uint8)  # the high byte, as Pillow reads colours of 16 bits
+    elif array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -1e-3 and high <= 1.001):  # what resizing overshoots is let through; NaN is not
+            raise RowError("the image has floats outside 0 to 1, which have no agreed range")
+        array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise RowError(f"an image of {array.dtype} has no agreed range: use uint8, uint16, or floats from 0 to 1")
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+# -- threads and warnings ----------------------------------------------------------------------------------------------
+
+_quiet_lock = threading.Lock()
+_quiet_now = 0
+# As `warnings.filterwarnings("ignore", module=...)` would put it.
+_IGNORE: Any = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
+_pil_locks = [threading.Lock() for _ in range(64)]
+
+
+def _lock_of(image: Image) -> threading.Lock:
+    """Return the lock of a PIL image: one that is read from a file when it is first used must be read by one thread."""
+    return _pil_locks[id(image) // 64 % len(_pil_locks)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ignore Pillow's warnings while any thread decodes.
+
+    Not `warnings.catch_warnings`: where threads overlap it restores what another one has set, and it makes Python
+    forget which warnings it has shown.
+    """
+    global _quiet_now
+    filters: Any
+    with _quiet_lock:
+        _quiet_now += 1
+        filters = warnings.filters
+        if _IGNORE not in filters:
+            filters.insert(0, _IGNORE)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_now -= 1
+            filters = warnings.filters
+            while not _quiet_now and _IGNORE in filters:
+                filters.remove(_IGNORE)
