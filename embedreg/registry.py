@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import sys
 import threading
@@ -19,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchema
 from embedreg import engines, secrets
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, MissingExtraError, UnknownFunctionError
-from embedreg.imports import did_you_mean
+from embedreg.imports import did_you_mean, importable
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -30,6 +29,7 @@ __all__ = ["BUILTINS", "EmbeddingFunctionRegistry", "get", "get_registry", "regi
 
 BUILTINS = {
     "hashing": "embedreg.functions.hashing:HashingEmbeddings",
+    "open-clip": "embedreg.functions.open_clip:OpenClipEmbeddings",
     "openai": "embedreg.functions.openai:OpenAIEmbeddings",
     "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
 }
@@ -196,7 +196,7 @@ class EmbeddingFunctionRegistry:
         """
         cls = self.get(name)
         alias = name.removeprefix(_PREFIX)
-        missing = [module for module in cls.traits.requires if not _importable(module)]
+        missing = [module for module in cls.traits.requires if not importable(module)]
         return {
             "name": alias,
             "class": f"{cls.__module__}.{cls.__qualname__}",
@@ -220,16 +220,18 @@ class EmbeddingFunctionRegistry:
         return f"registered in {cls.__module__}"
 
     def reset(self) -> None:
-        """Go back to the built-ins and the installed plug-ins; grants and vouched instances are forgotten too.
+        """Go back to the built-ins and the installed plug-ins; grants, allowances and vouched instances are forgotten.
 
         Variables stay: they are the process's, not the registry's.
         """
         from embedreg import grants
+        from embedreg.images import allowances
 
         with self._lock:
             self._registered.clear()
             self._plugins = None
         grants.reset()
+        allowances.reset()
 
     # -- declarations -----------------------------------------------------------------------------------------------
 
@@ -287,13 +289,6 @@ class EmbeddingFunctionRegistry:
 
 def _owner(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "?"
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent package is missing, or a module was made by hand
-        return module in sys.modules
 
 
 def _stack_above(module: str) -> int:

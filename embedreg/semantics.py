@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL_FIELDS", "canonical", "defaults", "effective", "semantic_config"]
 
-MODEL_FIELDS = ("name", "model", "model_name", "model_id")
-"""Where a class keeps which model it runs: a hub's name or a local folder."""
+MODEL_FIELDS = ("name", "model", "model_name", "model_id", "pretrained")
+"""Where a class keeps which model it runs: a hub's name, a local folder or a file of weights."""
 
 
 def semantic_config(function: EmbeddingFunction, *, strict: bool = False) -> dict[str, Any]:

@@ -96,6 +96,15 @@ def minilm_path() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a CLIP that knows coloured shapes, trained once a run: some twenty seconds."""
+    from tests import tiny_clip
+
+    base = tmp_path_factory.getbasetemp()
+    return tiny_clip.tiny_clip(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+
+
 @pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., str]:
     """Run code in a new process, in an empty folder; return its stdout, or fail and show its stderr.

@@ -1,0 +1,179 @@
+"""A CLIP small enough to train in a test run: coloured shapes and their captions, saved as open_clip saves models.
+
+Fixed seeds; trained until it tells fresh pictures apart. Test processes that run at the same time share one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    import torch
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 180, 40),
+    "blue": (40, 60, 220),
+    "yellow": (235, 220, 40),
+    "purple": (150, 40, 170),
+    "white": (245, 245, 245),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+CAPTIONS = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+
+SIDE = 32
+CONFIG: dict[str, Any] = {
+    "embed_dim": 48,
+    "vision_cfg": {"image_size": SIDE, "patch_size": 8, "width": 96, "head_width": 32, "layers": 3},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest"}
+
+BATCH = 96
+MAX_STEPS = 1500
+GOOD = 0.98  # of fresh pictures get their own caption: when to stop
+CHECK_EVERY = 50
+
+
+def draw(caption: str, chance: random.Random, side: int = SIDE) -> Image.Image:
+    """Draw what a caption says, at a place, in a size and on a dark ground of its own."""
+    _, colour, shape = caption.split()
+    scale = 4  # drawn larger and shrunk, so that edges are smooth
+    ground = tuple(chance.randrange(0, 60) for _ in range(3))
+    picture = Image.new("RGB", (scale * side, scale * side), ground)
+    radius = chance.uniform(0.26, 0.4) * scale * side
+    x, y = (chance.uniform(radius, scale * side - radius) for _ in range(2))
+    fill = tuple(max(0, min(255, value + chance.randrange(-20, 21))) for value in COLOURS[colour])
+    paint(ImageDraw.Draw(picture), shape, x, y, radius, fill)
+    return picture.resize((side, side), Image.Resampling.BOX)
+
+
+def paint(on: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill: tuple[int, ...]) -> None:
+    """Paint one shape around a point."""
+    box = (x - radius, y - radius, x + radius, y + radius)
+    if shape == "circle":
+        on.ellipse(box, fill)
+    elif shape == "ring":
+        on.ellipse(box, outline=fill, width=round(radius * 0.35))
+    elif shape == "square":
+        on.rectangle((x - radius * 0.8, y - radius * 0.8, x + radius * 0.8, y + radius * 0.8), fill)
+    elif shape == "triangle":
+        corners = [
+            (x + radius * math.sin(turn), y - radius * math.cos(turn))
+            for turn in (0, 2 * math.pi / 3, -2 * math.pi / 3)
+        ]
+        on.polygon(corners, fill)
+    else:
+        thin = radius * 0.3
+        on.rectangle((x - radius, y - thin, x + radius, y + thin), fill)
+        on.rectangle((x - thin, y - radius, x + thin, y + radius), fill)
+
+
+def pictures(count: int, seed: int, side: int = SIDE) -> tuple[list[str], list[Image.Image]]:
+    """Draw `count` pictures of each caption; another seed gives other pictures."""
+    chance = random.Random(seed)
+    captions = [caption for caption in CAPTIONS for _ in range(count)]
+    return captions, [draw(caption, chance, side) for caption in captions]
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as a PNG file's content."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg(picture: Image.Image, quality: int = 90, **options: Any) -> bytes:
+    """Return a picture as a JPEG file's content."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality, **options)
+    return buffer.getvalue()
+
+
+def tiny_clip(shared: Path) -> Path:
+    """Return the folder of the trained model, training it if no process of this run has yet.
+
+    Args:
+        shared: a folder that all processes of the run see.
+    """
+    from filelock import FileLock
+
+    from embedreg.runtime import workers
+
+    folder = shared / "tiny-clip"
+    with FileLock(str(shared / "tiny-clip.lock"), timeout=900):
+        if not (folder / "open_clip_config.json").is_file():
+            # in a thread of one core: the other cores run other tests, and waiting for them takes longest
+            (model,) = workers.run(lambda _: train(), [None], 1)
+            save(model, folder)
+    return folder
+
+
+def save(model: Any, folder: Path) -> None:
+    """Save a model as a folder that open_clip loads by `local-dir:`."""
+    from safetensors.torch import save_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(folder / "open_clip_model.safetensors"))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}))
+
+
+def train() -> Any:
+    """Train the model; its accuracy on fresh pictures is at least `GOOD` unless `MAX_STEPS` run out."""
+    import torch
+    from open_clip import get_tokenizer
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    torch.manual_seed(0)
+    model = CLIP(CONFIG["embed_dim"], CLIPVisionCfg(**CONFIG["vision_cfg"]), CLIPTextCfg(**CONFIG["text_cfg"]))
+    tokens = get_tokenizer("ViT-B-32", context_length=CONFIG["text_cfg"]["context_length"])(CAPTIONS)
+    images, labels = tensors(200, seed=1)
+    fresh, fresh_labels = tensors(8, seed=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
+    chance = np.random.default_rng(0)
+    for step in range(1, MAX_STEPS + 1):
+        rows = torch.from_numpy(chance.choice(len(images), BATCH, replace=False))
+        model.train()
+        # Against all captions, each of which several pictures of a batch share.
+        logits = model.logit_scale.exp().clamp(max=100) * features(model, images[rows]) @ words(model, tokens).T
+        loss = torch.nn.functional.cross_entropy(logits, labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % CHECK_EVERY == 0:
+            model.eval()
+            with torch.inference_mode():
+                guessed = (features(model, fresh) @ words(model, tokens).T).argmax(dim=1)
+            if (guessed == fresh_labels).float().mean() >= GOOD:
+                break
+    return model.eval()
+
+
+def features(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """Embed images: (n, d), of unit length."""
+    return model.encode_image(images, normalize=True)
+
+
+def words(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Embed captions: (n, d), of unit length."""
+    return model.encode_text(tokens, normalize=True)
+
+
+def tensors(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pictures as the model takes them, and the numbers of their captions."""
+    import torch
+
+    captions, drawn = pictures(count, seed)
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn])).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(PREPROCESS[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    return (pixels - mean) / std, torch.tensor([CAPTIONS.index(caption) for caption in captions])
