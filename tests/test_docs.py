@@ -1,6 +1,8 @@
 """The README and docs/: every code block is run, every link leads somewhere.
 
-The blocks of one page run in order, in one empty folder and one new process; its Python blocks share a namespace.
+The blocks of one page run in order, in one empty folder and one new process; its Python blocks share a namespace. On a
+page that starts `embedreg serve` the database runs beside them (`docs_databend`): the server stays up, a TOML block is
+the database's configuration, SQL is run, and a text block behind it is what the last statement answers.
 A block that cannot run here carries the reason in a comment above it, `<!-- not run: reason -->`, and is reported as
 skipped. Lines that would install or call make again are checked instead: the extra, or the target, exists.
 """
@@ -14,6 +16,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if page.exists()]
 LANGUAGES = {"python": "python", "py": "python", "bash": "shell", "sh": "shell", "shell": "shell", "console": "console"}
+OF_A_DATABASE = {"sql": "sql", "toml": "toml", "text": "answer"}  # run on a page that starts a server for a database
+SERVES = re.compile(r"(?m)^embedreg serve ")
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>```+|~~~+) *(?P<language>[\w.+-]*)")
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>.+?)\s*-->")
@@ -33,25 +38,39 @@ CHECKED_ONLY = re.compile(r"\s*(make|pip|pipx|uv|python3? -m pip)\s")
 DRIVER = """
 import json, subprocess, sys
 page, blocks = sys.argv[1], json.loads(sys.argv[2])
+database = None
+if any(kind == "serve" for _, kind, _ in blocks):
+    sys.path.append(sys.argv[3])
+    from tests.docs_databend import Database
+    database = Database()
 for line, kind, code in blocks:
     print(f"-- {page}:{line}", file=sys.stderr, flush=True)
     if kind == "python":
         exec(compile("\\n" * line + code, page, "exec"), globals())
         sys.stdout.flush()
+    elif kind in ("sql", "toml", "answer", "serve"):
+        getattr(database, kind)(code)
     elif (status := subprocess.run(["bash", "-euo", "pipefail", "-c", code], stdin=subprocess.DEVNULL).returncode):
         sys.exit(f"the shell block at {page}:{line} ended with exit code {status}")
+if database is not None:
+    database.close()
 """
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it starts, its language, its text, and why it is not run, if it is not."""
+    """A fenced block: where it starts, what kind its fence says, its text, and why it is not run, if it is not."""
 
     page: Path
     line: int
-    language: str
+    fence: str
     code: str
     not_run: str | None
+
+    @property
+    def language(self) -> str:
+        """What runs it, on every page; "" for nothing."""
+        return LANGUAGES.get(self.fence, "")
 
     @property
     def where(self) -> str:
@@ -88,7 +107,7 @@ def blocks(page: Path) -> Iterator[Block]:
             indent = len(fence["indent"])
             code = "\n".join(text[indent:] for text in lines[start : number - 1]) + "\n"
             note = NOT_RUN.search(above)
-            yield Block(page, start, LANGUAGES.get(fence["language"], ""), code, note and note["reason"])
+            yield Block(page, start, fence["language"], code, note and note["reason"])
             fence, above = None, ""
     assert fence is None, f"{page.name}:{start}: a block that never ends"
 
@@ -97,6 +116,23 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 RUN = [block for block in BLOCKS if block.language and block.not_run is None]
 MARKED = [block for block in BLOCKS if block.not_run is not None]
 CHECKED = [(block, command) for block in RUN for command in block.checked()]
+
+
+def steps(page: Path) -> list[tuple[int, str, str]]:
+    """What the driver does for a page: line, kind and code of each block."""
+    found = [block for block in blocks(page) if block.not_run is None]
+    with_database = any(SERVES.search(block.code) for block in found if block.language == "shell")
+    made: list[tuple[int, str, str]] = []
+    for before, block in zip([None, *found], found, strict=False):
+        kind = "python" if block.language == "python" else "shell" if block.language else ""
+        if with_database:
+            if kind == "shell" and SERVES.search(block.code):
+                kind = "serve"
+            elif block.fence != "text" or (before is not None and before.fence == "sql"):
+                kind = kind or OF_A_DATABASE.get(block.fence, "")
+        if kind:
+            made.append((block.line, kind, block.runnable() if block.language else block.code))
+    return made
 
 
 def prose(page: Path) -> str:
@@ -113,14 +149,12 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     """A stranger who pastes the page's blocks in their order meets no error."""
-    steps = [
-        (block.line, "python" if block.language == "python" else "shell", block.runnable())
-        for block in RUN
-        if block.page == page
-    ]
+    plan = steps(page)
+    if any(kind == "sql" for _, kind, _ in plan) and find_spec("databend") is None:
+        pytest.skip("the database has no wheel for this machine")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(page), json.dumps(steps)],
+        [sys.executable, "-c", DRIVER, str(page), json.dumps(plan), str(ROOT)],
         capture_output=True,
         text=True,
         timeout=600,
@@ -176,6 +210,19 @@ def test_the_readme_opens_with_the_two_commands() -> None:
         ["make", "test"],
     ]
     assert any(block.language == "python" and block.not_run is None for block in found)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("**/*.zh.md")), ids=lambda page: page.name)
+def test_a_translation_has_the_code_of_its_original(page: Path) -> None:
+    """But for the words of its comments."""
+    original = page.with_name(page.name.replace(".zh.md", ".md"))
+    code, wanted = ([(block.fence, uncommented(block.code)) for block in blocks(each)] for each in (page, original))
+    assert code == wanted
+
+
+def uncommented(code: str) -> str:
+    """Code without what stands behind a hash mark and a space."""
+    return re.sub(r"(?m) *(^|(?<=\s))# .*$", "", code)
 
 
 def test_the_pages_hold_code_that_runs() -> None:

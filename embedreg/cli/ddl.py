@@ -1,0 +1,164 @@
+"""`embedreg ddl`: the SQL that makes a database know embedding functions, printed and never run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedreg.cli import terminal
+from embedreg.cli.ddl_duckdb import duckdb
+from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
+from embedreg.cli.session import AsJson, command
+
+if TYPE_CHECKING:
+    from embedreg.engines.databend import Returns
+    from embedreg.engines.databend_sql import Layout
+
+__all__ = ["ReturnType", "TokenEnv", "Version", "as_comment", "ddl", "described", "notes", "returns_of"]
+
+ddl = typer.Typer(
+    help="Print SQL that makes a database know embedding functions; nothing is run.",
+    short_help="Print SQL for embedding functions; nothing is run.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Version = Annotated[
+    str | None,
+    typer.Option("--databend-version", metavar="1.2.453|current", help="Whose SQL; that of 1.2.453 runs on both."),
+]
+ReturnType = Annotated[
+    str | None,
+    typer.Option(
+        "--returns", metavar="array|vector", help="ARRAY(FLOAT), or VECTOR(n), for which `current` is needed."
+    ),
+]
+TokenEnv = Annotated[
+    str | None, typer.Option(metavar="VARIABLE", help="The environment variable with the token that callers must send.")
+]
+
+
+@command
+def databend(
+    ctx: typer.Context,
+    function: Function = None,
+    settings: Set = None,
+    like: Like = None,
+    as_: As = None,
+    vector: Vector = None,
+    address: Annotated[str, typer.Option(help="Of the server, as Databend calls it.")] = "http://127.0.0.1:8815",
+    table: Annotated[str, typer.Option(help="The table to search: `table` or `database.table`.")] = "articles",
+    version: Version = None,
+    returns: ReturnType = None,
+    auth_token_env: TokenEnv = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print CREATE FUNCTION, a table with its vectors, searches, and what Databend's own configuration needs.
+
+    The tables and the searches are those of the first function. The token itself is never printed.
+    """
+    from embedreg.engines import databend_sql
+
+    version = version or databend_sql.VERSIONS[0]
+    asked = wanted(ctx)
+    if not asked:
+        raise typer.BadParameter("--function NAME or --like DATA is needed (embedreg functions lists the names).")
+    with hints_as_options():
+        groups = [build(each, returns_of(version, returns)) for each in asked]
+        found = _statements(groups, version, address, table, token=auth_token_env is not None)
+    if as_json:
+        terminal.print_json(found)
+        return
+    parts = [
+        as_comment("databend-query.toml, without which Databend calls nobody:", found["server_config"]),
+        as_comment("the functions", *found["notes"]),
+        *found["create_functions"],
+        as_comment("a table, where there is none, and one with its vectors"),
+        *found["create_tables"],
+        as_comment("the nearest rows: by the stored vectors, and without any"),
+        *found["searches"],
+    ]
+    sys.stdout.write("\n\n".join(parts) + "\n")
+
+
+ddl.command("databend", cls=Grouped, short_help="For Databend: external functions, tables, searches.")(databend)
+ddl.command("duckdb", short_help="For DuckDB: comments and a COPY that keep declarations.")(duckdb)
+
+
+def returns_of(version: str, returns: str | None) -> Returns:
+    """Return what functions give where nothing says it: VECTOR(n) for a Databend that has it.
+
+    Raises:
+        typer.BadParameter: it is neither "array" nor "vector".
+    """
+    if returns not in (None, "array", "vector"):
+        raise typer.BadParameter(f"--returns {returns}: array or vector.")
+    return returns or ("vector" if version == "current" else "array")  # type: ignore[return-value]  # one of the two
+
+
+def _statements(groups: list[Group], version: str, address: str, table: str, token: bool) -> dict[str, Any]:
+    from embedreg.engines import databend_sql
+
+    first = groups[0]
+    source, column = ("content", "embedding")
+    if first.config is not None:
+        source, column = first.config.source_column, first.config.vector_column
+    layout = databend_sql.Layout(table, source, column)
+    return {
+        "version": version,
+        "address": address,
+        "functions": described(groups),
+        "server_config": databend_sql.server_config(address, version=version),
+        "notes": notes(version, token),
+        "create_functions": [
+            databend_sql.create_function(item, address, version=version, token=token)
+            for group in groups
+            for item in group.served
+        ],
+        "create_tables": [
+            databend_sql.create_source_table(first.rows, layout),
+            databend_sql.create_vector_table(first.rows, layout, first.config, version=version),
+        ],
+        "searches": _searches(first, layout),
+    }
+
+
+def _searches(group: Group, layout: Layout) -> list[str]:
+    from embedreg.engines.databend_sql import search
+
+    return [search(group.rows, layout, group.queries, stored=stored) for stored in (True, False)]
+
+
+def described(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return what is served, for a program to read."""
+    return [
+        {
+            "name": item.name,
+            "role": item.role,
+            "input": item.input,
+            "returns": item.returns,
+            "ndims": item.function.ndims(),
+        }
+        for group in groups
+        for item in group.served
+    ]
+
+
+def as_comment(*texts: str) -> str:
+    """Return lines of text as lines of SQL comments."""
+    return "\n".join(f"-- {line}".rstrip() for text in texts for line in text.splitlines())
+
+
+def notes(version: str, token: bool) -> list[str]:
+    """Return what the reader of the statements has to know of the token."""
+    if not token:
+        return []
+    if version == "current":
+        from embedreg.engines.databend_sql import TOKEN
+
+        return [f"put the token in the place of {TOKEN}"]
+    return [f"Databend {version} sends no token, so the server will turn it away: use a newer one, or none"]

@@ -1,0 +1,205 @@
+"""`embedreg serve`: embedding functions as SQL functions of a database, until the process is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedreg.cli import serve_config, terminal
+from embedreg.cli.ddl import ReturnType, TokenEnv, Version, as_comment, described, notes, returns_of
+from embedreg.cli.serve_config import Settings
+from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
+from embedreg.cli.session import AsJson, command
+from embedreg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from embedreg.engines.databend import Server
+
+__all__ = ["serve"]
+
+serve = typer.Typer(
+    help="Serve embedding functions to a database.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+@command
+def databend(
+    ctx: typer.Context,
+    function: Function = None,
+    settings: Set = None,
+    like: Like = None,
+    as_: As = None,
+    vector: Vector = None,
+    bind: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where to listen; else 127.0.0.1:8815. Port 0 takes a free one."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="How Databend reaches it, where --bind does not say that.")
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="A PEM certificate (chain), for https.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's key.")] = None,
+    auth_token_env: TokenEnv = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines in without a token, where the network guards it.")
+    ] = False,
+    metrics_bind: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics, /live and /ready there over HTTP.")
+    ] = None,
+    version: Version = None,
+    returns: ReturnType = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE.toml", help="Several functions, limits and the rest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve functions to Databend over Arrow Flight, and print the SQL to paste.
+
+    SIGTERM or Ctrl-C: calls in flight are finished, then the exit code is 0. A second one does not wait for them.
+    """
+    said = Settings() if config is None else serve_config.read(config)
+    said = said.under(
+        bind=bind,
+        address=address,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        auth_token_env=auth_token_env,
+        insecure=insecure or None,
+        metrics_bind=metrics_bind,
+        databend_version=version,
+        function=(*said.function, *wanted(ctx)),
+        returns=returns,
+    )
+    if not said.function:
+        raise typer.BadParameter("--function NAME, --like DATA or --config FILE.toml is needed.")
+    _bind_variables(said)
+    sql_version = said.databend_version or "1.2.453"
+    with hints_as_options():
+        groups = [build(each, returns_of(sql_version, said.returns)) for each in said.function]
+        # what the statements refuse, they refuse before anything is loaded
+        _statements(groups, said, sql_version, said.address or "http://127.0.0.1:8815")
+        with terminal.status("loading the model"):
+            server = _serve(groups, said)
+    with server, _Signals() as signals:
+        found = _statements(groups, said, sql_version, said.address or server.address)
+        _print(found | {"port": server.port, "metrics_port": server.metrics_port}, as_json)
+        terminal.note(f"serving at {found['address']}; Ctrl-C or SIGTERM stops it when its calls are done")
+        signals.wait()
+        threading.Thread(target=_drain, args=(server, signals), daemon=True).start()
+        if second := signals.wait():
+            os._exit(128 + second)  # without another word: a call that hangs would hold up every other end
+    done = server.counts()
+    terminal.note(
+        f"stopped after {done['calls']:,} calls with {done['rows']:,} rows, {done['failed']:,} of them failed"
+    )
+
+
+serve.command("databend", cls=Grouped, short_help="To Databend: external functions over Arrow Flight.")(databend)
+
+
+def _bind_variables(said: Settings) -> None:
+    from embedreg import get_registry
+
+    for name, variable in said.env.items():
+        get_registry().bind_env(name, variable)
+
+
+def _serve(groups: list[Group], said: Settings) -> Server:
+    from embedreg.engines import databend
+
+    given: dict[str, Any] = {
+        name: getattr(said, name)
+        for name in ("bind", "tls_cert", "tls_key", "insecure", "limits", "metrics_bind", "on_error", "warm")
+        if getattr(said, name) is not None
+    }
+    return databend.serve(
+        [item for group in groups for item in group.served], auth_token=_token(said.auth_token_env), **given
+    )
+
+
+def _token(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise ConfigError(
+            f"the environment variable {variable!r}, which holds the token, is not set.", f"export {variable}=..."
+        )
+    return os.environ[variable]
+
+
+def _statements(groups: list[Group], said: Settings, version: str, address: str) -> dict[str, Any]:
+    from embedreg.engines import databend_sql
+
+    token = said.auth_token_env is not None
+    served = [item for group in groups for item in group.served]
+    return {
+        "address": address,
+        "version": version,
+        "functions": described(groups),
+        "server_config": databend_sql.server_config(address, version=version),
+        "ddl": databend_sql.create_functions(served, address, version=version, token=token),
+        "notes": notes(version, token),
+    }
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(found)
+    else:
+        config = as_comment("databend-query.toml, without which Databend calls nobody:", found["server_config"])
+        sys.stdout.write("\n\n".join([config, as_comment("the functions", *found["notes"]), found["ddl"]]) + "\n")
+    sys.stdout.flush()  # whoever started this process waits for it
+
+
+def _drain(server: Server, signals: _Signals) -> None:
+    try:
+        server.shutdown()
+    finally:
+        signals.wake()
+
+
+class _Signals:
+    """SIGTERM and SIGINT, to be waited for.
+
+    They come through a socket that Python's own handler writes to. One may arrive in any thread, and a main thread that
+    waits for a lock meanwhile would not hear of it.
+    """
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._fd = signal.set_wakeup_fd(self._writer.fileno())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._fd)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self) -> int:
+        """Return the number of the next signal; 0 for `wake`."""
+        while (number := self._reader.recv(1)[0]) not in (0, *self._before):
+            pass  # a signal that somebody else waits for
+        return number
+
+    def wake(self) -> None:
+        """End the wait without a signal."""
+        self._writer.send(b"\0")

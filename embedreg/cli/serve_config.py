@@ -1,0 +1,156 @@
+"""The file of `embedreg serve --config`: what is served, where, and how much at a time.
+
+Secrets do not stand in it: the token is named by its environment variable, a function's keys are `$var:` references.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from embedreg.cli.served import Wanted
+from embedreg.errors import ConfigError, StorageError
+from embedreg.imports import did_you_mean
+
+if TYPE_CHECKING:
+    from embedreg.engines.databend import Limits, Returns
+
+__all__ = ["Settings", "read"]
+
+# What each value has to be, and what an error calls it.
+_KINDS: dict[type, str] = {str: "a text", bool: "true or false", dict: "a table", list: "a list of tables"}
+_FUNCTION: dict[str, type] = {
+    "name": str, "like": str, "as": str, "vector": str, "role": str, "input": str, "returns": str, "set": dict,
+}  # fmt: skip
+_SECRETS = {"auth_token": "auth_token_env", "token": "auth_token_env"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is set up; None where nothing was said.
+
+    Attributes:
+        bind, metrics_bind: where it listens, "host:port".
+        address: how Databend reaches it, where that is not what `bind` says.
+        databend_version: the SQL that is printed is for it.
+        returns: what functions return that do not say it themselves.
+        on_error: what becomes of a bad row, "null" or "raise".
+        warm: whether models are loaded before the first call.
+        insecure: whether other machines are let in without a token.
+        tls_cert, tls_key: PEM files.
+        auth_token_env: the environment variable that holds the token.
+        env: variable of a `$var:` reference -> environment variable.
+        limits: what it takes on.
+        function: what it serves.
+    """
+
+    bind: str | None = None
+    metrics_bind: str | None = None
+    address: str | None = None
+    databend_version: str | None = None
+    returns: Returns | None = None
+    on_error: str | None = None
+    warm: bool | None = None
+    insecure: bool | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    auth_token_env: str | None = None
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    limits: Limits | None = None
+    function: tuple[Wanted, ...] = ()
+
+    def under(self, **given: Any) -> Settings:
+        """Return these settings, but for what the command line says otherwise; None says nothing."""
+        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+def read(path: str) -> Settings:
+    """Read a file; the paths in it are taken from its folder.
+
+    Raises:
+        StorageError: it cannot be read. ConfigError: it is no TOML, or says something that is not known.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = tomllib.loads(text)
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be read: {exc.strerror}.", "check the path") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
+        # the parser's message names a place, and at most one character of what stands there
+        where = str(exc) if isinstance(exc, tomllib.TOMLDecodeError) else "it is not what TOML looks like"
+        raise ConfigError(f"{path} is no TOML: {where}", 'write key = "value"') from None
+    return _settings(path, found)
+
+
+def _settings(path: str, found: dict[str, Any]) -> Settings:
+    from embedreg.engines.databend import Limits
+
+    kinds: dict[str, type] = {
+        **dict.fromkeys(("warm", "insecure"), bool),
+        **dict.fromkeys(("env", "limits"), dict),
+        "function": list,
+    }
+    _check(path, "", found, {field.name: kinds.get(field.name, str) for field in dataclasses.fields(Settings)})
+    folder = Path(path).parent
+    for name in ("tls_cert", "tls_key"):
+        if name in found:
+            found[name] = str(folder / found[name])
+    _check(path, "env.", found.get("env", {}), dict.fromkeys(found.get("env", {}), str))
+    if "limits" in found:
+        limits = found["limits"]
+        _known(path, "limits.", limits, [field.name for field in dataclasses.fields(Limits)])
+        try:
+            found["limits"] = Limits(**limits)
+        except ConfigError as exc:
+            raise ConfigError(f"{path}: limits.{exc.message}", exc.hint) from None
+    _choice(path, "", found, "returns", "Returns")
+    wanted = tuple(_wanted(path, f"function[{n}].", each, folder) for n, each in enumerate(found.pop("function", [])))
+    return Settings(**found, function=wanted)
+
+
+def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: {where.rstrip('.')} is no table.", "write [[function]] above its lines")
+    _check(path, where, found, _FUNCTION)
+    if ("name" in found) == ("like" in found):
+        raise ConfigError(f"{path}: {where.rstrip('.')} has to say either name or like.", 'name = "hashing"')
+    for key, other in (("set", "like"), ("vector", "name")):
+        if key in found and other in found:
+            raise ConfigError(f"{path}: {where}{key} does not go with {other}.", f"take {key} out")
+    for key in ("role", "input", "returns"):
+        _choice(path, where, found, key, key.title())
+    like = str(folder / found["like"]) if "like" in found else None
+    chosen = {key: found[key] for key in ("vector", "role", "input", "returns") if key in found}
+    return Wanted(function=found.get("name"), like=like, name=found.get("as"), settings=found.get("set", {}), **chosen)
+
+
+def _check(path: str, where: str, found: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Refuse what is not known, and what is of another kind; values are not shown, they may be secrets."""
+    _known(path, where, found, kinds)
+    for key, value in found.items():
+        if type(value) is not kinds[key]:
+            raise ConfigError(f"{path}: {where}{key} is not {_KINDS[kinds[key]]}.", "see docs/databend.md")
+
+
+def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[str]) -> None:
+    for key in found:
+        if key in known:
+            continue
+        if not where and key in _SECRETS:
+            raise ConfigError(
+                f"{path}: a token does not stand in a file.", f'{_SECRETS[key]} = "THE_ENVIRONMENT_VARIABLE"'
+            )
+        hint = f"{did_you_mean(key, known)}known: {', '.join(known)}"
+        raise ConfigError(f"{path}: there is no setting {f'{where}{key}'!r}.", hint)
+
+
+def _choice(path: str, where: str, found: Mapping[str, Any], key: str, kind: str) -> None:
+    from embedreg.engines import databend
+
+    choices = get_args(getattr(databend, kind))
+    if key in found and found[key] not in choices:
+        raise ConfigError(f"{path}: {where}{key} = {found[key]!r} is none.", " or ".join(map(repr, choices)))

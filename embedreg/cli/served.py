@@ -1,0 +1,201 @@
+"""What is to be served under which SQL names, as the command line says it or a file.
+
+`--function NAME` and `--like DATA` begin a group each: the `--set`, `--as` and `--vector` behind them belong to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from embedreg.cli.embed import parse_settings
+from embedreg.errors import EmbedregError
+from embedreg.jobs import places
+
+if TYPE_CHECKING:
+    from embedreg.base import EmbeddingFunctionConfig
+    from embedreg.engines.databend import Input, Returns, Role, Served
+
+__all__ = [
+    "As",
+    "Function",
+    "Group",
+    "Grouped",
+    "Like",
+    "Set",
+    "Vector",
+    "Wanted",
+    "build",
+    "hints_as_options",
+    "wanted",
+]
+
+Function = Annotated[
+    list[str] | None, typer.Option("--function", "-f", metavar="NAME", help="Serve this function. Repeatable.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A field of the --function before it, as JSON or plain text. Repeatable."
+    ),
+]
+Like = Annotated[
+    list[str] | None,
+    typer.Option("--like", metavar="DATA", help="Serve what this Parquet or Lance table declares. Repeatable."),
+]
+As = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--as", metavar="SQL_NAME", help="The name in SQL of the --function or --like before it; else ai_embed_<width>."
+    ),
+]
+Vector = Annotated[
+    list[str] | None,
+    typer.Option("--vector", metavar="COLUMN", help="Which vector column's, where the --like before it has several."),
+]
+
+# What our hints say in Python, and has an option here.
+_ARGUMENT = re.compile(
+    r"\b(?P<name>bind|metrics_bind|tls_cert|tls_key|auth_token|insecure|returns|version)="
+    r"(?:'(?P<value>[^']*)'|os\.environ\['(?P<variable>\w+)'\]|True)"
+)
+_OPTIONS = {"version": "databend_version"}  # where it is not the argument's own name
+
+_FLAGS = {"settings": "--set", "as_": "--as", "vector": "--vector"}  # of the options that belong to one before them
+_ORDER = "embedreg.cli.served"
+
+
+class Grouped(TyperCommand):
+    """A command that remembers in which order its repeatable options came."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer's own Context
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        lists = {name: iter(given) for name, given in values.items() if isinstance(given, list)}
+        ctx.meta[_ORDER] = [(each.name, next(lists[each.name])) for each in order if each.name in lists]
+        return super().parse_args(ctx, args)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A function to serve.
+
+    Attributes:
+        function, like: the function's name, or the data that declares it.
+        name: in SQL; None for `ai_embed_<width>`.
+        vector: which vector column of `like`.
+        settings: the fields of `function`.
+        role, input, returns: as `Served`; None for what suits the function.
+    """
+
+    function: str | None = None
+    like: str | None = None
+    name: str | None = None
+    vector: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    role: Role | None = None
+    input: Input | None = None
+    returns: Returns | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A function as it is served.
+
+    Attributes:
+        rows: for the rows of a table, or in the role that was asked for.
+        queries: for queries, where they are embedded in another way.
+        config: the declaration that it comes from, where it comes from one.
+    """
+
+    rows: Served
+    queries: Served | None
+    config: EmbeddingFunctionConfig | None
+
+    @property
+    def served(self) -> list[Served]:
+        """All of it."""
+        return [self.rows] if self.queries is None else [self.rows, self.queries]
+
+
+def wanted(ctx: typer.Context) -> list[Wanted]:
+    """Return what the options of a `Grouped` command ask for, in their order.
+
+    Raises:
+        typer.BadParameter: an option that belongs to nothing before it.
+    """
+    groups: list[list[tuple[str, str]]] = []
+    for option, value in ctx.meta[_ORDER]:
+        if option in ("function", "like"):
+            groups.append([(option, value)])
+        elif option in _FLAGS:
+            if not groups:
+                raise typer.BadParameter(f"{_FLAGS[option]} {value}: it belongs behind a --function or --like.")
+            groups[-1].append((option, value))
+    return [_of_group(*group) for group in groups]
+
+
+def _of_group(first: tuple[str, str], *rest: tuple[str, str]) -> Wanted:
+    kind, what = first
+    given = {option: [value for each, value in rest if each == option] for option in _FLAGS}
+    for option, foreign in (("settings", "like"), ("vector", "function")):
+        if given[option] and kind == foreign:
+            raise typer.BadParameter(f"{_FLAGS[option]} {given[option][0]}: it does not go with --{kind} {what}.")
+    for option in ("as_", "vector"):
+        if len(given[option]) > 1:
+            raise typer.BadParameter(f"{_FLAGS[option]} stands twice behind --{kind} {what}.")
+    name, vector = (next(iter(given[option]), None) for option in ("as_", "vector"))
+    settings = parse_settings(given["settings"])
+    return Wanted(**{kind: what}, name=name, vector=vector, settings=settings)  # type: ignore[arg-type]  # a name or data
+
+
+def build(each: Wanted, returns: Returns) -> Group:
+    """Make a function, or rebuild what data declares; no model is loaded for it.
+
+    Args:
+        each: what is wanted.
+        returns: where that does not say it.
+    Raises:
+        EmbedregError: the function cannot be made, or the data declares none, or several.
+    """
+    from embedreg import functions_in, get
+    from embedreg.cli.search import choose
+    from embedreg.engines.databend import Served, queries_differ
+
+    config = None
+    if each.like is not None:
+        place = places.find(each.like)
+        config = choose(functions_in(place.path), each.vector, str(place.path))
+        function = config.function
+    else:
+        function = get(str(each.function)).create(**each.settings)
+    modality = function.traits.modality
+    kind: Input = each.input or ("image" if "image" in modality else "text")
+    name = each.name or f"ai_embed_{function.ndims()}"
+    returns = each.returns or returns
+    rows = Served(name, function, each.role or "source", kind, returns)
+    alone = each.role is not None or not (queries_differ(function) or kind == "image")
+    return Group(rows, None if alone else Served(f"{name}_query", function, "query", "text", returns), config)
+
+
+@contextlib.contextmanager
+def hints_as_options() -> Iterator[None]:
+    """Turn the Python of an error's hint into options of the command line."""
+    try:
+        yield
+    except EmbedregError as exc:
+        if exc.hint is None or not _ARGUMENT.search(exc.hint):
+            raise
+        raise type(exc)(exc.message, _ARGUMENT.sub(_option, exc.hint)) from exc
+
+
+def _option(argument: re.Match[str]) -> str:
+    flag = f"--{_OPTIONS.get(argument['name'], argument['name']).replace('_', '-')}"
+    if argument["variable"]:
+        return f"{flag}-env {argument['variable']}"
+    return flag if argument["value"] is None else f"{flag} {argument['value']}"

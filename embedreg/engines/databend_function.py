@@ -1,0 +1,229 @@
+"""An embedding function on databend-udf's contract: Arrow in, Arrow out, no row of it in Python."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.flight as flight
+from databend_udf.udf import ARROW_EXT_TYPE_VECTOR, EXTENSION_KEY, Headers, UserDefinedFunction
+
+from embedreg.column import distinct_inputs
+from embedreg.engines.databend_call import Call, in_one_line, told
+from embedreg.engines.databend_lane import Lane, Vectors
+from embedreg.errors import InputError
+from embedreg.inputs import column_of
+
+if TYPE_CHECKING:
+    from embedreg.engines.databend import Served
+
+__all__ = ["CallHeaders", "SqlFunction"]
+
+log = logging.getLogger("embedreg")
+
+ARROW_INPUT = {"text": pa.large_utf8(), "image": pa.large_binary()}
+SQL_INPUT = {"text": "STRING", "image": "BINARY"}
+
+
+class CallHeaders(Headers):  # type: ignore[misc]  # it ships no types
+    """What a server hands a function beside the rows: the call that they belong to."""
+
+    def __init__(self, call: Call, context: Any = None) -> None:
+        super().__init__({}, context=context)
+        self.call = call
+
+
+class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no types
+    """One SQL function, for databend-udf's `UDFServer` or ours.
+
+    Args:
+        served: what is served under which name.
+        lane: the embedding function in its role, shared with others that serve the same.
+        on_error: what a bad row becomes: a "null", or it "raise"s and fails the call.
+    """
+
+    def __init__(self, served: Served, lane: Lane, on_error: Literal["null", "raise"] = "null") -> None:
+        self._name, self.served, self.lane, self.on_error = served.name, served, lane, on_error
+        self._input_schema = pa.schema([pa.field("input", ARROW_INPUT[served.input], nullable=True)])
+        self._result_schema = pa.schema([_result_field(served.returns, lane.ndims)])
+
+    def eval_batch(self, batch: pa.RecordBatch, headers: Headers | None = None) -> Iterator[pa.RecordBatch]:
+        """Embed a batch of inputs, and yield its vectors a chunk at a time.
+
+        Raises:
+            FlightError: the call failed, in one line that its SQL user may read.
+        """
+        try:
+            call = headers.call if isinstance(headers, CallHeaders) else _call(self, headers)
+            yield from self._chunks(self._input(batch), call)
+        except GeneratorExit:
+            raise
+        except BaseException as exc:  # noqa: BLE001  # pyarrow sends what is no FlightError with its traceback
+            problem = told(self._name, exc)
+        else:
+            return
+        raise problem  # outside the handler, so that it carries nothing of what it stands for
+
+    def _input(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the one column as plain strings or binaries."""
+        wanted = SQL_INPUT[self.served.input]
+        if batch.num_columns != 1:
+            raise InputError(f"it takes one {wanted}, and got {batch.num_columns} arguments.", "check CREATE FUNCTION")
+        column = batch.column(0)
+        if pa.types.is_binary_view(column.type):
+            column = column.cast(pa.large_binary())
+        column = column_of(column, "any")
+        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        if not (text if self.served.input == "text" else binary):
+            raise InputError(f"it takes {wanted}, and got a column of type {batch.column(0).type}.", "cast it in SQL")
+        return column
+
+    # -- chunks -----------------------------------------------------------------------------------------------------
+
+    def _chunks(self, column: pa.Array, call: Call) -> Iterator[pa.RecordBatch]:
+        """Embed the rows in their order; an input that comes again is never embedded again."""
+        tally, lane, n = self.lane.tally, self.lane, len(column)
+        tally.add(self._name, "rows", n)
+        distinct, index = distinct_inputs(column)
+        reached = np.maximum.accumulate(index) if n else index  # distinct inputs are numbered as they appear
+        earlier = _Earlier(index, len(distinct), lane.ndims)
+        row = seen = 0
+        while row < n or n == row == 0:
+            call.check()
+            fit = int(np.searchsorted(reached, seen + lane.chunk_rows))
+            stop = max(min(fit, row + lane.limits.chunk_rows, n), min(row + 1, n))
+            upto = max(int(reached[stop - 1]) + 1, seen) if n else 0
+            fresh = self._embed(distinct.slice(seen, upto - seen), call)
+            part = index[row:stop]
+            chunk = earlier.laid_out(part, seen, fresh)
+            tally.add(self._name, "nulls", int((part < 0).sum()))
+            tally.add(self._name, "bad", int((~chunk.valid & (part >= 0)).sum()))
+            yield self._batch(chunk)
+            earlier.keep(seen, fresh, stop)
+            row, seen = stop, upto
+            if n == 0:
+                return
+
+    def _embed(self, values: pa.Array, call: Call) -> Vectors:
+        """Embed new inputs; what is too long is a bad row and stays here."""
+        if not len(values):
+            return _none(0, self.lane.ndims)
+        limit = self.lane.limits.max_text_bytes
+        short = np.asarray(pc.less_equal(pc.binary_length(values), limit))
+        if short.all():
+            made = self.lane.embed(self._name, values, call.check)
+        else:
+            rows = np.flatnonzero(short)
+            some = self.lane.embed(self._name, values.take(pa.array(rows)), call.check) if len(rows) else None
+            made = _none(len(values), self.lane.ndims)
+            made.reasons.update(dict.fromkeys(np.flatnonzero(~short).tolist(), f"it is longer than {limit} bytes"))
+            if some is not None:
+                made.matrix[rows], made.valid[rows] = some.matrix, some.valid
+                made.reasons.update({int(rows[row]): why for row, why in some.reasons.items()})
+        if made.reasons:
+            why = in_one_line(next(iter(made.reasons.values())), _texts(values))
+            problem = f"{self._name}: {len(made.reasons)} input(s) have no vector: {why}"
+            if self.on_error == "raise":
+                raise flight.FlightServerError(problem)
+            log.info("%s", problem)
+        return made
+
+    def _batch(self, made: Vectors) -> pa.RecordBatch:
+        kind = self._result_schema.field(0).type
+        mask = None if made.valid.all() else pa.array(~made.valid)
+        if self.served.returns == "vector":
+            column = pa.FixedSizeListArray.from_arrays(pa.array(made.matrix.reshape(-1)), type=kind, mask=mask)
+        else:
+            ends = np.cumsum(made.valid, dtype=np.int32) * np.int32(self.lane.ndims)
+            offsets = np.concatenate([np.zeros(1, np.int32), ends])
+            values = made.matrix if mask is None else made.matrix[made.valid]
+            column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)), type=kind, mask=mask)
+        return pa.RecordBatch.from_arrays([column], schema=self._result_schema)
+
+
+@dataclass
+class _Earlier:
+    """The vectors of a call that later rows ask for again: those, and no others, are kept until then.
+
+    Args:
+        index: (n,) which distinct input each row has, -1 for none.
+        distinct: m, how many there are.
+        ndims: d.
+    """
+
+    index: np.ndarray
+    distinct: int
+    ndims: int
+    matrix: np.ndarray = field(init=False)
+    valid: np.ndarray = field(init=False)
+    kept: int = 0
+
+    def __post_init__(self) -> None:
+        rows = np.flatnonzero(self.index >= 0)
+        places = self.index[rows]
+        self.last = np.full(self.distinct, -1)
+        self.last[places] = rows  # of equal places the last one stays
+        repeated = int((np.bincount(places, minlength=self.distinct) > 1).sum()) if len(places) else 0
+        self.slot = np.full(self.distinct, -1)
+        self.matrix = np.empty((repeated, self.ndims), np.float32)  # untouched pages cost nothing
+        self.valid = np.zeros(repeated, bool)
+
+    def laid_out(self, part: np.ndarray, seen: int, fresh: Vectors) -> Vectors:
+        """Return the vectors of a chunk's rows.
+
+        Args:
+            part: the places of its rows.
+            seen: the first place that is new.
+            fresh: the vectors of the new ones.
+        """
+        if len(part) == len(fresh.valid) and np.array_equal(part, np.arange(seen, seen + len(part))):
+            return fresh  # all different, nothing null: as it is
+        made = _none(len(part), self.ndims)
+        new, old = part >= seen, (part >= 0) & (part < seen)
+        made.matrix[new], made.valid[new] = fresh.matrix[part[new] - seen], fresh.valid[part[new] - seen]
+        slots = self.slot[part[old]]
+        made.matrix[old], made.valid[old] = self.matrix[slots], self.valid[slots]
+        return made
+
+    def keep(self, seen: int, fresh: Vectors, stop: int) -> None:
+        """Keep the new vectors that rows from `stop` on need."""
+        again = np.flatnonzero(self.last[seen : seen + len(fresh.valid)] >= stop)
+        slots = np.arange(self.kept, self.kept + len(again))
+        self.slot[seen + again] = slots
+        self.matrix[slots], self.valid[slots] = fresh.matrix[again], fresh.valid[again]
+        self.kept += len(again)
+
+
+def _none(n: int, ndims: int) -> Vectors:
+    return Vectors(np.zeros((n, ndims), np.float32), np.zeros(n, bool), {})
+
+
+def _result_field(returns: str, ndims: int) -> pa.Field:
+    """Return the Arrow field that Databend takes for the SQL type.
+
+    ARRAY(FLOAT) is a list of floats that are never null, in a field that may be; VECTOR(n) has a name for it in the
+    metadata, as databend-udf writes it.
+    """
+    if returns == "vector":
+        metadata = {EXTENSION_KEY: ARROW_EXT_TYPE_VECTOR, b"vector_size": str(ndims).encode()}
+        return pa.field("vector", pa.list_(pa.field("item", pa.float32()), ndims), nullable=True, metadata=metadata)
+    return pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=True)
+
+
+def _call(function: SqlFunction, headers: Headers | None) -> Call:
+    """Return the call for a server other than ours."""
+    cancelled = headers.query_state.is_cancelled if headers is not None else bool
+    return Call(function._name, function.lane.limits.call_deadline_s, cancelled)
+
+
+def _texts(values: pa.Array) -> Iterator[str]:
+    """Yield texts, for keeping them out of messages."""
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        for value in values:
+            yield value.as_py()

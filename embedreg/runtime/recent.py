@@ -1,0 +1,122 @@
+"""Vectors of recent inputs in memory: bounded, looked up and kept many at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+__all__ = ["RecentVectors", "keys_of"]
+
+KEY_BYTES = 250  # what a key, its entry and its slot take beside the vector
+_SHORT = 64  # characters; a longer input is known by its digest, which is smaller
+_ROUND = 16  # an eviction makes room for one part in so many, since finding the oldest looks at all
+
+
+class RecentVectors:
+    """Vectors by the key of their input; what was not used for longest goes first.
+
+    One matrix holds all of them, so that thousands are read or written in a few array operations. Memory is taken as
+    it fills.
+
+    Args:
+        ndims: d, the width of a vector.
+        max_rows: the most vectors that are kept; 0 keeps none.
+        max_bytes: the most memory that they and their keys may take.
+    """
+
+    def __init__(self, ndims: int, max_rows: int, max_bytes: int) -> None:
+        import numpy as np
+
+        self.capacity = max(0, min(max_rows, max_bytes // (4 * ndims + KEY_BYTES)))
+        self._lock = threading.Lock()
+        self._slots: dict[Hashable, int] = {}
+        self._keys: list[Hashable] = []
+        self._free: list[int] = []
+        self._matrix = np.empty((self.capacity, ndims), np.float32)  # untouched pages cost nothing
+        self._used = np.zeros(self.capacity, np.int64)
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def get(self, keys: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+        """Look n inputs up.
+
+        Returns:
+            (k, d) float32, the vectors of those that are known, in order; and (n,) bool, which those are.
+        """
+        import numpy as np
+
+        with self._lock:
+            slots = np.fromiter(map(self._slots.get, keys, itertools.repeat(-1)), np.int64, len(keys))
+            known = slots >= 0
+            slots = slots[known]
+            self._clock += 1
+            self._used[slots] = self._clock
+            return self._matrix[slots], known
+
+    def put(self, keys: Sequence[Hashable], vectors: np.ndarray) -> None:
+        """Keep the vectors of n inputs, (n, d) float32; of more than there is room for, the last ones."""
+        if not self.capacity or not keys:
+            return
+        with self._lock:
+            new = {key: row for row, key in enumerate(keys) if key not in self._slots}
+            names, rows = list(new)[-self.capacity :], list(new.values())[-self.capacity :]
+            slots = self._room(len(names))
+            self._clock += 1
+            self._matrix[slots] = vectors[rows]
+            self._used[slots] = self._clock
+            self._slots.update(zip(names, slots, strict=True))
+            for slot, name in zip(slots, names, strict=True):
+                self._keys[slot] = name
+
+    def _room(self, n: int) -> list[int]:
+        """Return n free slots; where there are not as many, those that were not used for longest are emptied."""
+        import numpy as np
+
+        filled = len(self._keys)
+        grown = min(n - len(self._free), self.capacity - filled)
+        if grown > 0:
+            self._keys += [None] * grown
+            self._free += range(filled, filled + grown)
+        if (short := n - len(self._free)) > 0:
+            count = min(max(short, self.capacity // _ROUND), len(self._slots))
+            oldest = np.argpartition(np.where(self._taken(), self._used, np.iinfo(np.int64).max), count - 1)[:count]
+            for slot in oldest.tolist():
+                del self._slots[self._keys[slot]]
+                self._keys[slot] = None
+            self._free += oldest.tolist()
+        slots, self._free = self._free[:n], self._free[n:]
+        return slots
+
+    def _taken(self) -> np.ndarray:
+        import numpy as np
+
+        taken = np.zeros(self.capacity, bool)
+        taken[list(self._slots.values())] = True
+        return taken
+
+
+def keys_of(values: pa.Array) -> list[Any]:
+    """Return a key for each of n inputs, none of them null: equal for equal inputs only.
+
+    Args:
+        values: strings or binaries. A short text is its own key; of anything else it is a digest of 16 bytes.
+    """
+    import pyarrow as pa
+
+    keys: list[Any] = values.to_numpy(zero_copy_only=False).tolist()
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return [key if len(key) <= _SHORT else _digest(key.encode("utf-8", "surrogatepass")) for key in keys]
+    return [_digest(key) for key in keys]  # every one: a short binary could be another's digest
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

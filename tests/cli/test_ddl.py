@@ -1,0 +1,129 @@
+"""`embedreg ddl databend`: the options in their order, what data declares, and the text that is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import embedreg
+from embedreg.engines.databend_sql import functions_in_comments
+
+TWO_SIDED = '''
+import embedreg
+
+@embedreg.register("two-sided")
+class TwoSided(embedreg.TextEmbeddingFunction):
+    """Queries point the other way."""
+
+    def ndims(self):
+        return 3
+
+    def generate_embeddings(self, texts):
+        return [[1.0, len(text), 0.0] for text in texts]
+
+    def compute_query_embeddings(self, query, *args, **kwargs):
+        return [[1.0, -len(query), 0.0]]
+'''
+
+
+def functions(found: dict) -> list[tuple[str, int]]:
+    """Return the name and the width of what was printed."""
+    return [(each["name"], each["ndims"]) for each in found["functions"]]
+
+
+def test_each_option_belongs_to_the_function_before_it(cli: Callable) -> None:
+    """In every spelling that an option has, and with values that look like options."""
+    args = ["-f", "hashing", "--set", "dim=8", "--as", "first", "--function=hashing", "--set=dim=4", "--set=seed=3"]
+    args += ["-fhashing", "--set", "dim=6", "--as=--function", "-f", "hashing"]
+    found = cli("ddl", "databend", *args, "--json").json
+    assert functions(found) == [("first", 8), ("ai_embed_4", 4), ("--function", 6), ("ai_embed_256", 256)]
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--as", "x", "-f", "hashing"], "--as x: it belongs behind"),
+        (["--set", "dim=8"], "--set dim=8: it belongs behind"),
+        (["-f", "hashing", "--as", "x", "--as", "y"], "--as stands twice"),
+        (["--like", "t.parquet", "--set", "dim=8"], "it does not go with --like"),
+        (["-f", "hashing", "--vector", "v"], "it does not go with --function"),
+        (["-f", "hashing", "--set", "dim"], "KEY=VALUE"),
+        (["-f", "hashing", "--returns", "list"], "array or vector"),
+        ([], "--function NAME or --like DATA is needed"),
+    ],
+)
+def test_options_that_belong_nowhere_are_refused(cli: Callable, args: list[str], problem: str) -> None:
+    """The command line itself is wrong: exit code 2."""
+    assert problem in " ".join(cli("ddl", "databend", *args, expect=2).err.split())
+
+
+@pytest.mark.parametrize("target", ["texts_embedded.parquet", "db/texts.lance"])
+def test_like_takes_the_function_that_data_declares(cli: Callable, texts: Path, target: str) -> None:
+    """Function, columns and declaration are those of a Parquet file or a Lance table; the comment leads back to it."""
+    cli("embed", texts, target, "--function", "hashing", "--set", "dim=16", "--set", "seed=5")
+    found = cli("ddl", "databend", "--like", target, "--as", "ai_embed", "--table", "db.notes", "--json").json
+    assert functions(found) == [("ai_embed", 16)]
+    comment = found["create_tables"][1].partition("COMMENT '")[2].rpartition("'")[0].replace("\\\\", "\\")
+    declared = functions_in_comments([comment])["vector"]
+    assert declared.function == embedreg.get("hashing").create(dim=16, seed=5)
+    assert found["searches"][0] == (
+        "SELECT id, text, cosine_distance(vector, ai_embed('machine learning techniques')) AS distance\n"
+        "FROM db.notes_embedded\n"
+        "ORDER BY distance ASC LIMIT 5;"
+    )
+
+
+def test_like_needs_a_declaration(cli: Callable, texts: Path, tmp_path: Path) -> None:
+    """A file that declares nothing, and one that declares two columns, need a word more."""
+    assert "declares no embedding function" in cli("ddl", "databend", "--like", texts, expect=1).err
+    fn = embedreg.get("hashing").create(dim=4)
+    both = embedreg.embed_table({"text": ["a"]}, [fn.bind("text", "v1"), fn.bind("text", "v2")])
+    pq.write_table(both, tmp_path / "both.parquet")
+    assert "--vector v1" in cli("ddl", "databend", "--like", "both.parquet", expect=1).err
+    found = cli("ddl", "databend", "--like", "both.parquet", "--vector", "v2", "--json").json
+    assert "cosine_distance(v2, " in found["searches"][0]
+
+
+def test_a_function_with_queries_of_their_own_gets_a_second_name(cli: Callable, tmp_path: Path) -> None:
+    """Rows go through the one, the text that is searched for through the other."""
+    (tmp_path / "two_sided.py").write_text(TWO_SIDED)
+    found = cli("ddl", "databend", "--import", "two_sided.py", "-f", "two-sided", "--json").json
+    assert [(each["name"], each["role"]) for each in found["functions"]] == [
+        ("ai_embed_3", "source"),
+        ("ai_embed_3_query", "query"),
+    ]
+    assert "cosine_distance(ai_embed_3(content), ai_embed_3_query('" in found["searches"][1]
+
+
+def test_the_token_has_a_place_and_is_not_printed(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement says where it goes; the variable is not even read."""
+    monkeypatch.setenv("EMBED_TOKEN", "planted-token-123")
+    for version, said in (("current", "'Bearer <the token>'"), ("1.2.453", "Databend 1.2.453 sends no token")):
+        args = ("-f", "hashing", "--auth-token-env", "EMBED_TOKEN", "--databend-version", version)
+        for flags in ([], ["--json"]):
+            out = cli("ddl", "databend", *args, *flags).out
+            assert said in out
+            assert "planted-token-123" not in out
+
+
+def test_what_is_printed_is_sql_between_comments(cli: Callable) -> None:
+    """Every line is part of a statement or a comment, and the statements are those of --json."""
+    args = ("-f", "hashing", "--set", "dim=8", "--databend-version", "current")
+    found = cli("ddl", "databend", *args, "--json").json
+    lines = [line for line in cli("ddl", "databend", *args).out.splitlines() if not line.startswith("-- ")]
+    printed = [text.strip() for text in "\n".join(lines).split(";\n") if text.strip()]
+    stated = [*found["create_functions"], *found["create_tables"], *found["searches"]]
+    assert [f"{text.removesuffix(';')};" for text in printed] == stated
+
+
+def test_versions_types_and_addresses_that_do_not_fit_are_refused(cli: Callable) -> None:
+    """With what would do, as options, and without repeating an address, which may hold a password."""
+    err = cli("ddl", "databend", "-f", "hashing", "--databend-version", "1.2.45", expect=1).err
+    assert "did you mean '1.2.453'" in err
+    err = cli("ddl", "databend", "-f", "hashing", "--returns", "vector", expect=1).err
+    assert "--returns array, or --databend-version current" in err
+    err = cli("ddl", "databend", "-f", "hashing", "--address", "http://me:secret@h:1", expect=1).err
+    assert "secret" not in err
