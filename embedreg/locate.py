@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel
 
-from embedreg import identity, metadata, secrets
+from embedreg import identity, manifest, metadata, secrets
 from embedreg.config import sensitive_fields
 from embedreg.errors import EmbedregError, InputError, StorageError
 from embedreg.identity import Drift
 from embedreg.metadata import Entry, Functions
 
-__all__ = ["check_drift", "functions_in", "inspect", "metadata_of"]
+__all__ = ["check_drift", "data_files", "file_schema", "functions_in", "inspect", "is_data", "metadata_of"]
 
 RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
+MAX_LEVELS = 8  # of folders, by which a file may lie below its dataset's manifest
 _HINT = "pass an Arrow schema or table, or the path of a file"
 _HIDDEN = "***"
 
@@ -29,16 +30,22 @@ def functions_in(data: Any) -> Functions:
 
     Args:
         data: an Arrow schema, table, batch, reader or dataset, schema metadata, a Schema or LanceModel class, a LanceDB
-            table, or the path of a Parquet or Arrow file, of a folder of them, or of a `.lance` folder.
+            table, a DuckDB table with column comments, or the path of a Parquet or Arrow file, of a folder of them, or
+            of a `.lance` folder. Where a file's own schema says nothing of a column, the manifest of its folder does.
     Returns:
-        The declarations; `.problems` says of which columns the function could not be rebuilt, and why.
+        The declarations; `.problems` says of which columns the function could not be rebuilt, and why; `.notes` where
+        a manifest disagrees with the schema, which counts.
     Raises:
         InputError: something that carries no schema. StorageError: a file that cannot be read.
         MetadataError: metadata that cannot be read.
     """
     if isinstance(data, type) and hasattr(data, "to_arrow_schema"):
         return _of_class(data)
-    return metadata.parse(metadata_of(data))
+    found = metadata_of(data)
+    functions = metadata.parse(found)
+    for column, note in getattr(found, "notes", {}).items():
+        functions.noted.setdefault(column, []).append(note)
+    return functions
 
 
 def _of_class(model: Any) -> Functions:
@@ -63,6 +70,10 @@ def metadata_of(data: Any) -> Mapping[Any, Any]:
         raise InputError(f"the class {data.__name__} declares no schema.", "subclass embedreg.Schema")
     if isinstance(data, BaseModel):
         raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
+    if type(data).__module__.partition(".")[0] in ("duckdb", "_duckdb") and hasattr(data, "sql_query"):
+        from embedreg.engines import duckdb
+
+        return duckdb.metadata_of(data)
     schema = _schema_of(data)
     if hasattr(schema, "metadata"):
         return _of_schema(schema)
@@ -104,6 +115,14 @@ def _of_schema(schema: Any) -> Mapping[Any, Any]:
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
+class _Merged(dict[Any, Any]):
+    """Schema metadata with what a manifest adds; `notes` says of which columns it says something else."""
+
+    def __init__(self, own: Mapping[Any, Any]) -> None:
+        super().__init__(own)
+        self.notes: dict[str, str] = {}
+
+
 def _of_path(path: Path) -> Mapping[Any, Any]:
     try:
         if path.is_dir():
@@ -111,12 +130,19 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
                 from embedreg.engines import lancedb
 
                 return _of_schema(lancedb.schema_at(path))
-            path = _first_file(path)
+            files = data_files(path)
+            if not files and not (path / manifest.NAME).is_file():
+                raise StorageError(
+                    f"the folder {str(path)!r} holds no Parquet or Arrow file and is no Lance table.", "check the path"
+                )
+            own, columns = file_schema(files[0]) if files else ({}, None)
+            return _merged(own, path, columns)
         elif not path.exists():
             raise StorageError(f"there is no file or folder {str(path)!r}.", "check the path")
         elif not path.is_file():  # reading a pipe or a device could wait for ever
             raise StorageError(f"{str(path)!r} is neither a file nor a folder.", "pass a .parquet or .arrow file")
-        return _of_file(path)
+        own, columns = file_schema(path)
+        return _merged(own, _dataset_of(path), columns)
     except EmbedregError:
         raise
     except (OSError, ValueError) as exc:  # Arrow's own errors are either
@@ -124,19 +150,71 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
         raise StorageError(f"{str(path)!r} cannot be read: {problem}", "is it a whole Parquet or Arrow file?") from exc
 
 
-def _first_file(folder: Path) -> Path:
-    """Return the first data file of a dataset folder; what begins with a dot or an underscore is not data."""
+def _dataset_of(path: Path) -> Path | None:
+    """Return the nearest folder above a data file that has a manifest."""
+    folders = list(path.absolute().parents)[:MAX_LEVELS]
+    return next((folder for folder in folders if (folder / manifest.NAME).is_file()), None)
+
+
+def _merged(own: Mapping[Any, Any], folder: Path | None, columns: list[str] | None) -> Mapping[Any, Any]:
+    """Add to a file's metadata what the manifest of its folder declares for the columns it has.
+
+    A file's own schema is closer to its data than what lies beside: where both speak of a column, it counts.
+    """
+    here = {entry.vector_column: entry for entry in metadata.entries(own)}
+    try:
+        text = None if folder is None else manifest.read(folder)
+        beside = [] if text is None else metadata.entries({metadata.KEY: text})
+    except EmbedregError as exc:
+        if not here:
+            raise
+        merged = _Merged(own)
+        merged.notes = dict.fromkeys(here, exc.message)
+        return merged
+    added = [entry for entry in beside if entry.vector_column not in here and _has(columns, entry)]
+    merged = _Merged(own)
+    for entry in beside:
+        if (stored := here.get(entry.vector_column)) is not None and not _alike(entry, stored):
+            merged.notes[entry.vector_column] = (
+                "the folder's manifest declares something else; the file's schema counts"
+            )
+    if added:
+        merged.pop(metadata.KEY, None)
+        merged[metadata.KEY.encode()] = f"[{', '.join(entry.raw for entry in [*here.values(), *added])}]".encode()
+    return merged
+
+
+def _has(columns: list[str] | None, entry: Entry) -> bool:
+    return columns is None or entry.vector_column in columns
+
+
+def _alike(one: Entry, other: Entry) -> bool:
+    """Say whether two entries declare one function for one source: what was learnt of the vectors may differ."""
+    prints = one.reserved.get("fingerprint"), other.reserved.get("fingerprint")
+    models = [{k: v for k, v in entry.model.items() if k != metadata.RESERVED} for entry in (one, other)]
+    same = prints[0] == prints[1] if all(prints) else (one.name, models[0]) == (other.name, models[1])
+    return same and one.source_column == other.source_column
+
+
+def is_data(path: PurePath) -> bool:
+    """Say whether a path below a dataset's folder is data: no part of it begins with a dot or an underscore."""
+    return not any(part.startswith((".", "_")) for part in path.parts)
+
+
+def data_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """List the data files of a dataset folder at any depth, in the order of their names.
+
+    What begins with a dot or an underscore, or lies in such a folder, is a marker or half-written, and no data.
+    """
+    found = []
     for current, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        for name in sorted(files):
-            if name.endswith(SUFFIXES) and not name.startswith((".", "_")):
-                return Path(current) / name
-    raise StorageError(
-        f"the folder {str(folder)!r} holds no Parquet or Arrow file and is no Lance table.", "check the path"
-    )
+        folders[:] = [name for name in folders if is_data(PurePath(name))]
+        found += [Path(current, name) for name in files if name.endswith(suffixes) and is_data(PurePath(name))]
+    return sorted(path for path in found if path.is_file())
 
 
-def _of_file(path: Path) -> Mapping[Any, Any]:
+def file_schema(path: Path) -> tuple[Mapping[Any, Any], list[str]]:
+    """Return the metadata of a file's schema, and its columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -144,12 +222,13 @@ def _of_file(path: Path) -> Mapping[Any, Any]:
         magic = file.read(6)
     if magic.startswith(b"PAR1"):
         footer = pq.read_metadata(path)
+        schema = footer.schema.to_arrow_schema()
         # what DuckDB writes with KV_METADATA is in the file's own key-value pairs only
-        return {**(footer.metadata or {}), **(footer.schema.to_arrow_schema().metadata or {})}
+        return {**(footer.metadata or {}), **(schema.metadata or {})}, schema.names
     if magic.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # a file, or a stream's first message
         with pa.OSFile(str(path), "rb") as source:
             opened = pa.ipc.open_file(source) if magic.startswith(b"ARROW1") else pa.ipc.open_stream(source)
-            return _of_schema(opened.schema)
+            return _of_schema(opened.schema), opened.schema.names
     what = "is empty" if not magic else "is neither a Parquet nor an Arrow file"
     raise StorageError(f"{str(path)!r} {what}.", "pass a .parquet or .arrow file")
 

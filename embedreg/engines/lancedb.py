@@ -21,7 +21,7 @@ from embedreg.imports import attempt_import_or_raise
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["add", "create_table", "open_table", "schema_at"]
+__all__ = ["add", "create_table", "dataset_at", "declare_at", "open_table", "schema_at"]
 
 log = logging.getLogger("embedreg")
 
@@ -204,6 +204,31 @@ def schema_at(path: Path) -> pa.Schema:
     except (OSError, RuntimeError, ValueError) as exc:
         raise StorageError(f"{str(path)!r} is no Lance table: {_first_line(exc)}", "check the path") from exc
     return schema
+
+
+def dataset_at(path: Path) -> Any:
+    """Open the table in a `.lance` folder as pylance's dataset, whose rows can be taken by number.
+
+    Raises:
+        StorageError: it is no table.
+    """
+    lance = attempt_import_or_raise("lance", "pylance", extra="lancedb")
+    try:
+        return lance.dataset(str(path))
+    except (OSError, RuntimeError, ValueError) as exc:
+        raise StorageError(f"{str(path)!r} is no Lance table: {_first_line(exc)}", "check the path") from exc
+
+
+def declare_at(dataset: Any, text: bytes) -> None:
+    """Write the declarations of a dataset that `dataset_at` opened; its rows stay as they are.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    try:
+        dataset.update_schema_metadata({metadata.KEY: text.decode()})
+    except (OSError, RuntimeError, ValueError) as exc:
+        raise StorageError(f"the table's metadata cannot be written: {_first_line(exc)}", "try again") from exc
 
 
 def _write_metadata(table: Any, text: str) -> None:

@@ -1,0 +1,79 @@
+"""`embedreg ddl duckdb`: the SQL that carries the declarations of data through DuckDB, printed and never run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedreg.cli import terminal
+from embedreg.cli.session import AsJson, command
+from embedreg.errors import MetadataError
+from embedreg.jobs import places
+
+if TYPE_CHECKING:
+    from embedreg.entries import Entry
+
+__all__ = ["duckdb"]
+
+
+@command
+def duckdb(
+    data: Annotated[str, typer.Argument(help="What declares the functions: a Parquet file or folder, a Lance table.")],
+    table: Annotated[str, typer.Option(help='The table in DuckDB: `articles`, `main.articles` or `"my table"`.')] = "",
+    to: Annotated[str | None, typer.Option(help="The Parquet file that COPY writes; by default TABLE.parquet.")] = None,
+    name: Annotated[
+        str, typer.Option(help="The SQL function of the search: engines.duckdb.install(..., name=...).")
+    ] = ("ai_embed"),
+    as_json: AsJson = False,
+) -> None:
+    """Print the table, its COMMENTs, a COPY and a search that keep or use what DATA declares.
+
+    DuckDB drops the schema's metadata. Column comments keep a declaration in a database, and the KV_METADATA clause of
+    COPY keeps it in a Parquet file; `embedreg.functions_in` reads both. What cannot be rebuilt here is carried too.
+    """
+    from embedreg.engines import duckdb_sql
+
+    place = places.find(data)
+    entries = _entries(place.path)
+    table = table or duckdb_sql.identifier(place.path.stem)
+    created = {}
+    if place.kind == "parquet":
+        source = place.path / "**" / "*.parquet" if place.path.is_dir() else place.path
+        created = {"create_table": duckdb_sql.create_table_statement(table, str(source), entries)}
+    found: dict[str, Any] = {
+        **created,
+        "comments": duckdb_sql.comment_statements(table, entries),
+        "copy": duckdb_sql.copy_statement(table, to or f"{duckdb_sql.parts_of(table)[-1]}.parquet", entries),
+        "searches": [duckdb_sql.search_statement(table, entry, name) for entry in entries],
+    }
+    if as_json:
+        terminal.print_json(found)
+        return
+    parts = ["-- the table, its vectors with their length", created["create_table"]] if created else []
+    parts += ["-- what made the vectors, in the database", *found["comments"]]
+    parts += ["-- the same in a Parquet file", found["copy"]]
+    parts += [f"-- after embedreg.engines.duckdb.install(con, ..., name={name!r}) in Python", *found["searches"]]
+    sys.stdout.write("\n".join(f"\n{part}" if part.startswith("--") else part for part in parts).strip() + "\n")
+
+
+def _entries(path: Path) -> list[Entry]:
+    """Return the declarations of data.
+
+    Raises:
+        MetadataError: there are none, or one of them holds what must not be printed.
+    """
+    from embedreg import functions_in, inspect
+    from embedreg.entries import RESERVED
+
+    entries = functions_in(path).entries
+    for shown in inspect(path):
+        stored = entries[shown["vector_column"]].model
+        if shown["config"] != {key: value for key, value in stored.items() if key != RESERVED}:
+            raise MetadataError(
+                f"the declaration of {shown['vector_column']!r} holds a secret in the clear, which is not printed.",
+                "declare the column anew, with a reference: api_key='$var:name'",
+            )
+    return list(entries.values())

@@ -1,0 +1,59 @@
+"""Declarations in column comments: what databases keep where they keep no schema metadata.
+
+A comment may say something to people first; the declaration is what follows `embedding_functions=`, to its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from embedreg import metadata
+from embedreg.entries import KEY, Entry, entries
+from embedreg.metadata import Functions
+from embedreg.strictjson import MAX_CHARACTERS
+
+__all__ = ["comment_of", "functions_in_comments", "metadata_in_comments", "one_line"]
+
+MARK = f"{KEY}="
+
+
+def comment_of(entry: Entry, words: str = "") -> str:
+    """Return the comment of a vector column: its declaration in ASCII, on one line.
+
+    Args:
+        entry: the declaration as it is stored.
+        words: what stands before it, for people.
+    """
+    return f"{words.partition(MARK)[0].strip()} {MARK}[{one_line(entry)}]".strip()
+
+
+def one_line(entry: Entry) -> str:
+    """Return a stored declaration in ASCII on one line: the same JSON, for a place where people will see it."""
+    return json.dumps(json.loads(entry.raw), separators=(",", ":"))
+
+
+def functions_in_comments(comments: Iterable[str | None]) -> Functions:
+    """Find the functions that column comments declare: {vector column: declaration}.
+
+    Args:
+        comments: the comments of a table's columns, in any order; those that declare nothing are skipped.
+    Raises:
+        MetadataError: a declaration that cannot be read, or two for one vector column.
+    """
+    return metadata.parse(metadata_in_comments(comments))
+
+
+def metadata_in_comments(comments: Iterable[str | None]) -> dict[str, Any]:
+    """Return the declarations of column comments as schema metadata; empty where there are none.
+
+    Raises:
+        MetadataError: as `functions_in_comments`.
+    """
+    found: list[str] = []
+    for comment in comments:
+        _, mark, text = (comment or "").partition(MARK)
+        if mark:
+            found += [entry.raw for entry in entries({KEY: text[: MAX_CHARACTERS + 1]})]
+    return {KEY: f"[{', '.join(found)}]"} if found else {}

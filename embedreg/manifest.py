@@ -1,0 +1,103 @@
+"""The manifest of a dataset folder, `_embedreg/manifest.json`: the declarations where no tool drops them.
+
+polars, pandas and DuckDB's `COPY` write Parquet without the schema metadata that they read; the file beside stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from embedreg.entries import KEY, Entry, entries
+from embedreg.errors import MetadataError, StorageError
+from embedreg.strictjson import MAX_CHARACTERS, Malformed, check
+from embedreg.writing import in_place_of, storage_errors
+
+__all__ = ["FOLDER", "NAME", "content", "declaration", "read", "write"]
+
+FOLDER = "_embedreg"
+NAME = f"{FOLDER}/manifest.json"
+FORMAT = 1
+_FIRST = re.compile(rf'\s*\{{\s*"{KEY}"\s*:\s*')
+
+
+def content(text: bytes) -> bytes:
+    """Return a manifest's content for declarations, the value of the schema metadata key `embedding_functions`.
+
+    The list stands in it byte for byte; after it the format's version, and each vector column's fingerprint.
+    """
+    found = entries({KEY: text})
+    rest = {"format": FORMAT, "fingerprints": _fingerprints(found)}
+    return b'{\n"%s": %s,\n%s\n' % (KEY.encode(), text, json.dumps(rest, indent=2).encode()[2:])
+
+
+def declaration(data: bytes) -> bytes:
+    """Return the declarations that a manifest's content holds, as the schema metadata would.
+
+    Raises:
+        MetadataError: it is no manifest, or a later format whose list cannot be found.
+    """
+    if len(data) > 2 * MAX_CHARACTERS:
+        raise _corrupt(f"it holds {len(data)} bytes")
+    try:
+        text = data.decode("utf-8")
+        found = json.loads(text)
+        check(found)
+    except (UnicodeDecodeError, Malformed, RecursionError, ValueError):
+        raise _corrupt("it is not JSON") from None
+    if not isinstance(found, dict) or not isinstance(found.get(KEY), list):
+        raise _corrupt(f"it has no list {KEY!r}")
+    start = _FIRST.match(text)
+    if start is None:  # another writer, another order of keys
+        return json.dumps(found[KEY], indent=2).encode()
+    _, stop = json.JSONDecoder().raw_decode(text, start.end())
+    return text[start.end() : stop].encode()
+
+
+def write(folder: Path, text: bytes) -> Path:
+    """Write the manifest of a local dataset folder.
+
+    Args:
+        folder: of the dataset.
+        text: the declarations, the value of the schema metadata key `embedding_functions`.
+    Returns:
+        Where it lies.
+    Raises:
+        StorageError: it cannot be written. MetadataError: these are no declarations.
+    """
+    path = folder / NAME
+    made = content(text)
+    with in_place_of(path) as hidden, storage_errors(path):
+        hidden.write_bytes(made)
+    return path
+
+
+def read(folder: Path) -> bytes | None:
+    """Return the declarations that the manifest of a local dataset folder holds; None where there is no manifest.
+
+    Raises:
+        StorageError: it cannot be read. MetadataError: it is no manifest.
+    """
+    path = folder / NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(2 * MAX_CHARACTERS + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be read: {exc.strerror}.", "check the file and its permissions") from exc
+    return declaration(data)
+
+
+def _fingerprints(found: Iterable[Entry]) -> dict[str, Any]:
+    return {entry.vector_column: entry.reserved.get("fingerprint") for entry in found}
+
+
+def _corrupt(why: str) -> MetadataError:
+    return MetadataError(
+        f"the manifest {NAME} cannot be read: {why}.",
+        "the data itself is intact; remove the file, or write it again: embedreg attach",
+    )
