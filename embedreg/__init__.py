@@ -21,12 +21,16 @@ if TYPE_CHECKING:
         Traits,
     )
     from embedreg.column import embed_column, embed_query
+    from embedreg.comments import functions_in_comments
     from embedreg.errors import EmbedregError, RowError
     from embedreg.grants import trust
+    from embedreg.images import ImagePolicy, allow_images, url_retrieve
     from embedreg.imports import attempt_import_or_raise
+    from embedreg.jobs import embed
     from embedreg.locate import check_drift, functions_in, inspect
     from embedreg.registry import EmbeddingFunctionRegistry, get, get_registry, register
     from embedreg.runtime.cache import release
+    from embedreg.runtime.disk_cache import vector_cache
     from embedreg.schema import Schema, Vector
     from embedreg.table import Report, embed_batches, embed_table
 
@@ -37,6 +41,7 @@ __all__ = [
     "EmbeddingFunctionConfig",
     "EmbeddingFunctionRegistry",
     "EmbedregError",
+    "ImagePolicy",
     "Report",
     "RowError",
     "Schema",
@@ -44,19 +49,25 @@ __all__ = [
     "Traits",
     "Vector",
     "__version__",
+    "allow_images",
+    "attach",
     "attempt_import_or_raise",
     "check_drift",
+    "embed",
     "embed_batches",
     "embed_column",
     "embed_query",
     "embed_table",
     "functions_in",
+    "functions_in_comments",
     "get",
     "get_registry",
     "inspect",
     "register",
     "release",
     "trust",
+    "url_retrieve",
+    "vector_cache",
 ]
 
 _HOMES = {
@@ -66,25 +77,32 @@ _HOMES = {
     "EmbeddingFunctionConfig": "base",
     "EmbeddingFunctionRegistry": "registry",
     "EmbedregError": "errors",
+    "ImagePolicy": "images",
     "Report": "table",
     "RowError": "errors",
     "Schema": "schema",
     "TextEmbeddingFunction": "base",
     "Traits": "base",
     "Vector": "schema",
+    "allow_images": "images",
+    "attach": "attaching",
     "attempt_import_or_raise": "imports",
     "check_drift": "locate",
+    "embed": "jobs",
     "embed_batches": "table",
     "embed_column": "column",
     "embed_query": "column",
     "embed_table": "table",
     "functions_in": "locate",
+    "functions_in_comments": "comments",
     "get": "registry",
     "get_registry": "registry",
     "inspect": "locate",
     "register": "registry",
     "release": "runtime.cache",
     "trust": "grants",
+    "url_retrieve": "images",
+    "vector_cache": "runtime.disk_cache",
 }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterable
 from types import ModuleType
 
 from embedreg.errors import MissingExtraError
 
-__all__ = ["attempt_import_or_raise", "did_you_mean"]
+__all__ = ["attempt_import_or_raise", "did_you_mean", "importable"]
 
 
 def attempt_import_or_raise(module: str, package: str | None = None, *, extra: str | None = None) -> ModuleType:
@@ -37,6 +38,14 @@ def attempt_import_or_raise(module: str, package: str | None = None, *, extra: s
             ) from None
         what = f"'embedreg[{extra}]'" if extra else (package or root)
         raise MissingExtraError(f"the library {package or root!r} is not installed.", f"pip install {what}") from None
+
+
+def importable(module: str) -> bool:
+    """Say whether a module is installed, without importing it; a parent package of it may be."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent package is missing, or a module was made by hand
+        return module in sys.modules
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "persisted_model",
     "persisted_name",
     "rebuild",
+    "recorded",
     "refuse_twice",
     "says_same",
     "serialized",
@@ -92,6 +93,11 @@ class _Stored(EmbeddingFunctionConfig):
         )
 
     __hash__ = None  # type: ignore[assignment]  # as its base
+
+
+def recorded(entry: Entry, function: EmbeddingFunction) -> EmbeddingFunctionConfig:
+    """Return the declaration of an entry with a function that is at hand, in place of one rebuilt from it."""
+    return _Stored(entry, function)
 
 
 def entry_behind(config: Any) -> Entry | None:

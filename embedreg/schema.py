@@ -335,17 +335,26 @@ def value_name(kind: pa.DataType) -> str:
     return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
 
-def resolve(schema: Any) -> tuple[pa.Schema | None, list[EmbeddingFunctionConfig]]:
+class Resolved(typing.NamedTuple):
+    """What a schema comes to: its Arrow schema, if it has one, and its declarations."""
+
+    arrow: pa.Schema | None
+    configs: list[EmbeddingFunctionConfig]
+
+
+def resolve(schema: Any) -> Resolved:
     """Take whatever may stand for a schema, and return its Arrow schema (if it has one) and its declarations.
 
     Args:
-        schema: a Schema or LanceModel class, one EmbeddingFunctionConfig or a list of them, or a `pa.Schema` whose
-            metadata holds declarations.
+        schema: a Schema or LanceModel class, one EmbeddingFunctionConfig or a list of them, a `pa.Schema` whose
+            metadata holds declarations, or what this function returned for one of these.
     Raises:
         SchemaError: none of these. EmbedregError: a declaration that cannot be rebuilt here.
     """
     from embedreg import metadata
 
+    if isinstance(schema, Resolved):
+        return schema
     pa = sys.modules.get("pyarrow")
     if pa is not None and isinstance(schema, pa.Schema):
         functions = metadata.parse(schema.metadata)
@@ -355,13 +364,13 @@ def resolve(schema: Any) -> tuple[pa.Schema | None, list[EmbeddingFunctionConfig
                 kind := schema.field(config.vector_column).type, "value_type"
             ):
                 config.value_type = value_name(kind.value_type)
-        return schema, configs
+        return Resolved(schema, configs)
     if isinstance(schema, type) and issubclass(schema, Schema):
-        return schema.to_arrow_schema(), schema.parse_embedding_functions()
+        return Resolved(schema.to_arrow_schema(), schema.parse_embedding_functions())
     if isinstance(schema, type) and hasattr(schema, "to_arrow_schema") and hasattr(schema, "model_fields"):
         pairs = pair(*_markers(schema.model_fields))
         arrow = schema.to_arrow_schema()
-        return arrow, [_declaration(s, v, arrow.field(v.field).type) for s, v in pairs]
+        return Resolved(arrow, [_declaration(s, v, arrow.field(v.field).type) for s, v in pairs])
     given = [schema] if hasattr(schema, "vector_column") else schema
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | dict):
         listed = list(given)
@@ -370,7 +379,7 @@ def resolve(schema: Any) -> tuple[pa.Schema | None, list[EmbeddingFunctionConfig
                 engines.unwrap(config.function).bind(config.source_column, config.vector_column) for config in listed
             ]
             metadata.refuse_twice(config.vector_column for config in own)
-            return None, own
+            return Resolved(None, own)
     raise SchemaError(
         f"{schema!r} declares no embedding functions.",
         "pass a Schema class, fn.bind('source', 'vector'), a list of those, or an Arrow schema that carries them",

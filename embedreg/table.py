@@ -18,6 +18,7 @@ from embedreg.errors import (
     MissingColumnError,
     SchemaError,
 )
+from embedreg.imports import did_you_mean
 from embedreg.vectors import Embedded, complete_and_finite, given_vectors, to_arrow
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Report:
     Attributes:
         rows: rows seen.
         embedded: vectors that were computed, each distinct input once.
+        cached: how many of these were not, since the vector cache had them.
         given: vectors that the data brought and that were left alone.
         nulls: vectors that are null because the input is null or blank.
         bad: the rows that failed.
@@ -61,6 +63,7 @@ class Report:
 
     rows: int = 0
     embedded: int = 0
+    cached: int = 0
     given: int = 0
     nulls: int = 0
     bad: list[BadRow] = field(default_factory=list)
@@ -184,7 +187,8 @@ class _Plan:
                 raise MissingColumnError(
                     f"the data has no column {config.source_column!r} to fill {config.vector_column!r} from "
                     f"(columns: {', '.join(own.names) or 'none'}).",
-                    "name the source column when you declare the function: fn.bind('source', 'vector')",
+                    f"{did_you_mean(config.source_column, own.names)}name the source column when you declare the "
+                    "function: fn.bind('source', 'vector')",
                 )
         fields = {item.name: item for item in own}
         if len(fields) < len(own):
@@ -368,6 +372,7 @@ def _fill_column(
     absent[list(embedded.reasons)] = False
     tally.report.nulls += int(absent.sum())
     tally.report.embedded += embedded.distinct
+    tally.report.cached += embedded.cached
     if not target.nullable:
         reasons |= {int(row): "null or blank where the vector column allows no null" for row in rows[absent]}
     if given is not None:

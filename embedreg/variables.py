@@ -52,6 +52,7 @@ class Variables:
         self._scope: contextvars.ContextVar[Mapping[str, _Variable] | None] = contextvars.ContextVar(
             "embedreg_variables", default=None
         )
+        self._leaving: contextvars.ContextVar[bool] = contextvars.ContextVar("embedreg_leaving", default=False)
 
     def set(self, name: str, value: str, functions: list[str] | None = None) -> None:
         """Set a variable for this process; `functions` names the only ones that metadata may hand it to.
@@ -128,8 +129,29 @@ class Variables:
             )
         return missing(name, variable, known={*self._known, *(self._scope.get() or {})})
 
+    @contextlib.contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Refuse, in a block that pickles for other processes, variables that only this process has.
+
+        Raises:
+            MissingVariableError: there, for a variable that was set and not bound to the environment.
+        """
+        token = self._leaving.set(True)
+        try:
+            yield
+        finally:
+            self._leaving.reset(token)
+
     def bindings(self, names: Names) -> dict[str, Binding]:
         """Return the environment bindings (names, never values) among some variables: what a pickle carries."""
+        for name in sorted(names) if self._leaving.get() else ():
+            variable = self._variable(name)
+            if variable is not None and variable.env is None:
+                raise MissingVariableError(
+                    f"variable {name!r} is set in this process only, and other processes are to use it.",
+                    f"embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}), with {_env_name(name)} in the "
+                    "environment of each of them",
+                )
         with self._lock:
             known = {name: self._known[name] for name in sorted(names) if name in self._known}
         return {
@@ -163,11 +185,16 @@ def missing(
             f"variable {name!r} is bound to the environment variable {variable.env}, which is not set.",
             f"export {variable.env}=...",
         )
-    env = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).upper()
     return MissingVariableError(
         f"variable {name!r} is not set; variables are set anew in each process.",
-        f"{did_you_mean(name, known)}embedreg.get_registry().bind_env({name!r}, {env!r}) or .set_var({name!r}, ...)",
+        f"{did_you_mean(name, known)}embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}) "
+        f"or .set_var({name!r}, ...)",
     )
+
+
+def _env_name(name: str) -> str:
+    """Suggest an environment variable for a variable of ours."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name).upper()
 
 
 def _set_to(name: str, value: str, functions: list[str] | None) -> _Variable:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embedreg import __version__
-from embedreg.cli import bench, demo, doctor, embed, exits, functions, inspect, search
+from embedreg.cli import attach, bench, ddl, demo, doctor, embed, exits, functions, inspect, search, serve
 from embedreg.cli.session import report
 
 __all__ = ["app"]
@@ -49,10 +49,13 @@ for _name, _body, _help in (
     ("embed", embed.embed, "Fill a file or a LanceDB table with vectors."),
     ("bench", bench.bench, "Measure how fast a function is, and where the time goes."),
     ("inspect", inspect.inspect_data, "Show what data says of its vectors; --check for drift."),
+    ("attach", attach.attach_function, "Declare the function that made data's vectors, after a check."),
     ("functions", functions.functions, "List the embedding functions, or show one."),
     ("doctor", doctor.doctor, "Show what is installed, what is missing, how to get it."),
 ):
     _commands.command(_name, short_help=_help)(_body)
+_commands.add_typer(serve.serve, name="serve")
+_commands.add_typer(ddl.ddl, name="ddl")
 
 
 def app(argv: Sequence[str] | None = None) -> int:

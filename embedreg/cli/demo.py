@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedreg.cli import corpus, places, terminal
+from embedreg.cli import corpus, terminal
 from embedreg.cli import search as searching
 from embedreg.cli.lance import new_table
 from embedreg.cli.session import AsJson, command, common_arguments
-from embedreg.cli.writing import storage_errors
 from embedreg.errors import MissingExtraError, ModelNotFoundError, StorageError
+from embedreg.jobs import places
+from embedreg.writing import storage_errors
 
 if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunction
@@ -51,7 +52,7 @@ def demo(
     The table declares its own embedding function. To show that this is enough, the questions are asked by a new
     process, which knows the path of the table and nothing else.
     """
-    place = places.Place("lance", folder / f"{TABLE}.lance")
+    place = places.Place.lance(folder / f"{TABLE}.lance")
     if ask:
         _ask(places.find(str(place.path)), as_json)
         return

@@ -1,35 +1,44 @@
-"""`embedreg embed`: a column of texts in a file becomes a column of vectors in a file or a LanceDB table."""
+"""`embedreg embed`: a column of texts becomes a column of vectors, in a dataset, a file or a LanceDB table."""
 
 from __future__ import annotations
 
 import json
-import time
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from embedreg.cli import estimate as estimates
-from embedreg.cli import places, terminal
+from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
-from embedreg.cli.sources import Source, open_source
-from embedreg.cli.writing import write_parquet
-from embedreg.errors import MissingColumnError, StorageError
-from embedreg.imports import did_you_mean
+from embedreg.errors import MissingColumnError
+from embedreg.jobs import places
 
 if TYPE_CHECKING:
-    from embedreg import Report
     from embedreg.base import EmbeddingFunctionConfig
+    from embedreg.jobs import Engine, JobReport
+    from embedreg.jobs.sources import Source
+    from embedreg.table import Progress
 
-__all__ = ["embed"]
+__all__ = ["embed", "parse_settings"]
 
 _SHOWN_BAD_ROWS = 5
 
 
 @command
 def embed(
-    src: Annotated[str, typer.Argument(help="A .parquet file or a folder of them, .jsonl, .ndjson or .csv.")],
+    src: Annotated[
+        str,
+        typer.Argument(
+            help="A .parquet, .arrow, .jsonl or .csv file, a folder or a pattern of them, or a .lance table; "
+            "here or at an address such as s3://bucket/folder."
+        ),
+    ],
     dst: Annotated[
-        str | None, typer.Argument(help="A .parquet file, or DB_DIR/name.lance for a LanceDB table.")
+        str | None,
+        typer.Argument(help="A folder, one .parquet or .arrow file, or DB_DIR/name.lance for a LanceDB table."),
     ] = None,
     function: Annotated[
         str | None, typer.Option("--function", "-f", help="The function's name; without it, those that SRC declares.")
@@ -48,64 +57,143 @@ def embed(
         int | None, typer.Option(min=0, help="Stop when more rows than this have failed (with null or drop).")
     ] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows held in memory at a time.")] = 8192,
+    piece_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows published at a time: what an interruption can cost. [default: 65536]"),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Keep vectors in this file, and take from it what is known.")
+    ] = None,
+    storage_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="An option of the filesystem of an address, secrets as $var:NAME. Repeatable."
+        ),
+    ] = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what it would take (tokens, duplicates, time); write nothing.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", "--no-resume", help="Drop what an interrupted run has done; start anew.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST where it exists.")] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where the pieces are run: here, or on the actors of a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="With ray: the cluster, such as auto; without it one is started on this machine.")
+    ] = None,
+    actors: Annotated[int, typer.Option(min=1, help="With ray: how many actors, each with one model.")] = 1,
+    gpus_per_actor: Annotated[float, typer.Option(min=0, help="With ray: GPUs for each actor, or a share of one.")] = 0,
+    cpus_per_actor: Annotated[
+        float, typer.Option(min=0, help="With ray: CPUs for each actor; without a GPU, the threads of its model.")
+    ] = 1,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the outputs of inputs that are gone since the last run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed a column of SRC and write all of its columns, with the vectors, to DST.
 
+    Work is done in pieces, and what is done stays: stopped at any moment, the same command goes on where it was. A
+    folder holds whole pieces at any time; a file or a table appears when it is whole.
+
     The function's declaration is written into the metadata of DST, so that `embedreg search DST` needs nothing else.
-    DST appears when it is whole; what stood there stays until then.
     """
     if dst is None and not estimate:
         raise typer.BadParameter("give DST, or --estimate to write nothing.")
-    data = open_source(places.find(src, ("parquet", "jsonl", "csv")))
-    configs = _declarations(data, function, settings or [], source, vector)
-    if estimate:
-        found = [{"vector_column": c.vector_column, **estimates.estimate(data, c, batch_rows)} for c in configs]
-        for each in found if not as_json else ():
-            estimates.show(each)
-        if as_json:
-            terminal.print_json(found)
-        return
-    target = _target(str(dst), data, force)
-    report, took = _run(data, target, configs, batch_rows, on_error=on_error, max_bad_rows=max_bad_rows)
-    if as_json:
-        terminal.print_json(_summary(target, report, took))
-    else:
-        _print(target, report)
+    if function is not None and source == vector:
+        raise typer.BadParameter(f"--source and --vector are both {source!r}: vectors need a column of their own.")
+    options = parse_settings(storage_option or [], "--storage-option")
+    declared = _declared(function, settings or [], source, vector)
+    if estimate or declared is None:
+        data = _look(src, options)
+        if declared is None:
+            declared = _stored(data, settings or [])
+        if estimate:
+            _estimate(data, declared, batch_rows, as_json)
+            return
+    from embedreg.jobs import embed as run
+
+    elsewhere = None if engine == "local" else _on_ray(address, actors, gpus_per_actor, cpus_per_actor)
+    # Ray prints on stdout what becomes of its workers, where only our answer may stand.
+    quiet = redirect_stdout(sys.stderr) if elsewhere is not None else nullcontext(sys.stdout)
+    with quiet, _column_hint(), _going_on(str(dst), options), _progress() as progress:
+        report = run(
+            src,
+            str(dst),
+            declared,
+            on_error=on_error,
+            max_bad_rows=max_bad_rows,
+            batch_rows=batch_rows,
+            piece_rows=piece_rows,
+            progress=progress,
+            storage_options=options,
+            cache=cache,
+            resume=not fresh,
+            force=force,
+            prune=prune,
+            engine=elsewhere,
+        )
+    terminal.print_json(_summary(report)) if as_json else _print(report)
 
 
-def _declarations(
-    data: Source, function: str | None, settings: list[str], source: str, vector: str
-) -> list[EmbeddingFunctionConfig]:
-    """Make the declaration that the options describe, or take those that the data brings."""
+def _on_ray(address: str | None, actors: int, gpus_per_actor: float, cpus_per_actor: float) -> Engine:
+    from embedreg.engines import ray
+
+    return ray.engine(address=address, actors=actors, gpus_per_actor=gpus_per_actor, cpus_per_actor=cpus_per_actor)
+
+
+def _declared(
+    function: str | None, settings: list[str], source: str, vector: str
+) -> list[EmbeddingFunctionConfig] | None:
+    """Make the declaration that the options describe; None where they leave it to the data."""
     if function is None:
-        from embedreg import functions_in
-
-        stored = functions_in(data.schema)
-        if settings or not stored.entries:
-            raise typer.BadParameter("--function NAME is needed (embedreg functions lists the names).")
-        return [stored[column] for column in stored.entries]
+        return None
     from embedreg import get
 
-    if source not in data.schema.names:
-        hint = f"{did_you_mean(source, data.schema.names)}--source one of: {', '.join(data.schema.names)}"
-        raise MissingColumnError(f"{data.place.path} has no column {source!r}.", hint)
-    if source == vector:
-        raise typer.BadParameter(f"--source and --vector are both {source!r}: vectors need a column of their own.")
     return [get(function).create(**parse_settings(settings)).bind(source, vector)]
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
+def _stored(data: Source, settings: list[str]) -> list[EmbeddingFunctionConfig]:
+    """Return the declarations that the data brings."""
+    from embedreg import functions_in
+
+    stored = functions_in(data.schema)
+    if settings or not stored.entries:
+        raise typer.BadParameter("--function NAME is needed (embedreg functions lists the names).")
+    return [stored[column] for column in stored.entries]
+
+
+def _look(src: str, options: dict[str, Any]) -> Source:
+    from embedreg.jobs.opening import KINDS
+    from embedreg.jobs.sources import open_source
+
+    return open_source(places.find(src, KINDS, remote=True, options=options))
+
+
+def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: int, as_json: bool) -> None:
+    with _column_hint():
+        for config in configs:
+            if config.source_column not in data.schema.names:
+                raise MissingColumnError(
+                    f"{data.place} has no column {config.source_column!r}.", f"columns: {', '.join(data.schema.names)}"
+                )
+    found = [{"vector_column": c.vector_column, **estimates.estimate(data, c, batch_rows)} for c in configs]
+    if as_json:
+        terminal.print_json(found)
+        return
+    for each in found:
+        estimates.show(each)
+
+
+def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, Any]:
     """Read `key=value` pairs: a value that is JSON is what it says, any other is text."""
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise typer.BadParameter(f"--set {key}: write it as KEY=VALUE.")
+            raise typer.BadParameter(f"{option} {pair}: write it as KEY=VALUE.")
         try:
             found[key] = json.loads(value)
         except (ValueError, RecursionError):
@@ -113,57 +201,65 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _target(dst: str, data: Source, force: bool) -> places.Place:
-    target = places.destination(dst)
-    if target.path.exists():
-        if target.path.samefile(data.place.path):
-            raise StorageError(f"{dst} is what is being read.", "write to another name")
-        if not force:
-            raise StorageError(f"{dst} exists.", "--force replaces it")
-    return target
+@contextmanager
+def _column_hint() -> Iterator[None]:
+    """Say how a column is named here."""
+    try:
+        yield
+    except MissingColumnError as exc:
+        raise MissingColumnError(exc.message, f"{exc.hint or ''} (here: --source NAME)") from exc
 
 
-def _run(
-    data: Source,
-    target: places.Place,
-    configs: list[EmbeddingFunctionConfig],
-    batch_rows: int,
-    **policy: Any,
-) -> tuple[Report, float]:
-    """Embed and write; `policy` is `on_error` and `max_bad_rows`."""
-    from embedreg import Report, embed_batches
+@contextmanager
+def _going_on(dst: str, options: dict[str, Any]) -> Iterator[None]:
+    """Say that work is not lost, where some is kept."""
+    try:
+        yield
+    except BaseException:
+        from embedreg.jobs.opening import is_begun
 
-    report = Report()
-    start = time.perf_counter()
-    with terminal.rows_progress("embedding", data.rows) as progress:
-        policy |= {"report": report, "progress": progress, "batch_rows": batch_rows}
-        if target.kind == "parquet":
-            write_parquet(embed_batches(data.reader(batch_rows), configs, **policy), target.path)
-        else:
-            from embedreg.cli.lance import new_table
-            from embedreg.engines import lancedb
-
-            # What no rows become is the schema of what the rows become.
-            schema = embed_batches(data.schema.empty_table(), configs).schema
-            with new_table(target.path, schema) as table:
-                lancedb.add(table, data.reader(batch_rows), **policy)
-    return report, time.perf_counter() - start
+        if is_begun(dst, options):
+            terminal.note("what is done is kept: the same command goes on from there")
+        raise
 
 
-def _summary(target: places.Place, report: Report, took: float) -> dict[str, Any]:
-    bad = [{"row": each.row, "column": each.column, "reason": each.reason} for each in report.bad]
-    counts = {"rows": report.rows, "embedded": report.embedded, "given": report.given, "nulls": report.nulls}
-    return {"path": str(target.path), **counts, "bad": bad, "seconds": took}
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show a bar over what this run has to do, without what earlier ones have done."""
+    before: int | None = None
+    with terminal.rows_progress("embedding", None) as bar:
+
+        def progress(rows: int, total: int | None) -> None:
+            nonlocal before
+            if before is None:
+                before = rows
+                if rows:
+                    terminal.note(f"{rows:,} rows were embedded by an earlier run")
+            bar(rows - before, None if total is None else total - before)
+
+        yield progress
 
 
-def _print(target: places.Place, report: Report) -> None:
+def _summary(report: JobReport) -> dict[str, Any]:
+    bad = [{"input": name, "row": row.row, "column": row.column, "reason": row.reason} for name, row in report.bad]
+    counts = {name: getattr(report, name) for name in ("rows", "written", "embedded", "cached", "given", "nulls")}
+    pieces = {name: getattr(report, name) for name in ("pieces", "reused", "removed")}
+    found = {"path": report.path, **counts, "bad_rows": report.bad_rows, "bad": bad, **pieces}
+    return found | {"bad_rows_path": report.bad_rows_path, "seconds": report.seconds}
+
+
+def _print(report: JobReport) -> None:
     facts = [f"{report.rows:,} rows", f"{report.embedded:,} distinct inputs embedded"]
+    facts += [f"{report.cached:,} of them from the cache"] if report.cached else []
     facts += [f"{report.given:,} vectors were given"] if report.given else []
     facts += [f"{report.nulls:,} null or blank"] if report.nulls else []
-    facts += [f"{len(report.bad):,} bad"] if report.bad else []
-    terminal.say(f"{target.path}: {', '.join(facts)}")
-    for each in report.bad[:_SHOWN_BAD_ROWS]:
-        terminal.note(f"row {each.row}: {each.reason}")
-    if len(report.bad) > _SHOWN_BAD_ROWS:
-        terminal.note(f"... and {len(report.bad) - _SHOWN_BAD_ROWS:,} more: --json lists them")
-    terminal.note(f'try: embedreg search {target.path} "some text"')
+    facts += [f"{report.bad_rows:,} bad"] if report.bad_rows else []
+    facts += [f"{report.reused:,} of {report.pieces:,} pieces were done before"] if report.reused else []
+    facts += [f"{len(report.removed):,} outputs removed"] if report.removed else []
+    terminal.say(f"{report.path}: {', '.join(facts)}")
+    for name, each in report.bad[:_SHOWN_BAD_ROWS]:
+        terminal.note(f"{name}, row {each.row}: {each.reason}")
+    if report.bad_rows_path is not None and report.bad_rows > _SHOWN_BAD_ROWS:
+        terminal.note(f"all {report.bad_rows:,} bad rows are listed in {report.bad_rows_path}")
+    if "://" not in report.path and not report.path.endswith((".arrow", ".feather")):
+        terminal.note(f'try: embedreg search {report.path} "some text"')

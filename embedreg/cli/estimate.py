@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from embedreg.cli import terminal
-from embedreg.cli.sources import Source
+from embedreg.jobs.sources import Source
 
 if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedreg.cli import exits, places, terminal
+from embedreg.cli import exits, terminal
 from embedreg.cli.session import AsJson, command
+from embedreg.jobs import places
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +59,7 @@ def _schema_and_rows(place: places.Place) -> tuple[pa.Schema, int | None]:
 
         table = lance.open_untouched(place)
         return table.schema, table.count_rows()
-    from embedreg.cli.sources import open_source
+    from embedreg.jobs.sources import open_source
 
     source = open_source(place)
     return source.schema, source.rows

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.cli.places import Place
-from embedreg.cli.writing import in_place_of, remove, storage_errors
 from embedreg.errors import EmbedregError, StorageError
 from embedreg.imports import attempt_import_or_raise
+from embedreg.jobs.places import Place
+from embedreg.writing import in_place_of, remove, storage_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,8 @@ import embedreg
 from embedreg.cli import exits
 from embedreg.registry import BUILTINS
 
-COMMANDS = ["demo", "search", "embed", "inspect", "functions", "doctor"]
+COMMANDS = ["demo", "search", "embed", "attach", "inspect", "functions", "doctor", "bench"]
+GROUPS = {"serve": ["databend"], "ddl": ["databend", "duckdb"]}
 
 TOY = '''
 import embedreg
@@ -55,14 +56,16 @@ def test_the_version_is_the_packages(command: Callable) -> None:
 def test_help_lists_every_command_and_every_exit_code(cli: Callable) -> None:
     """What a script needs to know of the outcome is in `--help`."""
     out = cli("--help").out
-    assert all(f"  {name} " in out for name in COMMANDS)
+    assert all(f"  {name} " in out for name in [*COMMANDS, *GROUPS])
     assert all(str(code) in out and meaning in out for code, meaning in exits.EXIT_CODES.items())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_the_common_options(cli: Callable, name: str) -> None:
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [[name, under] for name in GROUPS for under in GROUPS[name]], ids=" ".join
+)
+def test_every_command_has_the_common_options(cli: Callable, command: list[str]) -> None:
     """--import, the grants, --env and --debug are everywhere, and so is --json."""
-    out = cli(name, "--help").out
+    out = cli(*command, "--help").out
     for option in ("--import", "--env", "--trust-path", "--trust-host", "--trust-variable", "--debug", "--json"):
         assert option in out
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedreg.cli.writing import in_place_of, write_parquet
 from embedreg.errors import CallError, StorageError
+from embedreg.writing import in_place_of, write_parquet
 
 SCHEMA = pa.schema({"n": pa.int64()}, metadata={"k": "v"})
 

@@ -7,8 +7,8 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
-from embedreg.cli import places, sources
 from embedreg.errors import StorageError
+from embedreg.jobs import places, sources, texts
 
 KINDS: tuple[places.Kind, ...] = ("parquet", "jsonl", "csv")
 
@@ -21,7 +21,7 @@ def read(path: Path, **options: object) -> tuple[sources.Source, list[dict[str, 
 
 def test_json_lines_get_one_schema_whatever_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A field that appears late, or is a float only later, is read alike in every chunk."""
-    monkeypatch.setattr(sources, "_CHUNK_BYTES", 20)
+    monkeypatch.setattr(texts, "_CHUNK_BYTES", 20)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"t": "a", "n": 1}\n\n{"t": null, "n": 1.5, "late": ["x"]}\n{"t": "c"}', "utf-8")
     source, rows = read(path)
@@ -35,7 +35,7 @@ def test_json_lines_get_one_schema_whatever_the_chunks(tmp_path: Path, monkeypat
 
 def test_a_line_longer_than_a_chunk_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks end at line ends, however long a line is."""
-    monkeypatch.setattr(sources, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(texts, "_CHUNK_BYTES", 64)
     path = tmp_path / "rows.ndjson"
     path.write_text(f'{{"t": "{"x" * 1000}"}}\n{{"t": "y"}}\n', "utf-8")
     assert [len(str(row["t"])) for row in read(path)[1]] == [1000, 1]
@@ -125,7 +125,7 @@ def test_a_parquet_file_that_breaks_off_in_the_middle_is_an_error(tmp_path: Path
 
 def test_a_field_of_two_types_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers here and texts there cannot be one column."""
-    monkeypatch.setattr(sources, "_CHUNK_BYTES", 10)
+    monkeypatch.setattr(texts, "_CHUNK_BYTES", 10)
     (tmp_path / "rows.jsonl").write_text('{"t": 1}\n{"t": "x"}\n', "utf-8")
     with pytest.raises(StorageError, match="Field t has incompatible types"):
         read(tmp_path / "rows.jsonl")

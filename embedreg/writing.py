@@ -6,16 +6,17 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import EmbedregError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["in_place_of", "remove", "storage_errors", "write_parquet"]
+__all__ = ["fill_arrow", "fill_parquet", "in_place_of", "remove", "remove_empty", "storage_errors"]
+__all__ += ["sync", "take_place", "write_parquet"]
 
 
 @contextlib.contextmanager
@@ -35,21 +36,31 @@ def in_place_of(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield hidden
-        with storage_errors(path):
-            _sync(hidden)
-            if hidden.is_dir() and path.exists():
-                old = hidden.with_suffix(".old")
-                path.rename(old)
-                hidden.rename(path)
-                remove(old)
-            else:
-                os.replace(hidden, path)
-            _sync(path.parent)
+        take_place(hidden, path)
     except BaseException:
         remove(hidden)
         if made is not None and not path.exists():
-            _remove_empty(path.parent, made)
+            remove_empty(path.parent, made)
         raise
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Let what was written whole take the place of `path`, on the same disk.
+
+    Raises:
+        StorageError: it cannot; `path` is as it was.
+    """
+    with storage_errors(path):
+        for each in [*new.rglob("*"), new] if new.is_dir() else [new]:
+            sync(each)
+        if new.is_dir() and path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            path.rename(old)
+            new.rename(path)
+            remove(old)
+        else:
+            os.replace(new, path)
+        sync(path.parent)
 
 
 def write_parquet(reader: pa.RecordBatchReader, path: Path) -> None:
@@ -58,29 +69,51 @@ def write_parquet(reader: pa.RecordBatchReader, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written; what stood there before is as it was.
     """
+    with in_place_of(path) as hidden:
+        fill_parquet(hidden, reader.schema, reader, path)
+
+
+def fill_parquet(new: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path | str) -> None:
+    """Write batches into a new Parquet file, a row group each.
+
+    Args:
+        path: what it is going to be, for errors.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # A dictionary of vectors, each of them different, would only cost time.
-    plain = [field.name for field in reader.schema if not pa.types.is_nested(field.type)]
-    with in_place_of(path) as hidden:
-        with storage_errors(path):
-            writer = pq.ParquetWriter(hidden, reader.schema, use_dictionary=plain)
-        try:
-            for batch in reader:
-                if batch.num_rows:
-                    with storage_errors(path):
-                        writer.write_batch(batch)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the footer of a file that is thrown away
-                writer.close()
-            raise
-        with storage_errors(path):
+    plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    with storage_errors(path):
+        writer = pq.ParquetWriter(new, schema, use_dictionary=plain)
+    _write_all(writer, batches, path)
+
+
+def fill_arrow(new: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path | str) -> None:
+    """Write batches into a new Arrow IPC file; as `fill_parquet`."""
+    import pyarrow as pa
+
+    with storage_errors(path):
+        writer = pa.ipc.new_file(str(new), schema)
+    _write_all(writer, batches, path)
+
+
+def _write_all(writer: Any, batches: Iterable[pa.RecordBatch], path: Path | str) -> None:
+    try:
+        for batch in batches:
+            if batch.num_rows:
+                with storage_errors(path):
+                    writer.write_batch(batch)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the footer of a file that is thrown away
             writer.close()
+        raise
+    with storage_errors(path):
+        writer.close()
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path | str) -> Iterator[None]:
     """Turn an OSError of the block into a `StorageError` that names what was to be written.
 
     Only around writing: an OSError of the function that embeds (a connection, a model's file) is not about this path.
@@ -96,14 +129,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from exc
 
 
-def _sync(path: Path) -> None:
-    """Push what is cached to the disk, so that the name never points to data that a power cut could take."""
-    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync(path: Path) -> None:
+    """Push a file, or the names in a folder, from the cache to the disk, so that a power cut cannot take them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove(path: Path) -> None:
@@ -114,7 +146,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_empty(folder: Path, last: Path) -> None:
+def remove_empty(folder: Path, last: Path) -> None:
     """Remove the empty folders that were made for an output that did not come to be."""
     folder, last = folder.absolute(), last.absolute()
     while folder.is_relative_to(last):

@@ -1,0 +1,139 @@
+"""How a source is cut into pieces: each is embedded in one go, published under one name, and recorded once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from embedreg.jobs.formats import Span, Unit
+from embedreg.jobs.sources import Input
+from embedreg.table import BadRow
+
+__all__ = ["PIECE_BYTES", "PIECE_ROWS", "Outcome", "Piece", "cut_up", "well_named"]
+
+PIECE_ROWS = 65_536  # a hundred megabytes of 384-dimensional vectors, and what a kill can cost
+PIECE_BYTES = 256 << 20  # as the source lies; rows that are pictures come fewer to a piece
+_TOO_LARGE = 2  # times the rows of a piece: a row group above that is cut inside, at the cost of reading it again
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one input, and where its rows go.
+
+    Attributes:
+        output: its name in the destination; no two pieces share one.
+        input: the file or fragment, as it was when the job was planned.
+        span: the rows of it.
+    """
+
+    output: str
+    input: Input
+    span: Span
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows it reads, where that is known."""
+        return self.span.rows
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a piece: what the ledger records.
+
+    Attributes:
+        piece: it.
+        rows: rows read.
+        written: rows written; fewer where bad rows were dropped.
+        embedded, cached, given, nulls: as in `Report`.
+        bad_rows: how many rows failed.
+        bad: these rows, numbered as in their input; the ledger keeps them, and gives their number only.
+        stored: what the destination needs to find the piece again.
+        seconds: that it took.
+    """
+
+    piece: Piece
+    rows: int
+    written: int
+    embedded: int = 0
+    cached: int = 0
+    given: int = 0
+    nulls: int = 0
+    bad_rows: int = 0
+    bad: tuple[BadRow, ...] = ()
+    stored: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False) -> list[Piece]:
+    """Cut a source into pieces, in the order of its rows.
+
+    Args:
+        inputs: its files.
+        piece_rows: about how many rows a piece has.
+        full_names: whether an output keeps its input's ending (`a.csv-00000.parquet` for `a.csv`), so that no two can
+            have one name.
+    """
+    return [
+        Piece(_name(each.path, part, len(spans), full_names), dataclasses.replace(each, units=()), span)
+        for each in inputs
+        for spans in [list(_spans(each.units, piece_rows))]
+        for part, span in enumerate(spans)
+    ]
+
+
+def _name(path: str, part: int, parts: int, full: bool) -> str:
+    if full:
+        return f"{path}-{part:05}.parquet"
+    stem = PurePosixPath(path).with_suffix("").as_posix()
+    return f"{stem}.parquet" if parts == 1 else f"{stem}-{part:05}.parquet"
+
+
+def well_named(pieces: Sequence[Piece]) -> bool:
+    """Say whether no two pieces share a name, and a reader who sorts the names meets the rows in their order."""
+    names = [piece.output for piece in pieces]
+    return names == sorted(names) and len({name.casefold() for name in names}) == len(names)
+
+
+def _spans(units: Sequence[Unit], piece_rows: int) -> Iterator[Span]:
+    """Join small units and cut large ones: spans of about `piece_rows` rows."""
+    if not units:
+        yield Span(0, 0, rows=0)  # an empty file stays one
+    first_row, waiting = 0, list[Unit]()
+    for unit in units:
+        if waiting and (_rows(waiting) + (unit.rows or 0) > piece_rows or _size([*waiting, unit]) > PIECE_BYTES):
+            yield _joined(waiting, first_row)
+            first_row, waiting = first_row + _rows(waiting), []
+        parts = _parts(unit, piece_rows)
+        if parts > 1:
+            for part in range(parts):
+                start, stop = ((unit.rows or 0) * at // parts for at in (part, part + 1))
+                yield Span(unit.start, unit.stop, start, first_row + start, stop - start)
+            first_row += unit.rows or 0
+        else:
+            waiting.append(unit)
+    if waiting:
+        yield _joined(waiting, first_row)
+
+
+def _parts(unit: Unit, piece_rows: int) -> int:
+    """Say into how many spans a unit is cut; one of text is never so large."""
+    if unit.stop - unit.start != 1 or not unit.rows:
+        return 1
+    rows = min(piece_rows, max(1, PIECE_BYTES * unit.rows // max(unit.size, 1)))
+    return -(-unit.rows // rows) if unit.rows > _TOO_LARGE * rows else 1
+
+
+def _joined(units: Sequence[Unit], first_row: int) -> Span:
+    known = all(unit.rows is not None for unit in units)
+    return Span(units[0].start, units[-1].stop, 0, first_row, _rows(units) if known else None)
+
+
+def _rows(units: Sequence[Unit]) -> int:
+    return sum(unit.rows or 0 for unit in units)
+
+
+def _size(units: Sequence[Unit]) -> int:
+    return sum(unit.size for unit in units)

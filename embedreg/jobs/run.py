@@ -1,0 +1,254 @@
+"""A job: a dataset embedded piece by piece, each exactly once, whatever stops it on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from embedreg.errors import BadRowsError, StorageError
+from embedreg.jobs import opening
+from embedreg.jobs.ledger import RECORDS
+from embedreg.jobs.opening import Opened
+from embedreg.jobs.pieces import Outcome, Piece
+from embedreg.runtime import disk_cache
+from embedreg.table import BATCH_ROWS, BadRow, OnError, Progress
+
+__all__ = ["Engine", "Job", "JobReport", "embed"]
+
+_COUNTS = ("rows", "written", "embedded", "cached", "given", "nulls", "bad_rows")
+SHOWN_BAD_ROWS = 1000  # that a report holds; the side file has all
+
+Engine: TypeAlias = "Callable[[Job], Generator[Outcome]]"
+"""Runs `job.work.run(piece)` for every piece of `job.pending()`, and yields what each came to."""
+
+
+@dataclass
+class JobReport:
+    """What a job came to, over all of its runs.
+
+    Attributes:
+        path: the destination.
+        rows: rows read.
+        written: rows written; fewer where bad rows were dropped.
+        embedded, cached, given, nulls: as in `Report`.
+        bad_rows: how many rows failed.
+        bad: the first of them, each as (input, `BadRow`).
+        bad_rows_path: the file that lists them all; None where there are none.
+        pieces: how many pieces there are.
+        reused: how many of them an earlier run had done.
+        removed: outputs of inputs that are gone.
+        seconds: that this run took.
+    """
+
+    path: str
+    rows: int = 0
+    written: int = 0
+    embedded: int = 0
+    cached: int = 0
+    given: int = 0
+    nulls: int = 0
+    bad_rows: int = 0
+    bad: list[tuple[str, BadRow]] = field(default_factory=list)
+    bad_rows_path: str | None = None
+    pieces: int = 0
+    reused: int = 0
+    removed: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def embed(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    declaration: Any = None,
+    *,
+    on_error: OnError = "raise",
+    max_bad_rows: int | None = None,
+    batch_rows: int = BATCH_ROWS,
+    piece_rows: int | None = None,
+    progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    filesystem: Any = None,
+    cache: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    force: bool = False,
+    prune: bool = False,
+    engine: Engine | None = None,
+) -> JobReport:
+    """Embed a dataset, piece by piece; stopped at any moment and called again, it goes on where it was.
+
+    Args:
+        src: a Parquet, Arrow IPC, JSON lines or CSV file, a folder or a pattern of them, or a Lance table; a path or an
+            address such as `s3://bucket/folder`.
+        dst: a folder, for a dataset of Parquet files with the names of those in `src`; one `.parquet` or `.arrow` file;
+            or `DB_DIR/name.lance`. A file or a table appears when it is whole.
+        declaration: `fn.bind(source, vector)`, a list of such, or a Schema; None for what `src` declares.
+        on_error, max_bad_rows, batch_rows, progress: as in `embed_batches`; the bad rows of all runs are counted.
+        piece_rows: about how many rows are published at a time; an interrupted run loses no more than that. A job keeps
+            the number that it began with.
+        storage_options: for the filesystem of an address; secrets as `$var:` references.
+        filesystem: a pyarrow or fsspec filesystem in which both paths are.
+        cache: a file that keeps vectors over runs and jobs; see `embedreg.vector_cache`.
+        resume: False drops what an earlier run on `dst` has done.
+        force: replace a file or a table that exists, or a dataset that an earlier job wrote.
+        prune: remove the outputs of inputs that are gone, in place of refusing to go on.
+        engine: runs the pieces elsewhere, such as `engines.ray`; None for this process.
+    Returns:
+        What became of the rows, over all runs.
+    Raises:
+        StorageError: something cannot be read or written, or another run is writing to `dst`.
+        DriftError: `dst` was begun with another configuration, or the function gives other vectors by now.
+        BadRowsError: rows failed under "raise", or too many.
+    """
+    with contextlib.ExitStack() as stack:
+        if cache is not None:
+            stack.enter_context(disk_cache.use(cache))
+        job = Job.open(
+            src,
+            dst,
+            declaration,
+            on_error=on_error,
+            max_bad_rows=max_bad_rows,
+            batch_rows=batch_rows,
+            piece_rows=piece_rows,
+            progress=progress,
+            storage_options=storage_options,
+            filesystem=filesystem,
+            cache=cache,
+            resume=resume,
+            force=force,
+            prune=prune,
+        )
+        stack.enter_context(job)
+        # closed here and not when it is collected: a pool of workers must not outlive a run that failed
+        for outcome in stack.enter_context(contextlib.closing((engine or here)(job))):
+            job.record(outcome)
+        return job.finish()
+
+
+def here(job: Job) -> Generator[Outcome]:
+    """Run the pieces of a job one after the other in this process."""
+    for piece in job.pending():
+        try:
+            yield job.work.run(piece, job.advance, max_bad_rows=job.bad_rows_left)
+        except BadRowsError as exc:
+            if job.work.on_error == "raise":
+                raise
+            raise job.too_many_bad_rows(job.bad_rows + len(exc.rows)) from exc
+
+
+class Job:
+    """One job on one destination, held by one process at a time: what `embed` and the engines drive.
+
+    Use as a context manager. `work.run(piece)` may be called anywhere, for each piece of `pending()` and in any order;
+    `record` and `finish` are this process's.
+
+    Attributes:
+        pieces: all of them, in the order of the rows.
+        work: what a process needs to run one; it can be pickled.
+        max_bad_rows: as in `embed_batches`, for the whole job.
+    """
+
+    def __init__(self, opened: Opened, max_bad_rows: int | None = None, progress: Progress | None = None) -> None:
+        self._opened, self._progress = opened, progress
+        self.pieces, self.work, self.max_bad_rows = opened.pieces, opened.work, max_bad_rows
+        self._done = dict(opened.done)
+        done = self._done.values()
+        self._sums: dict[str, int] = {name: sum(getattr(each, name) for each in done) for name in _COUNTS}
+        self._reused, self._start, self._whole = len(self._done), time.perf_counter(), False
+        self._kept = bool(self._done)  # whether there is something to go on with
+        totals = [piece.rows for piece in self.pieces]
+        self._total = None if None in totals else sum(filter(None, totals))
+        self.advance(0)
+
+    @classmethod
+    def open(
+        cls,
+        src: str | os.PathLike[str],
+        dst: str | os.PathLike[str],
+        declaration: Any = None,
+        *,
+        max_bad_rows: int | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Job:
+        """Begin a job, or go on with the one that was begun on `dst`; arguments and errors as `embed`."""
+        return cls(opening.open_job(os.fspath(src), os.fspath(dst), declaration, **options), max_bad_rows, progress)
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the destination; where nothing was done yet, nothing stays there."""
+        self._opened.close(done=self._kept, whole=self._whole)
+
+    def pending(self) -> list[Piece]:
+        """Return the pieces that are still to be run."""
+        return [piece for piece in self.pieces if piece.output not in self._done]
+
+    @property
+    def bad_rows(self) -> int:
+        """How many rows have failed so far."""
+        return self._sums["bad_rows"]
+
+    @property
+    def bad_rows_left(self) -> int | None:
+        """How many more rows may fail; None for any number."""
+        return None if self.max_bad_rows is None else max(self.max_bad_rows - self.bad_rows, 0)
+
+    def advance(self, rows: int) -> None:
+        """Tell of progress: `rows` of the pieces in work are done, besides those that are recorded."""
+        if self._progress is not None:
+            self._progress(self._sums["rows"] + rows, self._total)
+
+    def record(self, outcome: Outcome) -> None:
+        """Record a piece that was run.
+
+        Raises:
+            BadRowsError: too many rows of the job have failed by now. StorageError: it cannot be recorded.
+        """
+        self._opened.lock.check()
+        self._kept = True  # before it is: an interruption right behind must not throw it away
+        self._opened.ledger.record(outcome)
+        self._done[outcome.piece.output] = dataclasses.replace(outcome, bad=())
+        for name in _COUNTS:
+            self._sums[name] += getattr(outcome, name)
+        self.advance(0)
+        if self.max_bad_rows is not None and self.bad_rows > self.max_bad_rows:
+            raise self.too_many_bad_rows(self.bad_rows)
+
+    def too_many_bad_rows(self, found: int) -> BadRowsError:
+        """Build the error for a job whose rows fail."""
+        return BadRowsError(
+            f"{found:,} rows of the job have failed so far, max_bad_rows={self.max_bad_rows:,} allows no more.",
+            f"{self._opened.ledger.root.shown(RECORDS)} says which and why; allow more to go on from here",
+        )
+
+    def finish(self) -> JobReport:
+        """Make the destination whole, and say what it came to.
+
+        Raises:
+            StorageError: pieces are missing, or the destination cannot be written.
+        """
+        if missing := len(self.pending()):
+            raise StorageError(f"{missing:,} pieces are not done.", "run the same command again")
+        outcomes = [self._done[piece.output] for piece in self.pieces]
+        self._opened.lock.check()
+        report = JobReport(str(self._opened.target), pieces=len(outcomes), reused=self._reused)
+        report.removed = self._opened.removed
+        for name in _COUNTS:
+            setattr(report, name, self._sums[name])
+        report.bad, report.bad_rows_path = self._opened.publish(outcomes, SHOWN_BAD_ROWS)
+        self._whole = True
+        report.seconds = time.perf_counter() - self._start
+        return report

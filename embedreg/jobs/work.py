@@ -1,0 +1,141 @@
+"""One piece of a job, from its input to its place in the destination, in whatever process."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from embedreg import metadata
+from embedreg import schema as schemas
+from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.errors import BadRowsError, StorageError
+from embedreg.jobs.pieces import Outcome, Piece
+from embedreg.jobs.sinks import Sink
+from embedreg.jobs.sources import Source, conformed
+from embedreg.table import OnError, Report, embed_batches
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["JobSpec"]
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """Everything that a piece's work needs. It can be pickled, is small and holds no secret: references travel, and
+    the environment bindings behind them.
+
+    Attributes:
+        source: where rows come from.
+        sink: where they go.
+        schema: of what is written, the declarations with their probes included: equal for all pieces.
+        functions: vector column -> its function.
+        on_error: as in `embed_batches`, but for its default.
+        batch_rows: as in `embed_batches`.
+        cache: the path of the vector cache, None for none; whoever runs pieces elsewhere opens it there.
+    """
+
+    source: Source
+    sink: Sink
+    schema: pa.Schema
+    functions: dict[str, EmbeddingFunction]
+    on_error: OnError
+    batch_rows: int
+    cache: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        place = dataclasses.replace(self.source.place, files=())
+        return state | {"source": dataclasses.replace(self.source, inputs=(), place=place)}  # a piece brings its own
+
+    @functools.cached_property
+    def configs(self) -> list[EmbeddingFunctionConfig]:
+        """The declarations, as they are recorded; so no process finds out a probe of its own, and each checks this."""
+        entries = {entry.vector_column: entry for entry in metadata.entries(self.schema.metadata)}
+        return [metadata.recorded(entries[column], function) for column, function in self.functions.items()]
+
+    @functools.cached_property
+    def _read(self) -> pa.Schema:
+        """The schema to read: what is written, vectors as the source has them, or null where it has none."""
+        import pyarrow as pa
+
+        own = self.source.schema
+        given = [column for column in self.functions if column in own.names]
+        return pa.schema([own.field(item.name) if item.name in given else item for item in self.schema])
+
+    def run(
+        self, piece: Piece, progress: Callable[[int], None] | None = None, *, max_bad_rows: int | None = None
+    ) -> Outcome:
+        """Embed a piece and publish it; nothing is recorded yet.
+
+        Args:
+            progress: told how many rows of the piece are done.
+            max_bad_rows: how many of its rows may fail.
+        Raises:
+            BadRowsError: rows failed under "raise", or too many. StorageError: it cannot be read or written.
+            EmbedregError: whatever embedding raises.
+        """
+        start, counted = time.perf_counter(), {"read": 0, "written": 0}
+        report = Report(rows=piece.span.first_row)  # so that rows are numbered as in their input
+
+        def on_rows(rows: int, _: int | None) -> None:
+            if progress is not None:
+                progress(rows - piece.span.first_row)
+
+        made = embed_batches(
+            self._reader(piece, counted),
+            schemas.Resolved(None, self.configs),  # as they are: bound anew, they would not know what is recorded
+            on_error=self.on_error,
+            report=report,
+            progress=on_rows,
+            max_bad_rows=max_bad_rows,
+            batch_rows=self.batch_rows,
+        )
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in made:
+                counted["written"] += batch.num_rows
+                yield conformed(batch, self.schema, piece.input.path)
+            if piece.rows is not None and counted["read"] != piece.rows:
+                raise StorageError(
+                    f"{self.source.place.storage.shown(piece.input.path)} changed while it was read: "
+                    f"{counted['read']:,} rows in place of {piece.rows:,}.",
+                    "run the same command again, once nobody writes to it",
+                )
+
+        try:
+            stored = self.sink.write(piece, self.schema, batches())
+        except BadRowsError as exc:
+            raise BadRowsError(f"{piece.input.path}: {exc.message}", exc.hint, exc.rows) from exc
+        return Outcome(
+            piece=piece,
+            rows=counted["read"],
+            written=counted["written"],
+            embedded=report.embedded,
+            cached=report.cached,
+            given=report.given,
+            nulls=report.nulls,
+            bad_rows=len(report.bad),
+            bad=tuple(report.bad),
+            stored=stored,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _reader(self, piece: Piece, counted: dict[str, int]) -> pa.RecordBatchReader:
+        import pyarrow as pa
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            if piece.rows != 0:
+                for batch in self.source.read(piece.input.path, piece.span, self._read, self.batch_rows):
+                    counted["read"] += batch.num_rows
+                    yield batch.replace_schema_metadata(schema.metadata)
+
+        schema = self._read
+        if any(column in self.source.schema.names for column in self.functions):
+            # its own declarations, so that vectors which another function made are not filled up by this one
+            schema = schema.with_metadata(self.source.metadata(piece.input.path))
+        return pa.RecordBatchReader.from_batches(schema, batches())

@@ -1,0 +1,82 @@
+"""What the job tests run in processes that are killed: a job by a function that writes down its inputs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import embedreg
+from embedreg.jobs import embed
+
+__all__ = ["Logged", "embedded", "run", "run_killed_at_sync"]
+
+
+class Logged(embedreg.TextEmbeddingFunction):
+    """Appends each text that it embeds to a file, in one write a call, and takes a while.
+
+    A vector can be computed by hand: the text's length, and its bytes' sum. `before` is what a test wants to happen.
+    """
+
+    log: str = ""
+    pause_s: float = 0.0
+    scale: float = 1.0
+    before: ClassVar[Callable[[list[str]], object]] = staticmethod(lambda texts: None)
+
+    @staticmethod
+    def runtime_keys() -> list[str]:
+        """Neither changes a vector."""
+        return ["log", "pause_s"]
+
+    def ndims(self) -> int:
+        return 2
+
+    def generate_embeddings(self, texts: Any) -> Any:
+        type(self).before(texts)
+        if self.log:
+            with open(self.log, "ab", buffering=0) as file:
+                file.write("".join(f"{text}\n" for text in texts).encode())
+        time.sleep(self.pause_s)
+        return [
+            embedreg.RowError("it says bad") if "bad" in text else [self.scale * len(text), sum(text.encode())]
+            for text in texts
+        ]
+
+
+def register() -> None:
+    """Register the function, as a user's module does."""
+    embedreg.register("logged")(Logged)
+
+
+def embedded(log: Path) -> list[str]:
+    """Every text that reached the function, in order; what a kill cut off is left out, and so is the probe."""
+    from embedreg.identity import PROBE_TEXT
+
+    lines = log.read_text().split("\n")[:-1] if log.exists() else []
+    return [line for line in lines if line != PROBE_TEXT]
+
+
+def run(src: str, dst: str, log: str, pause_s: float = 0.0, **options: Any) -> None:
+    """Run a job to its end, unless somebody ends this process."""
+    register()
+    embed(src, dst, Logged(log=log, pause_s=pause_s).bind("text", "vector"), **options)
+
+
+def run_killed_at_sync(number: int, *args: Any, **options: Any) -> None:
+    """Run a job and kill this process as it pushes something to the disk for the nth time.
+
+    All that has to be there before something else is pushed; so these are the moments at which order matters.
+    """
+    left, sync = [number], os.fsync
+
+    def counting(handle: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(handle)
+
+    os.fsync = counting
+    run(*args, **options)

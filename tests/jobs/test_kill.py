@@ -1,0 +1,131 @@
+"""Killed at any moment and started again, a job ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow.parquet as pq
+import pytest
+
+from embedreg.jobs import embed
+from tests.jobs import children
+from tests.jobs.children import Logged
+
+ROWS, PIECE = 600, 100
+OPTIONS = {"piece_rows": PIECE, "batch_rows": 20}
+NAMES = {"folder": "out", "file": "out.parquet", "table": "db/out.lance"}
+
+
+def content(path: Path) -> Any:
+    """All that a reader of the output sees: names, rows, order, declarations."""
+    if path.suffix == ".lance":
+        table = lance.dataset(path).to_table()
+        return table, table.schema.metadata
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    tables = [pq.ParquetFile(file).read() for file in files]
+    manifest = path / "_embedreg" / "manifest.json"
+    names = [str(file.relative_to(path)) for file in files]
+    return names, tables, [table.schema.metadata for table in tables], manifest.exists() and manifest.read_bytes()
+
+
+def left_over(path: Path) -> list[str]:
+    """What lies about that nobody should find: hidden work, locks, half files."""
+    beside = [each.name for each in path.parent.iterdir() if each.name.startswith(".")]
+    within = [path / "_embedreg" / name for name in ("tmp", "lock")]
+    return beside + [each.name for folder in within if folder.exists() for each in folder.iterdir()]
+
+
+@pytest.fixture
+def uninterrupted(dataset: Path, tmp_path: Path) -> Callable[[str], Any]:
+    """What a run that nobody stops leaves behind."""
+
+    def run(kind: str) -> Any:
+        path = tmp_path / "reference" / NAMES[kind]
+        embed(dataset, path, Logged(log=str(tmp_path / "reference.log")).bind("text", "vector"), **OPTIONS)
+        return content(path)
+
+    return run
+
+
+def check(path: Path, log: Path, expected: Any, kills: int) -> None:
+    """Nothing is lost, nothing is there twice, and each kill cost one piece at most."""
+    assert content(path) == expected
+    assert left_over(path) == []
+    counted = Counter(children.embedded(log))
+    assert set(counted) == {f"text number {n}" for n in range(ROWS)}
+    again = sum(count - 1 for count in counted.values())
+    assert again <= kills * PIECE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kills"), [("folder", 20), ("file", 6), ("table", 6)])
+def test_a_job_killed_at_a_random_moment_ends_as_if_it_had_not_been(
+    start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path, kind: str, kills: int
+) -> None:
+    """SIGKILL at random points: the same files, rows, order, declarations; only the piece in flight is done again."""
+    expected, chance = uninterrupted(kind), random.Random(kind)
+    killed = 0
+    for trial in range(kills):
+        path, log = tmp_path / str(trial) / NAMES[kind], tmp_path / f"{trial}.log"
+        # After so many texts, then a moment: anywhere between two steps of the job.
+        wanted = chance.randrange(ROWS)
+        process = start(children.run, dataset, path, log, pause_s=0.01, **OPTIONS)
+        while process.is_alive() and len(children.embedded(log)) < wanted:
+            process.join(0.002)
+        process.join(chance.random() * 0.03)
+        process.kill()
+        process.join()
+        killed += process.exitcode != 0
+        embed(dataset, path, Logged(log=str(log)).bind("text", "vector"), **OPTIONS)
+        check(path, log, expected, 1)
+        shutil.rmtree(path.parent)
+    assert killed >= kills * 3 // 4  # a few may have been too late
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_job_killed_at_each_of_its_steps_ends_as_if_it_had_not_been(
+    start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path, kind: str
+) -> None:
+    """Killed before each push to the disk in turn, without ever coming to an end: nothing done is done again."""
+    expected, log = uninterrupted(kind), tmp_path / "log"
+    path, kills = tmp_path / "killed" / NAMES[kind], 0
+    number = 1
+    while True:
+        process = start(children.run_killed_at_sync, number, dataset, path, log, **OPTIONS)
+        process.join()
+        if process.exitcode == 0:
+            break
+        kills += 1
+        number += 1 + number // 6  # the first steps are the ones of opening: later runs get beyond them
+        assert kills < 60
+    assert kills > 8
+    check(path, log, expected, kills)
+
+
+def test_one_job_killed_again_and_again_ends(
+    start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path
+) -> None:
+    """However often it is stopped, as long as one piece gets done in a while, the job comes to its end."""
+    expected, log, path = uninterrupted("folder"), tmp_path / "log", tmp_path / "out"
+    kills, chance = 0, random.Random(7)
+    while True:
+        seen = len(children.embedded(log))
+        process = start(children.run, dataset, path, log, pause_s=0.005, **OPTIONS)
+        wanted = seen + PIECE + chance.randrange(PIECE)
+        while process.is_alive() and len(children.embedded(log)) < wanted:
+            process.join(0.002)
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert process.exitcode == 0
+    assert kills >= 3
+    check(path, log, expected, kills)

@@ -1,0 +1,121 @@
+"""One run on a destination at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import embedreg
+from embedreg.errors import StorageError
+from embedreg.jobs import Job, lock, processes
+from embedreg.jobs.lock import Lock
+from embedreg.jobs.storage import Storage
+from tests.jobs import children
+from tests.jobs.children import Logged
+
+OPTIONS: dict[str, Any] = {"piece_rows": 100, "batch_rows": 20}
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Callable[..., Path]:
+    """Put another run's lock into `out`."""
+
+    def put(**told: Any) -> Path:
+        path = tmp_path / "out" / lock.FOLDER / "other.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**processes.myself(), **told}))
+        return path
+
+    return put
+
+
+def test_two_runs_at_once_are_refused(start: Callable, dataset: Path, tmp_path: Path) -> None:
+    """The second one ends at once, with the first one's process; the first one does not notice."""
+    log, out = tmp_path / "log", tmp_path / "out"
+    first = start(children.run, dataset, out, log, pause_s=0.05, **OPTIONS)
+    while not children.embedded(log):
+        assert first.exitcode is None
+        first.join(0.01)
+    with pytest.raises(StorageError, match=f"another run is writing to .*process {first.pid} on"):
+        embedreg.embed(dataset, out, Logged().bind("text", "vector"), **OPTIONS)
+    first.join()
+    assert first.exitcode == 0
+    assert len(children.embedded(log)) == 600
+
+
+def test_a_lock_of_a_dead_process_is_taken_over(start: Callable, dataset: Path, tmp_path: Path) -> None:
+    """A run that was killed holds nothing up, though nobody has removed its lock."""
+    log, out = tmp_path / "log", tmp_path / "out"
+    first = start(children.run, dataset, out, log, pause_s=0.05, **OPTIONS)
+    while not children.embedded(log):
+        first.join(0.01)
+    first.kill()
+    first.join()
+    assert len(list((out / lock.FOLDER).iterdir())) == 1
+    embedreg.embed(dataset, out, Logged().bind("text", "vector"), **OPTIONS)
+    assert not list((out / lock.FOLDER).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("told", "age_s", "free"),
+    [
+        ({}, 0, True),  # this very process, and no lock that it knows: it could not be removed
+        ({"pid": 1, "started": "0"}, 0, True),  # the number was given out again
+        ({"boot": "another machine"}, 0, False),
+        ({"boot": "another machine"}, lock.STALE_S - 20, False),
+        ({"boot": "another machine"}, lock.STALE_S + 20, True),
+        ({"boot": None}, 0, False),
+    ],
+)
+def test_a_lock_is_judged_by_its_process_or_its_age(
+    held: Callable[..., Path], tmp_path: Path, told: dict[str, Any], age_s: float, free: bool
+) -> None:
+    """A process of this machine is looked up; of any other it counts when its lock was renewed."""
+    path = held(**told)
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+    root = Storage(str(tmp_path / "out"))
+    if free:
+        with Lock(root):
+            assert not path.exists()
+    else:
+        with pytest.raises(StorageError, match="another run"):
+            Lock(root).__enter__()
+        assert [each.name for each in path.parent.iterdir()] == ["other.json"]
+
+
+def test_a_lock_that_cannot_be_read_is_one(held: Callable[..., Path], tmp_path: Path) -> None:
+    """Half a lock is another run's that is being written."""
+    held().write_bytes(b"{")
+    with pytest.raises(StorageError, match="another run"):
+        Lock(Storage(str(tmp_path / "out"))).__enter__()
+
+
+def test_a_run_that_was_taken_for_dead_stops(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asleep for too long, it finds its lock gone and records nothing more."""
+    monkeypatch.setattr(lock, "_RENEW_S", 0.01)
+    with Job.open(dataset, tmp_path / "out", Logged().bind("text", "vector"), **OPTIONS) as job:
+        outcome = job.work.run(job.pending()[0])
+        for path in (tmp_path / "out" / lock.FOLDER).iterdir():
+            path.unlink()
+        job._opened.lock._renewing.join(30)
+        with pytest.raises(StorageError, match="took over"):
+            job.record(outcome)
+
+
+def test_a_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time moves on while the run lives."""
+    monkeypatch.setattr(lock, "_RENEW_S", 0.01)
+    with Lock(Storage(str(tmp_path / "out"))):
+        (path,) = (tmp_path / "out" / lock.FOLDER).iterdir()
+        first = path.stat().st_mtime_ns
+        deadline = time.monotonic() + 30
+        while path.stat().st_mtime_ns == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)  # the event is another thread's write
