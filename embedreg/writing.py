@@ -40,7 +40,7 @@ def in_place_of(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(hidden)
         if made is not None and not path.exists():
-            remove_empty(path.parent, made)
+            remove_empty([path.parent], made)
         raise
 
 
@@ -146,12 +146,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_empty(folder: Path, last: Path) -> None:
-    """Remove the empty folders that were made for an output that did not come to be."""
-    folder, last = folder.absolute(), last.absolute()
-    while folder.is_relative_to(last):
-        try:
-            folder.rmdir()
-        except OSError:
-            return  # somebody put something there meanwhile
-        folder = folder.parent
+def remove_empty(folders: Iterable[Path], made: Path | None) -> None:
+    """Remove folders that are empty, and those above them up to the first that was made for them.
+
+    Args:
+        folders: the deeper ones first; they may not be there.
+        made: None where none above them was made.
+    """
+    for folder in folders:
+        for each in [folder, *folder.absolute().parents]:
+            if each != folder and (made is None or not each.is_relative_to(made.absolute())):
+                break
+            with contextlib.suppress(OSError):  # not there, or not empty
+                each.rmdir()

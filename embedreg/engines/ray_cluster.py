@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from embedreg.errors import CallError, ConfigError, EmbedregError, MissingExtraError
@@ -80,41 +82,78 @@ def _grows() -> bool:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[Any]:
+def connected(address: str | None) -> Iterator[Callable[[], None]]:
     """Be connected to Ray for a block: to what this process is connected to already, else as the address says.
 
     A cluster of its own is started where there is no address, and ended with the block. A cluster that was there
     stays.
 
     Args:
-        address: of a cluster ("auto", "host:6379", "ray://host:10001"); None for RAY_ADDRESS, else for one of its own.
+        address: of a cluster ("auto", "host:6379"); None for RAY_ADDRESS, else for one of its own.
     Yields:
-        The module `ray`.
+        What is to be called between two calls of Ray, for a SIGTERM to take effect.
     Raises:
         MissingExtraError: Ray is not installed. ConfigError: there is no such cluster.
     """
     ray = attempt_import_or_raise("ray", "ray[data]", extra="ray")
     if ray.is_initialized():
-        yield ray
+        yield lambda: None
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     own = {"include_dashboard": False} if address == "local" else {}
     problem: ConfigError | None = None
-    with _environment(_QUIET if own else {}):
+    with Termination() as termination:
+        with _environment(_QUIET if own else {}):
+            try:
+                _reach(address)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            except (OSError, RuntimeError, ValueError) as exc:
+                problem = ConfigError(
+                    f"there is no Ray cluster at {address!r}: {_first_line(exc)}.",
+                    "leave the address out for one on this machine, or `ray start --head` and address='auto'",
+                )
+        if problem is not None:
+            raise problem
+        termination.hold()
         try:
-            _reach(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (OSError, RuntimeError, ValueError) as exc:
-            problem = ConfigError(
-                f"there is no Ray cluster at {address!r}: {_first_line(exc)}.",
-                "leave the address out for one on this machine, or `ray start --head` and address='auto'",
-            )
-    if problem is not None:
-        raise problem
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+            yield termination.obey
+        finally:
+            ray.shutdown()
+
+
+class Termination:
+    """Holds a SIGTERM back while Ray's code may run, which turns what a handler raises into an exit of its own.
+
+    Ray's start replaces the handler; where this process had one, that one is called after all, by `obey`.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._asked: tuple[Any, ...] | None = None
+
+    def hold(self) -> None:
+        """Begin: what Ray has installed is replaced in turn."""
+        if callable(self._before):
+            signal.signal(signal.SIGTERM, self._note)
+
+    def obey(self) -> None:
+        """Call the process's own handler, if there was a SIGTERM meanwhile."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._before(*asked)
+
+    def _note(self, *asked: Any) -> None:
+        self._asked = asked
+
+    def __enter__(self) -> Termination:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = signal.getsignal(signal.SIGTERM)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if callable(self._before):
+            signal.signal(signal.SIGTERM, self._before)
+        self.obey()
 
 
 def _reach(address: str) -> None:

@@ -48,10 +48,10 @@ def engine(
         if not pieces:
             return
         parcel = pack(job.work, job.work.functions.values())
-        with connected(address) as ray:
+        with connected(address) as obey:
             crew.refuse_impossible()
-            _refuse_one_file(ray, job.work.cache)
-            with _Hands(ray, crew, parcel, min(crew.most, len(pieces))) as hands:
+            _refuse_one_file(job.work.cache)
+            with _Hands(crew, parcel, min(crew.most, len(pieces)), obey) as hands:
                 yield from hands.run(job, pieces)
 
     return run
@@ -68,9 +68,12 @@ def run_job(job: Job, **crew: Any) -> JobReport:
 class _Hands:
     """The actors of one run: started together, given a piece each, replaced when they die, gone at the end."""
 
-    def __init__(self, ray: Any, crew: Crew, parcel: Any, number: int) -> None:
-        self._ray, self._number = ray, number
-        kind = ray.remote(max_concurrency=2, max_restarts=0)(Hand).options(**crew.asks)
+    def __init__(self, crew: Crew, parcel: Any, number: int, obey: Callable[[], None]) -> None:
+        import ray
+
+        self._ray: Any = ray  # parts of which have no types
+        self._number, self._obey = number, obey
+        kind = self._ray.remote(max_concurrency=2, max_restarts=0)(Hand).options(**crew.asks)
         self._new: Callable[[], Any] = lambda: kind.remote(parcel)
         self._running: dict[Any, tuple[Any, Piece | None]] = {}  # what is waited for -> the actor, and its piece
         self._ticks = 0
@@ -97,6 +100,7 @@ class _Hands:
         waiting, died = deque(pieces), Counter[str]()
         while waiting or any(piece is not None for _, piece in self._running.values()):
             ready, _ = self._ray.wait([*self._running], timeout=TICK_S)
+            self._obey()
             if not ready:
                 self._wait_on(job)
                 continue
@@ -162,8 +166,11 @@ def _of_job(job: Job, problem: EmbedregError) -> EmbedregError:
     return problem
 
 
-def _refuse_one_file(ray: Any, cache: str | None) -> None:
-    if cache is not None and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
+def _refuse_one_file(cache: str | None) -> None:
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own has no types
+    if cache is not None and len({node["NodeManagerAddress"] for node in nodes if node["Alive"]}) > 1:
         raise ConfigError(
             "the vector cache is one file, which processes on several machines cannot share.",
             "leave the cache out where a cluster has several nodes",

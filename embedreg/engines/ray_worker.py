@@ -28,6 +28,7 @@ from embedreg.errors import (
     MissingExtraError,
     StorageError,
 )
+from embedreg.images.allowances import ImagePolicy, allow_images, current_policy
 from embedreg.imports import attempt_import_or_raise, importable
 from embedreg.runtime import disk_cache
 from embedreg.schema import Resolved
@@ -51,6 +52,7 @@ class Parcel:
     Attributes:
         pickled: the value; classes of a script or notebook go along, those of modules are imported there.
         grants: what the driver's process has granted stored metadata: names of folders, hosts and variables.
+        images: which folders and hosts the driver's process lets data name images in.
         folder: that relative paths are taken from.
         path: where modules are looked for.
         version: of embedreg, which must be the worker's.
@@ -58,6 +60,7 @@ class Parcel:
 
     pickled: bytes
     grants: grants.Grant
+    images: ImagePolicy
     folder: str
     path: tuple[str, ...]
     version: str = __version__
@@ -88,7 +91,8 @@ def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Parcel:
                 "read the secret from its field (self.api_key) where it is used; keep it in no global or default",
             )
     granted = {kind.name: tuple(sorted(grants.granted(kind.name))) for kind in fields(grants.Grant)}
-    return Parcel(pickled, grants.Grant(**granted), os.getcwd(), tuple(map(os.path.abspath, sys.path)))
+    path = tuple(map(os.path.abspath, sys.path))
+    return Parcel(pickled, grants.Grant(**granted), current_policy(), os.getcwd(), path)
 
 
 def unpack(parcel: Parcel) -> Any:
@@ -105,6 +109,7 @@ def unpack(parcel: Parcel) -> Any:
             f"pip install embedreg=={parcel.version} on every node",
         )
     parcel.grants.__enter__()
+    allow_images(parcel.images)
     with contextlib.suppress(OSError):  # another machine need not have it
         os.chdir(parcel.folder)
     sys.path += [folder for folder in parcel.path if folder not in sys.path and os.path.isdir(folder)]

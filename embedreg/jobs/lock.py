@@ -32,10 +32,10 @@ _held: set[str] = set()  # the names of this process's locks; one of its own tha
 
 
 class Lock:
-    """The right to write to a destination; held from entering to leaving.
+    """The right to write to a destination.
 
-    Raises:
-        StorageError: another run has it.
+    Attributes:
+        held: whether it is this run's.
     """
 
     def __init__(self, root: Storage) -> None:
@@ -43,9 +43,23 @@ class Lock:
         self._name = f"{FOLDER}/{uuid.uuid4().hex}.json"
         self._stopped = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="embedreg-lock", daemon=True)
-        self._lost = False
+        self._lost = self.held = False
 
     def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Take the destination.
+
+        Raises:
+            StorageError: another run has it.
+        """
         _held.add(self._name)
         try:
             self._put()
@@ -58,17 +72,20 @@ class Lock:
                     )
                 self._root.remove(other.path)
         except BaseException:
-            self._remove()
+            self.release()
             raise
+        self.held = True
         self._renewing.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def release(self) -> None:
+        """Give it back; nothing happens where it was not taken."""
+        self.held = False
         self._stopped.set()
-        self._renewing.join()
-        self._remove()
+        if self._renewing.is_alive():
+            self._renewing.join()
+        _held.discard(self._name)
+        with contextlib.suppress(EmbedregError):  # it goes stale by itself
+            self._root.remove(self._name)
 
     def check(self) -> None:
         """Raise `StorageError` where another run took this one for dead and went on in its place."""
@@ -80,11 +97,6 @@ class Lock:
 
     def _put(self) -> None:
         self._root.write(self._name, json.dumps(processes.myself()).encode())
-
-    def _remove(self) -> None:
-        _held.discard(self._name)
-        with contextlib.suppress(EmbedregError):  # it goes stale by itself
-            self._root.remove(self._name)
 
     def _renew(self) -> None:
         while not self._stopped.wait(_RENEW_S):

@@ -15,6 +15,7 @@ from embedreg.base import EmbeddingFunctionConfig
 from embedreg.errors import ConfigError, DriftError, EmbedregError, MetadataError, SchemaError, StorageError
 from embedreg.jobs import claims, places
 from embedreg.jobs.ledger import BAD_ROWS, JOB, PLAN, Ledger
+from embedreg.jobs.lock import FOLDER as LOCK
 from embedreg.jobs.lock import Lock
 from embedreg.jobs.pieces import PIECE_ROWS, Outcome, Piece, cut_up, well_named
 from embedreg.jobs.places import Kind, Target
@@ -124,9 +125,9 @@ def open_job(
         claims.refuse_existing(target, ledger, force)
     made, begun_before = _first_missing(sink.root.local), False
     lock = Lock(sink.root)
-    lock.__enter__()
     with contextlib.ExitStack() as undo:
         undo.callback(lambda: _let_go(target, ledger, lock, made, keep=begun_before))
+        lock.acquire()
         ledger.root.sweep()
         begun = ledger.job()
         if begun is not None and (not resume or (force and target.kind == "folder" and claims.finished(target))):
@@ -316,15 +317,15 @@ def _wipe(target: Target, ledger: Ledger, sink: Sink) -> None:
 
 def _let_go(target: Target, ledger: Ledger, lock: Lock, made: Path | None, keep: bool) -> None:
     """Leave a destination: no lock, no scratch, and nothing at all where nothing was done."""
-    lock.__exit__(None, None, None)
-    root = ledger.root
+    root, mine = ledger.root, lock.held
+    lock.release()
     with contextlib.suppress(EmbedregError):  # what brought us here is the error to show; the next run sweeps too
-        if not keep:
+        if mine and not keep:
             root.remove_all(manifest.FOLDER if target.kind == "folder" else "")
-        elif root.local is not None:
+        elif mine and root.local is not None:
             root.remove_all(SCRATCH)
-    if not keep and made is not None and root.local is not None:
-        remove_empty(root.local if root.local.exists() else root.local.parent, made)
+    if root.local is not None and not (mine and keep):
+        remove_empty([root.local / each for each in (LOCK, SCRATCH, manifest.FOLDER, "")], made)
 
 
 def _first_missing(path: Path | None) -> Path | None:

@@ -407,3 +407,19 @@ def test_a_secret_in_a_class_of_a_script_is_refused(run_python: Callable[..., st
     said = run_python(code)
     assert "holds one of its secrets" in said
     assert "sk-0123456789" not in said
+
+
+def test_what_data_may_name_images_in_goes_along(run_python: Callable[..., str], tmp_path: Path) -> None:
+    """The folders that the driver lets data name images in are allowed on a worker, and nothing else is."""
+    code = (
+        "import embedreg\n"
+        "from embedreg.engines.ray_worker import pack, unpack\n"
+        "from embedreg.images import current_policy\n"
+        "from embedreg.images.allowances import reset\n"
+        f"with embedreg.allow_images(dirs=[{str(tmp_path)!r}], max_pixels=10_000):\n"
+        "    parcel, policy = pack('nothing', []), current_policy()\n"
+        "assert current_policy() != policy\n"
+        "unpack(parcel)\n"
+        "print(current_policy() == policy)\n"
+    )
+    assert run_python(code).strip() == "True"

@@ -152,6 +152,23 @@ def test_a_driver_that_is_killed_is_gone_on_with(cluster: Cluster, tmp_path: Pat
     assert same(target, tmp_path / "near")
 
 
+def test_sigterm_ends_the_command_as_it_does_without_ray(cluster: Cluster, tmp_path: Path, log: Path) -> None:
+    """Exit code 143 and a line that says that work is kept; nothing of Ray's own about the signal."""
+    source, target, told = write(tmp_path / "in", 3, 5, "wait"), tmp_path / "far", tmp_path / "stderr"
+    command = [sys.executable, "-m", "embedreg", "embed", source, target, "--import", HERE / "ray_functions.py"]
+    command += ["-f", "ray-gated", "--set", f"log={log}", "--engine", "ray", "--address", cluster.address]
+    with told.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr, stdout=stderr)
+    try:
+        wait_for(lambda: len([*(target / "_embedreg" / "ledger").glob("*.json")]) == 2, process, told)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 143
+    finally:
+        process.kill()
+    assert told.read_text().splitlines()[-1:] == ["what is done is kept: the same command goes on from there"]
+    assert "SIGTERM" not in told.read_text()
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], told: Path) -> None:
     """Wait until a condition holds, as long as a process lives; `told` is what it prints."""
     deadline = time.monotonic() + 240
