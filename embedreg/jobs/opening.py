@@ -123,38 +123,39 @@ def open_job(
     appeared = claims.appeared(target, ledger, resume)
     if not appeared:
         claims.refuse_existing(target, ledger, force)
-    made, begun_before = _first_missing(sink.root.local), False
-    lock = Lock(sink.root)
+    begun = ledger.job()
+    anew = begun is None or not resume or (force and target.kind == "folder" and claims.finished(target))
+    known, planned = (None if anew else ledger.plan()) or (None, frozenset[str]())
+    source = open_source(place, known)
+    configs = _declared(source, declaration)
+    if begun is None or anew:
+        job = _begin(target, source, configs, declaration, piece_rows)
+    else:
+        job = begun
+        _refuse_other(job, known, source, configs, target)
+    pieces = cut_up(source.inputs, job["piece_rows"], full_names=job["full_names"])
+    functions = {each.vector_column: each.function for each in configs}
+    path = None if cache is None else str(cache)
+    work = JobSpec(source, sink, job["schema"], functions, on_error, batch_rows, path)
+    # Nothing has been written so far. From here on the destination is this run's.
+    made, lock, keep = _first_missing(sink.root.local), Lock(sink.root), True
     with contextlib.ExitStack() as undo:
-        undo.callback(lambda: _let_go(target, ledger, lock, made, keep=begun_before))
+        undo.callback(lambda: _let_go(target, ledger, lock, made, keep=keep))
         lock.acquire()
+        if ledger.job() != begun:
+            raise StorageError(f"another run has begun or ended on {target} meanwhile.", "run the same command again")
+        keep = not anew
         ledger.root.sweep()
-        begun = ledger.job()
-        if begun is not None and (not resume or (force and target.kind == "folder" and claims.finished(target))):
-            _wipe(target, ledger, sink)
-            begun = None
-        begun_before = begun is not None
-        known, planned = (ledger.plan() if begun is not None else None) or (None, frozenset[str]())
-        source = open_source(place, known)
-        configs = _declared(source, declaration)
-        if begun is None:
-            job = _begin(target, source, configs, declaration, piece_rows)
-        else:
-            job = begun
-            _refuse_other(job, known, source, configs, target)
-        work = JobSpec(
-            source, sink, job["schema"], {each.vector_column: each.function for each in configs}, on_error, batch_rows,
-            None if cache is None else str(cache),
-        )  # fmt: skip
-        pieces = cut_up(source.inputs, job["piece_rows"], full_names=job["full_names"])
-        if begun is None:
+        if begun is not None and anew:
+            _wipe(ledger, sink)
+        if anew:
             ledger.begin(**job)
         sink.prepare(job["schema"])
         done, removed = _taken_up(ledger, sink, source, pieces, planned, prune, appeared)
         _refuse_other_policy(done.values(), on_error)
         if known is None or not _same_plan(known, planned, source, pieces):
             ledger.keep_plan(source.schema, source.inputs, pieces)
-        opened = Opened(target, ledger, lock, work, pieces, done, removed, appeared, begun_before, made)
+        opened = Opened(target, ledger, lock, work, pieces, done, removed, appeared, not anew, made)
         undo.pop_all()
     return opened
 
@@ -304,7 +305,7 @@ def _same_plan(known: Known, planned: frozenset[str], source: Source, pieces: Se
     return planned == {piece.output for piece in pieces} and list(known.inputs.values()) == list(source.inputs)
 
 
-def _wipe(target: Target, ledger: Ledger, sink: Sink) -> None:
+def _wipe(ledger: Ledger, sink: Sink) -> None:
     """Remove what earlier runs have done and recorded, and nothing else."""
     plan = ledger.plan()
     for name in (plan[1] if plan is not None else frozenset()) | ledger.records().keys():
@@ -324,7 +325,7 @@ def _let_go(target: Target, ledger: Ledger, lock: Lock, made: Path | None, keep:
             root.remove_all(manifest.FOLDER if target.kind == "folder" else "")
         elif mine and root.local is not None:
             root.remove_all(SCRATCH)
-    if root.local is not None and not (mine and keep):
+    if root.local is not None and not (root.local / JOB).exists():
         remove_empty([root.local / each for each in (LOCK, SCRATCH, manifest.FOLDER, "")], made)
 
 

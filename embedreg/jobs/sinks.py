@@ -260,5 +260,6 @@ def sink_for(target: Target) -> Sink:
         return FolderSink(target.storage)
     if target.kind == "lance":
         target.storage.refuse_for_lance()
+        _lance()  # before anything is written, should it be missing
     beside = target.storage.inside(f".{target.name}.embedreg")
     return LanceSink(beside, target) if target.kind == "lance" else FileSink(beside, target)

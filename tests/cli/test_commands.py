@@ -61,7 +61,9 @@ def test_help_lists_every_command_and_every_exit_code(cli: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[name] for name in COMMANDS] + [[name, under] for name in GROUPS for under in GROUPS[name]], ids=" ".join
+    "command",
+    [[name] for name in COMMANDS] + [[name, under] for name in GROUPS for under in GROUPS[name]],
+    ids=" ".join,
 )
 def test_every_command_has_the_common_options(cli: Callable, command: list[str]) -> None:
     """--import, the grants, --env and --debug are everywhere, and so is --json."""

@@ -267,3 +267,10 @@ class BareQuery(Good):
 
     def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
         return self.vector(query).tolist()
+
+
+class AwaitsTheFirst(Good):
+    """An awaited query is cut to its first letter."""
+
+    async def acompute_query_embeddings(self, query: Any) -> Any:
+        return self.compute_query_embeddings(query[:1])

@@ -54,6 +54,7 @@ BROKEN: list[tuple[type[Good], str, str]] = [
     (specimens.HandsOutItsCache, "test_results_belong_to_the_caller", "written into"),
     (specimens.GivesNone, "test_nulls_and_blanks_have_no_vector", "7 are full and 6 have vectors"),
     (specimens.RetriesOtherwise, "test_engines_get_the_same_vectors", "leave the two"),
+    (specimens.AwaitsTheFirst, "test_queries_can_be_awaited", "acompute_query_embeddings"),
     (specimens.BareQuery, "test_a_query_gives_one_vector", "1 row(s) gave 16 vectors"),
     (values.DerivesAField, "test_the_configuration_gives_an_equal_function", "other values of prefix"),
     (values.CountsCalls, "test_the_configuration_gives_an_equal_function", "other values of calls"),

@@ -119,3 +119,21 @@ def test_a_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         while path.stat().st_mtime_ns == first:
             assert time.monotonic() < deadline
             time.sleep(0.005)  # the event is another thread's write
+
+
+def test_a_run_that_ended_while_this_one_was_opening_is_left_alone(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked at before the lock was taken is looked at again: nothing of the other run is lost."""
+    out, declaration = tmp_path / "out", Logged().bind("text", "vector")
+    acquire = Lock.acquire
+
+    def late(self: Lock) -> None:
+        monkeypatch.undo()
+        embedreg.embed(dataset, out, declaration, **OPTIONS)  # another run, from its beginning to its end
+        acquire(self)
+
+    monkeypatch.setattr(Lock, "acquire", late)
+    with pytest.raises(StorageError, match="another run has begun or ended"):
+        embedreg.embed(dataset, out, declaration, **OPTIONS)
+    assert embedreg.embed(dataset, out, declaration, **OPTIONS).reused == 7

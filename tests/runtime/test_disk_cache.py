@@ -425,18 +425,20 @@ def test_a_killed_writer_leaves_whole_vectors(path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_opens_its_own(path: Path) -> None:
+def test_a_forked_child_opens_its_own(path: Path, run_python: Callable[..., str]) -> None:
     """A connection does not cross a fork: the child opens the file anew, and the parent's goes on."""
-    fn = hashing()
-    with embedreg.vector_cache(path) as cache:
-        embedreg.embed_column(fn, TEXTS[:100])
-        child = os.fork()
-        if child == 0:
-            good = embedreg.embed_column(fn, TEXTS[:200]).cached == 100
-            os._exit(0 if good else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert embedreg.embed_column(fn, TEXTS[:300]).cached == 200
-        assert cache.stored == 200
+    code = (  # in a process of its own, where no library is loaded that cannot be forked
+        "import os, embedreg\n"
+        "fn, texts = embedreg.get('hashing').create(dim=8), [f'text {row}' for row in range(300)]\n"
+        f"with embedreg.vector_cache({str(path)!r}) as cache:\n"
+        "    embedreg.embed_column(fn, texts[:100])\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os._exit(0 if embedreg.embed_column(fn, texts[:200]).cached == 100 else 1)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "    print(embedreg.embed_column(fn, texts).cached, cache.stored)\n"
+    )
+    assert run_python(code).split() == ["0", "200", "200"]
 
 
 # -- files that are not as they should be ----------------------------------------------------------------------------
