@@ -22,6 +22,7 @@ HEAVY = {
     "polars",
     "openai",
     "duckdb",
+    "ray",
 }
 
 

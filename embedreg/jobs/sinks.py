@@ -148,12 +148,15 @@ class LanceSink(Sink):
 
     def prepare(self, schema: pa.Schema) -> None:
         if self.root.local is not None and isinstance(self._growing, str):
-            lance = _lance()
-            with _lance_errors(self._uri):
-                lance.LanceDataset.commit(
-                    self._uri, lance.LanceOperation.Overwrite(schema, []), enable_v2_manifest_paths=True
-                )
+            self._commit(schema, [])
             self.__dict__.pop("_growing")
+
+    def _commit(self, schema: pa.Schema, fragments: Sequence[Any]) -> None:
+        """Make a version of some fragments, in a thread: a signal must not leave Lance writing behind our back."""
+        lance = _lance()
+        made = lance.LanceOperation.Overwrite(schema, fragments)
+        with _lance_errors(str(self.target)), ThreadPoolExecutor(1, "embedreg-lance") as pool:
+            pool.submit(lance.LanceDataset.commit, self._uri, made, enable_v2_manifest_paths=True).result()
 
     def write(self, piece: Piece, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
         write_fragments = attempt_import_or_raise("lance.fragment", "pylance", extra="lancedb").write_fragments
@@ -182,11 +185,9 @@ class LanceSink(Sink):
             self.__dict__.pop("_growing", None)
 
     def finish(self, schema: pa.Schema, outcomes: Sequence[Outcome]) -> None:
-        lance, metadata = _lance(), attempt_import_or_raise("lance.fragment", "pylance").FragmentMetadata
+        metadata = attempt_import_or_raise("lance.fragment", "pylance").FragmentMetadata
         stored = [each for outcome in outcomes for each in outcome.stored["fragments"]]
-        made = [metadata.from_json(json.dumps(each)) for each in stored]
-        with _lance_errors(str(self.target)):
-            lance.LanceDataset.commit(self._uri, lance.LanceOperation.Overwrite(schema, made))
+        self._commit(schema, [metadata.from_json(json.dumps(each)) for each in stored])
         if self.root.local is not None and self.target.path is not None:
             growing = self.root.local / _TABLE
             _remove_unnamed(growing / "data", {file["path"] for each in stored for file in each["files"]})

@@ -386,6 +386,35 @@ def test_a_class_that_the_workers_cannot_import_is_named(cluster: Cluster) -> No
     assert "working_dir" in str(caught.value.hint)
 
 
+def test_a_class_of_a_script_is_the_same_class_elsewhere(run_python: Callable[..., str], tmp_path: Path) -> None:
+    """Pickled by value it is made empty and filled afterwards; its sensitive field still refuses written-out keys."""
+    home = (
+        "import sys, embedreg, ray.cloudpickle\n"
+        "@embedreg.register('of-a-script')\n"
+        "class OfAScript(embedreg.TextEmbeddingFunction):\n"
+        "    size: int = 4\n"
+        "    api_key: str | None = None\n"
+        "    def ndims(self): return self.size\n"
+        "    def generate_embeddings(self, texts): return [[0.0] * self.size for _ in texts]\n"
+        "fn = OfAScript.create(size=5)\n"
+        "open(sys.argv[1], 'wb').write(ray.cloudpickle.dumps(fn))\n"
+        "print(embedreg.embed_table({'text': ['a']}, fn.bind('text', 'vector')).schema.metadata)\n"
+    )
+    away = (
+        "import sys, embedreg, ray.cloudpickle\n"
+        "fn = ray.cloudpickle.loads(open(sys.argv[1], 'rb').read())\n"
+        "try:\n"
+        "    type(fn)(api_key='sk-0123456789')\n"
+        "except embedreg.EmbedregError as exc:\n"
+        "    print(type(exc).__name__, file=sys.stderr)\n"
+        "else:\n"
+        "    sys.exit('a hard-coded secret was taken')\n"
+        "assert fn == type(fn)(size=5) and hash(fn) == hash(type(fn)(size=5)) and fn != type(fn)()\n"
+        "print(embedreg.embed_table({'text': ['a']}, fn.bind('text', 'vector')).schema.metadata)\n"
+    )
+    assert run_python(home, tmp_path / "pickled") == run_python(away, tmp_path / "pickled")
+
+
 def test_a_secret_in_a_class_of_a_script_is_refused(run_python: Callable[..., str]) -> None:
     """A class pickled by value would take a global's value along: where that is its own secret, it is refused."""
     code = (

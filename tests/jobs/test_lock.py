@@ -54,6 +54,7 @@ def test_a_lock_of_a_dead_process_is_taken_over(start: Callable, dataset: Path, 
     log, out = tmp_path / "log", tmp_path / "out"
     first = start(children.run, dataset, out, log, pause_s=0.05, **OPTIONS)
     while not children.embedded(log):
+        assert first.exitcode is None
         first.join(0.01)
     first.kill()
     first.join()
