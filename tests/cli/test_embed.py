@@ -241,7 +241,8 @@ def test_stopping_it_leaves_nothing_half_written(
         time.sleep(0.05)
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    # Python itself ends by the signal where that comes in the middle of an import: a shell shows the same code.
+    assert process.returncode in (code, -stop)
     assert "Traceback" not in err
     assert left(tmp_path) == ["picky.py", "source.parquet"]
 
