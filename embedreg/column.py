@@ -16,7 +16,7 @@ from embedreg import identity, inputs
 from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
 from embedreg.errors import BadRowsError, InputError
 from embedreg.runtime import disk_cache, progress
-from embedreg.vectors import Embedded, as_matrix, scatter
+from embedreg.vectors import Embedded, as_matrix, laid_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,7 @@ def embed_column(
     *,
     on_window: Callable[[int], None] | None = None,
     probing: bool = False,
+    empty: Callable[[int, int], np.ndarray] | None = None,
 ) -> Embedded:
     """Embed one column: nulls and blanks never reach the model, equal inputs reach it once.
 
@@ -44,6 +45,7 @@ def embed_column(
         on_window: called with the number of rows that each window of work settled, and within a window with those of
             each batch, where the function runs on embedreg's runtime.
         probing: for the drift check itself, which must not check again.
+        empty: makes the (m, d) float32 matrix that the vectors are put into.
     Returns:
         (n, d) vectors, which of them are valid, and why the others are not.
     Raises:
@@ -57,12 +59,11 @@ def embed_column(
     column = inputs.column_of(values, function.traits.modality)
     distinct, index = distinct_inputs(column)
     ndims = function.ndims()
-    embedded = Embedded.empty(len(index), ndims)
-    embedded.distinct = len(distinct)
     counts = np.bincount(index[index >= 0], minlength=len(distinct)) if len(distinct) else np.zeros(0, np.int64)
     if on_window is not None and (blank := int((index < 0).sum())):
         on_window(blank)
-    matrix = np.empty((len(distinct), ndims), np.float32)
+    matrix = np.empty((len(distinct), ndims), np.float32) if empty is None else empty(len(distinct), ndims)
+    cached = 0
     valid = np.zeros(len(distinct), bool)
     reasons: dict[int, str] = {}
     call = functools.partial(_compute, function, role)
@@ -70,11 +71,12 @@ def embed_column(
         window = distinct[start : start + function.traits.window]
         with _told(on_window, counts[start : start + len(window)]):
             (rows, ok, why), known = _embed(function, role, ndims, window, call, probing)
-        embedded.cached += known
+        cached += known
         stop = start + len(window)
         matrix[start:stop], valid[start:stop] = rows, ok
         reasons |= {start + row: reason for row, reason in why.items()}
-    scatter(embedded, matrix, valid, reasons, index)
+    embedded = laid_out(matrix, valid, reasons, index)
+    embedded.cached = cached
     return embedded
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "scatter", "to_arrow"]
+__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "laid_out", "to_arrow"]
 
 
 @dataclass
@@ -123,15 +123,22 @@ def _from_rows(rows: list[Any], n: int, d: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _finite(matrix: np.ndarray, valid: np.ndarray, reasons: dict[int, str]) -> tuple[np.ndarray, dict[int, str]]:
-    """Mark the rows that hold NaN or infinity; the sum of a float64 view is finite only where all of it is."""
+    """Mark the rows that hold NaN or infinity."""
     import numpy as np
 
-    if not np.isfinite(matrix.sum(dtype=np.float64)):
+    if not _all_finite(matrix):
         broken = valid & ~np.isfinite(matrix).all(axis=1)
         reasons |= {int(row): "its vector is not finite" for row in np.flatnonzero(broken)}
         valid = valid & ~broken
         matrix[broken] = 0
     return valid, reasons
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    """Say whether no float is NaN or infinite; without memory for an answer a float, as the extremes tell."""
+    import numpy as np
+
+    return not values.size or bool(np.isfinite(values.max()) and np.isfinite(values.min()))
 
 
 def _wrong_shape(n: int, d: int, shape: tuple[Any, ...]) -> VectorError:
@@ -141,21 +148,19 @@ def _wrong_shape(n: int, d: int, shape: tuple[Any, ...]) -> VectorError:
     )
 
 
-def scatter(
-    embedded: Embedded, matrix: np.ndarray, valid: np.ndarray, reasons: dict[int, str], index: np.ndarray
-) -> None:
-    """Lay the vectors of the distinct inputs out over the rows.
+def laid_out(matrix: np.ndarray, valid: np.ndarray, reasons: dict[int, str], index: np.ndarray) -> Embedded:
+    """Lay the vectors of m distinct inputs out over n rows; without a copy where all are different.
 
     Args:
-        embedded: n rows, filled in place.
-        matrix, valid, reasons: of the m distinct inputs.
+        matrix, valid, reasons: of the distinct inputs.
         index: (n,) the place of each row among the distinct inputs, -1 for none.
     """
     import numpy as np
 
     if len(index) == len(matrix) and not reasons and valid.all() and np.array_equal(index, np.arange(len(index))):
-        embedded.matrix, embedded.valid = matrix, valid  # all distinct: nothing to copy
-        return
+        return Embedded(matrix, valid, distinct=len(matrix))
+    embedded = Embedded.empty(len(index), matrix.shape[1])
+    embedded.distinct = len(matrix)
     rows = np.flatnonzero(index >= 0)
     places = index[rows]
     good = valid[places]
@@ -164,19 +169,17 @@ def scatter(
     if reasons:
         pairs = zip(rows.tolist(), places.tolist(), strict=True)
         embedded.reasons = {row: reasons[place] for row, place in pairs if place in reasons}
+    return embedded
 
 
 def complete_and_finite(column: pa.Array) -> bool:
     """Say whether a FixedSizeListArray has a vector in every row, all of finite floats; without a copy."""
-    import numpy as np
-
     if column.null_count:
         return False
     values = column.flatten()
     if values.null_count:
         return False
-    # float32 sums of finite values may overflow; float64 ones do not
-    return bool(np.isfinite(values.to_numpy(zero_copy_only=False).sum(dtype=np.float64)))
+    return _all_finite(values.to_numpy(zero_copy_only=False))
 
 
 def given_vectors(column: pa.Array, d: int, name: str) -> tuple[Embedded, dict[int, str]]:

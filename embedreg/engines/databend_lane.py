@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
 from embedreg.column import embed_column
 from embedreg.errors import CallError, EmbedregError
+from embedreg.runtime.blocks import Blocks
 from embedreg.runtime.coalesce import Coalescer, Pass
 from embedreg.runtime.recent import RecentVectors, keys_of
 
@@ -93,6 +94,7 @@ class Lane:
         self.recent = RecentVectors(self.ndims, limits.cache_rows, max_bytes)
         passes = limits.concurrency or function.traits.concurrency
         # queries are embedded one by one, and nothing stops them between
+        self._blocks = Blocks()
         self._kind = "waited for" if passes == 1 or role == "query" else "shared"
         self._rows_a_s: float | None = None
         self.passes: Coalescer[_Request, Vectors] = Coalescer(
@@ -123,7 +125,7 @@ class Lane:
         import pyarrow as pa
 
         keys = keys_of(values)
-        vectors, known = self.recent.get(keys)
+        vectors, known = self.recent.get(keys, self._blocks.empty)
         self.tally.add(name, "cached", len(vectors))
         if len(vectors) == len(keys):
             return Vectors(vectors, known, {})
@@ -132,7 +134,7 @@ class Lane:
         missing = np.flatnonzero(~known)
         request = _Request(name, values.take(pa.array(missing)), [keys[row] for row in missing])
         made = self._computed(request, check)
-        matrix, valid = np.empty((len(keys), self.ndims), np.float32), known
+        matrix, valid = self._blocks.empty(len(keys), self.ndims), known
         matrix[known], matrix[missing] = vectors, made.matrix
         valid[missing] = made.valid
         return Vectors(matrix, valid, {int(missing[row]): why for row, why in made.reasons.items()})
@@ -202,7 +204,7 @@ class Lane:
         import numpy as np
         import pyarrow as pa
 
-        vectors, known = self.recent.get(keys)
+        vectors, known = self.recent.get(keys, self._blocks.empty)
         missing = np.flatnonzero(~known)
         if not len(missing):
             return Vectors(vectors, known, {})
@@ -213,7 +215,7 @@ class Lane:
         self.recent.put([keys[missing[row]] for row in good], made.matrix if whole else made.matrix[good])
         if not some:
             return made
-        matrix, valid = np.empty((len(keys), self.ndims), np.float32), known
+        matrix, valid = self._blocks.empty(len(keys), self.ndims), known
         matrix[known], matrix[missing] = vectors, made.matrix
         valid[missing] = made.valid
         return Vectors(matrix, valid, {int(missing[row]): why for row, why in made.reasons.items()})
@@ -223,7 +225,9 @@ class Lane:
         import numpy as np
 
         began = time.perf_counter()
-        made = embed_column(self.function, values, self.role, on_window=lambda rows: each.check())
+        made = embed_column(
+            self.function, values, self.role, on_window=lambda rows: each.check(), empty=self._blocks.empty
+        )
         took = time.perf_counter() - began
         self._rows_a_s = len(values) / max(took, 1e-6)
         self.tally.add(name, "passes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class RecentVectors:
     def __init__(self, ndims: int, max_rows: int, max_bytes: int) -> None:
         import numpy as np
 
+        self.ndims = ndims
         self.capacity = max(0, min(max_rows, max_bytes // (4 * ndims + KEY_BYTES)))
         self._lock = threading.Lock()
         self._slots: dict[Hashable, int] = {}
@@ -46,9 +47,13 @@ class RecentVectors:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def get(self, keys: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    def get(
+        self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Look n inputs up.
 
+        Args:
+            empty: makes the (k, d) float32 matrix that the vectors are put into.
         Returns:
             (k, d) float32, the vectors of those that are known, in order; and (n,) bool, which those are.
         """
@@ -60,7 +65,9 @@ class RecentVectors:
             slots = slots[known]
             self._clock += 1
             self._used[slots] = self._clock
-            return self._matrix[slots], known
+            vectors = np.empty((len(slots), self.ndims), np.float32) if empty is None else empty(len(slots), self.ndims)
+            np.take(self._matrix, slots, axis=0, out=vectors, mode="clip")  # "raise" would copy once more
+            return vectors, known
 
     def put(self, keys: Sequence[Hashable], vectors: np.ndarray) -> None:
         """Keep the vectors of n inputs, (n, d) float32; of more than there is room for, the last ones."""
