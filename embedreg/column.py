@@ -16,13 +16,13 @@ from embedreg import identity, inputs
 from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
 from embedreg.errors import BadRowsError, InputError
 from embedreg.runtime import disk_cache, progress
-from embedreg.vectors import Embedded, as_matrix, laid_out
+from embedreg.vectors import Embedded, as_matrix
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["embed_column", "embed_query"]
+__all__ = ["distinct_inputs", "embed_column", "embed_distinct", "embed_query"]
 
 Role: TypeAlias = Literal["source", "query"]
 
@@ -34,7 +34,6 @@ def embed_column(
     *,
     on_window: Callable[[int], None] | None = None,
     probing: bool = False,
-    empty: Callable[[int, int], np.ndarray] | None = None,
 ) -> Embedded:
     """Embed one column: nulls and blanks never reach the model, equal inputs reach it once.
 
@@ -45,7 +44,6 @@ def embed_column(
         on_window: called with the number of rows that each window of work settled, and within a window with those of
             each batch, where the function runs on embedreg's runtime.
         probing: for the drift check itself, which must not check again.
-        empty: makes the (m, d) float32 matrix that the vectors are put into.
     Returns:
         (n, d) vectors, which of them are valid, and why the others are not.
     Raises:
@@ -56,28 +54,62 @@ def embed_column(
 
     if not probing:
         identity.verify_once(function)
-    column = inputs.column_of(values, function.traits.modality)
-    distinct, index = distinct_inputs(column)
-    ndims = function.ndims()
+    distinct, index = distinct_inputs(inputs.column_of(values, function.traits.modality))
     counts = np.bincount(index[index >= 0], minlength=len(distinct)) if len(distinct) else np.zeros(0, np.int64)
     if on_window is not None and (blank := int((index < 0).sum())):
         on_window(blank)
-    matrix = np.empty((len(distinct), ndims), np.float32) if empty is None else empty(len(distinct), ndims)
-    cached = 0
-    valid = np.zeros(len(distinct), bool)
-    reasons: dict[int, str] = {}
+    made = _windows(function, distinct, role, on_window, counts, probing, None)
+    return made.laid_out(index)
+
+
+def embed_distinct(
+    function: EmbeddingFunction,
+    distinct: Any,
+    role: Role = "source",
+    *,
+    on_window: Callable[[int], None] | None = None,
+    empty: Callable[[int, int], np.ndarray] | None = None,
+) -> Embedded:
+    """Embed inputs that `distinct_inputs` gave, for callers that know some of them already.
+
+    Args:
+        distinct: m inputs, no two equal, none of them null or blank.
+        on_window: as of `embed_column`.
+        empty: makes the (m, d) float32 matrix that the vectors are put into.
+    Returns:
+        As `embed_column`: (m, d) vectors.
+    """
+    import numpy as np
+
+    identity.verify_once(function)
+    return _windows(function, distinct, role, on_window, np.ones(len(distinct), np.int64), False, empty)
+
+
+def _windows(
+    function: EmbeddingFunction,
+    distinct: Any,
+    role: Role,
+    on_window: Callable[[int], None] | None,
+    counts: np.ndarray,
+    probing: bool,
+    empty: Callable[[int, int], np.ndarray] | None,
+) -> Embedded:
+    """Embed distinct inputs, each of which stands for `counts` rows, a window at a time."""
+    import numpy as np
+
+    m, ndims = len(distinct), function.ndims()
+    matrix = np.empty((m, ndims), np.float32) if empty is None else empty(m, ndims)
+    made = Embedded(matrix, np.zeros(m, bool), distinct=m)
     call = functools.partial(_compute, function, role)
-    for start in range(0, len(distinct), function.traits.window):
+    for start in range(0, m, function.traits.window):
         window = distinct[start : start + function.traits.window]
         with _told(on_window, counts[start : start + len(window)]):
             (rows, ok, why), known = _embed(function, role, ndims, window, call, probing)
-        cached += known
+        made.cached += known
         stop = start + len(window)
-        matrix[start:stop], valid[start:stop] = rows, ok
-        reasons |= {start + row: reason for row, reason in why.items()}
-    embedded = laid_out(matrix, valid, reasons, index)
-    embedded.cached = cached
-    return embedded
+        made.matrix[start:stop], made.valid[start:stop] = rows, ok
+        made.reasons |= {start + row: reason for row, reason in why.items()}
+    return made
 
 
 def embed_query(function: EmbeddingFunction, query: Any) -> np.ndarray:
@@ -163,8 +195,9 @@ def distinct_inputs(column: Any) -> tuple[Any, np.ndarray]:
         return _distinct_bytes(column)
     else:
         return column.drop_null(), np.where(column.is_valid(), np.cumsum(column.is_valid()) - 1, -1)
-    # not if_else, which reads the wrong bytes of a slice in pyarrow before 24
-    column = pc.replace_with_mask(column, blank.fill_null(False), pa.scalar(None, column.type))
+    if pc.any(blank).as_py():
+        # not if_else, which reads the wrong bytes of a slice in pyarrow before 24
+        column = pc.replace_with_mask(column, blank.fill_null(False), pa.scalar(None, column.type))
     encoded = column.dictionary_encode()
     index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return encoded.dictionary, index

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "laid_out", "to_arrow"]
+__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "to_arrow"]
 
 
 @dataclass
@@ -38,6 +38,29 @@ class Embedded:
         import numpy as np
 
         return cls(np.zeros((n, d), np.float32), np.zeros(n, bool))
+
+    def laid_out(self, index: np.ndarray) -> Embedded:
+        """Return the vectors of n rows, where these are of m distinct inputs; without a copy if all are different.
+
+        Args:
+            index: (n,) the place of each row among the distinct inputs, -1 for none.
+        """
+        import numpy as np
+
+        n, m = len(index), len(self.valid)
+        if n == m and not self.reasons and self.valid.all() and np.array_equal(index, np.arange(n)):
+            return self
+        rows = np.flatnonzero(index >= 0)
+        places = index[rows]
+        good = self.valid[places]
+        made = Embedded.empty(n, self.matrix.shape[1])
+        made.distinct, made.cached = self.distinct, self.cached
+        made.matrix[rows[good]] = self.matrix[places[good]]
+        made.valid[rows[good]] = True
+        if self.reasons:
+            pairs = zip(rows.tolist(), places.tolist(), strict=True)
+            made.reasons = {row: self.reasons[place] for row, place in pairs if place in self.reasons}
+        return made
 
     def to_arrow(self, value_type: Any = None) -> pa.Array:
         """Return the column as a FixedSizeListArray, without a copy for float32."""
@@ -146,30 +169,6 @@ def _wrong_shape(n: int, d: int, shape: tuple[Any, ...]) -> VectorError:
         f"the function returned vectors of shape {shape} for {n} inputs; ({n}, {d}) was expected.",
         "return one vector of ndims() numbers for each input",
     )
-
-
-def laid_out(matrix: np.ndarray, valid: np.ndarray, reasons: dict[int, str], index: np.ndarray) -> Embedded:
-    """Lay the vectors of m distinct inputs out over n rows; without a copy where all are different.
-
-    Args:
-        matrix, valid, reasons: of the distinct inputs.
-        index: (n,) the place of each row among the distinct inputs, -1 for none.
-    """
-    import numpy as np
-
-    if len(index) == len(matrix) and not reasons and valid.all() and np.array_equal(index, np.arange(len(index))):
-        return Embedded(matrix, valid, distinct=len(matrix))
-    embedded = Embedded.empty(len(index), matrix.shape[1])
-    embedded.distinct = len(matrix)
-    rows = np.flatnonzero(index >= 0)
-    places = index[rows]
-    good = valid[places]
-    embedded.matrix[rows[good]] = matrix[places[good]]
-    embedded.valid[rows[good]] = True
-    if reasons:
-        pairs = zip(rows.tolist(), places.tolist(), strict=True)
-        embedded.reasons = {row: reasons[place] for row, place in pairs if place in reasons}
-    return embedded
 
 
 def complete_and_finite(column: pa.Array) -> bool:

@@ -15,9 +15,10 @@ from databend_udf.udf import ARROW_EXT_TYPE_VECTOR, EXTENSION_KEY, Headers, User
 
 from embedreg.column import distinct_inputs
 from embedreg.engines.databend_call import Call, in_one_line, told
-from embedreg.engines.databend_lane import Lane, Vectors
+from embedreg.engines.databend_lane import Lane
 from embedreg.errors import InputError
 from embedreg.inputs import column_of
+from embedreg.vectors import Embedded
 
 if TYPE_CHECKING:
     from embedreg.engines.databend import Served
@@ -110,10 +111,10 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             if n == 0:
                 return
 
-    def _embed(self, values: pa.Array, call: Call) -> Vectors:
+    def _embed(self, values: pa.Array, call: Call) -> Embedded:
         """Embed new inputs; what is too long is a bad row and stays here."""
         if not len(values):
-            return _none(0, self.lane.ndims)
+            return Embedded.empty(0, self.lane.ndims)
         limit = self.lane.limits.max_text_bytes
         short = np.asarray(pc.less_equal(pc.binary_length(values), limit))
         if short.all():
@@ -121,7 +122,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         else:
             rows = np.flatnonzero(short)
             some = self.lane.embed(self._name, values.take(pa.array(rows)), call.check) if len(rows) else None
-            made = _none(len(values), self.lane.ndims)
+            made = Embedded.empty(len(values), self.lane.ndims)
             made.reasons.update(dict.fromkeys(np.flatnonzero(~short).tolist(), f"it is longer than {limit} bytes"))
             if some is not None:
                 made.matrix[rows], made.valid[rows] = some.matrix, some.valid
@@ -134,7 +135,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             log.info("%s", problem)
         return made
 
-    def _batch(self, made: Vectors) -> pa.RecordBatch:
+    def _batch(self, made: Embedded) -> pa.RecordBatch:
         kind = self._result_schema.field(0).type
         mask = None if made.valid.all() else pa.array(~made.valid)
         if self.served.returns == "vector":
@@ -174,7 +175,7 @@ class _Earlier:
         self.matrix = np.empty((repeated, self.ndims), np.float32)  # untouched pages cost nothing
         self.valid = np.zeros(repeated, bool)
 
-    def laid_out(self, part: np.ndarray, seen: int, fresh: Vectors) -> Vectors:
+    def laid_out(self, part: np.ndarray, seen: int, fresh: Embedded) -> Embedded:
         """Return the vectors of a chunk's rows.
 
         Args:
@@ -184,24 +185,20 @@ class _Earlier:
         """
         if len(part) == len(fresh.valid) and np.array_equal(part, np.arange(seen, seen + len(part))):
             return fresh  # all different, nothing null: as it is
-        made = _none(len(part), self.ndims)
+        made = Embedded.empty(len(part), self.ndims)
         new, old = part >= seen, (part >= 0) & (part < seen)
         made.matrix[new], made.valid[new] = fresh.matrix[part[new] - seen], fresh.valid[part[new] - seen]
         slots = self.slot[part[old]]
         made.matrix[old], made.valid[old] = self.matrix[slots], self.valid[slots]
         return made
 
-    def keep(self, seen: int, fresh: Vectors, stop: int) -> None:
+    def keep(self, seen: int, fresh: Embedded, stop: int) -> None:
         """Keep the new vectors that rows from `stop` on need."""
         again = np.flatnonzero(self.last[seen : seen + len(fresh.valid)] >= stop)
         slots = np.arange(self.kept, self.kept + len(again))
         self.slot[seen + again] = slots
         self.matrix[slots], self.valid[slots] = fresh.matrix[again], fresh.valid[again]
         self.kept += len(again)
-
-
-def _none(n: int, ndims: int) -> Vectors:
-    return Vectors(np.zeros((n, ndims), np.float32), np.zeros(n, bool), {})
 
 
 def _result_field(returns: str, ndims: int) -> pa.Field:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
-from embedreg.column import embed_column
+from embedreg.column import embed_column, embed_distinct
 from embedreg.errors import CallError, EmbedregError
 from embedreg.runtime.blocks import Blocks
 from embedreg.runtime.coalesce import Coalescer, Pass
 from embedreg.runtime.recent import RecentVectors, keys_of
+from embedreg.vectors import Embedded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from embedreg.engines.databend import Limits
     from embedreg.engines.databend_metrics import Tally
 
-__all__ = ["Lane", "Vectors", "queries_differ"]
+__all__ = ["Lane", "queries_differ"]
 
 log = logging.getLogger("embedreg")
 
@@ -54,21 +55,6 @@ def queries_differ(function: EmbeddingFunction) -> bool:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """The vectors of n inputs.
-
-    Attributes:
-        matrix: (n, d) float32.
-        valid: (n,) bool.
-        reasons: row -> why it has none.
-    """
-
-    matrix: np.ndarray
-    valid: np.ndarray
-    reasons: dict[int, str]
-
-
-@dataclass(frozen=True)
 class _Request:
     """Inputs of one call, none twice and none of them known, with their keys."""
 
@@ -97,7 +83,7 @@ class Lane:
         self._blocks = Blocks()
         self._kind = "waited for" if passes == 1 or role == "query" else "shared"
         self._rows_a_s: float | None = None
-        self.passes: Coalescer[_Request, Vectors] = Coalescer(
+        self.passes: Coalescer[_Request, Embedded] = Coalescer(
             self._run,
             passes=passes,
             window_s=limits.coalesce_window_s,
@@ -114,30 +100,28 @@ class Lane:
         rows = FIRST_CHUNK[self._kind] if pace is None else int(pace * CHUNK_S[self._kind])
         return max(1, min(rows, self.limits.chunk_rows))
 
-    def embed(self, name: str, values: pa.Array, check: Callable[[], None]) -> Vectors:
+    def embed(self, name: str, values: pa.Array, check: Callable[[], None]) -> Embedded:
         """Embed n different inputs, none of them null or blank.
 
         Args:
             name: of the SQL function that asks.
             check: raises when the call is over.
         """
-        import numpy as np
         import pyarrow as pa
 
-        keys = keys_of(values)
-        vectors, known = self.recent.get(keys, self._blocks.empty)
-        self.tally.add(name, "cached", len(vectors))
-        if len(vectors) == len(keys):
-            return Vectors(vectors, known, {})
-        if not len(vectors):
-            return self._computed(_Request(name, values, keys), check)
-        missing = np.flatnonzero(~known)
-        request = _Request(name, values.take(pa.array(missing)), [keys[row] for row in missing])
-        made = self._computed(request, check)
-        matrix, valid = self._blocks.empty(len(keys), self.ndims), known
-        matrix[known], matrix[missing] = vectors, made.matrix
-        valid[missing] = made.valid
-        return Vectors(matrix, valid, {int(missing[row]): why for row, why in made.reasons.items()})
+        keys, asked = keys_of(values), 0
+
+        def computed(rows: np.ndarray | None) -> Embedded:
+            nonlocal asked
+            request = _Request(name, values, keys)
+            if rows is not None:
+                request = _Request(name, values.take(pa.array(rows)), [keys[row] for row in rows.tolist()])
+            asked = len(request.keys)
+            return self._computed(request, check)
+
+        made = self.recent.through(keys, computed, empty=self._blocks.empty, keep=False)  # a pass keeps its vectors
+        self.tally.add(name, "cached", len(keys) - asked)
+        return made
 
     def warm(self, kind: str) -> None:
         """Run a function of this machine once, which loads its model.
@@ -158,14 +142,14 @@ class Lane:
         """Take no more work."""
         self.passes.close()
 
-    def _computed(self, request: _Request, check: Callable[[], None]) -> Vectors:
+    def _computed(self, request: _Request, check: Callable[[], None]) -> Embedded:
         tokens = request.values.nbytes / BYTES_A_TOKEN if _is_text(request.values) else 0
         weight = max(len(request.keys) / self.limits.coalesce_rows, tokens / self.limits.coalesce_tokens)
         return self.passes.submit(request, weight).wait(check)
 
     # -- in a worker thread -----------------------------------------------------------------------------------------
 
-    def _run(self, requests: Sequence[_Request], each: Pass[_Request, Vectors]) -> list[Vectors]:
+    def _run(self, requests: Sequence[_Request], each: Pass[_Request, Embedded]) -> list[Embedded]:
         """Embed what some calls ask for: what they have in common once, what a pass before this one did not at all."""
         import numpy as np
         import pyarrow as pa
@@ -196,36 +180,24 @@ class Lane:
             own = places[start : start + len(request.keys)]
             start += len(request.keys)
             reasons = {row: made.reasons[place] for row, place in enumerate(own.tolist()) if place in made.reasons}
-            results.append(Vectors(made.matrix[own], made.valid[own], reasons))
+            results.append(Embedded(made.matrix[own], made.valid[own], reasons))
         return results
 
-    def _distinct(self, name: str, values: pa.Array, keys: list[Any], each: Pass[_Request, Vectors]) -> Vectors:
+    def _distinct(self, name: str, values: pa.Array, keys: list[Any], each: Pass[_Request, Embedded]) -> Embedded:
         """Embed different inputs, and keep their vectors."""
-        import numpy as np
         import pyarrow as pa
 
-        vectors, known = self.recent.get(keys, self._blocks.empty)
-        missing = np.flatnonzero(~known)
-        if not len(missing):
-            return Vectors(vectors, known, {})
-        some = len(missing) < len(keys)
-        made = self._compute(name, values.take(pa.array(missing)) if some else values, each)
-        good = np.flatnonzero(made.valid)
-        whole = len(good) == len(missing)
-        self.recent.put([keys[missing[row]] for row in good], made.matrix if whole else made.matrix[good])
-        if not some:
-            return made
-        matrix, valid = self._blocks.empty(len(keys), self.ndims), known
-        matrix[known], matrix[missing] = vectors, made.matrix
-        valid[missing] = made.valid
-        return Vectors(matrix, valid, {int(missing[row]): why for row, why in made.reasons.items()})
+        def computed(rows: np.ndarray | None) -> Embedded:
+            return self._compute(name, values if rows is None else values.take(pa.array(rows)), each)
 
-    def _compute(self, name: str, values: pa.Array, each: Pass[_Request, Vectors]) -> Vectors:
+        return self.recent.through(keys, computed, empty=self._blocks.empty)
+
+    def _compute(self, name: str, values: pa.Array, each: Pass[_Request, Embedded]) -> Embedded:
         """Run the function."""
         import numpy as np
 
         began = time.perf_counter()
-        made = embed_column(
+        made = embed_distinct(
             self.function, values, self.role, on_window=lambda rows: each.check(), empty=self._blocks.empty
         )
         took = time.perf_counter() - began
@@ -237,7 +209,7 @@ class Lane:
         zero = zero[~made.matrix[zero].any(axis=1)]
         made.valid[zero] = False
         made.reasons.update(dict.fromkeys(zero.tolist(), "its vector is all zeros"))
-        return Vectors(made.matrix, made.valid, made.reasons)
+        return made
 
 
 def _is_text(values: pa.Array) -> bool:

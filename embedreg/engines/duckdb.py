@@ -6,23 +6,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cachetools import LRUCache
-
 from embedreg import locate
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig, registered_name
-from embedreg.column import Role, embed_column
+from embedreg.column import Role, distinct_inputs, embed_distinct
 from embedreg.comments import functions_in_comments, metadata_in_comments
 from embedreg.engines import duckdb_sql, unwrap
 from embedreg.errors import CallError, ConfigError, EmbedregError, MetadataError, StorageError
 from embedreg.imports import attempt_import_or_raise
 from embedreg.metadata import Functions
-from embedreg.vectors import to_arrow
+from embedreg.runtime.recent import RecentVectors, keys_of
+from embedreg.vectors import Embedded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,8 +150,7 @@ class _Call:
         self._function = function
         self._role: Role = role
         self.ndims = function.ndims()
-        self._known: LRUCache[bytes, np.ndarray] = LRUCache(KNOWN_BYTES, getsizeof=lambda vector: vector.nbytes + 200)
-        self._lock = threading.Lock()
+        self._known = RecentVectors(self.ndims, KNOWN_BYTES, KNOWN_BYTES)
 
     def __call__(self, values: Any) -> Any:  # DuckDB evaluates these annotations
         try:
@@ -168,39 +164,16 @@ class _Call:
             raise CallError(f"{name!r} failed: {type(exc).__name__}: {_one_line(exc)}") from None
 
     def _embed(self, values: pa.ChunkedArray) -> pa.Array:
-        import numpy as np
         import pyarrow as pa
 
-        listed = values.to_pylist()
-        keys = [None if value is None else _digest(value) for value in listed]
-        fresh: dict[bytes, Any] = {}
-        matrix, valid = np.zeros((len(listed), self.ndims), np.float32), np.zeros(len(listed), bool)
-        with self._lock:
-            vectors = {key: self._known.get(key) for key in keys if key is not None}
-        for key, value in zip(keys, listed, strict=True):
-            if key is not None and vectors[key] is None:
-                fresh.setdefault(key, value)
-        if fresh:
-            embedded = embed_column(self._function, pa.array(list(fresh.values()), values.type), self._role)
-            for row, key in enumerate(fresh):
-                if embedded.valid[row]:
-                    vectors[key] = embedded.matrix[row]
-            self._remember({key: vectors[key] for key in fresh})
-        for row, key in enumerate(keys):
-            if key is not None and (vector := vectors[key]) is not None:
-                matrix[row], valid[row] = vector, True
-        return to_arrow(matrix, valid, pa.list_(pa.float32(), self.ndims))
+        distinct, index = distinct_inputs(values.combine_chunks())
 
-    def _remember(self, vectors: dict[bytes, np.ndarray | None]) -> None:
-        with self._lock:
-            for key, vector in vectors.items():
-                if vector is not None:
-                    self._known[key] = vector.copy()  # not a view that keeps the whole call's vectors
+        def computed(rows: np.ndarray | None) -> Embedded:
+            return embed_distinct(
+                self._function, distinct if rows is None else distinct.take(pa.array(rows)), self._role
+            )
 
-
-def _digest(value: str | bytes) -> bytes:
-    content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-    return hashlib.blake2b(content, digest_size=32).digest()
+        return self._known.through(keys_of(distinct), computed).laid_out(index).to_arrow()
 
 
 def _one_line(exc: BaseException) -> str:

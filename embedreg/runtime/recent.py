@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from embedreg.vectors import Embedded
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -47,6 +49,45 @@ class RecentVectors:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def through(
+        self,
+        keys: Sequence[Hashable],
+        compute: Callable[[np.ndarray | None], Embedded],
+        *,
+        empty: Callable[[int, int], np.ndarray] | None = None,
+        keep: bool = True,
+    ) -> Embedded:
+        """Return the vectors of n different inputs: the known ones from here, the others computed and kept.
+
+        Args:
+            keys: of the inputs.
+            compute: gives the vectors of the inputs of some rows, or of all for None.
+            empty: makes (n, d) float32 matrices.
+            keep: whether what is computed is put here; a bad row never is.
+        """
+        import numpy as np
+
+        vectors, known = self.get(keys, empty)
+        missing = np.flatnonzero(~known)
+        if not len(missing):
+            return Embedded(vectors, known, distinct=len(keys), cached=len(keys))
+        whole = len(missing) == len(keys)
+        made = compute(None if whole else missing)
+        if keep:
+            fresh = keys if whole else [keys[row] for row in missing.tolist()]
+            if made.valid.all():
+                self.put(fresh, made.matrix)
+            else:
+                good = np.flatnonzero(made.valid)
+                self.put([fresh[row] for row in good.tolist()], made.matrix[good])
+        if whole:
+            return made
+        matrix = np.empty((len(keys), self.ndims), np.float32) if empty is None else empty(len(keys), self.ndims)
+        matrix[known], matrix[missing] = vectors, made.matrix
+        known[missing] = made.valid
+        reasons = {int(missing[row]): why for row, why in made.reasons.items()}
+        return Embedded(matrix, known, reasons, distinct=len(keys), cached=len(vectors) + made.cached)
+
     def get(
         self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +101,8 @@ class RecentVectors:
         import numpy as np
 
         with self._lock:
+            if not self._slots:
+                return np.empty((0, self.ndims), np.float32), np.zeros(len(keys), bool)
             slots = np.fromiter(map(self._slots.get, keys, itertools.repeat(-1)), np.int64, len(keys))
             known = slots >= 0
             slots = slots[known]

@@ -79,8 +79,10 @@ def test_callers_that_come_back_are_waited_for() -> None:
     """Sixteen clients, each with its next request when it has the answer to the last, share nearly every pass."""
     work = Doubling()
     coalescer = Coalescer(work, window_s=0.1)
+    start = threading.Barrier(16)  # or the first client may be done before the last one's thread has begun
 
     def client(name: int) -> None:
+        start.wait()
         for turn in range(20):
             assert coalescer.submit(100 * name + turn, SMALL).wait() == 2 * (100 * name + turn)
 
