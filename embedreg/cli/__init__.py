@@ -27,6 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can
     try:
         from embedreg.cli.app import app
+
+        code = app(argv)
+    except KeyboardInterrupt:  # outside the seams of `app`: while it was imported, or was already ending
+        print("embedreg: stopped.", file=sys.stderr)
+        code = 130
     except ModuleNotFoundError as exc:
         if exc.name not in {"typer", "rich"}:
             raise
@@ -35,4 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 5
-    return app(argv)
+    # Where an interrupt ended the `exec` of a text, as in the making of a dataclass, Python remembers it, and would end
+    # by the signal instead of with our code. The next `exec` makes it forget.
+    exec("")
+    return code

@@ -32,6 +32,39 @@ KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance")
 _ANEW = "write to another place; or --fresh starts anew (in Python: resume=False)"
 
 
+@dataclass
+class Claim:
+    """The hold of one run on a destination.
+
+    Attributes:
+        lock: held until `release`.
+        made: the first of the folders that were made for it.
+        keep: whether what lies there is to be gone on with; else it is removed with the lock.
+    """
+
+    target: Target
+    ledger: Ledger
+    lock: Lock
+    made: Path | None
+    keep: bool = True
+    released: bool = False
+
+    def release(self) -> None:
+        """Leave the destination: no lock, no scratch, and nothing at all where nothing was done."""
+        if self.released:
+            return
+        root, mine = self.ledger.root, self.lock.held
+        self.lock.release()
+        with contextlib.suppress(EmbedregError):  # what brought us here is the error to show; the next run sweeps too
+            if mine and not self.keep:
+                root.remove_all(manifest.FOLDER if self.target.kind == "folder" else "")
+            elif mine and root.local is not None:
+                root.remove_all(SCRATCH)
+        if root.local is not None and not (root.local / JOB).exists():
+            remove_empty([root.local / each for each in (LOCK, SCRATCH, manifest.FOLDER, "")], self.made)
+        self.released = True
+
+
 @dataclass(frozen=True)
 class Opened:
     """An open job.
@@ -39,26 +72,24 @@ class Opened:
     Attributes:
         target: what it writes.
         ledger: what it records.
-        lock: held until `close`.
+        claim: held until `close`.
         work: what a process needs to run a piece.
         pieces: all of them.
         done: what is recorded and still there, by output.
         removed: outputs that were removed, since their inputs are gone.
         appeared: whether the destination is there already: the run that made it was stopped right behind that.
         begun_before: whether an earlier run has begun it.
-        made: the first of the folders that were made for it.
     """
 
     target: Target
     ledger: Ledger
-    lock: Lock
+    claim: Claim
     work: JobSpec
     pieces: list[Piece]
     done: dict[str, Outcome]
     removed: tuple[str, ...] = ()
     appeared: bool = False
     begun_before: bool = False
-    made: Path | None = None
 
     def publish(self, outcomes: Sequence[Outcome], shown: int) -> tuple[list[tuple[str, BadRow]], str | None]:
         """Make the destination whole; return the first bad rows, and where all of them are listed."""
@@ -93,14 +124,15 @@ class Opened:
             done: whether this run has recorded pieces; they, and those of earlier runs, are to be gone on with.
             whole: whether the destination is made: of a file or a table, what it grew from is removed.
         """
-        keep = self.target.kind == "folder" if whole else done or self.begun_before
-        _let_go(self.target, self.ledger, self.lock, self.made, keep=keep)
+        self.claim.keep = self.target.kind == "folder" if whole else done or self.begun_before
+        self.claim.release()
 
 
 def open_job(
     src: str,
     dst: str,
     declaration: Any,
+    held: contextlib.ExitStack,
     *,
     storage_options: Mapping[str, Any] | None = None,
     filesystem: Any = None,
@@ -112,7 +144,12 @@ def open_job(
     force: bool = False,
     prune: bool = False,
 ) -> Opened:
-    """Begin a job, or go on with the one that was begun there; arguments and errors as `embed`."""
+    """Begin a job, or go on with the one that was begun there; arguments and errors as `embed`.
+
+    Args:
+        held: releases the claim on the destination in the end, unless `close` has done so. It is the caller's, so that
+            a signal finds no moment in which nobody would.
+    """
     _check_policies(on_error, batch_rows, piece_rows)
     where: dict[str, Any] = {"options": storage_options, "filesystem": filesystem}
     place = places.find(src, KINDS, remote=True, **where)
@@ -138,26 +175,23 @@ def open_job(
     path = None if cache is None else str(cache)
     work = JobSpec(source, sink, job["schema"], functions, on_error, batch_rows, path)
     # Nothing has been written so far. From here on the destination is this run's.
-    made, lock, keep = _first_missing(sink.root.local), Lock(sink.root), True
-    with contextlib.ExitStack() as undo:
-        undo.callback(lambda: _let_go(target, ledger, lock, made, keep=keep))
-        lock.acquire()
-        if ledger.job() != begun:
-            raise StorageError(f"another run has begun or ended on {target} meanwhile.", "run the same command again")
-        keep = not anew
-        ledger.root.sweep()
-        if begun is not None and anew:
-            _wipe(ledger, sink)
-        if anew:
-            ledger.begin(**job)
-        sink.prepare(job["schema"])
-        done, removed = _taken_up(ledger, sink, source, pieces, planned, prune, appeared)
-        _refuse_other_policy(done.values(), on_error)
-        if known is None or not _same_plan(known, planned, source, pieces):
-            ledger.keep_plan(source.schema, source.inputs, pieces)
-        opened = Opened(target, ledger, lock, work, pieces, done, removed, appeared, not anew, made)
-        undo.pop_all()
-    return opened
+    claim = Claim(target, ledger, Lock(sink.root), _first_missing(sink.root.local))
+    held.callback(claim.release)
+    claim.lock.acquire()
+    if ledger.job() != begun:
+        raise StorageError(f"another run has begun or ended on {target} meanwhile.", "run the same command again")
+    claim.keep = not anew
+    ledger.root.sweep()
+    if begun is not None and anew:
+        _wipe(ledger, sink)
+    if anew:
+        ledger.begin(**job)
+    sink.prepare(job["schema"])
+    done, removed = _taken_up(ledger, sink, source, pieces, planned, prune, appeared)
+    _refuse_other_policy(done.values(), on_error)
+    if known is None or not _same_plan(known, planned, source, pieces):
+        ledger.keep_plan(source.schema, source.inputs, pieces)
+    return Opened(target, ledger, claim, work, pieces, done, removed, appeared, not anew)
 
 
 def is_begun(dst: str, storage_options: Mapping[str, Any] | None = None, filesystem: Any = None) -> bool:
@@ -314,19 +348,6 @@ def _wipe(ledger: Ledger, sink: Sink) -> None:
     sink.reset()
     for name in (manifest.NAME, BAD_ROWS, PLAN, JOB):
         ledger.root.remove(name)
-
-
-def _let_go(target: Target, ledger: Ledger, lock: Lock, made: Path | None, keep: bool) -> None:
-    """Leave a destination: no lock, no scratch, and nothing at all where nothing was done."""
-    root, mine = ledger.root, lock.held
-    lock.release()
-    with contextlib.suppress(EmbedregError):  # what brought us here is the error to show; the next run sweeps too
-        if mine and not keep:
-            root.remove_all(manifest.FOLDER if target.kind == "folder" else "")
-        elif mine and root.local is not None:
-            root.remove_all(SCRATCH)
-    if root.local is not None and not (root.local / JOB).exists():
-        remove_empty([root.local / each for each in (LOCK, SCRATCH, manifest.FOLDER, "")], made)
 
 
 def _first_missing(path: Path | None) -> Path | None:

@@ -123,6 +123,7 @@ def embed(
             resume=resume,
             force=force,
             prune=prune,
+            held=stack,
         )
         stack.enter_context(job)
         # closed here and not when it is collected: a pool of workers must not outlive a run that failed
@@ -175,10 +176,20 @@ class Job:
         *,
         max_bad_rows: int | None = None,
         progress: Progress | None = None,
+        held: contextlib.ExitStack | None = None,
         **options: Any,
     ) -> Job:
-        """Begin a job, or go on with the one that was begun on `dst`; arguments and errors as `embed`."""
-        return cls(opening.open_job(os.fspath(src), os.fspath(dst), declaration, **options), max_bad_rows, progress)
+        """Begin a job, or go on with the one that was begun on `dst`; arguments and errors as `embed`.
+
+        Args:
+            held: lets go of the destination when it ends, where the job does not; without one, a signal between this
+                call and the `with` statement would leave the work of an empty job behind.
+        """
+        with contextlib.ExitStack() as own:
+            opened = opening.open_job(os.fspath(src), os.fspath(dst), declaration, held or own, **options)
+            job = cls(opened, max_bad_rows, progress)
+            own.pop_all()
+        return job
 
     def __enter__(self) -> Job:
         return self
@@ -217,7 +228,7 @@ class Job:
         Raises:
             BadRowsError: too many rows of the job have failed by now. StorageError: it cannot be recorded.
         """
-        self._opened.lock.check()
+        self._opened.claim.lock.check()
         self._kept = True  # before it is: an interruption right behind must not throw it away
         self._opened.ledger.record(outcome)
         self._done[outcome.piece.output] = dataclasses.replace(outcome, bad=())
@@ -243,7 +254,7 @@ class Job:
         if missing := len(self.pending()):
             raise StorageError(f"{missing:,} pieces are not done.", "run the same command again")
         outcomes = [self._done[piece.output] for piece in self.pieces]
-        self._opened.lock.check()
+        self._opened.claim.lock.check()
         report = JobReport(str(self._opened.target), pieces=len(outcomes), reused=self._reused)
         report.removed = self._opened.removed
         for name in _COUNTS:

@@ -8,7 +8,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -155,8 +155,9 @@ class LanceSink(Sink):
         """Make a version of some fragments, in a thread: a signal must not leave Lance writing behind our back."""
         lance = _lance()
         made = lance.LanceOperation.Overwrite(schema, fragments)
-        with _lance_errors(str(self.target)), ThreadPoolExecutor(1, "embedreg-lance") as pool:
-            pool.submit(lance.LanceDataset.commit, self._uri, made, enable_v2_manifest_paths=True).result()
+        commit = functools.partial(lance.LanceDataset.commit, self._uri, made, enable_v2_manifest_paths=True)
+        with _lance_errors(str(self.target)), _aside(commit) as result:
+            result.result()
 
     def write(self, piece: Piece, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
         write_fragments = attempt_import_or_raise("lance.fragment", "pylance", extra="lancedb").write_fragments
@@ -233,14 +234,38 @@ def _fed(schema: pa.Schema, batches: Iterable[pa.RecordBatch], consume: Callable
                 return True
         return False
 
-    with ThreadPoolExecutor(1, "embedreg-lance") as pool:
-        try:
-            result = pool.submit(consume, pa.RecordBatchReader.from_batches(schema, coming()))
-            if all(give(batch) for batch in batches):
-                give(None)
-            return result.result()
-        finally:
-            left.set()  # a signal may end this at any point, and the other thread must not wait for what never comes
+    # a signal may end this at any point, and the other thread must not wait for what never comes
+    with _aside(lambda: consume(pa.RecordBatchReader.from_batches(schema, coming())), left.set) as result:
+        if all(give(batch) for batch in batches):
+            give(None)
+        return result.result()
+
+
+@contextlib.contextmanager
+def _aside(call: Callable[[], T], leave: Callable[[], object] = bool) -> Iterator[Future[T]]:
+    """Run a call in a thread, which has ended when this has: also where a signal comes while the thread starts.
+
+    An executor would not know a thread yet whose start was interrupted, and would leave it to itself.
+
+    Args:
+        leave: tells the call that nobody brings it anything any more.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        if result.set_running_or_notify_cancel():
+            try:
+                result.set_result(call())
+            except BaseException as exc:  # noqa: BLE001  # whatever it is, who waits must get it
+                result.set_exception(exc)
+
+    try:
+        threading.Thread(target=run, name="embedreg-lance").start()
+        yield result
+    finally:
+        leave()
+        if not result.cancel():  # it has begun
+            wait([result])
 
 
 @contextlib.contextmanager
