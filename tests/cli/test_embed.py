@@ -246,6 +246,16 @@ def test_stopping_it_leaves_nothing_half_written(
     assert left(tmp_path) == ["picky.py", "source.parquet"]
 
 
+def test_ctrl_c_within_an_import_has_its_exit_code(tmp_path: Path) -> None:
+    """Also where it ends the `exec` of a text, after which Python itself would end by the signal."""
+    (tmp_path / "slow.py").write_text("exec('raise KeyboardInterrupt')")
+    line = [sys.executable, "-m", "embedreg", "functions", "--import", "slow.py"]
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == exits.INTERRUPTED
+    assert ended.stderr.strip().splitlines()[-1] == "embedreg: stopped."
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_refused(cli: Callable, texts: Path, tmp_path: Path) -> None:
     """What may not be written to is named."""

@@ -151,6 +151,32 @@ def test_a_pattern_names_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert [file.path for file in place.files] == names
 
 
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("at", range(3))
+def test_a_signal_while_lances_thread_starts_leaves_nothing(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, started: bool, at: int
+) -> None:
+    """Before or after the thread runs, and whichever of them it is: Lance writes nothing behind the run's back."""
+    start, met = threading.Thread.start, []
+
+    def interrupted(self: threading.Thread) -> None:
+        stop = self.name == "embedreg-lance" and len(met) == at
+        if self.name == "embedreg-lance":
+            met.append(self)
+        if not stop or started:
+            start(self)
+        if stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embedreg.embed(dataset, tmp_path / "db/out.lance", Logged().bind("text", "vector"), piece_rows=100)
+    assert not any(thread.is_alive() for thread in met)
+    left = sorted(path.name for path in tmp_path.glob("db/.out.lance.embedreg/_embedreg/lock/*"))
+    assert left == []
+    assert at == 2 or not (tmp_path / "db").exists(), "nothing was done yet, so nothing stays"
+
+
 def test_a_pattern_that_names_nothing_is_refused(tmp_path: Path) -> None:
     """So is a folder of several kinds, which a pattern tells apart."""
     with pytest.raises(StorageError, match="no file of a known kind"):

@@ -105,7 +105,7 @@ def test_a_run_that_was_taken_for_dead_stops(dataset: Path, tmp_path: Path, monk
         outcome = job.work.run(job.pending()[0])
         for path in (tmp_path / "out" / lock.FOLDER).iterdir():
             path.unlink()
-        job._opened.lock._renewing.join(30)
+        job._opened.claim.lock._renewing.join(30)
         with pytest.raises(StorageError, match="took over"):
             job.record(outcome)
 
