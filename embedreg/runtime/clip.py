@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import CallError, ConfigError
 from embedreg.imports import attempt_import_or_raise
-from embedreg.runtime import progress, workers
+from embedreg.runtime import products, progress, workers
 from embedreg.runtime.cache import ForkSafeLock
 from embedreg.runtime.clip_files import CONFIG, EXTRA, FOLDER_PREFIX, ClipFiles, library
 from embedreg.runtime.folder import read_object
@@ -162,6 +162,7 @@ def load(name: str, files: ClipFiles, device: str, precision: Precision) -> Clip
     transforms = attempt_import_or_raise("open_clip.transform", "open-clip-torch", extra=EXTRA)
     transform = transforms.image_transform_v2(transforms.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     dtype = torch.float32 if precision == "float32" else getattr(torch, precision)
+    products.quicken(model)
     return Clip(model.eval(), tokenizer, Preprocess(transform), device, dtype)
 
 

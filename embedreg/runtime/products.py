@@ -1,0 +1,151 @@
+"""Float32 products of matrices on a CPU: by oneDNN, where torch's own are slower.
+
+torch leaves them to MKL, which holds back on processors of other makers than its own: on an AMD EPYC it reaches less
+than half the speed of oneDNN, which torch brings too and uses for bfloat16. The arithmetic is the same, float32
+throughout; sums are added up in another order.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+__all__ = ["fastest", "quicken"]
+
+log = logging.getLogger("embedreg")
+
+Product: TypeAlias = Callable[[Any, Any, Any], Any]
+
+_WORTH_IT = 1.25  # times as fast: a processor on which both are alike keeps to torch's own
+_ROUNDS = 5
+_SHAPE = (512, 384, 768)  # rows, inputs and outputs of the product that decides: 2 ms
+_CLOSE = 1e-4  # between sums of 384 products of numbers about 1
+
+
+def quicken(model: Any) -> int:
+    """Let the layers of a float32 model on the CPU multiply by oneDNN, where that is faster here.
+
+    Weights stay as and where they are. Where operations are recorded, and where a layer is asked for more than plain
+    products and attention, it does what it did.
+
+    Args:
+        model: a `torch.nn.Module`, changed in place.
+    Returns:
+        How many layers were changed.
+    """
+    import torch
+
+    product, count = fastest(), 0
+    if product is None:
+        return 0
+    kinds = _kinds(product)
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        weight = getattr(module, "in_proj_weight", None) if weight is None else weight
+        kind = kinds.get(type(module))
+        if kind is not None and weight is not None and weight.dtype == torch.float32 and weight.device.type == "cpu":
+            module.__class__ = kind
+            count += 1
+    return count
+
+
+@functools.cache
+def fastest() -> Product | None:
+    """Return oneDNN's `linear(input, weight, bias)` if it is clearly faster here than torch's; measured once a process.
+
+    None also where a build of torch has none, or one that is not right.
+    """
+    import torch
+
+    product = _onednn()
+    if product is None:
+        return None
+    rows, inputs, outputs = _SHAPE
+    chance = torch.Generator().manual_seed(0)
+    left, weight, bias = (
+        torch.randn(*shape, generator=chance) for shape in ((rows, inputs), (outputs, inputs), (outputs,))
+    )
+    ways: dict[str, Callable[[], Any]] = {
+        "torch": lambda: torch.nn.functional.linear(left, weight, bias),
+        "oneDNN": lambda: product(left, weight, bias),
+    }
+    with torch.inference_mode():
+        try:
+            right = torch.allclose(ways["oneDNN"](), ways["torch"](), rtol=0, atol=_CLOSE)
+        except (RuntimeError, NotImplementedError):
+            right = False
+        if not right:
+            return None
+        taken = {name: min(_seconds(way) for _ in range(_ROUNDS)) for name, way in ways.items()}
+    log.debug("products of matrices: %s", ", ".join(f"{name} {1e3 * took:.2f} ms" for name, took in taken.items()))
+    return product if taken["torch"] > _WORTH_IT * taken["oneDNN"] else None
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _onednn() -> Product | None:
+    import torch
+
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        linear = torch.ops.mkldnn._linear_pointwise.default
+    except AttributeError:
+        return None
+
+    def product(values: Any, weight: Any, bias: Any) -> Any:
+        return linear(values, weight, bias, "none", [], "")
+
+    return product
+
+
+@functools.cache
+def _kinds(product: Product) -> dict[type, type]:
+    """Return what takes the place of which layer."""
+    import torch
+
+    def watched() -> bool:
+        """Say whether operations are recorded, by autograd or for another back end, which know nothing of oneDNN's."""
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        return bool(torch.is_grad_enabled() or tracing or torch.compiler.is_compiling())
+
+    class QuickLinear(torch.nn.Linear):
+        def forward(self, input: Any) -> Any:  # noqa: A002  # torch's name for it
+            if input.dtype != torch.float32 or watched():
+                return super().forward(input)
+            return product(input, self.weight, self.bias)
+
+    class QuickAttention(torch.nn.MultiheadAttention):
+        def forward(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            mask = kwargs.get("attn_mask")
+            asked = {name for name, given in kwargs.items() if given is not None} - {"attn_mask"}
+            if (
+                args
+                or asked - {"need_weights", "average_attn_weights"}
+                or kwargs.get("need_weights", True)
+                or query is not key
+                or key is not value
+                or query.dim() != 3
+                or query.dtype != torch.float32
+                or watched()
+                or not self._qkv_same_embed_dim
+                or self.bias_k is not None
+                or self.add_zero_attn
+                or (mask is not None and (mask.dim() != 2 or mask.dtype != torch.float32))
+            ):
+                return super().forward(query, key, value, *args, **kwargs)
+            b, n = (0, 1) if self.batch_first else (1, 0)
+            parts = product(query, self.in_proj_weight, self.in_proj_bias)
+            parts = parts.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, b, 3, n, 4)
+            made = torch.nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=mask)
+            made = made.permute(0, 2, 1, 3) if self.batch_first else made.permute(2, 0, 1, 3)
+            return product(made.flatten(2), self.out_proj.weight, self.out_proj.bias), None
+
+    return {torch.nn.Linear: QuickLinear, torch.nn.MultiheadAttention: QuickAttention}

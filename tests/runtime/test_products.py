@@ -1,0 +1,155 @@
+"""Products of matrices by oneDNN: the numbers that torch gives, in the layers that it gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from embedreg.runtime import peak, products
+
+CLOSE = 2e-6  # of sums of 64 products of numbers about 1
+
+
+@pytest.fixture(autouse=True)
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use oneDNN on every processor, be it faster or not."""
+    clear = products.fastest.cache_clear
+    clear()
+    monkeypatch.setattr(products, "_WORTH_IT", 0.0)
+    yield
+    clear()
+
+
+def model() -> torch.nn.Module:
+    """Return two layers."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.GELU(), torch.nn.Linear(96, 32, bias=False)).eval()
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (7, 64), (3, 5, 64), (0, 64), (2, 3, 5, 64)])
+def test_a_layer_gives_what_it_gave(shape: tuple[int, ...]) -> None:
+    """Whatever the number of axes, with a bias and without."""
+    layers, values = model(), torch.randn(*shape)
+    with torch.inference_mode():
+        before = layers(values)
+        assert products.quicken(layers) == 2
+        after = layers(values)
+    assert after.shape == before.shape
+    torch.testing.assert_close(after, before, rtol=0, atol=CLOSE)
+
+
+def test_values_that_do_not_lie_in_order_are_read_right() -> None:
+    """A transposed or sliced tensor is no other."""
+    layers, values = model(), torch.randn(64, 9)
+    with torch.inference_mode():
+        before = layers(values.t()), layers(torch.randn(9, 128, generator=torch.Generator().manual_seed(1))[:, ::2])
+        products.quicken(layers)
+        after = layers(values.t()), layers(torch.randn(9, 128, generator=torch.Generator().manual_seed(1))[:, ::2])
+    for mine, theirs in zip(after, before, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_gives_what_it_gave(batch_first: bool, bias: bool, causal: bool) -> None:
+    """Of one sequence with itself, as in both towers of a CLIP: with its mask and without."""
+    torch.manual_seed(0)
+    layer = torch.nn.MultiheadAttention(64, 4, bias=bias, batch_first=batch_first).eval()
+    values = torch.randn(3, 11, 64) if batch_first else torch.randn(11, 3, 64)
+    asked: dict[str, Any] = {"need_weights": False}
+    if causal:
+        asked["attn_mask"] = torch.full((11, 11), float("-inf")).triu(1)
+    with torch.inference_mode():
+        before = layer(values, values, values, **asked)[0]
+        assert products.quicken(layer) == 1
+        after = layer(values, values, values, **asked)
+    assert after[1] is None
+    torch.testing.assert_close(after[0], before, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"need_weights": True, "average_attn_weights": False},
+        {"need_weights": False, "key_padding_mask": torch.tensor([[False] * 4 + [True]] * 2)},
+        {"need_weights": False, "attn_mask": torch.ones(5, 5, dtype=torch.bool).triu(1)},
+    ],
+    ids=["weights", "each head's weights", "padding", "a mask of flags"],
+)
+def test_attention_that_is_asked_for_more_is_torchs_own(asked: dict[str, Any]) -> None:
+    """What ours has no answer to, and keys that are not the queries."""
+    torch.manual_seed(0)
+    layer, values, others = torch.nn.MultiheadAttention(16, 2, batch_first=True).eval(), *torch.randn(2, 2, 5, 16)
+    with torch.inference_mode():
+        before = layer(values, values, values, **asked), layer(values, others, others, **asked)
+        products.quicken(layer)
+        after = layer(values, values, values, **asked), layer(values, others, others, **asked)
+    for mine, theirs in zip(after, before, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=CLOSE)
+
+
+def test_gradients_are_torchs_own() -> None:
+    """A model in somebody's training goes on as it was."""
+    layers = model()
+    products.quicken(layers)
+    layers(torch.randn(2, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in layers.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:")
+def test_a_trace_holds_no_operation_that_others_do_not_know() -> None:
+    """OpenVINO reads traces."""
+    layers = model()
+    products.quicken(layers)
+    with torch.no_grad():
+        traced = torch.jit.trace(layers, torch.randn(2, 64))
+    assert "mkldnn" not in str(traced.inlined_graph)
+
+
+def test_weights_stay_as_and_where_they_are() -> None:
+    """No copy, the same names; a layer in another type, or of a class of somebody's own, is left alone."""
+
+    class Own(torch.nn.Linear):
+        """Somebody's."""
+
+    layers = torch.nn.ModuleDict({"mine": torch.nn.Linear(4, 4), "narrow": torch.nn.Linear(4, 4).bfloat16()})
+    layers["own"] = Own(4, 4)
+    before = {name: value.data_ptr() for name, value in layers.state_dict().items()}
+    assert products.quicken(layers) == 1
+    assert {name: value.data_ptr() for name, value in layers.state_dict().items()} == before
+    assert isinstance(layers["mine"], torch.nn.Linear)
+    assert (type(layers["narrow"]), type(layers["own"])) == (torch.nn.Linear, Own)
+
+
+def test_a_processor_without_need_keeps_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch's products are as fast, nothing is changed; nor where oneDNN's are wrong or fail."""
+    monkeypatch.setattr(products, "_WORTH_IT", 1e9)
+    layers = model()
+    assert products.quicken(layers) == 0
+    assert type(layers[0]) is torch.nn.Linear
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no such product")
+
+    for broken in (fails, lambda values, weight, bias: torch.zeros(len(values), len(weight)), None):
+        products.fastest.cache_clear()
+        monkeypatch.setattr(products, "_WORTH_IT", 0.0)
+        monkeypatch.setattr(products, "_onednn", lambda broken=broken: broken)
+        assert products.fastest() is None
+
+
+def test_the_limit_is_measured_with_the_product_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of the limit says what is left to gain, so the limit must not be a slower library's."""
+    used = []
+    monkeypatch.setattr(products, "fastest", lambda: lambda *args: used.append(args))
+    monkeypatch.setattr(peak, "_TIMED_S", 0.001)
+    assert peak.matmul_flops() > 0
+    assert used
+    used.clear()
+    assert peak.matmul_flops(stock=True) > 0
+    assert not used
