@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use oneDNN on every processor, be it faster or not."""
     clear = products.fastest.cache_clear
     clear()
-    monkeypatch.setattr(products, "_WORTH_IT", 0.0)
+    monkeypatch.setattr(products, "_held_back", lambda: True)
     yield
     clear()
 
@@ -126,21 +127,50 @@ def test_weights_stay_as_and_where_they_are() -> None:
     assert (type(layers["narrow"]), type(layers["own"])) == (torch.nn.Linear, Own)
 
 
-def test_a_processor_without_need_keeps_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch's products are as fast, nothing is changed; nor where oneDNN's are wrong or fail."""
-    monkeypatch.setattr(products, "_WORTH_IT", 1e9)
+@pytest.mark.parametrize(
+    ("capability", "maker", "taken"),
+    [
+        ("AVX512", "AuthenticAMD", True),
+        ("AVX512", "GenuineIntel", False),
+        ("AVX2", "AuthenticAMD", False),
+        ("DEFAULT", "", False),
+    ],
+)
+def test_a_processor_without_need_keeps_torchs_own(
+    monkeypatch: pytest.MonkeyPatch, capability: str, maker: str, taken: bool
+) -> None:
+    """MKL leaves AVX-512 unused on other makers' processors only; there alone something is gained."""
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(products, "_maker", lambda: maker)
     layers = model()
-    assert products.quicken(layers) == 0
-    assert type(layers[0]) is torch.nn.Linear
+    assert products.quicken(layers) == 2 * taken
+    assert (type(layers[0]) is torch.nn.Linear) is not taken
 
-    def fails(*_: Any) -> Any:
-        raise RuntimeError("no such product")
 
-    for broken in (fails, lambda values, weight, bias: torch.zeros(len(values), len(weight)), None):
-        products.fastest.cache_clear()
-        monkeypatch.setattr(products, "_WORTH_IT", 0.0)
-        monkeypatch.setattr(products, "_onednn", lambda broken=broken: broken)
-        assert products.fastest() is None
+def test_the_processors_maker_is_known() -> None:
+    """In the words that processors use."""
+    assert products._maker() in {"AuthenticAMD", "GenuineIntel", "HygonGenuine", "CentaurHauls"} or not (
+        Path("/proc/cpuinfo").read_text().count("vendor_id")
+    )
+
+
+def fails(*_: Any) -> Any:
+    """Be a build of torch without it."""
+    raise RuntimeError("no such product")
+
+
+def lies(values: torch.Tensor, weight: torch.Tensor, _bias: torch.Tensor) -> torch.Tensor:
+    """Be one with a fault."""
+    return torch.zeros(len(values), len(weight))
+
+
+@pytest.mark.parametrize("broken", [fails, lies, None])
+def test_a_product_that_is_wrong_or_fails_is_not_used(monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    """It is tried before it is trusted."""
+    monkeypatch.setattr(products, "_onednn", lambda: broken)
+    assert products.fastest() is None
 
 
 def test_the_limit_is_measured_with_the_product_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
