@@ -50,7 +50,7 @@ def quicken(model: Any) -> int:
 
 @functools.cache
 def fastest() -> Product | None:
-    """Return oneDNN's `linear(input, weight, bias)` where torch's is held back; None elsewhere, or where it is not right.
+    """Return oneDNN's `linear(input, weight, bias)` if torch's is held back; None if not, or if it is not right.
 
     By what the processor is, and not by the clock: one machine must not give other last digits from run to run.
     """
