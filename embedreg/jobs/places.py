@@ -11,6 +11,7 @@ from typing import Any, Literal
 from embedreg.errors import StorageError
 from embedreg.imports import did_you_mean
 from embedreg.jobs.storage import File, Storage
+from embedreg.locate import is_data
 
 __all__ = ["Kind", "Place", "Target", "destination", "find"]
 
@@ -221,7 +222,7 @@ def _of_one_kind(text: str, storage: Storage, found: Sequence[File], kinds: Sequ
     for file in found:
         path = PurePosixPath(file.path)
         kind = _SUFFIXES.get(path.suffix.lower())
-        if kind in kinds and kind is not None and kind != "lance" and not any(part[0] in "_." for part in path.parts):
+        if kind in kinds and kind is not None and kind != "lance" and is_data(path):
             by_kind.setdefault(kind, []).append(file)
     if len(by_kind) > 1:
         names = {kind: PurePosixPath(files[0].path).suffix for kind, files in by_kind.items()}
