@@ -9,10 +9,13 @@ import ipaddress
 import os
 import re
 import unicodedata
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Host", "forms", "is_path", "kind_of", "local_path", "parse_host"]
+from embedreg.errors import ConfigError
+
+__all__ = ["Host", "folder_given", "forms", "is_path", "kind_of", "local_path", "parse_host", "texts_given"]
 
 # A scheme has two letters at least: one letter and a colon is a Windows drive. Lax parsers also take "https:host",
 # "https:/host" and "https:\\host" for addresses.
@@ -122,3 +125,29 @@ def local_path(text: str) -> str | None:
             return None
         text = unquote(parts.path)
     return os.path.expanduser(text) if text and "\0" not in text else None
+
+
+# -- what `trust` and `allow_images` are given -------------------------------------------------------------------------
+
+
+def texts_given(call: str, kind: str, values: Any) -> Iterator[str]:
+    """Yield the texts of an argument, one or many; a folder's may be paths.
+
+    Raises:
+        ConfigError: something else, or an empty text, which could allow nothing or everything.
+    """
+    if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
+        values = [values]
+    for value in values:
+        text = os.fspath(value) if isinstance(value, os.PathLike) and kind in ("dirs", "paths") else value
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"{call}({kind}=...) cannot take {value!r}.", f"{call}({kind}=['...'])")
+        yield text
+
+
+def folder_given(call: str, kind: str, text: str) -> str:
+    """Return the absolute path of a folder or file that an argument names: the working directory may change."""
+    path = local_path(text)
+    if path is None:
+        raise ConfigError(f"{call}({kind}=...) cannot take {text!r}.", "name a folder of this machine")
+    return os.path.abspath(path)

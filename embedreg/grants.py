@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cachetools import LRUCache
 
 from embedreg import references, secrets
-from embedreg.addresses import forms, is_path, local_path, parse_host
+from embedreg.addresses import folder_given, forms, is_path, local_path, parse_host, texts_given
 from embedreg.errors import ConfigError
 from embedreg.semantics import canonical, effective, semantic_config
 
@@ -87,30 +88,16 @@ def trust(
         ConfigError: something that could not grant what it seems to, such as an empty path.
     """
     grant = Grant(
-        paths=tuple(_folder(item) for item in _texts("paths", paths)),
-        hosts=tuple(_authority(item) for item in _texts("hosts", hosts)),
-        variables=tuple(_texts("variables", variables)),
-        remote_code=tuple(_texts("remote_code", remote_code)),
-        fields=tuple(_texts("fields", fields)),
+        paths=tuple(folder_given("trust", "paths", item) for item in _given("paths", paths)),
+        hosts=tuple(_authority(item) for item in _given("hosts", hosts)),
+        variables=tuple(_given("variables", variables)),
+        remote_code=tuple(_given("remote_code", remote_code)),
+        fields=tuple(_given("fields", fields)),
     )
     return grant.__enter__()
 
 
-def _texts(kind: str, values: Any) -> Iterator[str]:
-    if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
-        values = [values]
-    for value in values:
-        text = os.fspath(value) if isinstance(value, os.PathLike) and kind == "paths" else value
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"trust({kind}=...) cannot grant {value!r}.", f"trust({kind}=['...'])")
-        yield text
-
-
-def _folder(text: str) -> str:
-    path = local_path(text)
-    if path is None:
-        raise ConfigError(f"trust(paths=...) cannot grant {text!r}.", "name a folder of this machine")
-    return os.path.abspath(path)  # now: the working directory may change
+_given = functools.partial(texts_given, "trust")
 
 
 def _authority(text: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.servers import Loopback
 
-class ImageServer:
+
+class ImageServer(Loopback):
     """The server, as a context manager.
 
     Args:
@@ -19,19 +20,13 @@ class ImageServer:
     Attributes:
         asked: the paths that were asked for, in order.
         headers: those of the last request, in lower case.
-        closing: set when the server ends; what waits, waits for it.
     """
 
     def __init__(self, picture: bytes, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__()
         self.picture, self.tls = picture, tls
         self.asked: list[str] = []
         self.headers: dict[str, str] = {}
-        self.closing = threading.Event()
-
-    @property
-    def host(self) -> str:
-        """Host and port."""
-        return f"127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def port(self) -> int:
@@ -40,23 +35,6 @@ class ImageServer:
     def url(self, path: str = "picture.png") -> str:
         """The address of something on it."""
         return f"{'http' if self.tls is None else 'https'}://{self.host}/{path}"
-
-    def __enter__(self) -> ImageServer:
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        if self.tls is not None:
-            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
-            self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that leaves early
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -162,3 +140,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def on_nonsense(self, query: Mapping[str, str]) -> None:
         self.wfile.write(b"this is no HTTP\r\n\r\n")
+
+
+ImageServer.handler = _Handler

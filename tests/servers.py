@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -68,7 +69,44 @@ class Received:
         return list(self.body["input"])
 
 
-class EmbeddingServer:
+class Loopback:
+    """An HTTP server on loopback, as a context manager.
+
+    Attributes:
+        closing: set when the server ends; what waits, waits for it.
+        tls: wraps each connection; None for plain HTTP.
+    """
+
+    handler: type[BaseHTTPRequestHandler]
+    tls: ssl.SSLContext | None = None
+
+    def __init__(self) -> None:
+        self.closing = threading.Event()
+
+    @property
+    def host(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        handler = type("Handler", (self.handler,), {"owner": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True  # a kept-alive connection must not keep the tests alive
+        if self.tls is not None:
+            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
+            self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that leaves early
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class EmbeddingServer(Loopback):
     """The server, as a context manager.
 
     Args:
@@ -99,12 +137,12 @@ class EmbeddingServer:
         backwards: bool = False,
         gathers: int = 1,
     ) -> None:
+        super().__init__()
         self.ndims, self.key = ndims, key
         self.max_words, self.max_inputs, self.refused = max_words, max_inputs, refused
         self.base64, self.shortens, self.backwards = base64, shortens, backwards
         self.requests: list[Received] = []
         self.replies: deque[Reply] = deque()
-        self.closing = threading.Event()
         self.under_way = self.most_under_way = 0
         self.gathers, self.gathered = gathers, threading.Event()
         self.lock = threading.Lock()
@@ -118,25 +156,6 @@ class EmbeddingServer:
     def url(self) -> str:
         """The endpoint, as `base_url` wants it."""
         return f"http://{self.host}/v1"
-
-    @property
-    def host(self) -> str:
-        """Host and port."""
-        return f"127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> EmbeddingServer:
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True  # a kept-alive connection must not keep the tests alive
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -244,6 +263,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
+
+
+EmbeddingServer.handler = _Handler
 
 
 # -- the `openai` function against it ----------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from embedreg.addresses import Host, local_path, parse_host
+from embedreg.addresses import Host, folder_given, parse_host, texts_given
 from embedreg.errors import ConfigError
 
 __all__ = ["Allowance", "ImagePolicy", "allow_images", "current_policy", "host_covered", "reset"]
@@ -51,12 +51,12 @@ class ImagePolicy:
 
     def __post_init__(self) -> None:
         made = {
-            "dirs": tuple(_folder(text) for text in _texts("dirs", self.dirs)),
-            "hosts": tuple(_checked("hosts", text) for text in _texts("hosts", self.hosts)),
+            "dirs": tuple(folder_given("allow_images", "dirs", text) for text in _given("dirs", self.dirs)),
+            "hosts": tuple(_checked("hosts", text) for text in _given("hosts", self.hosts)),
             "private_hosts": tuple(
-                _checked("private_hosts", text) for text in _texts("private_hosts", self.private_hosts)
+                _checked("private_hosts", text) for text in _given("private_hosts", self.private_hosts)
             ),
-            "formats": tuple(text.upper() for text in _texts("formats", self.formats)),
+            "formats": tuple(text.upper() for text in _given("formats", self.formats)),
         }
         for name, value in made.items():
             object.__setattr__(self, name, value)
@@ -158,21 +158,7 @@ def _combine() -> None:
     _current = ImagePolicy(**made)
 
 
-def _texts(kind: str, values: Any) -> Iterator[str]:
-    if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
-        values = [values]
-    for value in values:
-        text = os.fspath(value) if isinstance(value, os.PathLike) and kind == "dirs" else value
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"allow_images({kind}=...) cannot take {value!r}.", f"allow_images({kind}=['...'])")
-        yield text
-
-
-def _folder(text: str) -> str:
-    path = local_path(text)
-    if path is None:
-        raise ConfigError(f"allow_images(dirs=...) cannot allow {text!r}.", "name a folder of this machine")
-    return os.path.abspath(path)  # now: the working directory may change
+_given = functools.partial(texts_given, "allow_images")
 
 
 # -- hosts -------------------------------------------------------------------------------------------------------------
