@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -40,6 +42,7 @@ log = logging.getLogger("embedreg")
 
 DEFAULT_BIND = "127.0.0.1:8815"
 MAX_CHUNK_ROWS = 65_536  # a block of Databend's
+_GLANCE_S = 0.2  # between two looks of `wait`
 _MAY_BE_ZERO = {"queue", "cache_rows", "cache_bytes", "coalesce_window_s", "drain_s"}
 
 Role = Literal["source", "query"]
@@ -198,7 +201,12 @@ class Server:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the server is shut down, or until some seconds are over; say whether it is."""
-        return self._over.wait(timeout_s)
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        # a glance at a time: a signal may come to a thread of gRPC's, and Python acts on it when this one runs again
+        while not self._over.wait(max(0.0, min(_GLANCE_S, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return False
+        return True
 
     def shutdown(self, drain_s: float | None = None) -> None:
         """Refuse new calls, let those in flight finish, and stop; a second call waits for the first.

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -341,3 +342,23 @@ def test_the_engine_costs_nothing_until_it_serves(run_python: Any) -> None:
         "with pytest.raises(embedreg.EmbedregError, match='databend'):\n"
         "    d.serve({'f': embedreg.get('hashing').create()})\n"
     )
+
+
+WAITING = """
+import embedreg, os, signal, threading
+from embedreg.engines.databend import serve
+
+with serve({"ai_embed": embedreg.get("hashing").create(dim=8)}, bind="127.0.0.1:0") as server:
+    # to another thread than the one that waits, as the kernel may choose to
+    threading.Timer(0.5, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        print("interrupted", server.wait(0.01))
+print(server.wait(0))
+"""
+
+
+def test_ctrl_c_ends_the_wait_whichever_thread_it_comes_to(run_python: Callable[..., str]) -> None:
+    """A script that waits for its server can be stopped; the server is up until then, and down behind its block."""
+    assert run_python(WAITING).split() == ["interrupted", "False", "True"]
