@@ -62,7 +62,7 @@ class Lock:
         """
         _held.add(self._name)
         try:
-            self._put()
+            self._root.write(self._name, self._content())
             for other, dead in self._others():
                 if not dead:
                     who = processes.name_of(self._told(other))
@@ -95,16 +95,16 @@ class Lock:
                 "let that run finish",
             )
 
-    def _put(self) -> None:
-        self._root.write(self._name, json.dumps(processes.myself()).encode())
+    @staticmethod
+    def _content() -> bytes:
+        return json.dumps(processes.myself()).encode()
 
     def _renew(self) -> None:
         while not self._stopped.wait(_RENEW_S):
             try:
-                if self._root.read(self._name) is None:
+                if not self._root.renew(self._name, self._content()):
                     self._lost = True
                     return
-                self._put()
             except EmbedregError as exc:  # the network may come back before anybody takes over
                 log.warning("the lock could not be renewed: %s", exc.message)
 

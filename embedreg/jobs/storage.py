@@ -204,6 +204,23 @@ class Storage:
         with self.publish(path) as growing, self._errors(path):
             growing.write_bytes(data)
 
+    def renew(self, path: str, data: bytes) -> bool:
+        """Give a small file a new time if it is there; say whether it is. On an object store it is written anew.
+
+        What is removed meanwhile does not come back, but for an object store, which has no step that does both.
+        """
+        if self.local is None:
+            there = self.read(path) is not None
+            if there:
+                self.write(path, data)
+            return there
+        with self._errors(path):
+            try:
+                os.utime(self.local / path)
+            except FileNotFoundError:
+                return False
+        return True
+
     @contextlib.contextmanager
     def publish(self, path: str) -> Iterator[Path]:
         """Give a new local path to write to; what is there at the end of the block appears under `path`, whole.
