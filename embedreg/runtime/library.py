@@ -112,7 +112,7 @@ def flops_per_token(model: Any) -> float | None:
         for part in model.modules()
         if type(part).__name__ == "Transformer"
         for module in part.modules()
-        if type(module).__name__ in ("Linear", "Conv1D")
+        if any(kind.__name__ in ("Linear", "Conv1D") for kind in type(module).__mro__)
     ]
     return 2.0 * sum(weight.numel() for weight in matrices) or None
 
