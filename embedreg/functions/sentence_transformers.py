@@ -255,8 +255,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             self._check_precision(on)
             if not precision.convert(model, self.precision):
                 raise ConfigError(f"the model {self.name!r} has no transformer to convert.", "precision='float32'")
-        else:
-            products.quicken(model)
+        products.quicken(model)
         return model
 
     def _check_precision(self, on: str) -> None:

@@ -8,6 +8,7 @@ is the same, float32 throughout; sums are added up in another order.
 from __future__ import annotations
 
 import functools
+import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ _CLOSE = 1e-5  # between sums of 64 products of numbers about 1
 
 
 def quicken(model: Any) -> int:
-    """Let the layers of a float32 model on the CPU multiply by oneDNN, where that is faster here.
+    """Let the layers of a model on the CPU multiply by oneDNN, where that is faster here; those in bfloat16 do anyway.
 
     Weights stay as and where they are. Where operations are recorded, and where a layer is asked for more than plain
     products and attention, it does what it did.
@@ -42,7 +43,8 @@ def quicken(model: Any) -> int:
         weight = getattr(module, "weight", None)
         weight = getattr(module, "in_proj_weight", None) if weight is None else weight
         kind = kinds.get(type(module))
-        if kind is not None and weight is not None and weight.dtype == torch.float32 and weight.device.type == "cpu":
+        known = weight is not None and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+        if kind is not None and known:
             module.__class__ = kind
             count += 1
     return count
@@ -101,9 +103,23 @@ def _onednn() -> Product | None:
         return None
 
     def product(values: Any, weight: Any, bias: Any) -> Any:
-        return linear(values, weight, bias, "none", [], "")
+        rows = math.prod(values.shape[:-1])
+        more = _more(rows)
+        if not more:
+            return linear(values, weight, bias, "none", [], "")
+        padded = torch.nn.functional.pad(values.reshape(rows, -1), (0, 0, 0, more))
+        return linear(padded, weight, bias, "none", [], "")[:rows].reshape(*values.shape[:-1], len(weight))
 
     return product
+
+
+def _more(rows: int) -> int:
+    """Return how many rows a product is padded by, so that there are eight sizes from each power of two to the next.
+
+    oneDNN keeps what it made for each size of a product, a working copy of the result included: a thousand sizes would
+    hold gigabytes.
+    """
+    return -rows % max(8, 1 << max(rows.bit_length() - 4, 0))
 
 
 @functools.cache
@@ -118,7 +134,7 @@ def _kinds(product: Product) -> dict[type, type]:
 
     class QuickLinear(torch.nn.Linear):
         def forward(self, input: Any) -> Any:  # noqa: A002  # torch's name for it
-            if input.dtype != torch.float32 or watched():
+            if input.dtype != self.weight.dtype or watched():
                 return super().forward(input)
             return product(input, self.weight, self.bias)
 
