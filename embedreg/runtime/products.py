@@ -1,8 +1,8 @@
-"""Float32 products of matrices on a CPU: by oneDNN, where torch's own are slower.
+"""Products of matrices on a CPU: by oneDNN, where torch's own are slower, and in few sizes, since it holds each.
 
-torch leaves them to MKL, which does not use the wide registers (AVX-512) of other makers' processors than its own: on
-an AMD EPYC it reaches less than half the speed of oneDNN, which torch brings too and uses for bfloat16. The arithmetic
-is the same, float32 throughout; sums are added up in another order.
+torch leaves float32 to MKL, which does not use the wide registers (AVX-512) of other makers' processors than its own:
+on an AMD EPYC it reaches less than half the speed of oneDNN, which torch brings too and uses for bfloat16. The
+arithmetic is the same, float32 throughout; sums are added up in another order.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _CLOSE = 1e-5  # between sums of 64 products of numbers about 1
 
 
 def quicken(model: Any) -> int:
-    """Let the layers of a model on the CPU multiply by oneDNN, where that is faster here; those in bfloat16 do anyway.
+    """Let the layers of a model on the CPU multiply by oneDNN, where that is faster here, and in few sizes.
 
-    Weights stay as and where they are. Where operations are recorded, and where a layer is asked for more than plain
-    products and attention, it does what it did.
+    Layers in bfloat16 multiply by oneDNN on every processor that has it. Weights stay as and where they are. Where
+    operations are recorded, and where a layer is asked for more than plain products and attention, it does what it did.
 
     Args:
         model: a `torch.nn.Module`, changed in place.
@@ -35,30 +35,36 @@ def quicken(model: Any) -> int:
     """
     import torch
 
-    product, count = fastest(), 0
+    product, count = _tried(), 0
     if product is None:
         return 0
     kinds = _kinds(product)
+    types = ([torch.float32] if fastest() is not None else []) + ([torch.bfloat16] if _has_bfloat16() else [])
     for module in model.modules():
         weight = getattr(module, "weight", None)
         weight = getattr(module, "in_proj_weight", None) if weight is None else weight
         kind = kinds.get(type(module))
-        known = weight is not None and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+        known = weight is not None and weight.device.type == "cpu" and weight.dtype in types
         if kind is not None and known:
             module.__class__ = kind
             count += 1
     return count
 
 
-@functools.cache
 def fastest() -> Product | None:
-    """Return oneDNN's `linear(input, weight, bias)` if torch's is held back; None if not, or if it is not right.
+    """Return oneDNN's `linear(input, weight, bias)` if torch's float32 is held back; None if not, or if it is wrong.
 
     By what the processor is, and not by the clock: one machine must not give other last digits from run to run.
     """
+    return _tried() if _held_back() else None
+
+
+@functools.cache
+def _tried() -> Product | None:
+    """Return oneDNN's product if this torch has it and it gives what torch's own gives."""
     import torch
 
-    product = _onednn() if _held_back() else None
+    product = _onednn()
     if product is None:
         return None
     rows, inputs, outputs = _SHAPE
@@ -80,6 +86,16 @@ def _held_back() -> bool:
 
     mkl: Any = torch.backends.mkl
     return mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and _maker() != "GenuineIntel"
+
+
+def _has_bfloat16() -> bool:
+    """Say whether oneDNN multiplies in bfloat16 on this processor, by whatever instructions."""
+    import torch
+
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:
+        return False
 
 
 def _maker() -> str:
