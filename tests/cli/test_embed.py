@@ -61,8 +61,8 @@ def expected(texts: list[str | None]) -> list[list[float] | None]:
 
 
 def left(folder: Path) -> list[str]:
-    """What is in a folder."""
-    return sorted(path.name for path in folder.iterdir())
+    """What is in a folder, besides what Python keeps of modules that it compiled."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "ndjson", "csv"])
