@@ -85,9 +85,11 @@ $(VENV)/.dev-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
 
 READ_PROJECT = import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]
 
-# Every requirement without its upper bound, so that pip is free to take the newest.
+# Every requirement without its upper bound, so that pip is free to take the newest; the engine's exact version stays,
+# and so does what follows a semicolon, which says for which machines it is.
 NEWEST = $(READ_PROJECT); all = p["dependencies"] + sum(p["optional-dependencies"].values(), []); \
-	print(*sorted({re.sub(r"(,?<=?|==)[^,;]+", "", r) for r in all if not r.startswith("embedreg[")}), sep="\n")
+	parts = {r.partition(";") for r in all if not r.startswith("embedreg[")}; \
+	print(*sorted(re.sub(r",?<=?[^,]+", "", r) + mark + on for r, mark, on in parts), sep="\n")
 
 $(VENV)/.latest-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
 	@echo "Installing the newest of everything into $(VENV)"

@@ -227,3 +227,20 @@ def test_every_extra_is_part_of_all() -> None:
     assert each
     for extra in sorted(each):
         assert brought(extra) <= brought("all"), extra
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_reads_requirements_that_pip_can_read(tmp_path: Path) -> None:
+    """`make test-latest` drops upper bounds and nothing else: a marker that was cut in two once ended it."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "probe.mk").write_text("include Makefile\nprobe:\n\t@$(PYTHON) -c '$(NEWEST)'\n")
+    line = ["make", "-s", "-f", "probe.mk", "probe", f"PYTHON={sys.executable}"]
+    printed = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    newest = [Requirement(each) for each in printed.splitlines()]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(each) for part in project["optional-dependencies"].values() for each in part]
+    wanted = [each for each in wanted + list(map(Requirement, project["dependencies"])) if each.name != "embedreg"]
+    assert {each.name for each in newest} == {each.name for each in wanted}
+    assert {(each.name, str(each.marker)) for each in newest} == {(each.name, str(each.marker)) for each in wanted}
+    assert {mark.operator for each in newest for mark in each.specifier} == {">=", "=="}
