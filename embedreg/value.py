@@ -43,11 +43,14 @@ _RESERVED = ("_adapters", "_declared", "_embedreg", "_unknown")
 # What an attribute mostly is, and what holds no reference: told by its class, before anything dearer.
 _NO_REFERENCE = frozenset({BuiltinFunctionType, FunctionType, MethodType, NoneType, State, bool, float, int, type})
 # What `cachetools` makes of a method; without being told, pydantic takes its newer kinds for fields without a type.
-_CACHED = (
-    type(cached(cache={})(max)),
-    type(cached(cache={}, info=True)(max)),
-    type(cachedmethod(lambda _: {})(max)),
-    type(cachedmethod(lambda _: {}, info=True)(max)),
+_CACHED = tuple(
+    type(cache(max))
+    for cache in (
+        cached(cache={}),
+        cached(cache={}, info=True),
+        cachedmethod(lambda _: {}),
+        *([cachedmethod(lambda _: {}, info=True)] if "info" in inspect.signature(cachedmethod).parameters else ()),
+    )
 )
 _ALIAS = "__embedding_function_registry_alias__"
 _get = object.__getattribute__
