@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg._version import __version__
-from embedreg.cli import terminal
+from embedreg.display import plain
 from embedreg.errors import RowError
 from embedreg.writing import in_place_of, storage_errors
 
@@ -108,7 +108,7 @@ def _card(rank: int, row: dict[str, Any], distance: float, picture: str | None, 
     name, value = ("score", 1 - distance) if hits.metric == "cosine" else ("distance", distance)
     seen = [(key, item) for key, item in row.items() if text is None or key != hits.source]
     if picture is not None:
-        label = next((terminal.plain(item, _ALT) for key, item in seen if isinstance(item, str)), f"hit {rank}")
+        label = next((plain(item, _ALT) for key, item in seen if isinstance(item, str)), f"hit {rank}")
         picture = picture.replace("{alt}", html.escape(label))
     lines = "".join(f'<dt>{_text(key)}</dt><dd dir="auto">{_text(item)}</dd>' for key, item in seen)
     return "".join(
@@ -151,4 +151,4 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
-    return html.escape(terminal.plain(value, _SHOWN))
+    return html.escape(plain(value, _SHOWN))

@@ -9,6 +9,7 @@ import typer
 
 from embedreg.cli import exits, terminal
 from embedreg.cli.session import AsJson, command
+from embedreg.display import plain
 from embedreg.jobs import places
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _print(found: dict[str, Any]) -> None:
         terminal.say()
         terminal.say(f"{function['vector_column']} is filled from {function['source_column']}", style="bold")
         for line in _lines(function):
-            terminal.say(f"  {line[:11]}{terminal.plain(line[11:])}")
+            terminal.say(f"  {line[:11]}{plain(line[11:])}")
 
 
 def _lines(function: dict[str, Any]) -> list[str]:

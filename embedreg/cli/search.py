@@ -12,6 +12,7 @@ import typer
 
 from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
+from embedreg.display import plain
 from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError
 from embedreg.imports import did_you_mean
 from embedreg.jobs import places
@@ -288,4 +289,4 @@ def show(hits: Hits, title: str | None = None) -> None:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return f"{len(value):,} bytes" if isinstance(value, bytes) else terminal.plain(value, 400)
+    return f"{len(value):,} bytes" if isinstance(value, bytes) else plain(value, 400)

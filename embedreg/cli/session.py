@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from embedreg.cli import exits, terminal
+from embedreg.display import plain
 from embedreg.errors import EmbedregError
 from embedreg.imports import did_you_mean
 
@@ -172,7 +173,7 @@ def _session(
 def _short_warnings() -> Iterator[None]:
     """Print a warning as one line, without the place in our source that Python would add."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: terminal.note(f"warning: {terminal.plain(message)}")
+        warnings.showwarning = lambda message, *_, **__: terminal.note(f"warning: {plain(message)}")
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import math
@@ -26,6 +27,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from embedreg.display import escaped_json, plain, printable
+
 if TYPE_CHECKING:
     from embedreg.runtime.progress import Stage
 
@@ -35,7 +38,6 @@ __all__ = [
     "error",
     "note",
     "number",
-    "plain",
     "print_json",
     "print_table",
     "rows_progress",
@@ -62,26 +64,14 @@ def console(stream: IO[str]) -> Console:
     return _Console(file=stream, width=width, highlight=False, emoji=False, soft_wrap=False)
 
 
-def plain(value: object, limit: int | None = None) -> str:
-    """Return a value as one line of printable text: data must not be able to steer a terminal.
-
-    Args:
-        value: anything; white space is run together.
-        limit: cut to this many characters, the last of them an ellipsis.
-    """
-    text = " ".join(str(value).split())
-    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
-
-
 def say(text: str = "", *, style: str | None = None) -> None:
     """Print a line of the answer."""
-    console(sys.stdout).print(Text(text, style=style or ""), soft_wrap=True)
+    console(sys.stdout).print(Text(printable(text), style=style or ""), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print a line that is not the answer."""
-    console(sys.stderr).print(Text(text, style="dim"), soft_wrap=True)
+    console(sys.stderr).print(Text(printable(text), style="dim"), soft_wrap=True)
 
 
 def error(message: str, hint: str | None) -> None:
@@ -92,17 +82,28 @@ def error(message: str, hint: str | None) -> None:
         err.print(Text.assemble(("Hint: ", "bold"), plain(hint)), soft_wrap=True)
 
 
-def as_json(value: object, indent: int | None = None) -> str:
-    """Return a value as JSON; what JSON lacks becomes a str (dates, bytes) or null (NaN)."""
+def as_json(value: object, indent: int | None = None, *, ascii_only: bool = False) -> str:
+    """Return a value as JSON; what JSON lacks becomes a str (dates, bytes) or null (NaN).
+
+    What is not printable is escaped: the same values for a program, nothing that steers a terminal.
+    """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, default=_jsonable, allow_nan=False)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, default=_jsonable, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, default=_jsonable)
+        text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, default=_jsonable)
+    return escaped_json(text, ascii_only=ascii_only)
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON on stdout."""
-    sys.stdout.write(as_json(value, indent=2) + "\n")
+    """Print a value as JSON on stdout, in ASCII where the stream is not UTF-8."""
+    sys.stdout.write(as_json(value, indent=2, ascii_only=not _is_utf8(sys.stdout)) + "\n")
+
+
+def _is_utf8(stream: IO[str]) -> bool:
+    try:
+        return codecs.lookup(getattr(stream, "encoding", None) or "ascii").name == "utf-8"
+    except LookupError:
+        return False
 
 
 def _jsonable(value: object) -> object:
@@ -137,12 +138,12 @@ def print_table(
     wide %= len(columns)
     frame = 3 * len(columns) + 1  # a space on both sides of each cell, and the lines between
     rest = out.width - frame - sum(widths) + widths[wide]
-    table = Table(title=title and escape(title), title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=title and escape(plain(title)), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
         if index == wide:
-            table.add_column(escape(column), no_wrap=True, overflow="ellipsis", max_width=max(rest, _CUT_WIDTH))
+            table.add_column(escape(plain(column)), no_wrap=True, overflow="ellipsis", max_width=max(rest, _CUT_WIDTH))
         else:
-            table.add_column(escape(column), overflow="fold", max_width=widths[index])
+            table.add_column(escape(plain(column)), overflow="fold", max_width=widths[index])
     for row in cells:
         table.add_row(*map(Text, row))
     out.print(table)
@@ -216,7 +217,7 @@ def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int |
     err = console(sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-    task = bar.add_task(escape(what), total=total)
+    task = bar.add_task(escape(plain(what)), total=total)
     done, start = 0, time.perf_counter()
 
     def report(rows: int, of: int | None = None) -> None:
@@ -224,7 +225,7 @@ def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int |
         done = rows
         bar.update(task, completed=rows, total=of if of is not None else total)
 
-    with bar, _taking(lambda words: bar.update(task, description=escape(words or what))):
+    with bar, _taking(lambda words: bar.update(task, description=escape(plain(words or what)))):
         yield report
     took = time.perf_counter() - start
     note(f"{what}: {done:,} rows in {seconds(took)} ({number(done / max(took, 1e-9))} rows/s)")
@@ -237,7 +238,7 @@ def status(what: str) -> Iterator[None]:
     if not err.is_terminal:
         yield
         return
-    with err.status(escape(what)) as live, _taking(lambda words: live.update(escape(words or what))):
+    with err.status(escape(plain(what))) as live, _taking(lambda words: live.update(escape(plain(words or what)))):
         yield
 
 
