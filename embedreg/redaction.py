@@ -10,7 +10,8 @@ import logging
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -22,6 +23,7 @@ __all__ = ["cleaned", "guarded", "redact", "redacted"]
 log = logging.getLogger("embedreg")
 MARK = "***"
 SHORT = 4  # characters; replacing a shorter secret wherever its letters occur would leave no message to read
+_DEEP = 64  # levels of containers inside each other
 _PART = 8  # characters; shorter lines or words of a long secret are no secrets by themselves
 _guarding = threading.local()
 
@@ -48,7 +50,7 @@ def _spellings(value: str) -> Iterator[str]:
     if (words := value.split()) and len(words) == 2 and len(words[1]) >= _PART:
         parts.add(words[1])  # "Bearer <key>", of which a message may show the key alone
     for part in parts:
-        yield part
+        yield from (part, part.upper(), part.lower()) if len(part) >= _PART else (part,)
         for quoted in (quote(part, safe=""), quote(part), quote_plus(part)):
             yield quoted
             yield re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), quoted)
@@ -187,12 +189,22 @@ def _scrub(exc: BaseException, values: list[str]) -> None:
             _scrub(member, values)
 
 
-def cleaned(value: Any, values: Iterable[str]) -> Any:
-    """Return a value with the secrets in its texts replaced, however deep they lie in lists and dicts."""
+def cleaned(value: Any, values: Iterable[str], depth: int = 0) -> Any:
+    """Return a value with the secrets in its texts replaced, however deep they lie in containers, models and keys."""
     if isinstance(value, str):
         return value if (text := redact(value, values)) == value else text  # an enum that is a str stays one
-    if type(value) in (list, tuple, set):
-        return type(value)(cleaned(item, values) for item in value)
-    if type(value) is dict:
-        return {key: cleaned(item, values) for key, item in value.items()}
-    return value
+    if isinstance(value, bytes | bytearray):
+        plain = value.decode("latin-1")  # each byte a character, as those of the secrets then are
+        text = redact(plain, [secret.encode("utf-8", "surrogatepass").decode("latin-1") for secret in values])
+        return value if text == plain else type(value)(text.encode("latin-1"))
+    if depth > _DEEP:
+        return MARK  # nothing that deep, or that holds itself, is worth showing
+    from embedreg import secrets  # it imports this module
+
+    if isinstance(value, deque):
+        return deque((cleaned(item, values, depth + 1) for item in value), value.maxlen)
+    if secrets.items_of(value) is None:
+        return value
+    if isinstance(value, Mapping):
+        return {cleaned(key, values, depth + 1): cleaned(item, values, depth + 1) for key, item in value.items()}
+    return secrets.rebuilt(value, lambda key, item: cleaned(item, values, depth + 1))

@@ -43,6 +43,7 @@ class State:
         given: the configuration that reached the base, by field name where it is one.
         resolved: the same with references looked up, while the fields are being validated.
         converted: field -> (what its references stood for, what a validator made of that), where the two differ.
+        cached: what cached properties hold that has a secret in it.
         seen: secrets that were resolved, which must not appear in any text even when they are no longer set.
     """
 
@@ -53,6 +54,7 @@ class State:
     given: dict[str, Any] = field(default_factory=dict)
     resolved: dict[str, Any] | None = None
     converted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    cached: dict[str, Any] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
     def __repr__(self) -> str:

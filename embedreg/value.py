@@ -14,11 +14,11 @@ from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from cachetools import cached, cachedmethod
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, PrivateAttr, ValidationError
+from pydantic_core import CoreSchema, from_json
 
 from embedreg import config as config_
-from embedreg import redaction, references, secrets
+from embedreg import redaction, references, secrets, showing
 from embedreg.config import copied, names_by_key, sensitive_fields
 from embedreg.errors import ConfigError, EmbedregError, HardcodedSecretError
 from embedreg.references import Origin, State, state_of
@@ -155,6 +155,13 @@ class Value(BaseModel):
         if tolerated:
             references.fill_unvalidated(self)
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the class's schema, whose serializer shows no secret: every way to JSON or to a dict ends in it."""
+        schema = handler(source)
+        showing.serialize_cleaned(handler.resolve_ref_schema(schema))
+        return schema
+
     def model_post_init(self, context: Any, /) -> None:
         """Put the references back before any code of a subclass sees the instance."""
         references.keep(self)
@@ -204,7 +211,12 @@ class Value(BaseModel):
                 config_.refuse_unknown(type(self), [name], names_by_key(type(self)))
             self._check_secret(name, value, self._held_secrets())
             state_of(self).converted.pop(name, None)
+            state_of(self).cached.pop(name, None)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if state_of(self).cached.pop(name, _get) is _get:
+            super().__delattr__(name)
 
     def raw_fields(self) -> dict[str, Any]:
         """Return the field values as they are kept: references, never what they resolve to."""
@@ -222,11 +234,17 @@ class Value(BaseModel):
 
     def model_dump(self, **kwargs: Any) -> dict[str, Any]:
         """Dump the fields as pydantic does: references stay, and computed fields show no secret."""
-        return redaction.cleaned(super().model_dump(**{**_quiet(self), **kwargs}), self._held_secrets())  # type: ignore[no-any-return]
+        with showing.plain_errors():
+            return super().model_dump(**{**_quiet(self), **kwargs})
 
     def model_dump_json(self, **kwargs: Any) -> str:
         """Dump the fields as JSON, as `model_dump`."""
-        return redaction.redact(super().model_dump_json(**{**_quiet(self), **kwargs}), self._held_secrets())
+        return super().model_dump_json(**{**_quiet(self), **kwargs})
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # not what pickle and copy use, but what other libraries do: the fields, and no private attribute
+        empty = {"__pydantic_extra__": None, "__pydantic_private__": None}
+        return {"__dict__": self.raw_fields(), "__pydantic_fields_set__": set(self.model_fields_set), **empty}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Value) or type(self) is not type(other):
@@ -378,6 +396,10 @@ def _wrap(cls: type[Value]) -> None:
             setattr(cls, name, redaction.guarded(value))
         elif isinstance(value, property) and value.fget is not None:
             setattr(cls, name, property(redaction.guarded(value.fget), value.fset, value.fdel, value.__doc__))
+        elif type(value) is functools.cached_property:
+            apart = showing.CachedApart(redaction.guarded(value.func))
+            apart.__set_name__(cls, name)
+            setattr(cls, name, apart)
         elif isinstance(value, functools.cached_property):
             value.func = redaction.guarded(value.func)
     for name in CONTRACT:  # of mixins too
@@ -386,6 +408,11 @@ def _wrap(cls: type[Value]) -> None:
             continue
         if not getattr(method, "__isabstractmethod__", False):
             setattr(cls, name, redaction.guarded(method, whole=name != "ndims"))
+    for name in showing.METHODS if cls.__module__ != "embedreg.base" else ():
+        method = inspect.getattr_static(cls, name, None)
+        ours = inspect.getattr_static(Value, name, None)
+        if isinstance(method, FunctionType) and method is not ours and not redaction.is_guarded(method):
+            setattr(cls, name, showing.shown(method))
     if cls.model_config.get("extra") == "allow":
         cls.__getattr__ = _extra_or_private  # type: ignore[attr-defined]
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 
 from embedreg import metadata, secrets
 from embedreg.base import EmbeddingFunction, registered_name
@@ -54,6 +55,9 @@ class SecretContract:
                 "format()": f"{function}",
                 "model_dump()": repr(function.model_dump()),
                 "model_dump_json()": function.model_dump_json(),
+                "pydantic_core.to_json()": to_json(
+                    [function], serialize_unknown=True, inf_nan_mode="constants"
+                ).decode(),
                 "safe_model_dump()": repr(function.safe_model_dump()),
                 "its fields": repr(function.raw_fields()),
                 "pickle.dumps()": pickle.dumps(function, 0).decode("latin-1"),
