@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from embedreg import secrets
 from embedreg.errors import ConfigError, EmbedregError, HardcodedSecretError
 from embedreg.imports import did_you_mean
+from embedreg.sensitive import items_judged
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -218,8 +219,8 @@ def secret_values(cls: type[Value], config: Mapping[str, Any], function: str | N
                     if "://" in text:  # of a URL's credentials, a message may show the password alone
                         found.update(text.partition("://")[2].rpartition("@")[0].partition(":")[2:])
             return
-        for key, item in secrets.items_of(value) or ():
-            gather(item, sensitive or key in named or secrets.looks_sensitive(key), named)
+        for key, item, judged in items_judged(value, secrets.items_of(value) or []):
+            gather(item, sensitive or judged or key in named, named)
 
     for name, value in config.items():
         sensitive = name in named or secrets.looks_sensitive(name) or name.lower().endswith("headers")

@@ -5,7 +5,7 @@ EmbedregError
 ├── DuplicateFunctionError  (ValueError)      two distributions claim one name
 ├── ConfigError             (ValueError)      a configuration that cannot work
 │   ├── HardcodedSecretError                  a sensitive field holds a value instead of a reference
-│   └── MissingVariableError                  a `$var:` that nobody has set
+│   └── MissingVariableError  (KeyError)      a `$var:` that nobody has set
 ├── MissingExtraError       (ImportError)     an optional library is not installed
 ├── UntrustedError          (PermissionError) stored metadata asks for what the reader did not grant
 ├── MetadataError           (ValueError)      a declaration that cannot be read
@@ -85,8 +85,8 @@ class HardcodedSecretError(ConfigError):
     """A sensitive field was given a value where only a `$var:` reference may stand."""
 
 
-class MissingVariableError(ConfigError):
-    """A `$var:` reference names a variable that is not set."""
+class MissingVariableError(ConfigError, KeyError):
+    """A `$var:` reference names a variable that is not set; LanceDB raises ValueError or KeyError for one."""
 
 
 class MissingExtraError(EmbedregError, ImportError):

@@ -48,9 +48,15 @@ def importable(module: str) -> bool:
         return module in sys.modules
 
 
+_LONGEST = 80  # characters of a name
+_COMPARED = 500  # names
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "did you mean 'x'? " for the closest known word, whatever its case, or nothing."""
-    plain = {_plain(name): name for name in sorted(known)}
+    if len(word) > _LONGEST:  # nobody mistyped that; and comparing takes the product of the lengths
+        return ""
+    plain = {_plain(name): name for name in sorted(name for name in known if len(name) <= _LONGEST)[:_COMPARED]}
     close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
     return f"did you mean {plain[close[0]]!r}? " if close else ""
 

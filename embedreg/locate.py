@@ -15,6 +15,7 @@ from embedreg.config import sensitive_fields
 from embedreg.errors import EmbedregError, InputError, StorageError
 from embedreg.identity import Drift
 from embedreg.metadata import Entry, Functions
+from embedreg.sensitive import items_judged
 
 __all__ = ["check_drift", "data_files", "file_schema", "functions_in", "inspect", "is_data", "metadata_of"]
 
@@ -297,12 +298,23 @@ def _shown_config(entry: Entry) -> dict[str, Any]:
     return {key: _cleaned(value, named, key) for key, value in entry.model.items() if key != metadata.RESERVED}
 
 
-def _cleaned(value: Any, named: frozenset[str], key: str | None, sensitive: bool = False) -> Any:
-    sensitive = sensitive or (key is not None and (key in named or secrets.looks_sensitive(key)))
+def _cleaned(value: Any, named: frozenset[str], key: object, sensitive: bool = False) -> Any:
+    """Return a stored value without what stands where a secret does, or is one by its form; keys included."""
+    sensitive = sensitive or key in named or secrets.looks_sensitive(key)
     if isinstance(value, dict):
-        return {inner: _cleaned(item, named, inner, sensitive) for inner, item in value.items()}
+        found = items_judged(value, [*value.items()])
+        return {
+            _HIDDEN if secrets.holds_credentials(inner) else inner: _cleaned(item, named, inner, sensitive or judged)
+            for inner, item, judged in found
+        }
     if isinstance(value, list):
-        return [_cleaned(item, named, None, sensitive) for item in value]
+        made = []
+        for _, item, judged in items_judged(value, [(None, item) for item in value]):
+            pair = judged and not sensitive  # of a name, which stays, and a secret
+            made.append(
+                [item[0], _cleaned(item[1], named, None, True)] if pair else _cleaned(item, named, None, sensitive)
+            )
+        return made
     if isinstance(value, str) and secrets.is_reference(value):
         name, _, default = value.removeprefix(secrets.PREFIX).partition(":")
         hidden = default and (sensitive or secrets.holds_credentials(default))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 from embedreg.errors import ConfigError, HardcodedSecretError
 from embedreg.redaction import redact
+from embedreg.sensitive import holds_credentials, items_judged, looks_sensitive
 from embedreg.variables import Variables, missing, variables
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Reference",
     "Variables",
     "has_reference",
+    "holds_credentials",
     "is_reference",
     "looks_sensitive",
     "missing",
@@ -36,21 +37,6 @@ __all__ = [
 
 PREFIX = "$var:"
 WRAPPERS = (SecretStr, SecretBytes, Secret)
-
-# Names (of headers above all) that hold secrets in every service we know of. A bare `..._token` is not
-# among them, for tokenizer options such as `pad_token` are no secrets; `...-token`, a header's spelling, is.
-_SENSITIVE_NAME = re.compile(
-    r"(?ix)^ (.*[-_.])? (authorization | auth | api[-_]?key | secret | secret[-_]?(access[-_]?)?key | private[-_]?key"
-    r" | access[-_]?key([-_]?id)? | account[-_]?key | subscription[-_]?key | functions[-_]?key"
-    r" | password | passwd | pwd | passphrase | (set[-_])?cookie | credentials? | bearer | jwt | connection[-_]?string"
-    r" | (access|auth|bearer|refresh|session|security|secret|id|private|api|hf|hub|csrf|sas|vault)[-_]?token) $"
-    r" | ^token$ | ^.*-token$"
-)
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-# What is a secret wherever it stands: the value of an Authorization header, a password inside a URL.
-_SENSITIVE_TEXT = re.compile(
-    r"Bearer \S+|Basic [A-Za-z0-9+/]{8,}=*|(?i:[a-z][a-z0-9+.-]*)://[^/\s?#@:]*:[^/\s?#@]+@\S*"
-)
 
 
 class Reference(NamedTuple):
@@ -154,16 +140,6 @@ def resolve(value: Any, lookup: Callable[[Reference], str]) -> Any:
     return rebuilt(value, lambda key, item: resolve(item, lookup))
 
 
-def looks_sensitive(name: object) -> bool:
-    """Say whether a name (`Authorization`, `x-api-key`, `clientSecret`, ...) is one that secrets have."""
-    return isinstance(name, str) and _SENSITIVE_NAME.match(_CAMEL.sub("_", name)) is not None
-
-
-def holds_credentials(text: object) -> bool:
-    """Say whether a text is a secret by its form: a bearer token, a URL with a password."""
-    return isinstance(text, str) and _SENSITIVE_TEXT.fullmatch(text.strip()) is not None
-
-
 def refuse_hardcoded(where: str, value: object, *, sensitive: bool, named: frozenset[str] = frozenset()) -> None:
     """Refuse a secret that is written out where only a reference may stand.
 
@@ -190,8 +166,10 @@ def refuse_hardcoded(where: str, value: object, *, sensitive: bool, named: froze
         return
     items = items_of(value)
     if items is not None:
-        for key, item in items:
-            inner = sensitive or looks_sensitive(key) or key in named
+        for key, item, judged in items_judged(value, items):
+            inner = sensitive or judged or key in named
+            if inner and not sensitive and key is None:  # a pair of a name and a secret
+                key, item = item
             refuse_hardcoded(where if key is None else f"{where}[{key!r}]", item, sensitive=inner, named=named)
     elif sensitive and value is not None and not isinstance(value, bool) and value not in (0, b""):
         raise _hardcoded(f"{where} is sensitive and cannot be set to a hard-coded value.", where)

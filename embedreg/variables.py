@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from embedreg.errors import ConfigError, MissingVariableError
 from embedreg.imports import did_you_mean
+from embedreg.sensitive import holds_credentials
 
 if TYPE_CHECKING:
     from embedreg.secrets import Reference
 
 __all__ = ["Variables", "missing", "variables"]
+
+_SHOWN = 80  # characters of a name that a message shows
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 Names: TypeAlias = set[str]  # `Variables.set` hides the builtin in the class below
 Binding: TypeAlias = tuple[str, tuple[str, ...] | None]
@@ -71,8 +76,12 @@ class Variables:
             ConfigError: a name that cannot be a variable's, here or in the environment.
         """
         _check_name(name)
-        if not isinstance(env, str) or not env or "=" in env or "\0" in env:
-            raise ConfigError(f"{env!r} cannot name an environment variable.", f"bind_env({name!r}, 'MY_KEY')")
+        if not isinstance(env, str) or not _ENV_NAME.fullmatch(env) or holds_credentials(env):
+            # not quoted: a key that was written in the place of its variable's name would be shown
+            raise ConfigError(
+                f"variable {name!r} is bound to something that cannot be the name of an environment variable.",
+                f"bind_env({name!r}, {_env_name(name)!r}), with the key itself in that environment variable",
+            )
         variable = _Variable(env=env, functions=_names(functions))
         with self._lock:
             self._known[name] = variable
@@ -180,13 +189,15 @@ def missing(
     name: str, variable: _Variable | None = None, known: Names | frozenset[str] = frozenset()
 ) -> MissingVariableError:
     """Build the error for a variable that has no value; `known` are the names to suggest from."""
+    name = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."  # stored metadata may have asked for it
+    lancedb = f"Variable {name!r} not found in registry"  # LanceDB's words, for code that looks for them
     if variable is not None and variable.env is not None:
         return MissingVariableError(
-            f"variable {name!r} is bound to the environment variable {variable.env}, which is not set.",
+            f"{lancedb}: variable {name!r} is bound to the environment variable {variable.env}, which is not set.",
             f"export {variable.env}=...",
         )
     return MissingVariableError(
-        f"variable {name!r} is not set; variables are set anew in each process.",
+        f"{lancedb}: variable {name!r} is not set; variables are set anew in each process.",
         f"{did_you_mean(name, known)}embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}) "
         f"or .set_var({name!r}, ...)",
     )

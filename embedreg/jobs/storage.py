@@ -73,7 +73,8 @@ class Storage:
     def __post_init__(self) -> None:
         if secrets.holds_credentials(self.uri):
             raise ConfigError(
-                "the address holds a password.", "put keys into the environment, or storage_options={'key': '$var:key'}"
+                "the address holds a password or a key.",
+                "put keys into the environment, or storage_options={'key': '$var:key'}",
             )
         for name, value in self.options.items():
             sensitive = secrets.looks_sensitive(name) or name in ("key", "secret", "token")
