@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
     columns: Annotated[str | None, typer.Option(help="The columns to show, separated by commas.")] = None,
     vector: Annotated[str | None, typer.Option(help="The vector column, where the table has several.")] = None,
-    where: Annotated[str | None, typer.Option(help="A condition in SQL, such as: module = 'json'")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="A condition in SQL, such as: module = 'json' AND year > 1990")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the hits to a page too, with their images.")
     ] = None,
@@ -184,6 +187,7 @@ def _in_lance(
     source: str | None,
 ) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
     from embedreg.cli import lance
+    from embedreg.cli.where import lance_where
 
     table = lance.open_untouched(place)
     shown = _columns(table.schema, columns)
@@ -191,7 +195,9 @@ def _in_lance(
     with lance.engine_errors(f"{place.path} cannot be searched", "check --where" if where else "embedreg inspect"):
         nearest = table.search(query, vector_column_name=config.vector_column, query_type="vector")
         nearest = nearest.distance_type(metric).limit(limit).select([*names, "_distance"])
-        found = (nearest if where is None else nearest.where(where, prefilter=True)).to_arrow()
+        found = (
+            nearest if where is None else nearest.where(lance_where(where, table.schema), prefilter=True)
+        ).to_arrow()
     return found.select(names), found.column("_distance").to_numpy(), shown
 
 
@@ -210,6 +216,7 @@ def _in_parquet(
     from embedreg.jobs.sources import open_source
 
     data = open_source(place)
+    data = dataclasses.replace(data, schema=_without_views(data.schema))
     shown = _columns(data.schema, columns)
     names = _with(source, shown, data.schema)
     if config.vector_column not in data.schema.names:
@@ -217,11 +224,20 @@ def _in_parquet(
             f"{place.path} declares the vector column {config.vector_column!r} and does not have it.",
             "embed it again: embedreg embed",
         )
-    condition = None if where is None else parse_where(where, data.schema.names)
+    condition = None if where is None else parse_where(where, data.schema)
     heavy = {"batch_rows": _IMAGE_ROWS} if any(_is_binary(data.schema.field(name).type) for name in names) else {}
     batches = data.batches(list(dict.fromkeys([*names, config.vector_column])), where=condition, **heavy)
     rows, distances = nearest(batches, config.vector_column, query, metric, limit, names)
     return (data.schema.empty_table().select(names) if rows is None else rows), distances, shown
+
+
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    """Return the schema with plain texts and bytes in the place of views, which Arrow can neither filter nor pick."""
+    import pyarrow as pa
+
+    plain_types = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    fields = [field.with_type(plain_types.get(field.type, field.type)) for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def _with(source: str | None, shown: list[str], schema: pa.Schema) -> list[str]:

@@ -1,169 +1,375 @@
-"""A small SQL `WHERE` for Parquet files, as an Arrow expression. (A Lance table has the whole of its engine's SQL.)
+"""A condition in SQL for Parquet files, as an Arrow expression: the part of Lance's SQL that both understand.
 
 condition := condition OR condition | condition AND condition | NOT condition | ( condition )
-           | column = | != | <> | < | <= | > | >= literal | column [NOT] IN ( literal, ... )
-           | column [NOT] LIKE 'text%' | column IS [NOT] NULL
-literal   := 'text' | 12 | 1.5 | TRUE | FALSE
+           | value = | != | <> | < | <= | > | >= value | value [NOT] BETWEEN value AND value
+           | column [NOT] IN ( literal, ... ) | column [NOT] LIKE | ILIKE 'text%' | column IS [NOT] NULL | TRUE | FALSE
+           | column (of booleans)
+value     := column | struct.field | literal
+literal   := 'text' | 12 | 1.5 | TRUE | FALSE | DATE '2024-01-31' | TIMESTAMP '2024-01-31 12:00:00' | NULL
+
+A literal is read as the type of the column beside it. Names with other characters than letters, digits and `_` stand in
+backticks. The text is parsed by sqlglot; a comparison with null is neither true nor false, as in SQL.
 """
 
 from __future__ import annotations
 
+import decimal
 import operator
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from embedreg.display import plain
 from embedreg.errors import InputError, MissingColumnError
 from embedreg.imports import did_you_mean
 
 if TYPE_CHECKING:
-    import pyarrow.compute as pc
+    import pyarrow as pa
 
-__all__ = ["parse_where"]
+__all__ = ["lance_where", "parse_where"]
 
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<text>'(?:[^']|'')*')|(?P<quoted>"(?:[^"]|"")+"|`[^`]+`)|(?P<number>-?\d+(?:\.\d+)?)"""
-    r"""|(?P<word>[^\W\d]\w*(?:\.\w+)*)|(?P<sign><=|>=|<>|!=|=|<|>|\(|\)|,))"""
-)
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "=": operator.eq,
-    "!=": operator.ne,
-    "<>": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
+_DEEPEST = 50  # parentheses and NOTs
+_LONGEST = 100_000  # characters; a list of keys may be long
+_COMPARE = {
+    "EQ": "equal",
+    "NEQ": "not_equal",
+    "LT": "less",
+    "LTE": "less_equal",
+    "GT": "greater",
+    "GTE": "greater_equal",
 }
-_DEEPEST = 50  # parentheses and NOTs; the parser calls itself
+_MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
+_EXAMPLE = "write it like: module = 'json' AND year BETWEEN 1990 AND 1999"
+_LITERALS = ("Literal", "Neg", "Boolean", "Null", "Cast", "Paren")
+_ZONE = re.compile(r":\d{2}(?:\.\d+)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")  # the offset at the end of a time
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def parse_where(text: str, columns: Iterable[str]) -> pc.Expression:
-    """Turn a condition into an expression that `pyarrow.dataset` takes as a filter.
+def parse_where(text: str, schema: pa.Schema) -> Any:
+    """Turn a condition into a `pyarrow.compute.Expression`, which `pyarrow.dataset` takes as a filter.
 
     Args:
         text: the condition, see this module's grammar.
-        columns: what the data has.
+        schema: of the data; its types say how the literals are read.
     Raises:
-        InputError: the condition cannot be read.
+        InputError: the condition cannot be read, or compares what cannot be compared.
         MissingColumnError: it names a column that the data lacks.
     """
-    parser = _Parser(text, list(columns))
-    expression = parser.any_of(0)
-    if parser.position < len(parser.tokens):
-        raise parser.error()
+    import pyarrow as pa
+    import pyarrow.dataset
+
+    expression = _Translator(text, schema).condition(_parsed(text))
+    try:
+        pyarrow.dataset.dataset(schema.empty_table()).scanner(filter=expression)  # it is bound to the types here
+    except (pa.ArrowException, TypeError, ValueError) as exc:
+        what = plain(exc, 200).rstrip(".")
+        raise InputError(f"--where {text!r} compares what cannot be compared: {what}.", _EXAMPLE) from None
     return expression
 
 
-class _Parser:
-    def __init__(self, text: str, columns: list[str]) -> None:
-        self.text, self.columns, self.position = text, columns, 0
-        self.tokens: list[tuple[str, str]] = []
-        at = 0
-        while text[at:].strip():
-            match = _TOKEN.match(text, at)
-            if match is None:
-                raise self.error(text[at:].split()[0])
-            self.tokens.append((str(match.lastgroup), match.group(str(match.lastgroup))))
-            at = match.end()
+def lance_where(text: str, schema: pa.Schema) -> str:
+    """Return a condition for Lance's engine, which reads no date, time or decimal from a plain literal.
 
-    def error(self, near: str | None = None) -> InputError:
-        if near is None:
-            near = self.tokens[self.position][1] if self.position < len(self.tokens) else "its end"
-        return InputError(
-            f"--where {self.text!r} cannot be read near {near!r}.", "write it like: module = 'json' AND year >= 1990"
-        )
+    Literals beside columns of these types get theirs; all else, and what only Lance understands, stays as it is.
 
-    def word(self, *wanted: str) -> bool:
-        """Take the next words if they are these, in any case."""
-        ahead = self.tokens[self.position : self.position + len(wanted)]
-        if [(kind, value.upper()) for kind, value in ahead] != [("word", each) for each in wanted]:
-            return False
-        self.position += len(wanted)
-        return True
+    Args:
+        text: the condition, in the grammar of this module or in any other SQL of Lance.
+        schema: of the table.
+    """
+    import pyarrow as pa
+    from sqlglot import exp
 
-    def sign(self, *wanted: str) -> str | None:
-        if self.position < len(self.tokens) and self.tokens[self.position] in [("sign", each) for each in wanted]:
-            self.position += 1
-            return self.tokens[self.position - 1][1]
-        return None
+    try:
+        parsed, translator = _parsed(text), _Translator(text, schema)
+        nodes = [node for node in parsed.walk() if type(node).__name__ in (*_COMPARE, "Between", "In")]
+        typed = 0
+        for node in nodes:
+            parts = [node.this, node.args.get("expression"), node.args.get("low"), node.args.get("high")]
+            parts = [part for part in [*parts, *node.expressions] if part is not None]
+            column = next(part for part in parts if type(part).__name__ in ("Column", "Dot"))
+            type_ = translator.column(column)[1]
+            for part in parts:
+                if type(part).__name__ not in ("Literal", "Neg") or not (_is_temporal(type_) or _is_decimal(type_)):
+                    continue
+                value = translator.value(part, type_)
+                typed += 1
+                if _is_decimal(type_):
+                    wanted = f"DECIMAL({value.type.precision}, {max(value.type.scale, 0)})"
+                else:
+                    wanted = "DATE" if pa.types.is_date(type_) else "TIMESTAMP"
+                part.replace(exp.cast(exp.Literal.string(str(value)), wanted))
+    except (InputError, MissingColumnError, StopIteration):
+        return text
+    return parsed.sql(dialect="mysql") if typed else text
 
-    def any_of(self, depth: int) -> Any:
-        left = self.all_of(depth)
-        while self.word("OR"):
-            left = left | self.all_of(depth)
-        return left
 
-    def all_of(self, depth: int) -> Any:
-        left = self.single(depth)
-        while self.word("AND"):
-            left = left & self.single(depth)
-        return left
+def _is_decimal(type_: pa.DataType) -> bool:
+    import pyarrow as pa
 
-    def single(self, depth: int) -> Any:
+    return bool(pa.types.is_decimal(type_))
+
+
+def _parsed(text: str) -> Any:
+    """Parse the text, whose names may stand in double quotes or backticks.
+
+    Raises:
+        InputError: it is no condition.
+    """
+    import sqlglot
+    from sqlglot.dialects.dialect import Dialect
+    from sqlglot.errors import SqlglotError
+    from sqlglot.expressions import Condition
+
+    class Where(Dialect):
+        class Tokenizer(sqlglot.Tokenizer):
+            IDENTIFIERS: ClassVar = ['"', "`"]
+
+    if len(text) > _LONGEST:
+        raise InputError(f"--where has {len(text):,} characters, more than {_LONGEST:,}.", _EXAMPLE)
+    depth = 0
+    for sign in re.sub(r"'[^']*'", "", text):
+        depth += (sign == "(") - (sign == ")")
         if depth > _DEEPEST:
-            raise self.error()
-        if self.word("NOT"):
-            return ~self.single(depth + 1)
-        if self.sign("("):
-            inner = self.any_of(depth + 1)
-            if not self.sign(")"):
-                raise self.error()
-            return inner
-        return self.test()
+            raise InputError(f"--where nests parentheses more than {_DEEPEST} deep.", _EXAMPLE)
+    try:
+        return sqlglot.parse_one(text, dialect=Where, into=Condition)
+    except SqlglotError as exc:
+        near = _ANSI.sub("", str(exc.__cause__ or exc)).partition("\n")[0].rstrip(". ")
+        raise InputError(f"--where {text!r} cannot be read: {near}.", _EXAMPLE) from None
+    except RecursionError:
+        raise InputError(f"--where {text[:60]!r}... nests too deeply.", _EXAMPLE) from None
 
-    def test(self) -> Any:
+
+class _Translator:
+    """Turns what was parsed into an expression over columns of known types."""
+
+    def __init__(self, text: str, schema: pa.Schema) -> None:
+        self.text, self.schema = text, schema
+
+    def refused(self, node: Any, why: str = "is not supported on Parquet") -> InputError:
+        shown = plain(node.sql(), 60)
+        return InputError(f"--where {self.text!r}: {shown!r} {why}.", _EXAMPLE)
+
+    def condition(self, node: Any, depth: int = 0) -> Any:
+        """Translate what is true, false or null."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        column = pc.field(self.column())
-        if compare := self.sign(*_COMPARE):
-            return _COMPARE[compare](column, self.literal())
-        if self.word("IS", "NOT", "NULL"):
-            return column.is_valid()
-        if self.word("IS", "NULL"):
-            return column.is_null()
-        negate = self.word("NOT")
-        if self.word("IN"):
-            found = column.isin(self.literals())
-        elif self.word("LIKE"):
-            pattern = self.literal()
-            if not isinstance(pattern, str):
-                raise self.error()
-            found = pc.match_like(column, pattern)
-        else:
-            raise self.error()
-        return ~found if negate else found
+        kind = type(node).__name__
+        if depth > _DEEPEST:
+            raise InputError("--where nests too deeply.", _EXAMPLE)
+        if kind == "Paren":
+            return self.condition(node.this, depth + 1)
+        if kind == "Not":
+            return ~self.condition(node.this, depth + 1)
+        if kind in ("And", "Or"):
+            parts = [self.condition(part, depth + 1) for part in node.flatten()]  # a chain of many is one level
+            return _joined(parts, operator.and_ if kind == "And" else operator.or_)
+        if kind in _COMPARE:
+            return self.comparison(node, _COMPARE[kind])
+        if kind == "Between":
+            column, type_ = self.column(node.this)
+            low, high = (self.against(column, type_, node.args[end], how) for end, how in _BETWEEN)
+            return low & high
+        if kind in ("Like", "ILike"):
+            column, type_ = self.column(node.this)
+            if not _is_text(type_):
+                raise self.refused(node, f"compares {type_} with a pattern")
+            if type(node.expression).__name__ != "Literal" or not node.expression.is_string:
+                raise self.refused(node, "wants a pattern in quotes")
+            found = pc.match_like(column, node.expression.this, ignore_case=kind == "ILike")
+            return ~found if node.args.get("negate") else found
+        if kind == "In":
+            return self.one_of(node)
+        if kind == "Is":
+            return self.state(node)
+        if kind == "Boolean":
+            return pc.scalar(bool(node.this))
+        if kind in ("Column", "Dot"):
+            column, type_ = self.column(node)
+            if pa.types.is_boolean(type_):
+                return column
+            raise self.refused(node, f"is {type_}, no condition by itself")
+        raise self.refused(node)
 
-    def column(self) -> str:
-        kind, value = self.tokens[self.position] if self.position < len(self.tokens) else ("", "")
-        if kind == "quoted":
-            value = value[1:-1].replace('""', '"')
-        elif kind != "word":
-            raise self.error()
-        if value not in self.columns:
-            hint = f"{did_you_mean(value, self.columns)}columns: {', '.join(self.columns)}"
-            raise MissingColumnError(f"--where names the column {value!r}, which the data lacks.", hint)
-        self.position += 1
-        return value
+    def column(self, node: Any) -> tuple[Any, pa.DataType]:
+        """Return a column, or a field of a struct, with its type; dictionaries and views as plain values."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-    def literal(self) -> str | int | float | bool:
-        kind, value = self.tokens[self.position] if self.position < len(self.tokens) else ("", "")
-        if kind == "text":
-            literal: str | int | float | bool = value[1:-1].replace("''", "'")
-        elif kind == "number":
-            literal = float(value) if "." in value else int(value)
-        elif kind == "word" and value.upper() in ("TRUE", "FALSE"):
-            literal = value.upper() == "TRUE"
-        else:
-            raise self.error()
-        self.position += 1
-        return literal
+        while type(node).__name__ == "Paren":
+            node = node.this
+        if type(node).__name__ not in ("Column", "Dot"):
+            raise self.refused(node, "stands where a column has to")
+        path = [part.name for part in node.parts]
+        if ".".join(path) in self.schema.names:
+            path = [".".join(path)]
+        if path[0] not in self.schema.names:
+            hint = f"{did_you_mean(path[0], self.schema.names)}columns: {', '.join(self.schema.names)}"
+            raise MissingColumnError(f"--where names the column {path[0]!r}, which the data lacks.", hint)
+        type_ = self.schema.field(path[0]).type
+        for name in path[1:]:
+            if not pa.types.is_struct(type_) or type_.get_field_index(name) < 0:
+                raise self.refused(node, f"names a field that {type_} lacks")
+            type_ = type_.field(name).type
+        field = pc.field(*path)
+        if pa.types.is_dictionary(type_):
+            type_ = type_.value_type
+            field = field.cast(type_)
+        if pa.types.is_string_view(type_):
+            type_ = pa.large_string()
+            field = field.cast(type_)
+        return field, type_
 
-    def literals(self) -> list[Any]:
-        if not self.sign("("):
-            raise self.error()
-        found = [self.literal()]
-        while self.sign(","):
-            found.append(self.literal())
-        if not self.sign(")"):
-            raise self.error()
-        return found
+    def comparison(self, node: Any, how: str) -> Any:
+        left, right = node.this, node.expression
+        if type(left).__name__ in _LITERALS and type(right).__name__ not in _LITERALS:
+            left, right, how = right, left, _MIRRORED.get(how, how)
+        column, type_ = self.column(left)
+        return self.against(column, type_, right, how)
+
+    def against(self, column: Any, type_: pa.DataType, node: Any, how: str) -> Any:
+        """Compare a column with a literal."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if type(node).__name__ in ("Column", "Dot"):
+            if not {node.parts[0].name, ".".join(part.name for part in node.parts)} & set(self.schema.names):
+                raise self.refused(node, "is no column, and no text: a text stands in single quotes")
+            return getattr(pc, how)(column, self.column(node)[0])
+        value = self.value(node, type_)
+        if value is None:
+            return pc.scalar(pa.scalar(None, pa.bool_()))
+        if isinstance(value, decimal.Decimal):  # no value of this integer type: between two of them, or outside
+            return self.beside(column, type_, value, how)
+        return getattr(pc, how)(column, value)
+
+    def beside(self, column: Any, type_: pa.DataType, value: decimal.Decimal, how: str) -> Any:
+        """Compare integers with a number that none of them equals."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        low, high = _limits(type_)
+        floor = int(value.to_integral_value(decimal.ROUND_FLOOR))
+        if how in ("equal", "not_equal") or not low <= floor < high:
+            above = how.startswith("less") if value > low else how.startswith("greater")
+            answer = how == "not_equal" or (how != "equal" and above)
+            return pc.if_else(column.is_valid(), pc.scalar(answer), pc.scalar(pa.scalar(None, pa.bool_())))
+        return getattr(pc, "less_equal" if how.startswith("less") else "greater")(column, pa.scalar(floor, type_))
+
+    def one_of(self, node: Any) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column, type_ = self.column(node.this)
+        if not node.expressions:
+            raise self.refused(node, "wants a list of values, IN (1, 2)")
+        values = [self.value(each, type_) for each in node.expressions]
+        equal = [value for value in values if value is not None and not isinstance(value, decimal.Decimal)]
+        null = pc.scalar(pa.scalar(None, pa.bool_()))
+        found = column.isin(pa.array([value.as_py() for value in equal], equal[0].type if equal else type_))
+        if len(equal) < len(values) and any(value is None for value in values):
+            found = pc.if_else(found, pc.scalar(True), null)
+        return pc.if_else(column.is_valid(), found, null)
+
+    def state(self, node: Any) -> Any:
+        import pyarrow.compute as pc
+
+        kind = type(node.expression).__name__
+        if kind == "Null":
+            return self.column(node.this)[0].is_null()
+        if kind != "Boolean":
+            raise self.refused(node)
+        inner = self.condition(node.this)
+        wanted = inner if node.expression.this else ~inner
+        return pc.if_else(inner.is_valid(), wanted, pc.scalar(False))
+
+    def value(self, node: Any, type_: pa.DataType) -> Any:
+        """Read a literal as the type of the column beside it.
+
+        Returns:
+            A `pa.Scalar`; None for NULL; a Decimal where the type is of integers and has no such value.
+        """
+        import pyarrow as pa
+
+        while type(node).__name__ == "Paren":
+            node = node.this
+        kind = type(node).__name__
+        negative = kind == "Neg"
+        inner = node.this if negative or kind == "Cast" else node
+        if kind == "Null":
+            return None
+        if kind == "Boolean":
+            if not pa.types.is_boolean(type_):
+                raise self.refused(node, f"is compared with a column of {type_}")
+            return pa.scalar(bool(node.this))
+        if type(inner).__name__ != "Literal" or (negative and inner.is_string):
+            raise self.refused(node, "is no literal")
+        if kind == "Cast" and (not inner.is_string or node.to.this.name not in _TEMPORAL or not _is_temporal(type_)):
+            raise self.refused(node, f"is compared with a column of {type_}")
+        try:
+            return _scalar(("-" if negative else "") + inner.this, inner.is_string, type_)
+        except (pa.ArrowException, ArithmeticError, ValueError, OverflowError):
+            raise self.refused(node, f"is no {type_}, which the column beside it holds") from None
+
+
+_BETWEEN = (("low", "greater_equal"), ("high", "less_equal"))
+_TEMPORAL = ("DATE", "TIMESTAMP", "TIMESTAMPNTZ", "TIMESTAMPTZ", "TIME", "DATETIME")
+
+
+def _joined(parts: list[Any], join: Callable[[Any, Any], Any]) -> Any:
+    """Join conditions as a balanced tree: a chain of thousands would be as deep."""
+    while len(parts) > 1:
+        pairs = [join(*parts[at : at + 2]) for at in range(0, len(parts) - 1, 2)]
+        parts = pairs + parts[len(parts) - len(parts) % 2 :]
+    return parts[0]
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
+def _is_temporal(type_: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_temporal(type_))
+
+
+def _limits(type_: pa.DataType) -> tuple[int, int]:
+    import pyarrow as pa
+
+    if pa.types.is_signed_integer(type_):
+        return -(2 ** (type_.bit_width - 1)), 2 ** (type_.bit_width - 1) - 1
+    return 0, 2**type_.bit_width - 1
+
+
+def _scalar(text: str, quoted: bool, type_: pa.DataType) -> Any:
+    """Read the text of a literal as a type.
+
+    Raises:
+        ValueError, ArithmeticError, pa.ArrowException: it is none.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    test = pa.types
+    if test.is_integer(type_):
+        number = decimal.Decimal(text)
+        low, high = _limits(type_)
+        inside = number == number.to_integral_value() and low <= number <= high
+        return pa.scalar(int(number), type_) if inside else number
+    if test.is_floating(type_):
+        return pa.scalar(float(text), pa.float64()).cast(type_)
+    if test.is_decimal(type_):
+        return pa.scalar(decimal.Decimal(text))
+    if not quoted or test.is_boolean(type_):
+        raise ValueError
+    if _is_text(type_):
+        return pa.scalar(text, type_)
+    if test.is_timestamp(type_) and type_.tz is not None and not _ZONE.search(text):
+        return pc.assume_timezone(pa.scalar(text).cast(pa.timestamp(type_.unit)), type_.tz)
+    if test.is_timestamp(type_) or test.is_date(type_) or test.is_time(type_):
+        return pa.scalar(text).cast(type_)
+    raise ValueError
