@@ -19,26 +19,26 @@ from embedreg.config import sensitive_fields
 from embedreg.entries import SHOWN
 from embedreg.errors import MetadataError, UntrustedError
 from embedreg.grants import granted, host_granted, path_granted
-from embedreg.semantics import MODEL_FIELDS, defaults, effective
+from embedreg.guarding import (
+    Guard,
+    Types,
+    deep_guard,
+    defaults_in,
+    field_guard,
+    guard_by_name,
+    guard_of,
+    inner,
+    of_keys,
+    snake,
+    type_of,
+)
+from embedreg.semantics import MODEL_FIELDS, _lenient, defaults, effective
 
 if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunction
 
 __all__ = ["admit", "guard_of", "snake"]
 
-Guard = Literal["address", "path", "other"]
-
-# What a field is by its name (in snake case) or its type, where its class does not say.
-_NAMED: dict[Guard, re.Pattern[str]] = {
-    "address": re.compile(r"(.*_)?(url|uri|host(name)?|endpoint|proxy|proxie|server|address|addresse|api_base)s?"),
-    "path": re.compile(r"(.*_)?(path|dir|directory|directorie|folder|file(name)?|socket)s?"),
-    "other": re.compile(r"(.*_)?(header|executable|command|cmd|script|pickle|(remote|custom|user)_code)s?|code"),
-}
-_TYPED: dict[Guard, re.Pattern[str]] = {
-    "path": re.compile(r"Path\b"),
-    "address": re.compile(r"Url\b|Dsn\b"),
-    "other": re.compile(r"ImportString|Callable"),
-}
 LONGEST_PATH = 4096  # characters that a message shows of a path; Linux takes no more
 MAX_DEFAULTS = 8  # references that are each other's defaults; one is what people write
 
@@ -59,7 +59,7 @@ def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -
         elif name == "trust_remote_code":
             admitted[name] = _remote_code(alias, effective(cls, stored))
         else:
-            endpoint |= _check(alias, name, value, guard_of(cls, name))
+            endpoint |= _check(alias, name, value, field_guard(cls, name), type_of(cls, name))
             admitted[name] = _public(alias, name, value)
     for name in sensitive & admitted.keys():
         _check_sensitive(alias, name, admitted[name], endpoint)
@@ -89,41 +89,34 @@ def _remote_code(alias: str, config: Mapping[str, Any]) -> bool:
     return False
 
 
-def snake(name: str) -> str:
-    """Return a camelCase name in snake_case."""
-    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+def _check(alias: str, name: str, value: Any, guard: Guard | None, types: Types = ()) -> bool:
+    """Refuse what is not granted; return whether the value, granted, may decide where requests go.
 
-
-def guard_of(cls: type[EmbeddingFunction], name: str) -> Guard | None:
-    """Say what a field is that metadata may not set unasked; None for a plain one."""
-    guard = _guard_by_name(name)
-    if guard is None and name in cls.model_fields:
-        info = cls.model_fields[name]
-        kind = f"{info.annotation!r} {info.metadata!r}"
-        guard = next((guard for guard, pattern in _TYPED.items() if pattern.search(kind)), None)
-    return guard or ("other" if name in cls.guarded_fields() else None)
-
-
-def _guard_by_name(name: str) -> Guard | None:
-    if snake(name) == "trust_remote_code":
-        return "other"
-    return next((guard for guard, pattern in _NAMED.items() if pattern.fullmatch(snake(name))), None)
-
-
-def _check(alias: str, name: str, value: Any, guard: Guard | None) -> bool:
-    """Refuse what is not granted; return whether the value, granted, may decide where requests go."""
+    Args:
+        guard: what names say of the value: the field's, or a key's above it.
+        types: the annotations that it comes by.
+    """
     if isinstance(value, dict | list):
         endpoint = False  # each item is checked, whatever the ones before it were
-        for key, item in value.items() if isinstance(value, dict) else ((None, item) for item in value):
-            inner = guard
-            if key is not None:
-                endpoint |= _check(alias, name, key, None)
-                # an option that is off asks for nothing; a whole field that is off may be what it guards against
-                inner = guard or (None if item is False else _guard_by_name(key))
-            endpoint |= _check(alias, name, item, inner)
+        if isinstance(value, list):
+            below = inner(types, None)
+            for item in value:
+                endpoint |= _check(alias, name, item, guard, below)
+            return endpoint
+        usual = [*defaults_in(types)]
+        for key, item in value.items():
+            endpoint |= _check(alias, name, key, None, of_keys(types))
+            if any(key == known and _same(item, _lenient(default)) for known, default in usual):
+                continue
+            # an option that is off asks for nothing; a whole field that is off may be what it guards against
+            named = guard or (None if item is False else guard_by_name(key))
+            endpoint |= _check(alias, name, item, named, inner(types, key))
         return endpoint
     if value is None:
         return False
+    typed = deep_guard(types)
+    if not isinstance(value, bool):
+        guard = guard or typed
     field = f"{alias}.{name}"
     everything = field in granted("fields")
     if not isinstance(value, str):
