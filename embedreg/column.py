@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -34,6 +34,7 @@ def embed_column(
     *,
     on_window: Callable[[int], None] | None = None,
     probing: bool = False,
+    declared: Mapping[str, Any] | None = None,
 ) -> Embedded:
     """Embed one column: nulls and blanks never reach the model, equal inputs reach it once.
 
@@ -44,6 +45,7 @@ def embed_column(
         on_window: called with the number of rows that each window of work settled, and within a window with those of
             each batch, where the function runs on embedreg's runtime.
         probing: for the drift check itself, which must not check again.
+        declared: what is recorded of the column that they are for; by default as of `identity.verify_once`.
     Returns:
         (n, d) vectors, which of them are valid, and why the others are not.
     Raises:
@@ -53,7 +55,7 @@ def embed_column(
     import numpy as np
 
     if not probing:
-        identity.verify_once(function)
+        identity.verify_once(function, declared)
     distinct, index = distinct_inputs(inputs.column_of(values, function.traits.modality))
     counts = np.bincount(index[index >= 0], minlength=len(distinct)) if len(distinct) else np.zeros(0, np.int64)
     if on_window is not None and (blank := int((index < 0).sum())):
@@ -112,9 +114,13 @@ def _windows(
     return made
 
 
-def embed_query(function: EmbeddingFunction, query: Any) -> np.ndarray:
+def embed_query(function: EmbeddingFunction, query: Any, *, declared: Mapping[str, Any] | None = None) -> np.ndarray:
     """Embed one query.
 
+    Args:
+        function: an embedding function.
+        query: a text, or what else the function takes.
+        declared: what is recorded of the column that is searched; by default as of `identity.verify_once`.
     Returns:
         (d,) float32.
     Raises:
@@ -124,7 +130,7 @@ def embed_query(function: EmbeddingFunction, query: Any) -> np.ndarray:
 
     if query is None or (isinstance(query, str) and not query.strip()) or (isinstance(query, bytes) and not query):
         raise InputError("the query is empty.", "search for some text")
-    identity.verify_once(function)
+    identity.verify_once(function, declared)
     call = function.compute_query_embeddings_with_retry
     (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], lambda some: call(some[0]))
     if not valid[0]:

@@ -26,11 +26,12 @@ from embedreg.config import sensitive_fields
 from embedreg.errors import CallError, ConfigError, DriftError, InputError
 from embedreg.semantics import MODEL_FIELDS, semantic_config
 from embedreg.strictjson import jsonable
+from embedreg.value import shared
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Drift", "compare", "fingerprint", "forget", "learn", "learnt", "verify_once"]
+__all__ = ["Drift", "compare", "declared_for", "fingerprint", "forget", "held_to", "learn", "learnt", "verify_once"]
 
 log = logging.getLogger("embedreg")
 
@@ -77,6 +78,7 @@ class _State:
     verified: set[str] = field(default_factory=set)
     learnt: dict[str, str] = field(default_factory=dict)
     turn: threading.RLock = field(default_factory=threading.RLock)
+    declared: Mapping[str, Any] | None = None  # of the one column that it was found by
 
 
 _states: dict[int, tuple[weakref.ref[EmbeddingFunction], _State]] = {}  # by identity: equal instances may be drifting
@@ -178,7 +180,7 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
             return
         probe = base64.b64encode(vector.astype("<f4").tobytes()).decode()
         identity = function.model_identity()
-        state.learnt = {"probe": probe, **({} if identity is None else {"identity": identity})}
+        state.learnt.update({"probe": probe, **({} if identity is None else {"identity": identity})})
         state.verified.add(probe)
 
 
@@ -189,8 +191,10 @@ def learnt(function: EmbeddingFunction) -> dict[str, Any]:
 
 def forget(function: EmbeddingFunction) -> None:
     """Forget what was found out about an instance, whose model may have been changed in place."""
-    with _lock:
-        _states.pop(id(function), None)
+    state = _state(function)
+    with state.turn:
+        state.verified.clear()
+        state.learnt.clear()
 
 
 def probe_vector(function: EmbeddingFunction, role: Literal["source", "query"] = "source") -> np.ndarray | None:
@@ -245,6 +249,32 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
     return Drift(column, "note" if changed else "same", tuple(changed), cosine)
 
 
+def held_to(function: EmbeddingFunction, declared: Mapping[str, Any]) -> EmbeddingFunction:
+    """Return a function that is compared with a stored declaration at its first use.
+
+    What `create()` made serves every column of an equal declaration, and one column's probe says nothing of the others.
+    So the column gets an instance of its own, which shares everything with the first one: fields, model, caches. Once
+    the probe agrees, or where there is none to compare, it is the very instance.
+    """
+    probe, state = _probe_of(declared), _state(function)
+    agreed = probe is None or probe in state.verified or probe == _probe_of(function._declared)
+    if agreed or function.traits.remote:
+        return function
+    twin = shared(function)
+    with _lock:
+        own = _State(state.verified, state.learnt, state.turn, declared)
+        key = id(twin)
+        _states[key] = weakref.ref(twin, lambda _: _states.pop(key, None)), own
+    return twin
+
+
+def declared_for(function: EmbeddingFunction) -> Mapping[str, Any] | None:
+    """Return the declaration that `held_to` holds a function to."""
+    with _lock:
+        found = _states.get(id(function))
+        return None if found is None else found[1].declared
+
+
 def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
     """Check a function against a stored probe before its first use; remote functions only in `check_drift`.
 
@@ -252,11 +282,12 @@ def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None 
     function's own is held meanwhile: it may embed with another function, in threads of its own.
 
     Args:
-        declared: what a table recorded; by default what the function was rebuilt with.
+        declared: what a table recorded; by default what the function was found by.
     Raises:
         DriftError: it gives other vectors than those stored, naming what changed.
     """
-    declared = function._declared if declared is None else declared
+    if declared is None:
+        declared = declared_for(function) or function._declared
     probe, state = _probe_of(declared), _state(function)
     if probe is None or probe in state.verified or function.traits.remote:
         return

@@ -53,8 +53,9 @@ def _of_class(model: Any) -> Functions:
     """Return the live functions of a Schema or LanceModel class: nothing of them needs to be rebuilt."""
     from embedreg import schema
 
-    arrow, configs = schema.resolve(model)
-    functions = Functions(metadata.entries(None if arrow is None else arrow.metadata))
+    configs = schema.resolve(model).configs
+    # with what this process has learnt of the functions; the class's own Arrow schema declares, and no more
+    functions = Functions(metadata.entries({metadata.KEY: metadata.encode(configs)}))
     functions.update({config.vector_column: config for config in configs})
     return functions
 

@@ -124,6 +124,8 @@ def parse(metadata: Mapping[Any, Any] | None) -> Functions:
     Raises:
         MetadataError: the metadata as a whole cannot be read. One entry's problem never blocks the others.
     """
+    from embedreg import identity
+
     functions = Functions(entries(metadata))
     for column, entry in functions.entries.items():
         try:
@@ -133,7 +135,7 @@ def parse(metadata: Mapping[Any, Any] | None) -> Functions:
             continue
         if entry.newer:
             notes.append("a later embedreg wrote this declaration; some of what it says may not be known here")
-        functions[column] = _Stored(entry, function)
+        functions[column] = _Stored(entry, identity.held_to(function, entry.reserved))
         if notes:
             functions.noted[column] = notes
     return functions
@@ -247,13 +249,15 @@ def persisted_name(function: EmbeddingFunction) -> str | None:
     return alias if next(own, None) is None else f"{_PREFIX}{alias}"
 
 
-def persisted_model(function: EmbeddingFunction) -> dict[str, Any]:
+def persisted_model(function: EmbeddingFunction, *, written: bool = True) -> dict[str, Any]:
     """Return the stored configuration: every semantic field's effective value, references unresolved, and what
     readers should know under the reserved key.
 
     A field that JavaScript's function of this name calls otherwise is there under both names, since that function
     would take its own default for it.
 
+    Args:
+        written: as `reserved_for`.
     Raises:
         ConfigError: the function's class is not registered, so nobody could read it back; or a field's value has no
             JSON form.
@@ -276,25 +280,30 @@ def persisted_model(function: EmbeddingFunction) -> dict[str, Any]:
         raise ConfigError(
             f"the configuration of {cls.__name__} cannot be stored as JSON{why}.", "use str, numbers, lists and dicts"
         ) from None
-    return {**model, RESERVED: reserved_for(function)}
+    return {**model, RESERVED: reserved_for(function, written=written)}
 
 
-def reserved_for(function: EmbeddingFunction) -> dict[str, Any]:
+def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[str, Any]:
     """Return the reserved key's value: what the declaration says of its vectors, and what was learnt at a write.
 
+    Args:
+        written: whether there are vectors. A declaration alone is the same in every process and version, since LanceDB
+            compares it byte for byte when a table exists already.
     Raises:
         ConfigError: the function says something of its vectors that has no JSON form.
     """
     from embedreg import identity
 
-    learnt = {**identity.learnt(function), **{k: v for k, v in function._declared.items() if k in LEARNT}}
+    learnt: dict[str, Any] = {}
+    if written:
+        learnt = {"producer": identity.producer(function), **identity.learnt(function)}
+        learnt |= {k: v for k, v in function._declared.items() if k in LEARNT}
     made = {
         "format": FORMAT,
         "ndims": int(function.ndims()),
         **function.vector_traits(),
         "metric": function.traits.metric,
         "fingerprint": identity.fingerprint(function),
-        "producer": identity.producer(function),
         **learnt,
     }
     try:
@@ -307,14 +316,16 @@ def reserved_for(function: EmbeddingFunction) -> dict[str, Any]:
     return plain
 
 
-def entry_of(config: Any) -> dict[str, Any]:
+def entry_of(config: Any, *, written: bool = True) -> dict[str, Any]:
     """Turn one declaration into its stored form: LanceDB's `function_to_metadata`.
 
+    Args:
+        written: as `reserved_for`.
     Raises:
         ConfigError: as `persisted_model`.
     """
     function = unwrap(config.function)
-    model = persisted_model(function)
+    model = persisted_model(function, written=written)
     if value_type := getattr(config, "value_type", None):
         model[RESERVED]["dtype"] = value_type
     return {
@@ -325,7 +336,7 @@ def entry_of(config: Any) -> dict[str, Any]:
     }
 
 
-def encode(configs: Iterable[Any], kept: Iterable[Entry] = ()) -> bytes:
+def encode(configs: Iterable[Any], kept: Iterable[Entry] = (), *, written: bool = True) -> bytes:
     """Write declarations as the metadata value, in the stored order, new ones last.
 
     Args:
@@ -333,6 +344,7 @@ def encode(configs: Iterable[Any], kept: Iterable[Entry] = ()) -> bytes:
         kept: the entries that are there already. One that no declaration replaces stays byte for byte; one that a
             declaration repeats stays too, but for the probe where it has none yet; and one that is replaced leaves
             the new one what stands beside `model`.
+        written: as `reserved_for`.
     Raises:
         MetadataError: two declarations for one vector column, or more than can be read back.
         ConfigError: as `persisted_model`.
@@ -342,7 +354,7 @@ def encode(configs: Iterable[Any], kept: Iterable[Entry] = ()) -> bytes:
     listed = list(configs)
     refuse_twice(config.vector_column for config in listed)
     for config in listed:
-        made[config.vector_column] = _text(config, before.get(config.vector_column))
+        made[config.vector_column] = _text(config, before.get(config.vector_column), written)
     columns = dict.fromkeys([*before, *made])
     text = f"[{', '.join(made[column] if column in made else before[column].raw for column in columns)}]"
     if len(text) > strictjson.MAX_CHARACTERS:
@@ -352,13 +364,15 @@ def encode(configs: Iterable[Any], kept: Iterable[Entry] = ()) -> bytes:
     return text.encode()
 
 
-def _text(config: Any, before: Entry | None) -> str:
+def _text(config: Any, before: Entry | None, written: bool) -> str:
     entry = entry_behind(config) or before
     if entry is None or not _repeats(config, entry):
-        return strictjson.dumps({**entry_of(config), **(entry.extra if entry is not None else {})})
+        return strictjson.dumps({**entry_of(config, written=written), **(entry.extra if entry is not None else {})})
     from embedreg import identity
 
     learnt = identity.learnt(unwrap(config.function))
+    if learnt and "producer" not in entry.reserved:
+        learnt["producer"] = identity.producer(unwrap(config.function))
     # Another writer's entry stays as it is: what it leaves out has that writer's meaning. So does a newer format.
     if not learnt or not entry.reserved or entry.newer or entry.reserved.get("probe"):
         return entry.raw

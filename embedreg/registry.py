@@ -251,14 +251,14 @@ class EmbeddingFunctionRegistry:
         """Return the stored form of one declaration."""
         from embedreg import metadata as form
 
-        return form.entry_of(conf)
+        return form.entry_of(conf, written=False)
 
     def get_table_metadata(self, func_list: Iterable[EmbeddingFunctionConfig] | None) -> dict[str, bytes] | None:
         """Return the schema metadata for some declarations, or None for none."""
         from embedreg import metadata as form
 
         configs = list(func_list or [])
-        return {form.KEY: form.encode(configs)} if configs else None
+        return {form.KEY: form.encode(configs, written=False)} if configs else None
 
     # -- variables --------------------------------------------------------------------------------------------------
 

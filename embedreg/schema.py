@@ -208,7 +208,7 @@ class Schema(BaseModel):
         from embedreg import metadata
 
         configs = cls.parse_embedding_functions()
-        encoded = {metadata.KEY: metadata.encode(configs)} if configs else None
+        encoded = {metadata.KEY: metadata.encode(configs, written=False)} if configs else None
         return pa.schema(arrow_fields(cls), metadata=encoded)
 
     @classmethod
@@ -375,12 +375,20 @@ def resolve(schema: Any) -> Resolved:
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | dict):
         listed = list(given)
         if all(hasattr(config, "vector_column") and hasattr(config, "source_column") for config in listed):
-            own = [
-                engines.unwrap(config.function).bind(config.source_column, config.vector_column) for config in listed
-            ]
+            own = [_own(config) for config in listed]
             metadata.refuse_twice(config.vector_column for config in own)
             return Resolved(None, own)
     raise SchemaError(
         f"{schema!r} declares no embedding functions.",
         "pass a Schema class, fn.bind('source', 'vector'), a list of those, or an Arrow schema that carries them",
     )
+
+
+def _own(config: Any) -> EmbeddingFunctionConfig:
+    """Return a declaration as ours; one that was read keeps what is recorded of its vectors."""
+    from embedreg import metadata
+
+    function = engines.unwrap(config.function)
+    if (entry := metadata.entry_behind(config)) is not None:
+        return metadata.recorded(entry, function)
+    return function.bind(config.source_column, config.vector_column)  # type: ignore[no-any-return]

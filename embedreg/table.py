@@ -252,7 +252,7 @@ class _Plan:
         elif own is not None and pa.types.is_fixed_size_list(own.type):
             wanted = own
         else:
-            name = str(config.function.vector_traits().get("dtype", "float32"))
+            name = str(stored_type(config) or config.function.vector_traits().get("dtype", "float32"))
             value = pa.float16() if name == "float16" else pa.float32()
             wanted = pa.field(config.vector_column, pa.list_(value, ndims))
         if not pa.types.is_fixed_size_list(wanted.type) or wanted.type.list_size != ndims:
@@ -261,6 +261,12 @@ class _Plan:
                 f"declare it as fixed_size_list<float>[{ndims}], or choose another vector column",
             )
         return wanted
+
+
+def stored_type(config: EmbeddingFunctionConfig) -> str | None:
+    """Return the type of the values that a declaration was read with; None for one that was made here."""
+    entry = metadata.entry_behind(config)
+    return None if entry is None else metadata.value_type(entry.reserved)
 
 
 class _Tally:
@@ -382,9 +388,8 @@ def _fill_column(
 
 
 def _embed_rows(config: EmbeddingFunctionConfig, source: pa.Array, on_window: Callable[[int], None] | None) -> Embedded:
-    identity.verify_once(config.function, metadata.declared_by(config))
     try:
-        return embed_column(config.function, source, on_window=on_window)
+        return embed_column(config.function, source, on_window=on_window, declared=metadata.declared_by(config))
     except InputError as exc:
         raise InputError(f"column {config.source_column!r}: {exc.message}", exc.hint) from exc
 

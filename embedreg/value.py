@@ -54,6 +54,7 @@ _CACHED = tuple(
 )
 _ALIAS = "__embedding_function_registry_alias__"
 _get = object.__getattribute__
+_Any = TypeVar("_Any", bound="Value")
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
@@ -259,13 +260,21 @@ class Value(BaseModel):
         return hash((type(self), config_.freeze(self.raw_fields())))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from embedreg import identity
+
         state = state_of(self)
         passed = state.passed or ((), {})
         fields = self.raw_fields()
         for name, value in fields.items():
             self._check_secret(name, value)  # a dict or a list may have been changed in place
         names = {reference.name for reference in secrets.references([*passed, fields])}
-        how = (state.origin, state.alias, state.unknown, self._declared)
+        how = (
+            state.origin,
+            state.alias,
+            state.unknown,
+            self._declared,
+            identity.declared_for(cast("EmbeddingFunction", self)),
+        )
         return _rebuild, (type(self), passed, fields, secrets.variables.bindings(names), how)
 
     def __copy__(self) -> Self:
@@ -360,11 +369,12 @@ def _rebuild(
     passed: tuple[tuple[Any, ...], dict[str, Any]],
     fields: dict[str, Any],
     bindings: dict[str, Binding],
-    how: tuple[Origin, str | None, dict[str, Any], dict[str, Any]],
+    how: tuple[Any, ...],
 ) -> Value:
     """Unpickle or copy: through `__init__`, with fields that were assigned later laid over it."""
     secrets.variables.adopt(bindings)
-    origin, alias, unknown, declared = how
+    origin: Origin
+    origin, alias, unknown, declared, held_to = how
     args, config = copied(passed)
     with references.building(cls, "metadata" if origin == "metadata" else "pickle", alias, unknown):
         instance = cls(*args, **config)
@@ -373,7 +383,23 @@ def _rebuild(
     for name, value in fields.items():
         if name not in built or not references.same(built[name], value):
             references.overlay(instance, name, copied(value))
+    if held_to is not None:
+        from embedreg import identity
+
+        return identity.held_to(cast("EmbeddingFunction", instance), held_to)
     return instance
+
+
+def shared(value: _Any) -> _Any:
+    """Return another instance that shares everything with one: what either loads or is assigned, both have."""
+    twin: _Any = object.__new__(type(value))
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot != "__weakref__" and hasattr(value, slot):
+                object.__setattr__(twin, slot, _get(value, slot))
+    object.__setattr__(twin, "__dict__", _get(value, "__dict__"))
+    return twin
 
 
 def _extra_or_private(self: Value, name: str) -> Any:

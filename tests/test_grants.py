@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -285,13 +287,28 @@ def test_reset_forgets_what_was_vouched_for(tmp_path: Path) -> None:
 
 
 def test_a_table_does_not_change_the_readers_own_function() -> None:
-    """What a table recorded of the vectors stays with the table, also when it declares the reader's function."""
+    """What a table recorded of its vectors is compared for that table alone, whoever made the function.
+
+    What is found by the table is held to its probe, and shares fields and model with the reader's own function.
+    """
     mine = Lengths.create(scale=5)
     entry = json.loads(metadata.encode([mine.bind("text", "vector")]))[0]
     entry["model"]["embedreg"] |= {"probe": "AACAPwAAgD8AAIA/", "ndims": 1}
     table = pa.table({"text": ["a"]}, metadata={KEY: json.dumps([entry])})
-    assert embedreg.functions_in(table)["vector"].function is mine
-    with pytest.raises(embedreg.errors.DriftError):
-        embedreg.embed_table(table)
+    found = embedreg.functions_in(table)["vector"].function
+    assert found == mine
+    for use in (
+        lambda: embedreg.embed_table(table),
+        lambda: embedreg.embed_query(found, "a"),
+        lambda: embedreg.embed_column(found, ["a"]),
+        lambda: embedreg.embed_query(pickle.loads(pickle.dumps(found)), "a"),
+        lambda: asyncio.run(found.acompute_query_embeddings("a")),
+        lambda: embedreg.embed_table(table.select(["text"]), embedreg.functions_in(table)["vector"]),
+    ):
+        with pytest.raises(embedreg.errors.DriftError):
+            use()
+    assert embedreg.embed_query(mine, "a").tolist() == [5.0, 5.0, 5.0]
+    mine.max_retries = 3
+    assert found.max_retries == 3
     fresh = embedreg.embed_table(pa.table({"text": ["a"]}), mine.bind("text", "vector"))
     assert fresh["vector"].to_pylist() == [[5.0, 5.0, 5.0]]

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from embedreg import identity
 from embedreg.base import EmbeddingFunction
 from embedreg.engines.databend_lane import Lane, queries_differ
 from embedreg.errors import ConfigError, StorageError
@@ -303,6 +304,8 @@ def serve(
         server = Server(served, limits, url, auth_token is not None, flight, lanes.values(), tally, health)
         undo.enter_context(server)
         if warm:
+            for item in served:
+                identity.verify_once(item.function)  # equal functions share a lane, each may have a column's probe
             for key, lane in lanes.items():
                 lane.warm(key[2])
         state["ready"] = True

@@ -5,6 +5,8 @@ Functions inside lancedb's own schemas, tables and searches need none of this: s
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -14,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 from embedreg import identity, metadata
 from embedreg import schema as schemas
 from embedreg import table as tables
+from embedreg.display import plain
+from embedreg.engines import unwrap
 from embedreg.engines.lancedb_adapter import offer_stored
-from embedreg.errors import EmbedregError, InputError, SchemaError, StorageError
+from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
 from embedreg.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["add", "create_table", "dataset_at", "declare_at", "open_table", "schema_at"]
+    from embedreg.base import EmbeddingFunctionConfig
+
+__all__ = ["aadd", "add", "create_table", "dataset_at", "declare_at", "open_table", "schema_at"]
 
 log = logging.getLogger("embedreg")
 
@@ -33,10 +39,14 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
         db: a `lancedb.connect(...)` connection.
         name: of the table.
         schema: an embedreg Schema, a LanceModel, or an Arrow schema with declarations.
-        mode: "create", "overwrite" or "exist_ok", as lancedb has it.
+        mode: "create", "overwrite" or "exist_ok". The last opens a table that exists if it has these columns and
+            functions, whatever has been recorded of its vectors since and whichever version of embedreg did it.
     Raises:
-        StorageError: lancedb could not write it, or it exists. SchemaError: there are no columns in what was passed.
+        ConfigError: another mode. StorageError: lancedb could not write it, or it exists.
+        SchemaError: there are no columns in what was passed, or a table that exists has others, or other functions.
     """
+    if mode not in ("create", "overwrite", "exist_ok"):
+        raise ConfigError(f"unknown mode {mode!r}.", "mode='create', 'overwrite' or 'exist_ok'")
     _refuse_async(db, "await db.create_table(name, schema=YourSchema.to_arrow_schema())")
     declared, configs = schemas.resolve(schema)
     if declared is None:
@@ -45,16 +55,67 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
         )
     if configs:
         declared = declared.with_metadata(
-            {**(declared.metadata or {}), metadata.KEY.encode(): metadata.encode(configs)}
+            {**(declared.metadata or {}), metadata.KEY.encode(): metadata.encode(configs, written=False)}
         )
     arguments = {"exist_ok": True} if mode == "exist_ok" else {"mode": mode}
     try:
         return db.create_table(name, schema=declared, **arguments)
     except (OSError, RuntimeError, ValueError) as exc:
+        if mode == "exist_ok" and (table := _existing(db, name)) is not None:
+            # lancedb compares the metadata byte for byte, where the probe and versions are recorded too
+            _refuse_other(name, table.schema, declared, configs)
+            return table
         hint = "check the folder's permissions and the space on its disk"
         if "exists" in str(exc):
             hint = f"open_table(db, {name!r}) opens it; mode='overwrite' replaces it"
         raise StorageError(f"table {name!r} could not be created: {_first_line(exc)}", hint) from exc
+
+
+def _existing(db: Any, name: str) -> Any:
+    try:
+        db.open_table(name)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return open_table(db, name)
+
+
+def _refuse_other(name: str, there: pa.Schema, declared: pa.Schema, configs: list[EmbeddingFunctionConfig]) -> None:
+    """Refuse a table that exists with other columns or functions than are declared.
+
+    Raises:
+        SchemaError: naming what differs. MetadataError: what the table declares cannot be read.
+    """
+    theirs, ours = ({item.name: _described(item) for item in schema} for schema in (there, declared))
+    differ = [
+        f"column {plain(column)!r} is {theirs.get(column, 'not there')}, declared {ours.get(column, 'not at all')}"
+        for column in theirs | ours
+        if theirs.get(column) != ours.get(column)
+    ]
+    stored = {entry.vector_column: entry for entry in metadata.entries(there.metadata)}
+    wanted = {config.vector_column: config for config in configs}
+    for column in stored | wanted:
+        config, entry = wanted.get(column), stored.get(column)
+        if config is None or entry is None:
+            differ.append(f"column {plain(column)!r} has a function in {'the table' if entry else 'the schema'} only")
+        elif config.source_column != entry.source_column:
+            differ.append(f"column {plain(column)!r} is made from {plain(entry.source_column)!r} in the table")
+        elif not metadata.says_same(config, entry) and (
+            entry.reserved.get("fingerprint") != identity.fingerprint(unwrap(config.function))
+        ):
+            function = metadata.persisted_name(unwrap(config.function))
+            differ.append(
+                f"column {plain(column)!r} is declared with {plain(entry.name or '')!r} in the table, with "
+                f"{function!r} in the schema, or with another configuration of it"
+            )
+    if differ:
+        raise SchemaError(
+            f"table {name!r} exists and differs: {'; '.join(differ)}.",
+            f"open_table(db, {name!r}) opens it as it is; mode='overwrite' replaces it",
+        )
+
+
+def _described(item: pa.Field) -> str:
+    return f"{item.type}{'' if item.nullable else ' not null'}"
 
 
 def open_table(db: Any, name: str) -> Any:
@@ -117,11 +178,8 @@ def add(
     Raises:
         StorageError: lancedb could not write. EmbedregError: whatever embedding raises.
     """
-    _refuse_async(
-        table,
-        "await table.add(embedreg.embed_batches(data, await table.schema(), on_error='null'), on_bad_vectors='null')",
-    )
-    schema = table.schema
+    _refuse_async(table, "await embedreg.engines.lancedb.aadd(table, data)")
+    schema = _newest_schema(table)
     offer_stored(metadata.entries(schema.metadata))
     report = report if report is not None else tables.Report()
     before = report.embedded
@@ -135,8 +193,98 @@ def add(
         batch_rows=batch_rows,
     )
     kept = _Remembered(reader)
-    try:
+    with _translated(kept):
         result = table.add(kept.reader(), on_bad_vectors="null")
+    if report.embedded > before:
+        with _unrecorded():
+            if (text := _recorded(table.schema)) is not None:
+                _write_metadata(table, text)
+    return result
+
+
+async def aadd(
+    table: Any,
+    data: Any,
+    *,
+    on_error: tables.OnError = "null",
+    report: tables.Report | None = None,
+    progress: tables.Progress | None = None,
+    max_bad_rows: int | None = None,
+    batch_rows: int = tables.BATCH_ROWS,
+) -> Any:
+    """Embed data and append it to a table of the asynchronous client, as `add` does; the event loop is never blocked.
+
+    Models are loaded and run in other threads, where `progress` is called too.
+
+    Args:
+        table: a table of `lancedb.connect_async(...)`.
+        data, on_error, report, progress, max_bad_rows, batch_rows: as `add`.
+    Raises:
+        As `add`.
+    """
+    schema = await table.schema()
+    report = report if report is not None else tables.Report()
+    before = report.embedded
+
+    def planned() -> _Remembered:  # which loads the model, and embeds the probe
+        offer_stored(metadata.entries(schema.metadata))
+        reader = tables.embed_batches(
+            data,
+            schema,
+            on_error=on_error,
+            report=report,
+            progress=progress,
+            max_bad_rows=max_bad_rows,
+            batch_rows=batch_rows,
+        )
+        return _Remembered(reader)
+
+    kept = await asyncio.to_thread(planned)
+    with _translated(kept):
+        result = await table.add(kept.reader(), on_bad_vectors="null")
+    if report.embedded > before:
+        with _unrecorded():
+            current = await table.schema()
+            if (text := await asyncio.to_thread(_recorded, current)) is not None:
+                attempt_import_or_raise("lance", "pylance")
+                dataset = await table.to_lance()
+                await asyncio.to_thread(dataset.update_schema_metadata, {metadata.KEY: text})
+                await table.checkout_latest()
+    return result
+
+
+def _newest_schema(table: Any) -> pa.Schema:
+    """Return the schema that rows are appended to: that of the newest version, which the handle may not have seen yet.
+
+    A handle that was opened before the table's declaration changed would embed with the function of then.
+    """
+    try:
+        newest = table._conn.open_table(table.name, namespace_path=table.namespace, branch=table.current_branch())
+        schema: pa.Schema = newest.schema
+    except (AttributeError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError):
+        schema = table.schema  # a client that cannot open a table twice: what its handle knows is all there is
+    return schema
+
+
+def _recorded(schema: pa.Schema) -> str | None:
+    """Return a table's declarations with the probe that its first write learnt; None where nothing changes."""
+    found = metadata.entries(schema.metadata)
+    if all(entry.reserved.get("probe") for entry in found):
+        return None
+    _, configs = schemas.resolve(schema)
+    for config in configs:
+        identity.learn(config.function, metadata.declared_by(config))
+    text = metadata.encode(configs, found).decode()
+    # where nothing changes there are another client's entries alone, which stay as they are
+    changes = [entry.raw for entry in metadata.entries({metadata.KEY: text})] != [entry.raw for entry in found]
+    return text if changes else None
+
+
+@contextlib.contextmanager
+def _translated(kept: _Remembered) -> Iterator[None]:
+    """Raise what a stream ended with in place of what lancedb makes of it."""
+    try:
+        yield
     except Exception as exc:
         if kept.problem is not None:
             raise kept.problem from None
@@ -145,27 +293,13 @@ def add(
         raise StorageError(
             f"lancedb could not add the rows: {_first_line(exc)}", "the table is as it was before; see the cause above"
         ) from exc
-    if report.embedded > before:
-        _record(table)
-    return result
 
 
-def _record(table: Any) -> None:
-    """Let the table's declarations hold the probe that its first write learnt.
-
-    The rows are written by now, so what fails here is logged: the next `add` tries again.
-    """
-    schema = table.schema
-    found = metadata.entries(schema.metadata)
-    if all(entry.reserved.get("probe") for entry in found):
-        return
+@contextlib.contextmanager
+def _unrecorded() -> Iterator[None]:
+    """Log what keeps the probe from being recorded: the rows are written by now, and the next `add` tries again."""
     try:
-        _, configs = schemas.resolve(schema)
-        for config in configs:
-            identity.learn(config.function, metadata.declared_by(config))
-        text = metadata.encode(configs, found).decode()
-        if [entry.raw for entry in metadata.entries({metadata.KEY: text})] != [entry.raw for entry in found]:
-            _write_metadata(table, text)  # else another client's entries alone, which stay as they are
+        yield
     except (EmbedregError, NotImplementedError, OSError, RuntimeError, ValueError) as exc:
         log.warning("the rows are added; the probe of their vectors could not be recorded: %s", _first_line(exc))
 

@@ -8,13 +8,14 @@ Importing this module does that; it is imported by itself in a process where emb
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, PrivateAttr, model_serializer
 
-from embedreg import base, column, engines, identity, metadata, registry
+from embedreg import base, column, engines, entries, metadata, registry
 from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunction
 from embedreg.errors import ConfigError, SchemaError
@@ -40,6 +41,7 @@ class Adapter(LanceBase):
     _function: Any = PrivateAttr(default=None)
     _dtype: str | None = PrivateAttr(default=None)
     _declared: Any = PrivateAttr(default=None)
+    _behind: Any = PrivateAttr(default=None)
 
     @classmethod
     def create(cls, **model: Any) -> Adapter:
@@ -53,7 +55,10 @@ class Adapter(LanceBase):
         stored = model.get(metadata.RESERVED)
         declared = stored if isinstance(stored, dict) else {}
         dtype = declared.get("dtype")
-        return _new(function, dtype if dtype in DTYPES else None, declared)
+        adapter = _new(function, dtype if dtype in DTYPES else None, declared)
+        if (table := _asking_table()) is not None:
+            adapter._behind = _Behind(table, model)
+        return adapter
 
     @property
     def embedreg_function(self) -> EmbeddingFunction:
@@ -68,12 +73,9 @@ class Adapter(LanceBase):
             )
         return self._function  # type: ignore[no-any-return]
 
-    def _checked(self) -> EmbeddingFunction:
-        """Return the function once it agrees with what this very table has recorded of it."""
-        function = self._use()
-        if self._declared is not None:
-            identity.verify_once(function, self._declared)
-        return function
+    def _now(self) -> Any:
+        """Return the adapter of what the table declares now: this one, unless its declaration has changed since."""
+        return self if self._behind is None else self._behind.now(self)
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__embedding_function_registry_alias__":
@@ -88,7 +90,7 @@ class Adapter(LanceBase):
 
     def safe_model_dump(self) -> dict[str, Any]:
         """Return the persisted form, which lancedb stores."""
-        model = metadata.persisted_model(self._use())
+        model = metadata.persisted_model(self._use(), written=False)
         model[metadata.RESERVED].pop("dtype", None)
         if self._dtype is not None:  # else lancedb alone knows the column's type
             model[metadata.RESERVED]["dtype"] = self._dtype
@@ -109,7 +111,9 @@ class Adapter(LanceBase):
 
     def compute_source_embeddings(self, inputs: Any, *args: Any, **kwargs: Any) -> list[Any]:
         """Embed a column; a row without a vector is None, and lancedb's `on_bad_vectors` decides on it."""
-        embedded = column.embed_column(self._checked(), inputs)
+        if (now := self._now()) is not self:
+            return now.compute_source_embeddings_with_retry(inputs)  # type: ignore[no-any-return]
+        embedded = column.embed_column(self._use(), inputs, declared=self._declared)
         for row, reason in list(embedded.reasons.items())[:SHOWN]:
             log.warning("%s: row %d of the batch has no vector: %s", type(self).embedreg_alias, row, reason)
         rows: list[Any]
@@ -124,7 +128,9 @@ class Adapter(LanceBase):
         return rows
 
     def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        return [column.embed_query(self._checked(), query)]
+        if (now := self._now()) is not self:
+            return now.compute_query_embeddings_with_retry(query)  # type: ignore[no-any-return]
+        return [column.embed_query(self._use(), query, declared=self._declared)]
 
     # embed_column and embed_query retry by the function's own policy; lancedb's would retry programming errors too
     def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -141,6 +147,69 @@ class Adapter(LanceBase):
 
     def __reduce__(self) -> Any:
         return _new, (self._function, self._dtype, self._declared)
+
+
+class _Behind:
+    """The table handle that an adapter was rebuilt for.
+
+    LanceDB rebuilds a handle's functions once and keeps them for good, while its schema follows the table. So each call
+    compares the declaration with the one in the handle's current schema: about 0.2 ms.
+    """
+
+    def __init__(self, table: Any, model: dict[str, Any]) -> None:
+        self._table = weakref.ref(table)
+        self._model = model
+        self._column: str | None = None
+        self._seen: str | None = None  # metadata that still declared this very function
+
+    def now(self, adapter: Adapter) -> Any:
+        """Return what fills the adapter's column now.
+
+        Raises:
+            SchemaError: no function is declared for it any more. MetadataError: the declarations cannot be read.
+        """
+        table = self._table()
+        if table is None:  # the caller kept the function alone
+            return adapter
+        text = metadata.serialized(table.schema.metadata)
+        if text is not None and text == self._seen:
+            return adapter
+        found = {entry.vector_column: entry for entry in metadata.entries({metadata.KEY: text} if text else None)}
+        kept = vars(table).get("embedding_functions") or {}
+        if self._column is None:
+            mine = (name for name, config in kept.items() if getattr(config, "function", None) is adapter)
+            alike = (name for name, entry in found.items() if entry.model == self._model)
+            self._column = next(mine, None) or next(alike, None)
+        entry = found.get(self._column or "")
+        if entry is not None and entry.model == self._model and _serves(adapter, entry.name):
+            self._seen = text
+            return adapter
+        vars(table).pop("embedding_functions", None)
+        if entry is None:
+            where = "the column" if self._column is None else f"column {entries.shown(self._column)}"
+            raise SchemaError(
+                f"{where} no longer declares an embedding function.", "search with a vector, or open the table again"
+            )
+        offer_stored(list(found.values()))
+        return table.embedding_functions[entry.vector_column].function
+
+
+def _serves(adapter: Adapter, name: str | None) -> bool:
+    return name is not None and name.removeprefix(f"{metadata.RESERVED}:") == type(adapter).embedreg_alias
+
+
+def _asking_table() -> Any:
+    """Return the table handle whose `embedding_functions` lancedb is rebuilding, if it is a handle that keeps them."""
+    from lancedb.table import Table
+
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(4):  # create <- a comprehension <- parse_functions <- embedding_functions
+        if frame is None or not str(frame.f_globals.get("__name__", "")).startswith("lancedb."):
+            return None
+        if frame.f_code.co_name == "embedding_functions" and isinstance(table := frame.f_locals.get("self"), Table):
+            return table
+        frame = frame.f_back
+    return None
 
 
 _classes: dict[str, type[Adapter]] = {}
@@ -162,9 +231,10 @@ def _new(function: EmbeddingFunction, dtype: str | None = None, declared: dict[s
 
 def adapter_for(function: EmbeddingFunction) -> Adapter:
     """Return the adapter of a function: one object per instance, since lancedb pairs columns by its identity."""
-    if "lancedb" not in function._adapters:
-        function._adapters["lancedb"] = _new(function)
-    return function._adapters["lancedb"]  # type: ignore[no-any-return]
+    key = f"lancedb:{id(function)}"  # an instance of one column shares its attributes with the first one
+    if key not in function._adapters:
+        function._adapters[key] = _new(function)
+    return function._adapters[key]  # type: ignore[no-any-return]
 
 
 # -- models ------------------------------------------------------------------------------------------------------------

@@ -73,4 +73,11 @@ async def acompute(function: Any, query: Any) -> Any:
 
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_executor(), context.run, function.compute_query_embeddings_with_retry, query)
+    return await loop.run_in_executor(_executor(), context.run, _compute, function, query)
+
+
+def _compute(function: Any, query: Any) -> Any:
+    from embedreg import identity
+
+    identity.verify_once(function)
+    return function.compute_query_embeddings_with_retry(query)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,3 +210,32 @@ def test_variables_are_bound_to_the_environment_on_request(
     cli("functions", "--env", "my_key=MY_SECRET")
     assert embedreg.get_registry().get_var("my_key") == "value"
     assert "NAME=ENVIRONMENT_VARIABLE" in cli("functions", "--env", "my_key", expect=exits.USAGE).err
+
+
+def test_a_class_that_changed_is_found_out_though_its_module_creates_it(
+    command: Callable, texts: Path, tmp_path: Path
+) -> None:
+    """The probe is compared at the first use of a column, also for an instance that the reader's own module made."""
+    code = """
+        import numpy as np
+        from embedreg import TextEmbeddingFunction, register
+
+        @register("sizes")
+        class Sizes(TextEmbeddingFunction):
+            def ndims(self):
+                return 2
+
+            def generate_embeddings(self, texts, *args, **kwargs):
+                return np.array([[len(str(text)), {other}] for text in texts], np.float32)
+
+        fn = Sizes.create()
+    """
+    module = tmp_path / "sizes.py"
+    module.write_text(textwrap.dedent(code).format(other="1"))
+    for made in ("sizes.parquet", "sizes.lance"):
+        command("embed", texts, made, "--import", "sizes.py", "-f", "sizes")
+    command("search", "sizes.parquet", "cat", "--import", "sizes.py")
+    module.write_text(textwrap.dedent(code).format(other="-len(str(text))"))
+    for made in ("sizes.parquet", "sizes.lance"):
+        result = command("search", made, "cat", "--import", "sizes.py", expect=exits.DRIFT)
+        assert "'sizes' no longer gives the vectors that are stored" in result.err

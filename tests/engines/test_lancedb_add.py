@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import resource
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import lancedb
 import pyarrow as pa
 import pytest
 
 import embedreg
-from embedreg import Report, Schema, Vector, metadata
-from embedreg.engines.lancedb import add, create_table
-from embedreg.errors import BadRowsError, CallError, DriftError, MissingColumnError, StorageError, VectorError
+from embedreg import Report, Schema, Vector, metadata, register
+from embedreg.engines.lancedb import aadd, add, create_table
+from embedreg.errors import (
+    BadRowsError,
+    CallError,
+    DriftError,
+    InputError,
+    MissingColumnError,
+    StorageError,
+    VectorError,
+)
 from tests.engines.lancedb_functions import ChoosyLetters, Letters, counts
 
 
@@ -167,13 +179,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(table: Any) -> 
 
 
 def test_the_first_write_records_the_probe(table: Any) -> None:
-    """A declaration runs nothing; the first write does, and leaves the probe and nothing else in the metadata."""
+    """A declaration runs nothing; the first write does, and leaves the probe and its versions in the metadata."""
     before = json.loads(table.schema.metadata[b"embedding_functions"])
     assert probes(table) == [False]
     add(table, [{"text": "fig"}])
     assert probes(table) == [True]
     after = json.loads(table.schema.metadata[b"embedding_functions"])
     del after[0]["model"]["embedreg"]["probe"]
+    assert after[0]["model"]["embedreg"].pop("producer") == {"embedreg": embedreg.__version__}
     assert after == before
     version = table.version
     add(table, [{"text": "kiwi"}])
@@ -295,3 +308,77 @@ with pytest.raises(StorageError, match="could not add the rows"):
     )
     table.checkout_latest()
     assert stored(table) == [("fig", counts("fig"))]
+
+
+# -- the asynchronous client -------------------------------------------------------------------------------------------
+
+
+@register("slow-letters")
+class SlowLetters(Letters):
+    """Takes a while to load and for each call, as a model would; what it is called in is counted."""
+
+    threads: ClassVar[set[str]] = set()
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        self.threads.add(threading.current_thread().name)
+        time.sleep(0.3)
+        return super().generate_embeddings(texts)
+
+
+def test_aadd_does_not_block_the_event_loop(folder: Path) -> None:
+    """Another task runs on while the model loads, embeds the probe and the rows; the probe is recorded."""
+    SlowLetters.threads.clear()
+    schema = pa.schema([pa.field("text", pa.string()), pa.field("vector", pa.list_(pa.float32(), 26))])
+    entries = {metadata.KEY: metadata.encode([SlowLetters.create().bind("text", "vector")])}
+    gaps: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.01)
+            gaps.append(time.perf_counter() - start)
+
+    async def run() -> tuple[int, pa.Schema]:
+        db = await lancedb.connect_async(folder)
+        table = await db.create_table("t", schema=schema.with_metadata(entries))
+        beating = asyncio.create_task(beat())
+        await asyncio.sleep(0.05)
+        report = embedreg.Report()
+        await aadd(table, [{"text": f"row {row}"} for row in range(5)] + [{"text": None}], batch_rows=2, report=report)
+        beating.cancel()
+        assert (report.rows, report.embedded, report.nulls) == (6, 5, 1)
+        return await table.count_rows(), await table.schema()
+
+    rows, after = asyncio.run(run())
+    assert rows == 6
+    assert metadata.entries(after.metadata)[0].reserved["probe"]
+    assert threading.current_thread().name not in SlowLetters.threads
+    assert len(gaps) > 20  # of 1.2 s and more of work, in which a blocked loop would beat a few times
+
+
+def test_aadd_raises_what_embedding_raises(folder: Path) -> None:
+    """The error itself, not lancedb's; nothing is written."""
+    schema = pa.schema([pa.field("text", pa.string()), pa.field("vector", pa.list_(pa.float32(), 26))])
+    entries = {metadata.KEY: metadata.encode([ChoosyLetters.create().bind("text", "vector")])}
+
+    async def run(rows: list[dict[str, str]], **policy: Any) -> int:
+        db = await lancedb.connect_async(folder)
+        table = await db.create_table("t", schema=schema.with_metadata(entries), mode="overwrite")
+        with pytest.raises(CallError if "outage" in rows[0]["text"] else BadRowsError):
+            await aadd(table, rows, **policy)
+        return await table.count_rows()
+
+    assert asyncio.run(run([{"text": "outage"}])) == 0
+    assert asyncio.run(run([{"text": "bad"}], on_error="raise")) == 0
+
+
+def test_add_sends_an_asynchronous_table_to_aadd(folder: Path) -> None:
+    """The hint can be pasted."""
+
+    async def run() -> None:
+        db = await lancedb.connect_async(folder)
+        table = await db.create_table("t", schema=pa.schema([pa.field("text", pa.string())]))
+        with pytest.raises(InputError, match=r"await embedreg\.engines\.lancedb\.aadd\(table, data\)"):
+            add(table, [{"text": "a"}])
+
+    asyncio.run(run())

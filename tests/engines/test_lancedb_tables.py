@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from lancedb.index import FTS
 from lancedb.pydantic import LanceModel
 
 import embedreg
-from embedreg import EmbeddingFunctionConfig, Schema, Vector
+from embedreg import EmbeddingFunctionConfig, Schema, Vector, metadata
 from embedreg.engines.lancedb import add, create_table, open_table
-from embedreg.errors import InputError, SchemaError, StorageError
+from embedreg.errors import ConfigError, InputError, SchemaError, StorageError
 from tests.engines.lancedb_functions import ChoosyLetters, HeavyLetters, Letters, counts
 
 FN = Letters.create()
@@ -119,6 +120,76 @@ def test_create_table_modes(db: Any) -> None:
     assert create_table(db, "t", OurFoods, mode="overwrite").count_rows() == 0
     with pytest.raises(SchemaError, match="has no columns"):
         create_table(db, "u", [FN.bind("text", "vector")])
+
+
+@pytest.mark.parametrize("schema", [Foods, OurFoods, OurFoods.to_arrow_schema()], ids=["model", "ours", "arrow"])
+@pytest.mark.parametrize("version", ["as it is", "another"])
+def test_exist_ok_opens_what_has_these_columns_and_functions(db: Any, schema: Any, version: str) -> None:
+    """A script that is run twice: the probe is recorded, other versions wrote it, the function has been used before."""
+    embedreg.embed_table([{"text": "used"}], FN.bind("text", "vector"))
+    for rows in (1, 2):
+        table = create_table(db, "t", schema, mode="exist_ok")
+        add(table, [{"text": "fig", "price": 1}])
+        assert table.count_rows() == rows
+        [entry] = metadata.entries(table.schema.metadata)
+        assert entry.reserved["probe"]
+        assert entry.reserved["producer"]["embedreg"]
+        if version == "another":
+            stored = json.loads(entry.raw)
+            stored["model"]["embedreg"]["producer"] = {"embedreg": "0.0.1", "numpy": "1"}
+            table.to_lance().update_schema_metadata({metadata.KEY: json.dumps([stored])})
+
+
+def test_lancedbs_own_exist_ok_opens_a_table_that_the_function_was_used_for(db: Any) -> None:
+    """What a model declares holds neither the probe nor versions, which LanceDB would compare."""
+    for rows in (1, 2):
+        table = db.create_table("t", schema=Foods, exist_ok=True)
+        table.add([{"text": "fig", "price": 1}])
+        embedreg.embed_table([{"text": "used"}], FN.bind("text", "vector"))
+        assert table.count_rows() == rows
+    for _ in range(2):
+        table = db.create_table("u", schema=OurFoods.to_arrow_schema(), exist_ok=True)
+    [entry] = metadata.entries(table.schema.metadata)
+    assert not {"probe", "identity", "producer"} & entry.reserved.keys()
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "another function": (
+        pa.schema(OurFoods.to_arrow_schema()).with_metadata(
+            {metadata.KEY: metadata.encode([embedreg.get("hashing").create(dim=26).bind("text", "vector")])}
+        ),
+        "declared with 'letter-counts' in the table, with 'hashing'",
+    ),
+    "another configuration": (
+        pa.schema([pa.field("text", pa.string())])
+        .append(pa.field("vector", pa.list_(pa.float32(), 5)))
+        .with_metadata({metadata.KEY: metadata.encode([Letters(first=5).bind("text", "vector")])}),
+        r"list<item: float>\[26\], declared .*\[5\].*another configuration",
+    ),
+    "another source": (
+        OurFoods.to_arrow_schema().with_metadata({metadata.KEY: metadata.encode([FN.bind("price", "vector")])}),
+        "is made from 'text' in the table",
+    ),
+    "no function": (OurFoods.to_arrow_schema().remove_metadata(), "has a function in the table only"),
+    "a column more": (OurFoods.to_arrow_schema().append(pa.field("n", pa.int32())), "'n' is not there"),
+    "a column less": (OurFoods.to_arrow_schema().remove(2), "'price' is int64, declared not at all"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_exist_ok_refuses_other_columns_or_functions(db: Any, other: str) -> None:
+    """The error names what differs; the table is as it was."""
+    schema, message = OTHERS[other]
+    add(create_table(db, "t", OurFoods), [{"text": "fig", "price": 1}])
+    with pytest.raises(SchemaError, match=message):
+        create_table(db, "t", schema, mode="exist_ok")
+    assert db.open_table("t").count_rows() == 1
+
+
+def test_an_unknown_mode_is_refused(db: Any) -> None:
+    """With those there are."""
+    with pytest.raises(ConfigError, match="unknown mode 'overwirte'"):
+        create_table(db, "t", OurFoods, mode="overwirte")
 
 
 def test_a_table_that_cannot_be_written_is_a_storage_error(db: Any, folder: Path) -> None:
