@@ -130,12 +130,28 @@ def embed_query(function: EmbeddingFunction, query: Any, *, declared: Mapping[st
 
     if query is None or (isinstance(query, str) and not query.strip()) or (isinstance(query, bytes) and not query):
         raise InputError("the query is empty.", "search for some text")
+    _refuse_several(function, query)
     identity.verify_once(function, declared)
     call = function.compute_query_embeddings_with_retry
     (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], lambda some: call(some[0]))
     if not valid[0]:
         raise BadRowsError(f"the query has no vector: {why.get(0, 'no reason was given')}.", "try another query", (0,))
     return np.asarray(rows[0], np.float32)
+
+
+def _refuse_several(function: EmbeddingFunction, query: Any) -> None:
+    """Refuse what is no single query.
+
+    Raises:
+        InputError: a list or a column; or for a function of texts alone something else than a text.
+    """
+    several = isinstance(query, list | tuple | set | frozenset | dict) or hasattr(query, "__arrow_c_stream__")
+    if several or (function.traits.modality == "text" and not isinstance(query, str)):
+        kind = f"{type(query).__name__}" + (f" of {len(query)}" if several and hasattr(query, "__len__") else "")
+        raise InputError(
+            f"a query is one {'text' if function.traits.modality == 'text' else 'text or image'}, not a {kind}.",
+            "embed_column(fn, queries, 'query') embeds several",
+        )
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema, core_schema
 from embedreg import engines
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.errors import SchemaError
+from embedreg.values import NO_DEFAULTS, Defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -232,7 +233,9 @@ def arrow_fields(model: type[BaseModel]) -> list[pa.Field]:
         function = engines.unwrap(extra.get(VECTOR))
         inner, nullable = _unwrap_optional(info.annotation)
         if isinstance(function, EmbeddingFunction):
-            fields.append(pa.field(name, _vector_arrow_type(where, inner, function), nullable=True))
+            vector = _vector_class(inner)
+            may_lack = vector is None or bool(vector.nullable())
+            fields.append(pa.field(name, _vector_arrow_type(where, inner, function), nullable=may_lack))
         else:
             type_, optional = _arrow_type(where, info.annotation)
             fields.append(pa.field(name, type_, nullable=nullable or optional))
@@ -322,6 +325,38 @@ def _common(where: str, kinds: set[type]) -> pa.DataType:
     if len(kinds) == 1 and (kind := kinds.pop()) in scalars:
         return scalars[kind]
     raise SchemaError(f"{where} mixes values of several types.", "give all values of an enum or Literal one type")
+
+
+def defaults_of(schema: Any) -> Defaults:
+    """Return what a Schema or LanceModel class puts where a dict lacks a key; nothing for any other declaration."""
+    return (
+        _defaults(schema.model_fields) if isinstance(schema, type) and hasattr(schema, "model_fields") else NO_DEFAULTS
+    )
+
+
+def _defaults(fields: Mapping[str, FieldInfo]) -> Defaults:
+    made: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+    inner: dict[str, Defaults] = {}
+    for name, info in fields.items():
+        extra = info.json_schema_extra
+        if not info.is_required() and not (isinstance(extra, dict) and VECTOR in extra):
+            made[name] = _default(info)
+        annotation = _unwrap_optional(info.annotation)[0]
+        while get_origin(annotation) in (list, tuple, set, frozenset) and get_args(annotation):
+            annotation = _unwrap_optional(get_args(annotation)[0])[0]
+        if (
+            isinstance(annotation, type)
+            and issubclass(annotation, BaseModel)
+            and (found := _defaults(annotation.model_fields))
+        ):
+            inner[name] = found
+    return Defaults(made, {name: found for name, found in inner.items() if found.made or found.inner})
+
+
+def _default(info: FieldInfo) -> Callable[[Mapping[str, Any]], Any]:
+    if info.default_factory is None:
+        return lambda row: info.default
+    return lambda row: info.get_default(call_default_factory=True, validated_data=dict(row))
 
 
 def _declaration(source: Marker, vector: Marker, kind: pa.DataType) -> EmbeddingFunctionConfig:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedreg import identity, inputs, metadata
+from embedreg import casting, identity, inputs, metadata
 from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunctionConfig
 from embedreg.column import embed_column, embed_query
@@ -88,7 +88,7 @@ def embed_table(
 
     report = report if report is not None else Report()
     before = report.embedded
-    plan, batches = _stream(data, schema, on_error, report, progress, max_bad_rows, batch_rows)
+    plan, batches = _stream(data, schema, on_error, report, progress, max_bad_rows, batch_rows, whole=True)
     made = pa.Table.from_batches(batches, plan.schema)
     if report.embedded > before:
         for config in plan.configs:
@@ -139,6 +139,8 @@ def _stream(
     progress: Progress | None,
     max_bad_rows: int | None,
     batch_rows: int | None,
+    *,
+    whole: bool = False,
 ) -> tuple[_Plan, Iterator[pa.RecordBatch]]:
     import pyarrow as pa
 
@@ -148,16 +150,28 @@ def _stream(
         raise ConfigError(f"batch_rows={batch_rows!r} is no positive number of rows.", f"batch_rows={BATCH_ROWS}")
     declared, configs = schemas.resolve(schema) if schema is not None else (None, [])
     total = inputs.total_rows(data)
-    own, batches = inputs.batches_of(data, declared, batch_rows or BATCH_ROWS)
+    expected = inputs.Expected(
+        declared,
+        schemas.defaults_of(schema),
+        frozenset(config.source_column for config in configs),
+        frozenset(config.vector_column for config in configs),
+    )
+    own, batches = inputs.batches_of(data, expected, batch_rows or BATCH_ROWS, whole=whole)
     if batch_rows is None:
-        whole = pa.Table.from_batches(batches, own).combine_chunks()
-        total, batches = whole.num_rows, iter(whole.to_batches())
+        table = pa.Table.from_batches(batches, own).combine_chunks()
+        total, batches = table.num_rows, iter(table.to_batches())
     stored = metadata.Functions(metadata.entries(own.metadata))
     if schema is None or stored.entries:
         stored = metadata.parse(own.metadata)
     if schema is None:
         configs = [stored[column] for column in stored.entries]
-    plan = _Plan(own, declared, configs, stored, total)
+    if not configs:
+        where = "the data declares" if schema is None else "the schema declares"
+        raise SchemaError(
+            f"{where} no embedding function, so there is no vector column to fill.",
+            "pass fn.bind('source', 'vector'), or a Schema with SourceField() and VectorField()",
+        )
+    plan = _Plan(own, expected, configs, stored, total)
     tally = _Tally(report if report is not None else Report(), on_error, max_bad_rows, progress, total)
     return plan, (filled for batch in batches if (filled := _fill(batch, plan, tally)) is not None)
 
@@ -168,7 +182,7 @@ class _Plan:
     def __init__(
         self,
         own: pa.Schema,
-        declared: pa.Schema | None,
+        expected: inputs.Expected,
         configs: list[EmbeddingFunctionConfig],
         stored: metadata.Functions,
         total: int | None,
@@ -176,6 +190,8 @@ class _Plan:
         import pyarrow as pa
 
         self.configs = configs
+        self.defaults = expected.defaults
+        declared = expected.schema
         # an entry whose vectors the data lacks says nothing of those to come, unless it is the declaration itself
         here = set(own.names) | (stored.entries.keys() - {config.vector_column for config in configs})
         self.stored = stored
@@ -197,8 +213,8 @@ class _Plan:
             if item.name in vectors:
                 continue
             if item.name in fields:
-                fields[item.name] = fields[item.name].with_type(item.type)
-            elif item.nullable:
+                fields[item.name] = fields[item.name].with_type(item.type).with_nullable(item.nullable)
+            elif item.nullable or item.name in self.defaults.made:
                 fields[item.name] = item
             else:
                 raise MissingColumnError(
@@ -293,18 +309,27 @@ class _Tally:
 
         return on_window
 
-    def failed(self, bad: list[BadRow]) -> None:
-        """Apply the policy to the bad rows of a batch."""
+    def failed(self, bad: list[BadRow], strict: set[str]) -> None:
+        """Apply the policy to the bad rows of a batch.
+
+        Args:
+            strict: vector columns without a vector for some of them that allow no null: "null" cannot be done there.
+        """
         self.report.bad += bad
-        limit = 0 if self.on_error == "raise" else self.max_bad_rows
+        no_null = ", ".join(sorted(strict)) if self.on_error == "null" else ""
+        raising = self.on_error == "raise" or bool(no_null)
+        limit = 0 if raising else self.max_bad_rows
         if limit is None or len(self.report.bad) <= limit:
             return
         shown = "; ".join(f"row {item.row} ({item.column}): {item.reason}" for item in self.report.bad[:SHOWN])
         more = f"; and {len(self.report.bad) - SHOWN} more so far" if len(self.report.bad) > SHOWN else ""
-        what = "have" if self.on_error == "raise" else f"are over max_bad_rows={self.max_bad_rows}: these have"
+        what = "have" if raising else f"are over max_bad_rows={self.max_bad_rows}: these have"
         raise BadRowsError(
             f"{len(self.report.bad)} row(s) {what} no vector: {shown}{more}.",
-            "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists them",
+            f"{no_null} allows no null: on_error='drop' leaves such rows out, Vector(n) keeps them"
+            if no_null
+            else "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists "
+            "them",
             tuple(item.row for item in self.report.bad),
         )
 
@@ -317,25 +342,28 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
     first = tally.report.rows
     columns: dict[str, Any] = {}
     bad: dict[int, BadRow] = {}
+    strict: set[str] = set()  # columns that would need a null and allow none
     on_window = tally.window(len(plan.configs))
     for config in plan.configs:
         filled, why = _fill_column(batch, config, plan, tally, on_window)
         columns[config.vector_column] = filled
+        if why and not plan.schema.field(config.vector_column).nullable:
+            strict.add(config.vector_column)
         for row, reason in why.items():
             bad.setdefault(row, BadRow(first + row, config.source_column, reason))
     tally.report.rows += batch.num_rows
     if bad:
-        tally.failed([bad[row] for row in sorted(bad)])
+        tally.failed([bad[row] for row in sorted(bad)], strict)
     for item in plan.schema:
         if item.name not in columns:
-            columns[item.name] = _cast(batch, item)
+            columns[item.name] = _cast(batch, item, plan.defaults, first)
     made = pa.RecordBatch.from_arrays([columns[item.name] for item in plan.schema], schema=plan.schema)
     if tally.progress is not None:
         tally.progress(tally.report.rows, tally.total)
     if bad and tally.on_error == "drop":
         keep = np.ones(batch.num_rows, bool)
         keep[list(bad)] = False
-        made = made.filter(pa.array(keep))
+        made = casting.kept_rows(made, keep)
     return made if made.num_rows or not bad else None
 
 
@@ -348,7 +376,6 @@ def _fill_column(
 ) -> tuple[pa.Array, dict[int, str]]:
     """Return a vector column with what was null in it computed, and why which rows have no vector."""
     import numpy as np
-    import pyarrow as pa
 
     target = plan.schema.field(config.vector_column)
     source = batch.column(config.source_column)
@@ -368,7 +395,7 @@ def _fill_column(
         tally.report.given += int(given.valid.sum())
         if on_window is not None:
             on_window(len(own) - len(todo))
-        source = source.take(pa.array(todo))
+        source = casting.taken(source, todo)
     else:
         given, reasons, todo = None, {}, None
     embedded = _embed_rows(config, source, on_window)
@@ -394,18 +421,12 @@ def _embed_rows(config: EmbeddingFunctionConfig, source: pa.Array, on_window: Ca
         raise InputError(f"column {config.source_column!r}: {exc.message}", exc.hint) from exc
 
 
-def _cast(batch: pa.RecordBatch, item: pa.Field) -> pa.Array:
+def _cast(batch: pa.RecordBatch, item: pa.Field, defaults: inputs.Defaults, first: int) -> pa.Array:
+    """Return a column as it is declared; one that the data lacks is made of its default."""
     import pyarrow as pa
 
-    if item.name not in batch.schema.names:
+    if item.name in batch.schema.names:
+        return inputs.as_declared(batch.column(item.name), item, first)
+    if (make := defaults.made.get(item.name)) is None:
         return pa.nulls(batch.num_rows, item.type)
-    column = batch.column(item.name)
-    if column.type == item.type:
-        return column
-    try:
-        return column.cast(item.type)
-    except pa.ArrowException as exc:
-        raise InputError(
-            f"column {item.name!r} is {column.type}, the schema says {item.type}: {exc}.",
-            "cast it, or change the schema",
-        ) from None
+    return inputs.as_declared(inputs.made_column(item, [make({}) for _ in range(batch.num_rows)]), item, first)

@@ -212,10 +212,14 @@ def given_vectors(column: pa.Array, d: int, name: str) -> tuple[Embedded, dict[i
             "drop the column to embed it anew, or declare the function that made it",
         )
     values = vectors.flatten()
-    if values.null_count or not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+    number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
+    if not number and values.null_count < len(values):
         raise VectorError(f"column {name!r} holds vectors that are not numbers.", "drop the column to embed it anew")
     given = Embedded.empty(len(column), d)
-    given.matrix[present] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
+    if values.null_count:
+        values = values.cast(pa.float64()).fill_null(float("nan"))  # a null among its numbers spoils its own row only
+    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, hence not finite below
+        given.matrix[present] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
     given.valid, reasons = _finite(given.matrix, present, {})
     return given, dict.fromkeys(reasons, "its given vector is not finite")
 

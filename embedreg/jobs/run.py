@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from embedreg.errors import BadRowsError, StorageError
+from embedreg.errors import BadRowsError, InputError, StorageError
 from embedreg.jobs import opening
 from embedreg.jobs.ledger import RECORDS
 from embedreg.jobs.opening import Opened
@@ -105,6 +105,12 @@ def embed(
         DriftError: `dst` was begun with another configuration, or the function gives other vectors by now.
         BadRowsError: rows failed under "raise", or too many.
     """
+    for name, given in (("src", src), ("dst", dst)):
+        if not isinstance(given, str | os.PathLike):
+            raise InputError(
+                f"{name} is a {type(given).__name__}, and embed reads and writes files.",
+                "embed_table(data, declaration) embeds what is in memory",
+            )
     with contextlib.ExitStack() as stack:
         if cache is not None:
             stack.enter_context(disk_cache.use(cache))
