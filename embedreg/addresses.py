@@ -32,6 +32,8 @@ _AUTHORITY = re.compile(
 )
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _LONGEST = 2**16  # characters; no system takes a path, and no server an address, that is this long when decoded
+_NORMALIZED = 4096  # characters
+_MARKS = re.compile(r"[!-~]")  # what addresses and paths are known by
 _DECODINGS = 3  # a path that is percent-encoded more often than any chain of libraries decodes it
 
 
@@ -82,15 +84,33 @@ def parse_host(text: str) -> Host | None:
 
 
 def forms(text: str) -> set[str]:
-    """Return a text with the forms that a library may turn it into: cleaned, compatibility characters, decoded."""
+    """Return a text with the forms that a library may turn it into: cleaned, compatibility characters, decoded.
+
+    Each step takes time in proportion to the length: stored metadata may hold a megabyte made to be slow.
+    """
     found = {text}
-    cleaned = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf")).strip()
-    for form in (cleaned, unicodedata.normalize("NFKC", cleaned)):
+    cleaned = text.translate({ord(c): None for c in set(text) if unicodedata.category(c) in ("Cc", "Cf")}).strip()
+    for form in {cleaned, _compatible(cleaned)}:
         for _ in range(_DECODINGS):
             found.add(form)
+            if "%" not in form:
+                break
             form = unquote(form).strip() if len(form) <= _LONGEST else form
         found.add(form)
     return found - {""}
+
+
+def _compatible(text: str) -> str:
+    """Return a text in Unicode's form NFKC; of a long one, only the characters that ASCII comes of.
+
+    Normalizing orders runs of combining marks in quadratic time, and makes eighteen characters of some single ones.
+    """
+    if text.isascii():
+        return text
+    if len(text) <= _NORMALIZED:
+        return unicodedata.normalize("NFKC", text)
+    made = {c: unicodedata.normalize("NFKC", c) for c in set(text) if not c.isascii()}
+    return text.translate({ord(c): new for c, new in made.items() if _MARKS.search(new)})
 
 
 def kind_of(text: str) -> Literal["url", "path"] | None:

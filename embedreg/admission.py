@@ -8,6 +8,7 @@ no host and hands over no secret unless the reader said so: by creating the same
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -
     endpoint = False
     for name, value in stored.items():
         usual = value is None or (name in known and _same(value, known[name]))
+        if not usual and _exceeds(name, value) and f"{alias}.{name}" not in granted("fields"):
+            raise _refusal(alias, name, f"more than {_most(name)}", f"fields=[{f'{alias}.{name}'!r}]")
         if usual or (name in sensitive and secrets.is_reference(value)):
             admitted[name] = value
         elif name == "trust_remote_code":
@@ -64,6 +67,24 @@ def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -
     for name in sensitive & admitted.keys():
         _check_sensitive(alias, name, admitted[name], endpoint)
     return admitted
+
+
+# How much work, waiting or memory a stored runtime field may ask for.
+_MOST: dict[str, int] = {"batch_size": 65_536, "max_retries": 100, "num_threads": 256, "num_workers": 256}
+_LONGEST_S = 86_400  # seconds of a timeout
+
+
+def _most(name: str) -> float:
+    return _MOST.get(name, _LONGEST_S if "timeout" in name or "deadline" in name else math.inf)
+
+
+def _exceeds(name: str, value: Any) -> bool:
+    if _most(name) == math.inf or not isinstance(value, int | float | str):
+        return False
+    try:
+        return float(value) > _most(name)  # a validator takes a text for a number
+    except ValueError:
+        return False
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from embedreg import metadata
 from embedreg.entries import KEY, Entry, entries
+from embedreg.errors import MetadataError
 from embedreg.metadata import Functions
 from embedreg.strictjson import MAX_CHARACTERS
 
@@ -52,8 +53,14 @@ def metadata_in_comments(comments: Iterable[str | None]) -> dict[str, Any]:
         MetadataError: as `functions_in_comments`.
     """
     found: list[str] = []
+    length = 0
     for comment in comments:
+        if comment is not None and not isinstance(comment, str):
+            raise MetadataError(f"a column's comment is text, not {type(comment).__name__}.", "pass str or None")
         _, mark, text = (comment or "").partition(MARK)
         if mark:
+            length += len(text)
+            if length > MAX_CHARACTERS:
+                raise MetadataError(f"the comments declare more than {MAX_CHARACTERS} characters.", "inspect them")
             found += [entry.raw for entry in entries({KEY: text[: MAX_CHARACTERS + 1]})]
     return {KEY: f"[{', '.join(found)}]"} if found else {}

@@ -26,6 +26,9 @@ __all__ = ["copied", "names_by_key", "runtime_fields", "secret_values", "sensiti
 
 T = TypeVar("T")
 
+MAX_NDIMS = 65_536
+"""The widest vector: what a configuration may say is allocated for, and it may be a stranger's."""
+
 _RUNTIME_FIELDS = frozenset({"batch_size", "device", "max_retries", "num_threads", "num_workers"})
 _NO_TEXT = (bool, int, float, NoneType, enum.Enum, BaseModel)  # a model's own fields are judged one by one
 
@@ -142,6 +145,17 @@ def referring_defaults(cls: type[Value]) -> dict[str, Any]:
     """Return the class defaults that are `$var:` references, which pydantic would take as they are."""
     plain = {name: info.default for name, info in cls.model_fields.items() if info.default is not PydanticUndefined}
     return {name: value for name, value in plain.items() if secrets.has_reference(value)}
+
+
+def bounded_ndims(ndims: Any) -> Any:
+    """Return what `ndims()` gave.
+
+    Raises:
+        ConfigError: more than `MAX_NDIMS`.
+    """
+    if isinstance(ndims, int) and ndims > MAX_NDIMS:
+        raise ConfigError(f"ndims() gave {ndims}, more than {MAX_NDIMS}.", "no vector is that wide: correct the width")
+    return ndims
 
 
 def refuse_class(cls: type[Value], reserved: Iterable[str]) -> None:

@@ -356,6 +356,10 @@ def encode(configs: Iterable[Any], kept: Iterable[Entry] = (), *, written: bool 
     for config in listed:
         made[config.vector_column] = _text(config, before.get(config.vector_column), written)
     columns = dict.fromkeys([*before, *made])
+    if len(columns) > strictjson.MAX_ITEMS:
+        raise MetadataError(
+            f"there are {len(columns)} declarations, more than any reader would accept.", "declare fewer columns"
+        )
     text = f"[{', '.join(made[column] if column in made else before[column].raw for column in columns)}]"
     if len(text) > strictjson.MAX_CHARACTERS:
         raise MetadataError(

@@ -74,7 +74,7 @@ def _base64_cores(data: bytes) -> Iterator[str]:
             yield encode(b"\0" * offset + data).decode()[first:last]
 
 
-def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
+def guarded(method: Any, *, whole: bool = False, check: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
     """Wrap a method so that no secret leaves it in an error or its traceback.
 
     The outermost guarded call of an instance redacts, so that retries inside it still see the vendor's own error.
@@ -82,6 +82,7 @@ def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
     Args:
         method: a function, or another callable that a class may hold as a method (`functools.lru_cache` makes one).
         whole: turn an iterator that the method returns into a list, lest its errors come when nobody guards it.
+        check: what the result goes through as it leaves the outermost call.
     """
     plain = isinstance(method, FunctionType)
     call = method if plain else lambda self, *args, **kwargs: method.__get__(self, type(self))(*args, **kwargs)
@@ -94,6 +95,8 @@ def guarded(method: Any, *, whole: bool = False) -> Callable[..., Any]:
         active.add(id(self))
         try:
             result = call(self, *args, **kwargs)
+            if check is not None:
+                return check(result)
             return list(result) if whole and isinstance(result, Iterator) else result
         except Exception as exc:
             if (problem := _stand_in(self, exc)) is None:

@@ -19,7 +19,10 @@ __all__ = ["Malformed", "check", "dumps", "jsonable", "split"]
 MAX_CHARACTERS = 4 * 2**20  # a declaration is a few kilobytes; anything near this is an attack on the parser
 MAX_TEXT = 2**20  # characters of one text; the probe of 4096 dimensions has 22 thousand
 MAX_KEY = 1024  # characters; keys are read again and again, and shown
+MAX_VALUES = 100_000  # values and keys altogether: each costs a hundred times its characters
+MAX_ITEMS = 1000  # of the list: a table has a few vector columns
 MAX_DEPTH = 32  # what a configuration never needs and every recursion over it survives
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -41,7 +44,11 @@ def split(text: str) -> Iterator[tuple[Any, str]]:
         raise Malformed("it is empty" if not text.strip() else "it is not a JSON list")
     position = _after_space(text, position + 1)
     more = text[position : position + 1] != "]"
+    items = values = 0
     while more:
+        items += 1
+        if items > MAX_ITEMS:
+            raise Malformed(f"it holds more than {MAX_ITEMS} entries")
         try:
             item, stop = _DECODER.raw_decode(text, position)
         except Malformed:
@@ -50,7 +57,9 @@ def split(text: str) -> Iterator[tuple[Any, str]]:
             raise Malformed("it is not JSON") from None
         except RecursionError:
             raise Malformed("it is nested too deeply") from None
-        check(item)
+        values += check(item)
+        if values > MAX_VALUES:
+            raise Malformed("it holds too many values")
         yield item, text[position:stop]
         position = _after_space(text, stop)
         more = text[position : position + 1] == ","
@@ -85,19 +94,31 @@ def _finite(text: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+def _short(text: str) -> int:
+    if len(text) > 20:
+        raise Malformed("an integer has more than 64 bits")
+    return int(text)
 
 
-def check(value: Any) -> None:
-    """Check a value of JSON types, without recursion.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
+)
+
+
+def check(value: Any) -> int:
+    """Check a value of JSON types, without recursion; return how many values and keys it is made of.
 
     Raises:
-        Malformed: nested more than `MAX_DEPTH` deep, a text that is too long or no Unicode, an integer of more than 64
-            bits, or a float that is not finite.
+        Malformed: nested more than `MAX_DEPTH` deep, more than `MAX_VALUES` values, a text that is too long or no
+            Unicode, an integer of more than 64 bits, or a float that is not finite.
     """
     waiting: list[tuple[Any, int]] = [(value, 1)]
+    count = 0
     while waiting:
         item, depth = waiting.pop()
+        count += 1
+        if count + len(waiting) > MAX_VALUES:
+            raise Malformed("it holds too many values")
         if depth > MAX_DEPTH:
             raise Malformed("it is nested too deeply")
         if isinstance(item, dict):
@@ -109,13 +130,14 @@ def check(value: Any) -> None:
         elif isinstance(item, str):
             if len(item) > MAX_TEXT:
                 raise Malformed("a text is too long")
-            if not item.isascii() and any("\ud800" <= character <= "\udfff" for character in item):
+            if not item.isascii() and _SURROGATE.search(item):
                 raise Malformed("a text holds half a surrogate pair")
         elif isinstance(item, float):
             if not math.isfinite(item):
                 raise Malformed("a number is not finite")
         elif isinstance(item, int) and not -(2**63) <= item < 2**64:
             raise Malformed("an integer has more than 64 bits")
+    return count
 
 
 def jsonable(value: Any) -> Any:

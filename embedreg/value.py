@@ -433,7 +433,8 @@ def _wrap(cls: type[Value]) -> None:
         if isinstance(method, staticmethod | classmethod) or not callable(method) or redaction.is_guarded(method):
             continue
         if not getattr(method, "__isabstractmethod__", False):
-            setattr(cls, name, redaction.guarded(method, whole=name != "ndims"))
+            check = config_.bounded_ndims if name == "ndims" else None
+            setattr(cls, name, redaction.guarded(method, whole=name != "ndims", check=check))
     for name in showing.METHODS if cls.__module__ != "embedreg.base" else ():
         method = inspect.getattr_static(cls, name, None)
         ours = inspect.getattr_static(Value, name, None)

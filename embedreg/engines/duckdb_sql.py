@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from embedreg.comments import comment_of, one_line
+from embedreg.config import MAX_NDIMS
 from embedreg.entries import KEY, Entry, value_type
 from embedreg.errors import ConfigError, MetadataError
 
@@ -94,7 +95,7 @@ def create_table_statement(table: str, path: str, entries: Sequence[Entry]) -> s
     arrays = [
         f"{identifier(entry.vector_column)}::{_number(entry)}[{ndims}] AS {identifier(entry.vector_column)}"
         for entry, ndims in widths
-        if isinstance(ndims, int) and not isinstance(ndims, bool) and ndims > 0
+        if isinstance(ndims, int) and not isinstance(ndims, bool) and 0 < ndims <= MAX_NDIMS
     ]
     replaced = f" REPLACE ({', '.join(arrays)})" if arrays else ""
     return f"CREATE TABLE {table_name(table)} AS SELECT *{replaced} FROM read_parquet({literal(path)});"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from embedreg.base import TextEmbeddingFunction, Traits
+from embedreg.config import MAX_NDIMS
 
 if TYPE_CHECKING:
     from typing import Self
@@ -57,7 +58,7 @@ class HashingEmbeddings(TextEmbeddingFunction):
     __embedding_function_registry_alias__: ClassVar[str | None] = "hashing"  # also where it is imported directly
     traits: ClassVar[Traits] = Traits(retry=False)
 
-    dim: int = Field(default=256, ge=1, le=65_536)
+    dim: int = Field(default=256, ge=1, le=MAX_NDIMS)
     word_ngrams: Range | None = (1, 2)
     char_ngrams: Range | None = (3, 4)
     normalize: bool = True

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from embedreg.base import Traits
+from embedreg.config import MAX_NDIMS
 from embedreg.errors import CallError, ConfigError, MissingVariableError, UntrustedError, VectorError
 from embedreg.imports import attempt_import_or_raise
 from embedreg.runtime.remote import Refusal, RemoteTextFunction, client_key, clients
@@ -37,7 +38,6 @@ NDIMS = {
     "text-embedding-3-large": (3072, True),
 }
 MAX_ROW_TOKENS = 8192  # of each model in NDIMS; other servers say for themselves what is too long
-MAX_NDIMS = 65_536  # of what stored metadata is believed to say about a model that is not in NDIMS
 
 NO_KEY = "no-key"  # the SDK insists on one; a server without accounts ignores it
 
@@ -98,7 +98,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
     )
 
     name: str = "text-embedding-ada-002"  # LanceDB's default: a table that it wrote may not say
-    dim: int | None = Field(default=None, ge=1)
+    dim: int | None = Field(default=None, ge=1, le=MAX_NDIMS)
     base_url: str | None = None
     default_headers: dict[str, str] | None = None
     organization: str | None = None
