@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,12 +27,16 @@ FILLED = 2 / 3  # of a page, at worst, for the usual widths
 LOG_PAGES = 4000  # the log is copied into the file when it has as many; fewer would mean a flush for every window
 CHECK_BYTES = 4
 
+MAX_VALUE = 16 * 2**20  # bytes of one value that SQLite may read: far more than any vector's
+STATEMENT_S = 60.0  # for one call, which takes seconds at most: a hostile file could make it go on for ever
+
 _HEADER = b"SQLite format 3\0"
 _TABLES = (
     "CREATE TABLE entries (id INTEGER PRIMARY KEY, key BLOB NOT NULL, used REAL NOT NULL, vector BLOB NOT NULL)",
     "CREATE UNIQUE INDEX by_key ON entries (key)",
     "CREATE INDEX by_use ON entries (used)",
 )
+_ANOTHER = "choose another path; nothing was touched"
 _abandoned: list[sqlite3.Connection] = []  # of the parent: closing one in a forked child would harm the parent's
 
 
@@ -56,6 +61,7 @@ class CacheFile:
         self._connection: sqlite3.Connection | None = None
         self._process = os.getpid()
         self._closed = False
+        self._clock = _Clock()
         with self._lock:
             self._connect()
 
@@ -78,12 +84,17 @@ class CacheFile:
             for start in range(0, len(wanted), KEYS):
                 some = wanted[start : start + KEYS]
                 places = ",".join("?" * len(some))
-                rows = connection.execute(f"SELECT id, key, used, vector FROM entries WHERE key IN ({places})", some)
+                # the length stands before the value, which is not read where it cannot be right
+                rows = connection.execute(
+                    f"SELECT id, key, used, vector FROM entries WHERE key IN ({places}) "
+                    f"AND typeof(vector) = 'blob' AND length(vector) = {size}",
+                    some,
+                )
                 for row, key, used, stored in rows.fetchall():
                     vector = stored[CHECK_BYTES:]
-                    if len(stored) == size and stored[:CHECK_BYTES] == _check(key, vector):
+                    if stored[:CHECK_BYTES] == _check(key, vector):
                         found[key] = vector
-                        if not now - REFRESH_S <= used <= now:
+                        if not (isinstance(used, float) and now - REFRESH_S <= used <= now):
                             stale.append(row)
         if stale:
             self._refresh(stale, now)
@@ -180,12 +191,27 @@ class CacheFile:
             _abandoned.append(self._connection)
             self._connection = None
         if self._connection is None:
-            self._connection, self._process = _open(self.path), os.getpid()
+            self._clock.start()
+            self._connection, self._process = _open(self.path, self._clock), os.getpid()
             page_bytes = _number(self._connection, "page_size")
             pages = min(LOG_PAGES, self.max_bytes // page_bytes // 4)
             _number(self._connection, f"wal_autocheckpoint = {pages}")
             _number(self._connection, f"journal_size_limit = {pages * page_bytes}")
+        self._clock.start()
         return self._connection
+
+
+class _Clock:
+    """Interrupts what takes SQLite longer than `STATEMENT_S`; the error is `sqlite3.OperationalError`."""
+
+    def __init__(self) -> None:
+        self._end = 0.0
+
+    def start(self) -> None:
+        self._end = time.monotonic() + STATEMENT_S
+
+    def __call__(self) -> int:
+        return int(time.monotonic() > self._end)
 
 
 def _check(key: bytes, vector: bytes) -> bytes:
@@ -200,7 +226,7 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
 # -- opening -----------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, clock: _Clock) -> sqlite3.Connection:
     """Open a cache, or make one.
 
     Raises:
@@ -208,11 +234,14 @@ def _open(path: Path) -> sqlite3.Connection:
     """
     _refuse_foreign(path)
     try:
-        path.touch(0o600)  # vectors tell of the texts behind them
+        if not path.exists():
+            path.touch(0o600)  # vectors tell of the texts behind them
         connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
     except OSError as exc:
         raise _unusable(path, exc.strerror or str(exc), "choose a path on a local disk that can be written") from exc
     try:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+        connection.set_progress_handler(clock, 100_000)
         _prepare(connection, path)
     except BaseException as exc:
         connection.close()
@@ -226,17 +255,40 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_foreign(path: Path) -> None:
+    """Refuse what is no cache of this user's; it, and the log that SQLite keeps beside it, are trusted from here on."""
     try:
-        if not path.exists():
-            return
-        if path.is_file():
+        if path.is_symlink() and not path.exists():
+            raise _unusable(path, "it is a link to a file that does not exist", f"choose another path, or: rm {path}")
+        real = Path(os.path.realpath(path))
+        for end in ("", "-wal", "-shm", "-journal"):
+            with contextlib.suppress(FileNotFoundError):  # there is none, or its last user has just deleted it
+                _refuse_others(path, real.with_name(real.name + end), beside=bool(end))
+        if path.exists():
             with path.open("rb") as file:
                 head = file.read(len(_HEADER))
-            if head in (b"", _HEADER):
-                return
+            if head not in (b"", _HEADER):
+                raise _unusable(path, "something else is there", _ANOTHER)
+    except StorageError:
+        raise
     except OSError as exc:
         raise _unusable(path, exc.strerror or str(exc), "choose a path on a local disk that can be written") from exc
-    raise _unusable(path, "something else is there", "choose another path; nothing was touched")
+
+
+def _refuse_others(path: Path, each: Path, *, beside: bool) -> None:
+    found = each.lstat()
+    what = f"the file {each.name!r} beside it" if beside else "it"
+    if not stat.S_ISREG(found.st_mode):
+        raise _unusable(path, f"something else is there: {what} is not a plain file", _ANOTHER)
+    if os.name == "nt":
+        return
+    if found.st_uid != os.geteuid():
+        raise _unusable(path, f"{what} belongs to another user, who could have written any vector into it", _ANOTHER)
+    if found.st_mode & 0o022:
+        raise _unusable(
+            path,
+            f"others can write to {what}, and could have written any vector into it",
+            f"choose another path; or, if nobody else has: chmod 600 {each}",
+        )
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -248,15 +300,20 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
         connection.execute("COMMIT")
     if _number(connection, "application_id") != APPLICATION:
-        raise _unusable(path, "it is a database of something else", "choose another path; nothing was touched")
+        raise _unusable(path, "it is a database of something else", _ANOTHER)
     if (version := _number(connection, "user_version")) != FORMAT:
         raise _unusable(
             path, f"it has format {version}, this embedreg knows {FORMAT}", "choose another path, or update embedreg"
         )
+    # before anything is asked of its tables: a view, a trigger or a computed column would run what somebody else wrote
+    made = connection.execute("SELECT sql FROM sqlite_schema ORDER BY rowid LIMIT 9").fetchall()
+    if sorted(map(str, made)) != sorted(str((statement,)) for statement in _TABLES):
+        raise _unusable(path, "its tables are not those of a cache", _ANOTHER)
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last vectors, never the file
-    for edge in ("min(id)", "max(id)", "min(key)", "max(key)", "min(used)", "max(used)"):
-        connection.execute(f"SELECT {edge} FROM entries").fetchone()  # a file that was cut off shows here, mostly
+    for column in ("id", "key", "used"):
+        for order in ("ASC", "DESC"):  # a file that was cut off shows here, mostly
+            connection.execute(f"SELECT id FROM entries ORDER BY {column} {order} LIMIT 1").fetchone()
 
 
 def _tables(connection: sqlite3.Connection) -> int:

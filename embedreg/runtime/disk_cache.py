@@ -162,7 +162,7 @@ class VectorCache:
         if self._file is None or not self._readable:
             return {}
         try:
-            return self._file.find(keys, ndims)
+            return _finite(self._file.find(keys, ndims))
         except sqlite3.Error as exc:
             self._give_up(exc)
             return {}
@@ -241,6 +241,16 @@ def _rounded(probe: np.ndarray) -> str:
     fraction, exponent = np.frexp(probe.astype(np.float64))
     rounded = np.ldexp(np.rint(fraction * 2**PROBE_BITS), exponent - PROBE_BITS) + 0.0  # no negative zero
     return hashlib.blake2b(rounded.astype("<f8").tobytes(), digest_size=32).hexdigest()
+
+
+def _finite(found: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Leave out vectors that no function of ours could have given: they are computed again."""
+    import numpy as np
+
+    if not found:
+        return found
+    good = np.isfinite(np.frombuffer(b"".join(found.values()), "<f4").reshape(len(found), -1)).all(axis=1)
+    return found if good.all() else {key: found[key] for key, right in zip(found, good.tolist(), strict=True) if right}
 
 
 # -- contents ----------------------------------------------------------------------------------------------------------

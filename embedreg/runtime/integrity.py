@@ -12,6 +12,7 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from embedreg.errors import ModelNotFoundError, UntrustedError
+from embedreg.runtime import hub
 from embedreg.runtime.folder import CONFIG_NAMES, Module, flat, modules, read_json, read_object
 
 __all__ = ["check_safe", "digest", "missing", "stamp", "weights_identity"]
@@ -39,7 +40,7 @@ _CONFIGS = (
 )
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "bpe.codes")
 
-_digests: LRUCache[tuple[str, int, int], str] = LRUCache(maxsize=4096)
+_digests: LRUCache[tuple[str | int, ...], str] = LRUCache(maxsize=4096)
 _lock = threading.Lock()
 
 
@@ -168,12 +169,15 @@ def weights_identity(folder: Path) -> str:
 
 
 def digest(path: Path) -> str:
-    """Return a file's sha256, from the name of its blob where the hub's cache has it so, else computed once."""
+    """Return a file's sha256: by the name of its blob within the hub's own cache, else computed once.
+
+    Anybody can lay out a folder as the hub's cache is: a name proves nothing elsewhere.
+    """
     target = path.resolve()
-    if target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name):
+    if re.fullmatch(r"[0-9a-f]{64}", target.name) and _is_blob(target):
         return target.name
     stat = target.stat()
-    key = (str(target), stat.st_mtime_ns, stat.st_size)
+    key = (str(target), stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
     with _lock:
         known = _digests.get(key)
     if known is None:
@@ -182,6 +186,15 @@ def digest(path: Path) -> str:
         with _lock:
             _digests[key] = known
     return known
+
+
+def _is_blob(target: Path) -> bool:
+    """Return whether a real path is that of a blob in the hub's cache of this user."""
+    repository = target.parent.parent
+    if target.parent.name != "blobs" or not repository.name.startswith("models--"):
+        return False
+    caches = {hub.cache_folder(), hub.cache_folder("SENTENCE_TRANSFORMERS_HOME")} - {None}
+    return any(cache.resolve() == repository.parent for cache in caches if cache is not None)
 
 
 def _json_digest(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,85 @@ def test_a_disk_that_takes_nothing_costs_nothing(
     with caplog.at_level("WARNING", "embedreg"):
         assert create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS).shape == (len(TEXTS), 32)
     assert caplog.records == []
+
+
+@pytest.mark.usefixtures("openvino")
+def test_a_conversion_with_four_changed_word_rows_is_made_anew(
+    tiny: Callable[[str], Path], kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Words that no comparison of samples looks at: the digest of the files finds the change."""
+    expected = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+    embedreg.release()
+    (file,) = kept.glob("*/*/model.bin")
+    content = bytearray(file.read_bytes())
+    content[4 * 32 * 20 : 4 * 32 * 24] = bytes(4 * 32 * 4)
+    file.write_bytes(bytes(content))
+    with caplog.at_level("WARNING", "embedreg"):
+        made = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    assert ["not as it was written" in record.message for record in caplog.records] == [True]
+
+
+def write(folder: Path) -> None:
+    """Stand in for a conversion."""
+    (folder / "model.bin").write_bytes(b"x")
+
+
+def test_a_conversion_that_is_not_as_it_was_written_is_not_found(kept: Path, tmp_path: Path) -> None:
+    """Changed, a file more, a link in it, open to others, without a digest, a link in its place: each is dropped."""
+    made_of = {"openvino": "1"}
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years")
+
+    def linked(folder: Path) -> None:
+        shutil.rmtree(folder)
+        folder.symlink_to(precious, target_is_directory=True)
+
+    changes: list[Callable[[Path], object]] = [
+        lambda folder: (folder / "model.bin").write_bytes(b"y"),
+        lambda folder: (folder / "more.bin").write_bytes(b"y"),
+        lambda folder: (folder / "more").symlink_to(precious, target_is_directory=True),
+        lambda folder: (folder / "model.bin").chmod(0o666),
+        lambda folder: folder.chmod(0o777),
+        lambda folder: (folder / "sha256").unlink(),
+        linked,
+    ]
+    for change in changes:
+        converted.keep("sha256:a", made_of, write)
+        found = converted.find("sha256:a", made_of)
+        assert found is not None
+        change(found)
+        assert converted.find("sha256:a", made_of) is None
+        assert not os.path.lexists(found)
+    assert (precious / "thesis.txt").read_text() == "years"
+
+
+@pytest.mark.parametrize("level", ["a", "", ".."])
+def test_nothing_is_deleted_or_written_through_a_link(kept: Path, tmp_path: Path, level: str) -> None:
+    """A folder on the way that is a link: what lies behind it stays, and no conversion is added to it."""
+    precious = tmp_path / "precious"
+    for name in ("photos", "0123456789abcdef"):
+        (precious / name).mkdir(parents=True)
+    place = Path(os.path.normpath(kept / level))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(precious, target_is_directory=True)
+    for number in range(4):
+        converted.keep("sha256:a", {"openvino": str(number)}, write)
+        assert converted.find("sha256:a", {"openvino": str(number)}) is None
+    assert [path for path in precious.rglob("*") if path.is_file()] == []
+    assert {"photos", "0123456789abcdef"} <= {path.name for path in precious.iterdir()}
+
+
+def test_only_conversions_make_room(kept: Path) -> None:
+    """What somebody else put beside them stays."""
+    (kept / "a" / "notes").mkdir(parents=True)
+    for path in (kept / "a", kept, kept.parent):
+        path.chmod(0o700)
+    for number in range(4):
+        converted.keep("sha256:a", {"openvino": str(number)}, write)
+    assert (kept / "a" / "notes").is_dir()
+    assert len(list((kept / "a").iterdir())) == converted.KEPT + 1
 
 
 def test_conversions_are_kept_for_their_versions_only(kept: Path) -> None:

@@ -473,6 +473,96 @@ def test_what_is_no_cache_is_refused_and_left_alone(path: Path) -> None:
         pass
 
 
+ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n AS {} FROM c"
+FOREIGN = {
+    "a view": ["ALTER TABLE entries RENAME TO e", f"CREATE VIEW entries AS {ENDLESS.format('id')}"],
+    "a view more": [f"CREATE VIEW other AS {ENDLESS.format('n')}"],
+    "a trigger": ["CREATE TRIGGER t AFTER INSERT ON entries BEGIN DELETE FROM entries; END"],
+    "a computed column": ["ALTER TABLE entries ADD COLUMN more AS (hex(zeroblob(1000000)))"],
+    "an index with an expression": ["CREATE INDEX more ON entries (hex(vector))"],
+    "an index less": ["DROP INDEX by_use"],
+    "a table more": ["CREATE TABLE more (a)"],
+    "other columns": ["DROP TABLE entries", "CREATE TABLE entries (id, key, used, vector)"],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_cache_with_another_schema_is_refused(path: Path, kind: str) -> None:
+    """What a stranger wrote into the schema is never run, however it is dressed up as a cache."""
+    CacheFile(path, MIN_BYTES).close()
+    con = sqlite3.connect(path)
+    for statement in FOREIGN[kind]:
+        con.execute(statement)
+    con.commit()
+    con.close()
+    assert "its tables are not those of a cache" in refused(path).message
+
+
+def test_links_pipes_and_folders_are_refused(path: Path) -> None:
+    """Nothing is made behind a dangling link, and no pipe is waited for; a link to one's own cache is that cache."""
+    other = path.with_name("other")
+    path.symlink_to(other)
+    with pytest.raises(StorageError, match="a link to a file that does not exist"), embedreg.vector_cache(path):
+        pass
+    assert not other.exists()
+    CacheFile(other, MIN_BYTES).close()
+    CacheFile(path, MIN_BYTES).close()
+    path.unlink()
+    for make, remove in ((os.mkfifo, os.unlink), (os.mkdir, os.rmdir)):
+        make(path)
+        with pytest.raises(StorageError, match="something else is there"), embedreg.vector_cache(path):
+            pass
+        remove(path)
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-journal"])
+def test_what_others_could_have_written_is_refused(path: Path, end: str) -> None:
+    """The file, and what SQLite would read beside it."""
+    CacheFile(path, MIN_BYTES).close()
+    each = path.with_name(path.name + end)
+    each.touch(0o600)
+    each.chmod(0o666)
+    error = refused(path)
+    assert "others can write to" in error.message
+    assert f"chmod 600 {each}" in str(error.hint)
+    each.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(each, 4711, -1)
+        assert "belongs to another user" in refused(path).message
+        os.chown(each, 0, -1)
+    CacheFile(path, MIN_BYTES).close()
+
+
+def test_values_that_no_vector_has_are_computed_again(path: Path) -> None:
+    """NaN and infinity with a right checksum, text in place of bytes, a time that is none, a blob of 100 MB."""
+    fn, texts = hashing(), ["one", "two", "three", "four", "five"]
+    expected = embedreg.embed_column(fn, texts).matrix
+    with embedreg.vector_cache(path):
+        embedreg.embed_column(fn, texts)
+    con = sqlite3.connect(path)
+    rows = con.execute("SELECT id, key, vector FROM entries ORDER BY id").fetchall()
+    width = len(rows[0][2]) // 4 - 1
+    for (row, key, _), value in zip(rows, (np.nan, np.inf), strict=False):
+        vector = np.full(width, value, "<f4").tobytes()
+        con.execute("UPDATE entries SET vector = ? WHERE id = ?", (cache_file._check(key, vector) + vector, row))
+    con.execute("UPDATE entries SET vector = ? WHERE id = ?", ("x" * len(rows[0][2]), rows[2][0]))
+    con.execute("UPDATE entries SET used = 'never' WHERE id = ?", (rows[3][0],))
+    con.execute("UPDATE entries SET vector = zeroblob(100000000) WHERE id = ?", (rows[4][0],))
+    con.commit()
+    con.close()
+    with embedreg.vector_cache(path) as cache:
+        assert np.array_equal(embedreg.embed_column(fn, texts).matrix, expected)
+        assert (cache.hits, cache.misses) == (1, 4)
+
+
+def test_what_takes_the_file_too_long_is_interrupted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is made to go on for ever costs the cache, and not the run."""
+    with CacheFileOf(path, MIN_BYTES) as file:
+        monkeypatch.setattr(cache_file, "STATEMENT_S", 0.2)
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            file._connect().execute(f"SELECT count(*) FROM ({ENDLESS.format('n')})").fetchone()
+
+
 def test_a_damaged_cache_is_refused_with_the_way_out(path: Path) -> None:
     """A file that was cut off, or whose pages were overwritten, is named as damaged, and stays."""
     with CacheFileOf(path, MIN_BYTES) as file:

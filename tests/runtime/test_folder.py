@@ -1,6 +1,8 @@
 """What model files say, with files written by hand: old and new spellings, hostile ones, whole and partial folders."""
 
+import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,35 @@ def test_identity_ignores_who_saved_the_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(errors.ModelNotFoundError):
         integrity.weights_identity(tmp_path)
+
+
+def test_the_name_of_a_blob_counts_in_the_hubs_own_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's folder that is laid out as the cache does not pass for the model whose digest it borrows."""
+    cache, stranger = tmp_path / "hub", tmp_path / "stranger"
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(cache))
+    borrowed = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    for root, trusted in ((cache, True), (stranger, False), (cache / "models--o--m" / "more", False)):
+        blob = root / "models--o--m" / "blobs" / borrowed
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(b"forged")
+        link = root / "models--o--m" / "snapshots" / "1" / "model.safetensors"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(blob)
+        assert (integrity.digest(link) == borrowed) is trusted
+        assert (integrity.digest(blob) == borrowed) is trusted
+    plain = tmp_path / "model" / "blobs" / borrowed
+    plain.parent.mkdir(parents=True)
+    plain.write_bytes(b"forged")
+    assert integrity.digest(plain) == hashlib.sha256(b"forged").hexdigest()
+
+
+def test_a_file_that_is_replaced_is_read_again(tmp_path: Path) -> None:
+    """Also by one of the same size and the same time of change."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"one")
+    first, when = integrity.digest(path), path.stat().st_mtime_ns
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    other.replace(path)
+    os.utime(path, ns=(when, when))
+    assert integrity.digest(path) != first
