@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from embedreg import engines
 from embedreg.config import copied, names_by_key, refuse_unknown, runtime_fields, sensitive_fields
 from embedreg.errors import ConfigError
+from embedreg.redaction import called
 from embedreg.references import building, state_of
 from embedreg.value import Value
 
@@ -152,7 +153,7 @@ class EmbeddingFunction(Value, ABC):
             return call(*args, **kwargs)
         from embedreg.runtime.retry import call_with_retry
 
-        return call_with_retry(call, *args, max_retries=self.max_retries, **kwargs)
+        return call_with_retry(call, *args, max_retries=self.max_retries, called=called(self), **kwargs)
 
     def sanitize_input(self, texts: Any) -> Any:
         """Turn what an engine passes into something to iterate: a str becomes a list of one, Arrow becomes a list."""

@@ -6,6 +6,7 @@ import enum
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
@@ -148,12 +149,20 @@ def referring_defaults(cls: type[Value]) -> dict[str, Any]:
 
 
 def bounded_ndims(ndims: Any) -> Any:
-    """Return what `ndims()` gave.
+    """Return what `ndims()` gave: an int, numpy's too.
 
     Raises:
-        ConfigError: more than `MAX_NDIMS`.
+        ConfigError: it is no number of dimensions, or more than `MAX_NDIMS`.
     """
-    if isinstance(ndims, int) and ndims > MAX_NDIMS:
+    if not isinstance(ndims, Integral) or isinstance(ndims, bool):
+        raise ConfigError(
+            f"ndims() gave {repr(ndims)[:40]} ({type(ndims).__name__}), not an int.",
+            "return the width of a vector, an int",
+        )
+    width = int(ndims)
+    if width < 1:
+        raise ConfigError(f"ndims() gave {width}.", "return the width of a vector: 1 or more")
+    if width > MAX_NDIMS:
         raise ConfigError(f"ndims() gave {ndims}, more than {MAX_NDIMS}.", "no vector is that wide: correct the width")
     return ndims
 

@@ -54,7 +54,14 @@ class EmbedregError(Exception):
     Args:
         message: what was wrong, with the value where it is no secret.
         hint: what to do, in a form that can be pasted.
+
+    Attributes:
+        raised_by: the name of the user's own function whose error this one stands for.
+        trace: that error's own traceback, without secrets.
     """
+
+    raised_by: str | None = None
+    trace: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -122,6 +129,16 @@ class RowError(EmbedregError, ValueError):
 
     A function may put an instance in its result list, in place of that row's vector.
     """
+
+
+def reason_of(problem: RowError) -> str:
+    """Return why a row failed, as a plain str: the class and the message may be a function author's own."""
+    try:
+        message: object = problem.message
+        text = str.__str__(message) if isinstance(message, str) else str(message)
+    except Exception as exc:  # noqa: BLE001  # see above
+        text = f"{type(problem).__name__} (its message failed with {type(exc).__name__})"
+    return text or "the function gave no reason"
 
 
 class BadRowsError(EmbedregError, ValueError):

@@ -607,6 +607,16 @@ def column_of(values: Any, modality: str) -> Any:
         return _decoded(pa.array(listed, from_pandas=True), modality)
     except pa.ArrowCapacityError:
         raise
+    except UnicodeEncodeError:  # half a surrogate pair, which only whoever embeds it can tell of its row
+        if modality != "text":
+            return _without_nulls(listed)
+        texts = _without_nulls(listed)
+        if odd := sorted({type(value).__name__ for value in texts if not isinstance(value, str | None)}):
+            raise InputError(
+                f"a text function was given {', '.join(odd)}.", "pass str values, and None for a null"
+            ) from None
+        raw = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
+        return pa.array(raw, pa.large_binary()).view(pa.large_string())
     except (pa.ArrowException, TypeError) as exc:
         if modality == "text":
             kinds = ", ".join(sorted({type(value).__name__ for value in listed if value is not None}))

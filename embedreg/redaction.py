@@ -16,15 +16,16 @@ from types import FunctionType
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from embedreg.errors import CallError, EmbedregError
+from embedreg.errors import CallError, EmbedregError, RowError, reason_of
 
-__all__ = ["cleaned", "guarded", "redact", "redacted"]
+__all__ = ["called", "cleaned", "guarded", "redact", "redacted"]
 
 log = logging.getLogger("embedreg")
 MARK = "***"
 SHORT = 4  # characters; replacing a shorter secret wherever its letters occur would leave no message to read
 _DEEP = 64  # levels of containers inside each other
 _PART = 8  # characters; shorter lines or words of a long secret are no secrets by themselves
+_STORED = frozenset({"model_identity", "vector_traits"})  # what these return is stored with the data
 _guarding = threading.local()
 
 
@@ -75,9 +76,10 @@ def _base64_cores(data: bytes) -> Iterator[str]:
 
 
 def guarded(method: Any, *, whole: bool = False, check: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
-    """Wrap a method so that no secret leaves it in an error or its traceback.
+    """Wrap a method so that no secret leaves it in an error, its traceback, or what it says of a row.
 
-    The outermost guarded call of an instance redacts, so that retries inside it still see the vendor's own error.
+    The outermost guarded call of an instance redacts, so that retries inside it still see the vendor's own error. An
+    error that is not one of embedreg's gets the function's name: as a note, and for a user's own class as `raised_by`.
 
     Args:
         method: a function, or another callable that a class may hold as a method (`functools.lru_cache` makes one).
@@ -86,6 +88,7 @@ def guarded(method: Any, *, whole: bool = False, check: Callable[[Any], Any] | N
     """
     plain = isinstance(method, FunctionType)
     call = method if plain else lambda self, *args, **kwargs: method.__get__(self, type(self))(*args, **kwargs)
+    described = getattr(method, "__name__", "") in _STORED
 
     @functools.wraps(method)
     def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,11 +98,16 @@ def guarded(method: Any, *, whole: bool = False, check: Callable[[Any], Any] | N
         active.add(id(self))
         try:
             result = call(self, *args, **kwargs)
+            if whole and isinstance(result, Iterator):
+                result = list(result)
             if check is not None:
                 return check(result)
-            return list(result) if whole and isinstance(result, Iterator) else result
+            if type(result) in (list, tuple) or isinstance(result, RowError):
+                return _rows_cleaned(self, result)
+            return cleaned(result, _held_secrets(self)) if described else result
         except Exception as exc:
             if (problem := _stand_in(self, exc)) is None:
+                _blame(self, exc)
                 raise
         except BaseException as exc:  # an interrupt stays the very one it is, so that whoever waits for it gets it
             _scrub(exc, _held_secrets(self))
@@ -132,9 +140,59 @@ def _held_secrets(holder: Any) -> list[str]:
     return held() if held is not None else []
 
 
+def _rows_cleaned(holder: Any, rows: Any) -> Any:
+    """Return what a function gave for rows with its secrets taken out of the RowErrors; what it returned stays."""
+    if isinstance(rows, RowError):
+        return _row_cleaned(rows, held) if (held := _held_secrets(holder)) else rows
+    if not any(isinstance(row, RowError) for row in rows) or not (held := _held_secrets(holder)):
+        return rows
+    return type(rows)([_row_cleaned(row, held) if isinstance(row, RowError) else row for row in rows])
+
+
+def _row_cleaned(problem: RowError, values: list[str]) -> RowError:
+    """Return a RowError that says the same without secrets, and has neither a cause nor what its class may add."""
+    hint = getattr(problem, "hint", None)
+    twin = RowError(redact(reason_of(problem), values), redact(str(hint), values) if hint is not None else None)
+    for note in _notes(problem):
+        twin.add_note(redact(note, values))
+    return twin
+
+
+def called(holder: Any) -> str:
+    """Return what a message calls a function: by its registered name, and the user's own as theirs."""
+    name = repr(_name_of(holder))
+    return f"your function {name}" if _is_users(holder) else name
+
+
+def _name_of(holder: Any) -> str:
+    return vars(type(holder)).get("__embedding_function_registry_alias__") or type(holder).__name__
+
+
+def _is_users(holder: Any) -> bool:
+    return not type(holder).__module__.startswith("embedreg.")
+
+
+def _blame(holder: Any, exc: Exception) -> None:
+    """Let an error that is none of embedreg's say which function raised it."""
+    if isinstance(exc, EmbedregError) or hasattr(exc, "raised_by"):
+        return
+    exc.add_note(f"raised by {called(holder)} ({type(holder).__module__}.{type(holder).__qualname__})")
+    exc.raised_by = _name_of(holder) if _is_users(holder) else None  # type: ignore[attr-defined]  # see EmbedregError
+
+
 def _stand_in(holder: Any, exc: Exception) -> EmbedregError | None:
+    """Return what is raised in place of an error: where a secret is held, or where the error would do harm."""
     values = _held_secrets(holder)
-    return redacted(exc, values) if values else None
+    if values:
+        problem = redacted(exc, values)
+    elif isinstance(exc, StopIteration | StopAsyncIteration):  # it would end the stream that the rows come from
+        problem = CallError(_in_words(exc), "next(iterator, default) raises no StopIteration")
+        problem.__cause__ = exc
+    else:
+        return None
+    if problem is not exc and _is_users(holder):
+        problem.raised_by = _name_of(holder)
+    return problem
 
 
 def redacted(exc: Exception, values: list[str]) -> EmbedregError:
@@ -142,7 +200,8 @@ def redacted(exc: Exception, values: list[str]) -> EmbedregError:
 
     An error of embedreg's own is cleaned and stays the same object.
     """
-    log.debug("%s", redact("".join(traceback.format_exception(exc)), values))
+    trace = redact("".join(traceback.format_exception(exc)), values)
+    log.debug("%s", trace)
     if isinstance(exc, EmbedregError):
         _scrub(exc, values)
         return exc.with_traceback(None)
@@ -156,6 +215,7 @@ def redacted(exc: Exception, values: list[str]) -> EmbedregError:
     )
     for note in _notes(exc):
         twin.add_note(redact(note, values))
+    twin.trace = trace
     return twin
 
 

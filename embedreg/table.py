@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedreg import casting, identity, inputs, metadata
 from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunctionConfig
-from embedreg.column import embed_column, embed_query
+from embedreg.column import ZeroVectors, embed_column, embed_query, fit_float16, zero_policy
 from embedreg.errors import (
     BadRowsError,
     ConfigError,
@@ -19,7 +19,7 @@ from embedreg.errors import (
     SchemaError,
 )
 from embedreg.imports import did_you_mean
-from embedreg.vectors import Embedded, complete_and_finite, given_vectors, to_arrow
+from embedreg.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +58,7 @@ class Report:
         cached: how many of these were not, since the vector cache had them.
         given: vectors that the data brought and that were left alone.
         nulls: vectors that are null because the input is null or blank.
+        zeros: rows whose vector is all zeros. Computed ones become what `zero_vectors` says, given ones stay.
         bad: the rows that failed.
     """
 
@@ -66,6 +67,7 @@ class Report:
     cached: int = 0
     given: int = 0
     nulls: int = 0
+    zeros: int = 0
     bad: list[BadRow] = field(default_factory=list)
 
 
@@ -74,6 +76,7 @@ def embed_table(
     schema: Any = None,
     *,
     on_error: OnError = "raise",
+    zero_vectors: ZeroVectors | None = None,
     report: Report | None = None,
     progress: Progress | None = None,
     max_bad_rows: int | None = None,
@@ -88,7 +91,8 @@ def embed_table(
 
     report = report if report is not None else Report()
     before = report.embedded
-    plan, batches = _stream(data, schema, on_error, report, progress, max_bad_rows, batch_rows, whole=True)
+    options = (on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
+    plan, batches = _stream(data, schema, *options, whole=True)
     made = pa.Table.from_batches(batches, plan.schema)
     if report.embedded > before:
         for config in plan.configs:
@@ -102,6 +106,7 @@ def embed_batches(
     schema: Any = None,
     *,
     on_error: OnError = "raise",
+    zero_vectors: ZeroVectors | None = None,
     report: Report | None = None,
     progress: Progress | None = None,
     max_bad_rows: int | None = None,
@@ -114,6 +119,8 @@ def embed_batches(
         schema: what declares the functions; see `schema.resolve`. None: the data's own metadata does.
         on_error: what a failed row does: "raise" an error, leave a "null" vector, or "drop" the row. A failed call
             (model, memory, network, key) always raises.
+        zero_vectors: what becomes of a vector of zeros that a function gives: "null", "keep", or "error", which makes
+            it a failed row. None for "null" where the function's metric is cosine, and for "keep" under another.
         report: collects counts and the bad rows.
         progress: called with the rows done and the rows in all, None for a stream that does not know.
         max_bad_rows: how many rows may fail before the run is stopped.
@@ -127,7 +134,7 @@ def embed_batches(
     """
     import pyarrow as pa
 
-    plan, batches = _stream(data, schema, on_error, report, progress, max_bad_rows, batch_rows)
+    plan, batches = _stream(data, schema, on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
     return pa.RecordBatchReader.from_batches(plan.schema, batches)
 
 
@@ -135,6 +142,7 @@ def _stream(
     data: Any,
     schema: Any,
     on_error: OnError,
+    zero_vectors: ZeroVectors | None,
     report: Report | None,
     progress: Progress | None,
     max_bad_rows: int | None,
@@ -171,8 +179,10 @@ def _stream(
             f"{where} no embedding function, so there is no vector column to fill.",
             "pass fn.bind('source', 'vector'), or a Schema with SourceField() and VectorField()",
         )
+    for config in configs:
+        zero_policy(config.function, zero_vectors)  # an unknown one shows before any model is loaded
     plan = _Plan(own, expected, configs, stored, total)
-    tally = _Tally(report if report is not None else Report(), on_error, max_bad_rows, progress, total)
+    tally = _Tally(report if report is not None else Report(), on_error, zero_vectors, max_bad_rows, progress, total)
     return plan, (filled for batch in batches if (filled := _fill(batch, plan, tally)) is not None)
 
 
@@ -289,10 +299,17 @@ class _Tally:
     """Counts, progress, and the policy on bad rows, over one run."""
 
     def __init__(
-        self, report: Report, on_error: OnError, max_bad_rows: int | None, progress: Progress | None, total: int | None
+        self,
+        report: Report,
+        on_error: OnError,
+        zero_vectors: ZeroVectors | None,
+        max_bad_rows: int | None,
+        progress: Progress | None,
+        total: int | None,
     ) -> None:
         self.report = report
         self.on_error = on_error
+        self.zero_vectors = zero_vectors
         self.max_bad_rows = max_bad_rows
         self.progress = progress
         self.total = total
@@ -376,6 +393,7 @@ def _fill_column(
 ) -> tuple[pa.Array, dict[int, str]]:
     """Return a vector column with what was null in it computed, and why which rows have no vector."""
     import numpy as np
+    import pyarrow as pa
 
     target = plan.schema.field(config.vector_column)
     source = batch.column(config.source_column)
@@ -384,11 +402,20 @@ def _fill_column(
     if own is not None and own.null_count < len(own):
         plan.refuse_mixture(config)
         if own.type == target.type and complete_and_finite(own):
-            tally.report.given += len(own)
-            if on_window is not None:
-                on_window(len(own))
-            return own, {}
-        given, reasons = given_vectors(own, ndims, config.vector_column)
+            zeros = len(zero_rows(numbers_of(own)))
+            if not zeros or tally.zero_vectors != "error":
+                tally.report.given += len(own)
+                tally.report.zeros += zeros
+                if on_window is not None:
+                    on_window(len(own))
+                return own, {}
+        given, reasons = given_vectors(own, ndims, config.vector_column, target.type.value_type)
+        zero = zero_rows(given.matrix)
+        zero = zero[given.valid[zero]]
+        tally.report.zeros += len(zero)
+        if tally.zero_vectors == "error":
+            given.valid[zero] = False
+            reasons |= dict.fromkeys(zero.tolist(), "its given vector is all zeros")
         missing = ~given.valid
         missing[list(reasons)] = False
         todo = np.flatnonzero(missing)
@@ -398,25 +425,41 @@ def _fill_column(
         source = casting.taken(source, todo)
     else:
         given, reasons, todo = None, {}, None
-    embedded = _embed_rows(config, source, on_window)
+    embedded = _embed_rows(config, source, tally.zero_vectors, on_window)
+    if pa.types.is_float16(target.type.value_type):
+        fit_float16(config.function, embedded, tally.zero_vectors)
     rows = todo if todo is not None else np.arange(len(source))
     reasons |= {int(rows[row]): reason for row, reason in embedded.reasons.items()}
     absent = ~embedded.valid
     absent[list(embedded.reasons)] = False
+    zeros_null = None
+    if embedded.zeros is not None:
+        tally.report.zeros += int(embedded.zeros.sum())
+        zeros_null = absent & embedded.zeros
+        absent &= ~embedded.zeros
     tally.report.nulls += int(absent.sum())
     tally.report.embedded += embedded.distinct
     tally.report.cached += embedded.cached
     if not target.nullable:
         reasons |= {int(row): "null or blank where the vector column allows no null" for row in rows[absent]}
+        if zeros_null is not None:
+            why = "its vector is all zeros, and the vector column allows no null"
+            reasons |= {int(row): why for row in rows[zeros_null]}
     if given is not None:
         given.matrix[rows], given.valid[rows] = embedded.matrix, embedded.valid
         embedded = given
     return to_arrow(embedded.matrix, embedded.valid, target.type), reasons
 
 
-def _embed_rows(config: EmbeddingFunctionConfig, source: pa.Array, on_window: Callable[[int], None] | None) -> Embedded:
+def _embed_rows(
+    config: EmbeddingFunctionConfig,
+    source: pa.Array,
+    zero_vectors: ZeroVectors | None,
+    on_window: Callable[[int], None] | None,
+) -> Embedded:
+    known = metadata.declared_by(config)
     try:
-        return embed_column(config.function, source, on_window=on_window, declared=metadata.declared_by(config))
+        return embed_column(config.function, source, zero_vectors=zero_vectors, on_window=on_window, declared=known)
     except InputError as exc:
         raise InputError(f"column {config.source_column!r}: {exc.message}", exc.hint) from exc
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from embedreg.errors import RowError, VectorError
+from embedreg.errors import RowError, VectorError, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "to_arrow"]
+__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "numbers_of", "to_arrow", "zero_rows"]
+
+_FEW = 8  # vectors that are not finite, and no other beside them: of more it is the function
+_NOT_FINITE = "its vector is not finite"
+_MACHINE_LEARNING = frozenset(
+    {"bfloat16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2"}
+)  # dtypes of ml_dtypes, as JAX has them
 
 
 @dataclass
@@ -24,6 +33,7 @@ class Embedded:
         reasons: row -> why it failed; a null or blank input is neither valid nor here.
         distinct: how many different inputs there were.
         cached: how many of these the vector cache knew; the others reached the function.
+        zeros: (n,) bool, for which rows the function gave a vector of zeros, whatever became of it; None for no row.
     """
 
     matrix: np.ndarray
@@ -31,6 +41,7 @@ class Embedded:
     reasons: dict[int, str] = field(default_factory=dict)
     distinct: int = 0
     cached: int = 0
+    zeros: np.ndarray | None = None
 
     @classmethod
     def empty(cls, n: int, d: int) -> Embedded:
@@ -57,6 +68,9 @@ class Embedded:
         made.distinct, made.cached = self.distinct, self.cached
         made.matrix[rows[good]] = self.matrix[places[good]]
         made.valid[rows[good]] = True
+        if self.zeros is not None:
+            made.zeros = np.zeros(n, bool)
+            made.zeros[rows] = self.zeros[places]
         if self.reasons:
             pairs = zip(rows.tolist(), places.tolist(), strict=True)
             made.reasons = {row: self.reasons[place] for row, place in pairs if place in self.reasons}
@@ -69,92 +83,206 @@ class Embedded:
         return to_arrow(self.matrix, self.valid, pa.list_(value_type or pa.float32(), self.matrix.shape[1]))
 
 
-def as_matrix(result: Any, n: int, d: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Check what a function returned for n inputs.
+def as_matrix(
+    result: Any, n: int, d: int, control: Callable[[], bool] | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Check what a function returned for n inputs. It is never written into: the function may keep it.
 
     Args:
         result: an (n, d) array of any kind (numpy, torch, Arrow), or n vectors with None or a RowError for a row that
             failed.
+        control: asks whether the function gives a finite vector for an input that is known to be good.
     Returns:
-        (n, d) float32, (n,) which rows are valid, and row -> why it is not.
+        (n, d) float32, (n,) which rows are valid, and row -> why it is not. The matrix may be the function's own
+        memory: copy it before anything is called again.
     Raises:
-        VectorError: another number of rows, no row of the right width, or not numbers.
+        VectorError: another number of rows, no row of the right width, no numbers, or several vectors of which none is
+            finite: the call failed. See docs/writing-a-function.md.
     """
     import numpy as np
 
-    result = _to_numpy(result)
-    if isinstance(result, np.ndarray) and result.dtype != object:
-        if result.ndim == 1 and n == 1 and result.shape == (d,):
-            result = result[None, :]  # LanceDB-style functions squeeze the answer for one input
-        if result.ndim != 2 or result.shape != (n, d):
-            raise _wrong_shape(n, d, result.shape)
-        matrix = _floats(result)
+    array = _to_numpy(result)
+    if isinstance(array, np.ndarray) and array.dtype != object:
+        if array.ndim == 1 and n == 1 and array.shape == (d,):
+            array = array[None, :]  # LanceDB-style functions squeeze the answer for one input
+        if array.ndim != 2 or array.shape != (n, d):
+            raise _wrong_shape(n, d, array.shape)
+        matrix, broken = _cleared(_floats(array))
+        if len(broken) == n:
+            _refuse_outage(n, control)
         valid = np.ones(n, bool)
-    else:
-        matrix, valid, reasons = _from_rows(list(result), n, d)
-        return matrix, *_finite(matrix, valid, reasons)
-    return matrix, *_finite(matrix, valid, {})
+        valid[broken] = False
+        return matrix, valid, dict.fromkeys(broken, _NOT_FINITE)
+    return _from_rows(_listed(array, n, d), n, d, control)
 
 
 def _to_numpy(result: Any) -> Any:
-    if hasattr(result, "detach"):  # a torch tensor, on any device; bfloat16 has no numpy dtype
-        result = result.detach().float().cpu().numpy()
-    elif hasattr(result, "combine_chunks") or (hasattr(result, "flatten") and hasattr(result, "null_count")):
+    """Return an array of any library as one of numpy, anything else as it is."""
+    import numpy as np
+
+    if isinstance(result, np.ma.MaskedArray):  # what is masked holds any number at all
+        numbers = result.dtype.kind in "fiu"
+        return np.ma.filled(result.astype(np.float32), np.nan) if numbers else np.ma.filled(result)
+    if isinstance(result, np.ndarray | list | tuple):
+        return result
+    if hasattr(result, "detach"):  # a torch tensor, on any device
+        tensor = result.detach().cpu()
+        try:
+            return tensor.numpy()
+        except TypeError:  # bfloat16 and the like have no numpy dtype, sparse layouts no array
+            return (tensor.to_dense() if hasattr(tensor, "to_dense") else tensor).float().numpy()
+    if type(result).__module__.partition(".")[0] == "pyarrow":
+        if hasattr(result, "as_py"):
+            return result.as_py()
+        if hasattr(result, "num_rows"):
+            return result  # a table: it has columns, not vectors
         array = result.combine_chunks() if hasattr(result, "combine_chunks") else result
+        array = getattr(array, "storage", array)  # of an extension type
         size = getattr(array.type, "list_size", None)
         if size is not None and not array.null_count:
             return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), size)
-        result = array.to_pylist()
-    return result
+        return array.to_pylist()
+    return np.asarray(result) if hasattr(result, "__array__") else result
 
 
 def _floats(array: np.ndarray) -> np.ndarray:
+    """Return numbers as float32; what is too large for that becomes infinite."""
     import numpy as np
 
-    if array.dtype.kind not in "fiu":
+    if array.dtype == np.float32:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind not in "fiu" and array.dtype.name not in _MACHINE_LEARNING:
         raise VectorError(f"the function returned vectors of {array.dtype}.", "return an (n, d) array of floats")
-    return np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
 
 
-def _from_rows(rows: list[Any], n: int, d: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def _listed(result: Any, n: int, d: int) -> list[Any]:
+    """Return the rows of a result that is no array, n + 1 at most of a stream."""
     import numpy as np
 
+    if inspect.iscoroutine(result):
+        result.close()  # else Python warns that nobody awaited it
+    unordered = isinstance(result, str | bytes | bytearray | Mapping | Set)
+    if unordered or hasattr(result, "num_rows") or not hasattr(result, "__iter__") or getattr(result, "ndim", 1) == 0:
+        hint = "return one vector of ndims() numbers for each input, in their order"
+        if inspect.isawaitable(result) or hasattr(result, "__aiter__"):
+            hint = "define the method with def, and await inside it: asyncio.run(...)"
+        raise VectorError(
+            f"the function returned {_kind(result)} for {n} inputs; an array of shape ({n}, {d}) was expected.", hint
+        )
+    rows = list(itertools.islice(result, n + 1)) if isinstance(result, Iterator) else list(result)
     if len(rows) != n:
-        raise _wrong_shape(n, d, (len(rows), "?"))
+        many = f"{len(rows)} or more" if isinstance(result, Iterator) and len(rows) > n else len(rows)
+        raise _wrong_shape(n, d, (many, *np.shape(rows[0])[:1]) if _is_vector(rows) else (many, "?"))
+    return rows
+
+
+def _is_vector(rows: list[Any]) -> bool:
+    return bool(rows) and getattr(rows[0], "ndim", 0) == 1
+
+
+def _from_rows(
+    rows: list[Any], n: int, d: int, control: Callable[[], bool] | None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Read vectors one by one: a row that is wrong among others that are right fails alone."""
+    import numpy as np
+
     matrix, valid, reasons = np.zeros((n, d), np.float32), np.zeros(n, bool), {}
-    widths = set()
+    given, wrong = 0, dict[str, Any]()  # rows with anything for a vector; one example of each kind that is not one
     for index, row in enumerate(rows):
         if row is None:
             reasons[index] = "the function returned no vector"
-        elif isinstance(row, RowError):
-            reasons[index] = row.message
+            continue
+        if isinstance(row, RowError):
+            reasons[index] = reason_of(row)
+            continue
+        given += 1
+        vector = _vector(row)
+        if vector is None:
+            wrong["numbers"] = row
+            reasons[index] = f"the function returned {_kind(row)} for it that is not a vector of numbers"
+        elif vector.shape == (d,):
+            matrix[index], valid[index] = vector, True
+        elif vector.size == 0:
+            wrong["empty"] = vector
+            reasons[index] = "the function returned an empty vector"
         else:
-            try:
-                vector = np.asarray(_to_numpy(row), np.float32)
-            except (TypeError, ValueError):
-                raise VectorError(
-                    "the function returned vectors that are not numbers.", "return lists of floats"
-                ) from None
-            widths.add(vector.shape)
-            if vector.shape == (d,):
-                matrix[index], valid[index] = vector, True
-            else:
-                reasons[index] = f"the function returned {vector.size} dimensions for it instead of {d}"
-    if widths and (d,) not in widths:
-        raise _wrong_shape(n, d, (n, *next(iter(widths))))
+            wrong["width"] = vector
+            size = f"{vector.size} dimensions" if vector.ndim == 1 else f"an array of shape {vector.shape}"
+            reasons[index] = f"the function returned {size} for it instead of {d}"
+    matrix, broken = _cleared(matrix)
+    valid[broken] = False
+    reasons |= dict.fromkeys(broken, _NOT_FINITE)
+    if given and not valid.any():
+        if "width" in wrong or (given > 1 and "empty" in wrong):
+            raise _wrong_shape(n, d, (n, *(wrong["width"] if "width" in wrong else wrong["empty"]).shape))
+        if "numbers" in wrong:
+            raise VectorError(
+                f"the function returned vectors that are not numbers, but {_kind(wrong['numbers'])}.",
+                "return lists of floats",
+            )
+        _refuse_outage(given, control)
     return matrix, valid, reasons
 
 
-def _finite(matrix: np.ndarray, valid: np.ndarray, reasons: dict[int, str]) -> tuple[np.ndarray, dict[int, str]]:
-    """Mark the rows that hold NaN or infinity."""
+def _vector(row: Any) -> np.ndarray | None:
+    """Return what a function gave for one row as a float32 array of any shape; None where it holds no numbers."""
     import numpy as np
 
-    if not _all_finite(matrix):
-        broken = valid & ~np.isfinite(matrix).all(axis=1)
-        reasons |= {int(row): "its vector is not finite" for row in np.flatnonzero(broken)}
-        valid = valid & ~broken
-        matrix[broken] = 0
-    return valid, reasons
+    if isinstance(row, str | bytes | Mapping | Set):
+        return None
+    try:
+        array = np.asarray(_to_numpy(row))
+        if not array.ndim:
+            return None
+        if array.dtype == object and not any(isinstance(item, str | bytes) for item in array.flat):
+            array = array.astype(np.float64)  # None within a vector becomes NaN, Decimal a float
+        return _floats(array) if array.size else np.empty(0, np.float32)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    except RuntimeError:
+        if not isinstance(row, list | tuple):
+            raise  # a device that fails as it hands its numbers over
+        return None
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}" if value is not None else "None"
+
+
+def _cleared(matrix: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Return a matrix with zeros in the rows that hold NaN or infinity, a copy where there are any; and these rows."""
+    import numpy as np
+
+    if _all_finite(matrix):
+        return matrix, []
+    broken = ~np.isfinite(matrix).all(axis=1)
+    return np.where(broken[:, None], matrix.dtype.type(0), matrix), np.flatnonzero(broken).tolist()
+
+
+def _refuse_outage(n: int, control: Callable[[], bool] | None) -> None:
+    """Refuse n vectors of which none is finite, unless they may be the inputs' own fault: an outage is no bad row.
+
+    One may be; a few may be, where the function still answers a good input.
+    """
+    if n <= 1 or (n <= _FEW and control is not None and control()):
+        return
+    raise VectorError(
+        f"none of the {n} vectors that the function returned is finite: they hold NaN or infinity.",
+        "check the model and its precision; for a row that has no vector by its own fault return None or a RowError",
+    )
+
+
+def zero_rows(matrix: np.ndarray) -> np.ndarray:
+    """Return which rows of a matrix are all zeros: (k,) their numbers."""
+    import numpy as np
+
+    if not matrix.shape[1]:
+        return np.zeros(0, np.int64)
+    zero = np.flatnonzero(matrix[:, 0] == 0)
+    return zero[~matrix[zero].any(axis=1)] if len(zero) else zero
 
 
 def _all_finite(values: np.ndarray) -> bool:
@@ -171,6 +299,12 @@ def _wrong_shape(n: int, d: int, shape: tuple[Any, ...]) -> VectorError:
     )
 
 
+def numbers_of(column: pa.Array) -> np.ndarray:
+    """Return the numbers of a FixedSizeListArray without nulls as (n, d), without a copy."""
+    values: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), column.type.list_size)
+
+
 def complete_and_finite(column: pa.Array) -> bool:
     """Say whether a FixedSizeListArray has a vector in every row, all of finite floats; without a copy."""
     if column.null_count:
@@ -181,47 +315,60 @@ def complete_and_finite(column: pa.Array) -> bool:
     return _all_finite(values.to_numpy(zero_copy_only=False))
 
 
-def given_vectors(column: pa.Array, d: int, name: str) -> tuple[Embedded, dict[int, str]]:
+def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tuple[Embedded, dict[int, str]]:
     """Read a vector column that the data brought.
 
+    Args:
+        kind: the type of the numbers in the column that they go to; those of a float64 column are kept as they are.
     Returns:
-        Its vectors, valid where there is one, and row -> why a given vector cannot stay (not finite).
+        Its vectors, valid where there is one, and row -> why a given vector cannot stay: not finite, or too short or
+        long among others that fit.
     Raises:
-        VectorError: a vector of another width, or a column of another kind.
+        VectorError: no vector has the right width, or the column is of another kind.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kind = column.type
-    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    own = column.type
+    if not (pa.types.is_fixed_size_list(own) or pa.types.is_list(own) or pa.types.is_large_list(own)):
         raise VectorError(
-            f"column {name!r} is {kind}, not a list of floats.", "drop or rename it, or cast it to list<float>"
+            f"column {name!r} is {own}, not a list of floats.", "drop or rename it, or cast it to list<float>"
         )
     present = np.asarray(column.is_valid())
-    vectors = column.filter(pa.array(present))
-    widths = (
-        {kind.list_size}
-        if pa.types.is_fixed_size_list(kind)
-        else set(pc.list_value_length(vectors).unique().to_pylist())
-    )
-    if widths - {d}:
-        other = ", ".join(map(str, sorted(widths - {d})))
+    widths = np.full(len(column), getattr(own, "list_size", -1))
+    if not pa.types.is_fixed_size_list(own):
+        widths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    right = present & (widths == d)
+    if present.any() and not right.any():
+        other = ", ".join(map(str, np.unique(widths[present]).tolist()))
         raise VectorError(
             f"column {name!r} holds vectors of {other} dimensions, its function gives {d}.",
             "drop the column to embed it anew, or declare the function that made it",
         )
-    values = vectors.flatten()
+    values = column.filter(pa.array(right)).flatten()
     number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
     if not number and values.null_count < len(values):
         raise VectorError(f"column {name!r} holds vectors that are not numbers.", "drop the column to embed it anew")
     given = Embedded.empty(len(column), d)
+    if kind == pa.float64():
+        given.matrix = np.zeros((len(column), d), np.float64)
     if values.null_count:
         values = values.cast(pa.float64()).fill_null(float("nan"))  # a null among its numbers spoils its own row only
     with np.errstate(over="ignore"):  # what float32 does not hold is infinite, hence not finite below
-        given.matrix[present] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
-    given.valid, reasons = _finite(given.matrix, present, {})
-    return given, dict.fromkeys(reasons, "its given vector is not finite")
+        given.matrix[right] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
+    given.matrix, broken = _cleared(given.matrix)
+    given.valid = right
+    given.valid[broken] = False
+    reasons = dict.fromkeys(broken, "its given vector is not finite")
+    if kind == pa.float16():
+        with np.errstate(over="ignore"):
+            large = given.valid & ~np.isfinite(given.matrix.astype(np.float16)).all(axis=1)
+        given.matrix[large], given.valid[large] = 0, False
+        why = "its given vector holds numbers too large for float16"
+        reasons |= dict.fromkeys(np.flatnonzero(large).tolist(), why)
+    wrong = np.flatnonzero(present & (widths != d)).tolist()
+    return given, reasons | {row: f"its given vector has {widths[row]} dimensions instead of {d}" for row in wrong}
 
 
 def to_arrow(matrix: np.ndarray, valid: np.ndarray, kind: pa.DataType) -> pa.Array:

@@ -53,6 +53,13 @@ def embed(
         Literal["raise", "null", "drop"],
         typer.Option(help="A row that fails by its own fault: stop, keep it without a vector, or leave it out."),
     ] = "raise",
+    zero_vectors: Annotated[
+        Literal["null", "keep", "error"] | None,
+        typer.Option(
+            help="A vector of zeros: a null vector, kept, or a row that fails. [default: null where the metric is "
+            "cosine, else keep]"
+        ),
+    ] = None,
     max_bad_rows: Annotated[
         int | None, typer.Option(min=0, help="Stop when more rows than this have failed (with null or drop).")
     ] = None,
@@ -124,6 +131,7 @@ def embed(
             str(dst),
             declared,
             on_error=on_error,
+            zero_vectors=zero_vectors,
             max_bad_rows=max_bad_rows,
             batch_rows=batch_rows,
             piece_rows=piece_rows,
@@ -242,7 +250,9 @@ def _progress() -> Iterator[Progress]:
 
 def _summary(report: JobReport) -> dict[str, Any]:
     bad = [{"input": name, "row": row.row, "column": row.column, "reason": row.reason} for name, row in report.bad]
-    counts = {name: getattr(report, name) for name in ("rows", "written", "embedded", "cached", "given", "nulls")}
+    counts = {
+        name: getattr(report, name) for name in ("rows", "written", "embedded", "cached", "given", "nulls", "zeros")
+    }
     pieces = {name: getattr(report, name) for name in ("pieces", "reused", "removed")}
     found = {"path": report.path, **counts, "bad_rows": report.bad_rows, "bad": bad, **pieces}
     return found | {"bad_rows_path": report.bad_rows_path, "seconds": report.seconds}
@@ -253,6 +263,7 @@ def _print(report: JobReport) -> None:
     facts += [f"{report.cached:,} of them from the cache"] if report.cached else []
     facts += [f"{report.given:,} vectors were given"] if report.given else []
     facts += [f"{report.nulls:,} null or blank"] if report.nulls else []
+    facts += [f"{report.zeros:,} vector{'s' if report.zeros > 1 else ''} of zeros"] if report.zeros else []
     facts += [f"{report.bad_rows:,} bad"] if report.bad_rows else []
     facts += [f"{report.reused:,} of {report.pieces:,} pieces were done before"] if report.reused else []
     facts += [f"{len(report.removed):,} outputs removed"] if report.removed else []

@@ -49,7 +49,9 @@ _BY_ERROR: tuple[tuple[type[BaseException], int], ...] = (
 
 
 def code_of(error: BaseException) -> int:
-    """Return the exit code of an error; what nobody foresaw is a bug."""
+    """Return the exit code of an error; what nobody foresaw is a bug, but for what a user's own function raised."""
+    if isinstance(error, Exception) and getattr(error, "raised_by", None) is not None:
+        return ERROR
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
 
 

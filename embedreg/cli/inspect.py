@@ -10,12 +10,15 @@ import typer
 from embedreg.cli import exits, terminal
 from embedreg.cli.session import AsJson, command
 from embedreg.display import plain
+from embedreg.errors import EmbedregError
 from embedreg.jobs import places
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["inspect_data"]
+
+COUNTED_BYTES = 256 * 2**20  # of vectors that are read to count them, unless --check asks for it
 
 
 @command
@@ -39,6 +42,7 @@ def inspect_data(
             function[f"{role}_type"] = str(schema.field(column).type) if column in schema.names else None
         drift = drifts.get(function["vector_column"])
         function["drift"] = None if drift is None else dataclasses.asdict(drift)
+        function["stored"] = _stored(place, schema, rows, function["vector_column"], check)
     found = {
         "path": str(place.path),
         "kind": place.kind,
@@ -66,6 +70,37 @@ def _schema_and_rows(place: places.Place) -> tuple[pa.Schema, int | None]:
     return source.schema, source.rows
 
 
+def _stored(
+    place: places.Place, schema: pa.Schema, rows: int | None, column: str, check: bool
+) -> dict[str, int] | None:
+    """Count the vectors that a column holds, the null ones and those of zeros; None where that was not asked for.
+
+    It reads the whole column, so where that is large it is done under `--check` only.
+    """
+    import pyarrow as pa
+
+    from embedreg.jobs.sources import open_source
+    from embedreg.vectors import given_vectors, zero_rows
+
+    if column not in schema.names:
+        return None
+    width = getattr(schema.field(column).type, "list_size", None)
+    if width is None or not (check or (rows is not None and rows * width * 4 <= COUNTED_BYTES)):
+        return None
+    found = {"vectors": 0, "null": 0, "zeros": 0}
+    try:
+        for batch in open_source(place).batches([column]):
+            vectors = batch.column(column)
+            given, _ = given_vectors(vectors, width, column)
+            zero = zero_rows(given.matrix)
+            found["null"] += vectors.null_count
+            found["vectors"] += len(vectors) - vectors.null_count
+            found["zeros"] += int(given.valid[zero].sum())
+    except (EmbedregError, pa.ArrowException, OSError):
+        return None  # what can be said of the metadata is said all the same
+    return found
+
+
 def _print(found: dict[str, Any]) -> None:
     kind = {"lance": "a Lance table", "parquet": "Parquet"}[found["kind"]]
     rows = "" if found["rows"] is None else f", {found['rows']:,} rows"
@@ -90,6 +125,10 @@ def _lines(function: dict[str, Any]) -> list[str]:
         lines.append(f"vectors    {', '.join(str(trait) for trait in traits if trait)}")
     else:
         lines.append("vectors    nothing recorded beyond the configuration: another client wrote it")
+    if (stored := function["stored"]) is not None:
+        lines.append(
+            f"stored     {stored['vectors']:,} vectors, {stored['null']:,} null, {stored['zeros']:,} all zeros"
+        )
     if isinstance(function["producer"], dict):
         lines.append(f"made by    {', '.join(f'{k} {v}' for k, v in function['producer'].items())}")
     if function["identity"]:

@@ -108,6 +108,9 @@ def databend(
 serve.command("databend", cls=Grouped, short_help="To Databend: external functions over Arrow Flight.")(databend)
 
 
+_PASSED = ("bind", "tls_cert", "tls_key", "insecure", "limits", "metrics_bind", "on_error", "zero_vectors", "warm")
+
+
 def _bind_variables(said: Settings) -> None:
     from embedreg import get_registry
 
@@ -118,11 +121,7 @@ def _bind_variables(said: Settings) -> None:
 def _serve(groups: list[Group], said: Settings) -> Server:
     from embedreg.engines import databend
 
-    given: dict[str, Any] = {
-        name: getattr(said, name)
-        for name in ("bind", "tls_cert", "tls_key", "insecure", "limits", "metrics_bind", "on_error", "warm")
-        if getattr(said, name) is not None
-    }
+    given: dict[str, Any] = {name: getattr(said, name) for name in _PASSED if getattr(said, name) is not None}
     return databend.serve(
         [item for group in groups for item in group.served], auth_token=_token(said.auth_token_env), **given
     )

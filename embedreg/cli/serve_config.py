@@ -39,6 +39,7 @@ class Settings:
         databend_version: the SQL that is printed is for it.
         returns: what functions return that do not say it themselves.
         on_error: what becomes of a bad row, "null" or "raise".
+        zero_vectors: what becomes of a vector of zeros, "null", "keep" or "error".
         warm: whether models are loaded before the first call.
         insecure: whether other machines are let in without a token.
         tls_cert, tls_key: PEM files.
@@ -54,6 +55,7 @@ class Settings:
     databend_version: str | None = None
     returns: Returns | None = None
     on_error: str | None = None
+    zero_vectors: str | None = None
     warm: bool | None = None
     insecure: bool | None = None
     tls_cert: str | None = None

@@ -166,7 +166,17 @@ def _session(
     except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  # the seam where errors become exit codes
         if debug:
             traceback.print_exc()
+            if isinstance(exc, EmbedregError) and exc.trace is not None:
+                sys.stderr.write(exc.trace)
         raise typer.Exit(report(exc)) from None
+    except SystemExit as exc:
+        if exc.code == exits.TERMINATED:
+            raise
+        # a module or a function of the user's: the work is not done, whatever its code says
+        if debug:
+            traceback.print_exc()
+        terminal.error(f"your own code called sys.exit({exc.code!r}).", "raise an error instead; --debug shows where")
+        raise typer.Exit(exits.ERROR) from None
 
 
 @contextlib.contextmanager
@@ -197,6 +207,9 @@ def report(exc: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif code == exits.INTERRUPTED:
         terminal.error("stopped.", None)
+    elif (name := getattr(exc, "raised_by", None)) is not None:
+        said = exc.message if isinstance(exc, EmbedregError) else f"{type(exc).__name__}: {exc}"
+        terminal.error(f"your function {name!r} raised {said}", "run it again with --debug for its traceback")
     elif isinstance(exc, EmbedregError):
         terminal.error(exc.message, _on_the_command_line(exc.hint))
     elif isinstance(exc, OSError):

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from embedreg import identity
 from embedreg.base import EmbeddingFunction
+from embedreg.column import ZeroVectors
 from embedreg.engines.databend_lane import Lane, queries_differ
 from embedreg.errors import ConfigError, StorageError
 from embedreg.imports import attempt_import_or_raise
@@ -249,6 +250,7 @@ def serve(
     limits: Limits | None = None,
     metrics_bind: str | None = None,
     on_error: Literal["null", "raise"] = "null",
+    zero_vectors: ZeroVectors | None = None,
     warm: bool = True,
 ) -> Server:
     """Serve embedding functions to Databend, until the server is shut down or its `with` block ends.
@@ -262,6 +264,7 @@ def serve(
         limits: see `Limits`.
         metrics_bind: "host:port" for /metrics, /live and /ready over HTTP, which need no token; None for none.
         on_error: what a bad row becomes: a "null", or it "raise"s and fails the query. A failed call always does.
+        zero_vectors: what a vector of zeros becomes: "null", "keep", or "error", a bad row; as in `embed_batches`.
         warm: run each function on this machine once before returning, so that the first query need not load a model.
     Raises:
         ConfigError: an address, a certificate, a limit or a function that cannot be served so.
@@ -294,7 +297,8 @@ def serve(
             health = Health(*place, tally, lambda: state["ready"] and not gate.closed)
             undo.callback(health.close)
         keys = [_lane_of(item) for item in served]
-        lanes = {key: Lane(key[0], key[1], limits, limits.cache_bytes // len(set(keys)), tally) for key in set(keys)}
+        part = limits.cache_bytes // len(set(keys))
+        lanes = {key: Lane(key[0], key[1], limits, part, tally, zero_vectors) for key in set(keys)}
         gate.most += sum(lane.passes.passes for lane in lanes.values())
         made = [SqlFunction(item, lanes[key], on_error) for item, key in zip(served, keys, strict=True)]
         location = f"{'grpc+tls' if certificates else 'grpc'}://{_bracketed(host)}:{port}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
-from embedreg.column import embed_column, embed_distinct
+from embedreg.column import ZeroVectors, embed_column, embed_distinct, zero_policy
 from embedreg.errors import CallError, EmbedregError
 from embedreg.runtime.blocks import Blocks
 from embedreg.runtime.coalesce import Coalescer, Pass
@@ -72,10 +72,20 @@ class Lane:
         limits: of the server.
         max_bytes: this lane's part of the memory for vectors.
         tally: where its work is counted.
+        zero_vectors: what becomes of a vector of zeros; as in `embed_column`.
     """
 
-    def __init__(self, function: EmbeddingFunction, role: Role, limits: Limits, max_bytes: int, tally: Tally) -> None:
+    def __init__(
+        self,
+        function: EmbeddingFunction,
+        role: Role,
+        limits: Limits,
+        max_bytes: int,
+        tally: Tally,
+        zero_vectors: ZeroVectors | None = None,
+    ) -> None:
         self.function, self.role, self.limits, self.tally = function, role, limits, tally
+        self._zeros = zero_policy(function, zero_vectors)
         self.ndims = function.ndims()
         self.recent = RecentVectors(self.ndims, limits.cache_rows, max_bytes)
         passes = limits.concurrency or function.traits.concurrency
@@ -194,21 +204,22 @@ class Lane:
 
     def _compute(self, name: str, values: pa.Array, each: Pass[_Request, Embedded]) -> Embedded:
         """Run the function."""
-        import numpy as np
-
         began = time.perf_counter()
         made = embed_distinct(
-            self.function, values, self.role, on_window=lambda rows: each.check(), empty=self._blocks.empty
+            self.function,
+            values,
+            self.role,
+            zero_vectors=self._zeros,
+            on_window=lambda rows: each.check(),
+            empty=self._blocks.empty,
         )
         took = time.perf_counter() - began
         self._rows_a_s = len(values) / max(took, 1e-6)
         self.tally.add(name, "passes")
         self.tally.add(name, "embedded", made.distinct - made.cached)
-        # Without direction: its cosine distance is NaN, which Databend sorts before every other.
-        zero = np.flatnonzero(made.valid & (made.matrix[:, 0] == 0))
-        zero = zero[~made.matrix[zero].any(axis=1)]
-        made.valid[zero] = False
-        made.reasons.update(dict.fromkeys(zero.tolist(), "its vector is all zeros"))
+        if made.zeros is not None:
+            what = {"null": "NULL", "keep": "kept", "error": "bad rows"}[self._zeros]
+            log.warning("%s: %d input(s) have a vector of zeros: %s", name, int(made.zeros.sum()), what)
         return made
 
 

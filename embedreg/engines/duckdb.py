@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedreg import locate
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig, registered_name
-from embedreg.column import Role, distinct_inputs, embed_distinct
+from embedreg.column import Role, ZeroVectors, distinct_inputs, embed_distinct, zero_policy
 from embedreg.comments import functions_in_comments, metadata_in_comments
 from embedreg.engines import duckdb_sql, unwrap
 from embedreg.errors import CallError, ConfigError, EmbedregError, MetadataError, StorageError
@@ -27,14 +28,24 @@ if TYPE_CHECKING:
 
 __all__ = ["functions_in", "install", "metadata_of"]
 
+log = logging.getLogger("embedreg")
+
 _PLAIN = re.compile(r'SELECT \* FROM (?P<name>(?:(?:"(?:[^"]|"")+"|\w+)\.?)+)')
 KNOWN_BYTES = 64 * 2**20  # of vectors that a function keeps: DuckDB calls it for 2048 rows at a time
 
 
-def install(con: Any, fn_or_data: Any, name: str = "ai_embed", *, vector: str | None = None) -> EmbeddingFunction:
+def install(
+    con: Any,
+    fn_or_data: Any,
+    name: str = "ai_embed",
+    *,
+    vector: str | None = None,
+    zero_vectors: ZeroVectors | None = None,
+) -> EmbeddingFunction:
     """Make an embedding function callable in SQL: `name(source)` and `name_query(query)`, both `FLOAT[n]`.
 
-    Null, blank and bad rows give NULL; a failed call fails the query. What was embedded lately is not embedded again.
+    Null, blank and bad rows give NULL, the latter with a line in the log; a failed call fails the query. What was
+    embedded lately is not embedded again.
     Installing again under one name replaces both, through the connection that installed them.
 
     Args:
@@ -42,6 +53,7 @@ def install(con: Any, fn_or_data: Any, name: str = "ai_embed", *, vector: str | 
         fn_or_data: a function, a declaration, or what declares one; see `embedreg.functions_in`.
         name: of the SQL function; a text function takes VARCHAR, one of images takes BLOB as source.
         vector: which vector column's function, where the data declares several.
+        zero_vectors: what a vector of zeros becomes: "null", "keep", or "error", a bad row; as in `embed_batches`.
     Returns:
         The function that was installed.
     Raises:
@@ -53,7 +65,7 @@ def install(con: Any, fn_or_data: Any, name: str = "ai_embed", *, vector: str | 
     function = _function_of(fn_or_data, vector)
     roles: dict[Role, str] = {"source": name, "query": f"{name}_query"}
     for role, called in roles.items():
-        _register(con, called, _Call(function, role), _sql_type(function, role))
+        _register(con, called, _Call(function, role, called, zero_vectors), _sql_type(function, role))
     return function
 
 
@@ -146,9 +158,13 @@ def _sql_type(function: EmbeddingFunction, role: Role) -> str:
 class _Call:
     """One SQL function: DuckDB's Arrow columns in, a FixedSizeListArray out, from whatever thread."""
 
-    def __init__(self, function: EmbeddingFunction, role: Role) -> None:
+    def __init__(
+        self, function: EmbeddingFunction, role: Role, name: str, zero_vectors: ZeroVectors | None = None
+    ) -> None:
         self._function = function
         self._role: Role = role
+        self._name = name
+        self._zeros = zero_policy(function, zero_vectors)
         self.ndims = function.ndims()
         self._known = RecentVectors(self.ndims, KNOWN_BYTES, KNOWN_BYTES)
 
@@ -169,9 +185,14 @@ class _Call:
         distinct, index = distinct_inputs(values.combine_chunks())
 
         def computed(rows: np.ndarray | None) -> Embedded:
-            return embed_distinct(
-                self._function, distinct if rows is None else distinct.take(pa.array(rows)), self._role
-            )
+            some = distinct if rows is None else distinct.take(pa.array(rows))
+            made = embed_distinct(self._function, some, self._role, zero_vectors=self._zeros)
+            if made.reasons:
+                why = next(iter(made.reasons.values()))
+                log.warning("%s: %d input(s) have no vector: %s", self._name, len(made.reasons), why)
+            if made.zeros is not None and self._zeros == "null":
+                log.warning("%s: %d input(s) have a vector of zeros: NULL", self._name, int(made.zeros.sum()))
+            return made
 
         return self._known.through(keys_of(distinct), computed).laid_out(index).to_arrow()
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from embedreg import identity, metadata
 from embedreg import schema as schemas
 from embedreg import table as tables
+from embedreg.column import ZeroVectors
 from embedreg.display import plain
 from embedreg.engines import unwrap
 from embedreg.engines.lancedb_adapter import offer_stored
@@ -160,6 +161,7 @@ def add(
     data: Any,
     *,
     on_error: tables.OnError = "null",
+    zero_vectors: ZeroVectors | None = None,
     report: tables.Report | None = None,
     progress: tables.Progress | None = None,
     max_bad_rows: int | None = None,
@@ -172,7 +174,7 @@ def add(
 
     Args:
         table: a lancedb table with declared functions.
-        data, on_error, report, progress, max_bad_rows, batch_rows: as `embedreg.embed_batches`.
+        data, on_error, zero_vectors, report, progress, max_bad_rows, batch_rows: as `embedreg.embed_batches`.
     Returns:
         What `table.add` does.
     Raises:
@@ -187,6 +189,7 @@ def add(
         data,
         schema,
         on_error=on_error,
+        zero_vectors=zero_vectors,
         report=report,
         progress=progress,
         max_bad_rows=max_bad_rows,
@@ -207,6 +210,7 @@ async def aadd(
     data: Any,
     *,
     on_error: tables.OnError = "null",
+    zero_vectors: ZeroVectors | None = None,
     report: tables.Report | None = None,
     progress: tables.Progress | None = None,
     max_bad_rows: int | None = None,
@@ -218,7 +222,7 @@ async def aadd(
 
     Args:
         table: a table of `lancedb.connect_async(...)`.
-        data, on_error, report, progress, max_bad_rows, batch_rows: as `add`.
+        data, on_error, zero_vectors, report, progress, max_bad_rows, batch_rows: as `add`.
     Raises:
         As `add`.
     """
@@ -232,6 +236,7 @@ async def aadd(
             data,
             schema,
             on_error=on_error,
+            zero_vectors=zero_vectors,
             report=report,
             progress=progress,
             max_bad_rows=max_bad_rows,

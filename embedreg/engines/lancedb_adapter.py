@@ -114,8 +114,15 @@ class Adapter(LanceBase):
         if (now := self._now()) is not self:
             return now.compute_source_embeddings_with_retry(inputs)  # type: ignore[no-any-return]
         embedded = column.embed_column(self._use(), inputs, declared=self._declared)
+        if self._dtype == "float16":
+            column.fit_float16(self._use(), embedded, None)
         for row, reason in list(embedded.reasons.items())[:SHOWN]:
             log.warning("%s: row %d of the batch has no vector: %s", type(self).embedreg_alias, row, reason)
+        if embedded.zeros is not None and not embedded.valid[embedded.zeros].any():
+            count = int(embedded.zeros.sum())
+            log.warning(
+                "%s: %d row(s) of the batch have a vector of zeros, stored as null", type(self).embedreg_alias, count
+            )
         rows: list[Any]
         if self._dtype is None:
             # A column that another writer declared may be of any float type: Arrow turns Python's floats into each.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg import schema as schemas
 from embedreg import table as tables
+from embedreg.column import ZeroVectors
 from embedreg.engines.ray_cluster import Crew, plain_errors, result_of
 from embedreg.engines.ray_jobs import engine, run_job
 from embedreg.engines.ray_sinks import remember, write_lance, write_parquet
@@ -32,6 +33,7 @@ def embed_dataset(
     cpus_per_actor: float = 1,
     batch_rows: int = tables.BATCH_ROWS,
     on_error: tables.OnError = "raise",
+    zero_vectors: ZeroVectors | None = None,
     **options: Any,
 ) -> Dataset:
     """Return a Ray dataset with its vector columns filled in by a pool of actors, each with one model.
@@ -51,6 +53,7 @@ def embed_dataset(
         batch_rows: rows that an actor gets at a time, and of a block of the result.
         on_error: what a failed row does: "raise" an error, leave a "null" vector, or "drop" the row. A failed call
             always fails the run.
+        zero_vectors: what becomes of a vector of zeros: "null", "keep", or "error", a failed row; as `embed_batches`.
         options: further options of Ray's actors: `memory`, `resources`, `accelerator_type`, `runtime_env`.
     Raises:
         MissingVariableError: a secret is set in this process only, or not at all on the worker. HardcodedSecretError:
@@ -68,7 +71,8 @@ def embed_dataset(
     if not schema.configs:
         raise ConfigError("nothing declares a function.", "embed_dataset(ds, fn.bind('text', 'vector'), ...)")
     parcel = pack(schema, [config.function for config in schema.configs])
-    made = _planned(crew, parcel, given, {"on_error": on_error, "batch_rows": batch_rows})
+    policy = {"on_error": on_error, "batch_rows": batch_rows, "zero_vectors": zero_vectors}
+    made = _planned(crew, parcel, given, policy)
     # Blocks of their own size: else one that is read whole would keep one actor busy while the others wait.
     out: Dataset = ds.repartition(target_num_rows_per_block=batch_rows).map_batches(
         Filler,

@@ -12,6 +12,7 @@ from typing import Any
 from embedreg import identity, manifest, metadata
 from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunctionConfig
+from embedreg.column import ZeroVectors, zero_policy
 from embedreg.errors import ConfigError, DriftError, EmbedregError, MetadataError, SchemaError, StorageError
 from embedreg.jobs import claims, places
 from embedreg.jobs.ledger import BAD_ROWS, JOB, PLAN, Ledger
@@ -140,6 +141,7 @@ def open_job(
     batch_rows: int = BATCH_ROWS,
     piece_rows: int | None = None,
     cache: Any = None,
+    zero_vectors: ZeroVectors | None = None,
     resume: bool = True,
     force: bool = False,
     prune: bool = False,
@@ -165,6 +167,8 @@ def open_job(
     known, planned = (None if anew else ledger.plan()) or (None, frozenset[str]())
     source = open_source(place, known)
     configs = _declared(source, declaration)
+    for config in configs:
+        zero_policy(config.function, zero_vectors)
     if begun is None or anew:
         job = _begin(target, source, configs, declaration, piece_rows)
     else:
@@ -173,7 +177,7 @@ def open_job(
     pieces = cut_up(source.inputs, job["piece_rows"], full_names=job["full_names"])
     functions = {each.vector_column: each.function for each in configs}
     path = None if cache is None else str(cache)
-    work = JobSpec(source, sink, job["schema"], functions, on_error, batch_rows, path)
+    work = JobSpec(source, sink, job["schema"], functions, on_error, batch_rows, path, zero_vectors)
     # Nothing has been written so far. From here on the destination is this run's.
     claim = Claim(target, ledger, Lock(sink.root), _first_missing(sink.root.local))
     held.callback(claim.release)
@@ -188,7 +192,7 @@ def open_job(
         ledger.begin(**job)
     sink.prepare(job["schema"])
     done, removed = _taken_up(ledger, sink, source, pieces, planned, prune, appeared)
-    _refuse_other_policy(done.values(), on_error)
+    _refuse_other_policy(done.values(), on_error, zero_vectors)
     if known is None or not _same_plan(known, planned, source, pieces):
         ledger.keep_plan(source.schema, source.inputs, pieces)
     return Opened(target, ledger, claim, work, pieces, done, removed, appeared, not anew)
@@ -323,9 +327,16 @@ def _taken_up(
     return done, tuple(sorted(name for name in stale if name in records))
 
 
-def _refuse_other_policy(done: Iterable[Outcome], on_error: OnError) -> None:
-    """Refuse to keep bad rows in one part of the data and drop them in another."""
+def _refuse_other_policy(done: Iterable[Outcome], on_error: OnError, zero_vectors: ZeroVectors | None) -> None:
+    """Refuse to keep bad rows, or vectors of zeros, in one part of the data and not in another."""
     for outcome in done:
+        if outcome.zeros and outcome.zero_vectors != zero_vectors:
+            option = f"--zero-vectors {outcome.zero_vectors}" if outcome.zero_vectors else "leaving --zero-vectors out"
+            raise ConfigError(
+                f"{outcome.piece.output} has {outcome.zeros:,} vector(s) of zeros under "
+                f"zero_vectors={outcome.zero_vectors!r}, this run says {zero_vectors!r}.",
+                f"{option} goes on (in Python: zero_vectors={outcome.zero_vectors!r}); {_ANEW}",
+            )
         was = "drop" if outcome.written < outcome.rows else "null"
         if outcome.bad_rows and was != on_error:
             raise ConfigError(

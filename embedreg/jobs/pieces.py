@@ -47,11 +47,12 @@ class Outcome:
         piece: it.
         rows: rows read.
         written: rows written; fewer where bad rows were dropped.
-        embedded, cached, given, nulls: as in `Report`.
+        embedded, cached, given, nulls, zeros: as in `Report`.
         bad_rows: how many rows failed.
         bad: these rows, numbered as in their input; the ledger keeps them, and gives their number only.
         stored: what the destination needs to find the piece again.
         seconds: that it took.
+        zero_vectors: the policy that it was run under.
     """
 
     piece: Piece
@@ -61,10 +62,12 @@ class Outcome:
     cached: int = 0
     given: int = 0
     nulls: int = 0
+    zeros: int = 0
     bad_rows: int = 0
     bad: tuple[BadRow, ...] = ()
     stored: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    zero_vectors: str | None = None
 
 
 def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False) -> list[Piece]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from embedreg.column import ZeroVectors
 from embedreg.errors import BadRowsError, InputError, StorageError
 from embedreg.jobs import opening
 from embedreg.jobs.ledger import RECORDS
@@ -21,7 +22,7 @@ from embedreg.table import BATCH_ROWS, BadRow, OnError, Progress
 
 __all__ = ["Engine", "Job", "JobReport", "embed"]
 
-_COUNTS = ("rows", "written", "embedded", "cached", "given", "nulls", "bad_rows")
+_COUNTS = ("rows", "written", "embedded", "cached", "given", "nulls", "zeros", "bad_rows")
 SHOWN_BAD_ROWS = 1000  # that a report holds; the side file has all
 
 Engine: TypeAlias = "Callable[[Job], Generator[Outcome]]"
@@ -36,7 +37,7 @@ class JobReport:
         path: the destination.
         rows: rows read.
         written: rows written; fewer where bad rows were dropped.
-        embedded, cached, given, nulls: as in `Report`.
+        embedded, cached, given, nulls, zeros: as in `Report`.
         bad_rows: how many rows failed.
         bad: the first of them, each as (input, `BadRow`).
         bad_rows_path: the file that lists them all; None where there are none.
@@ -53,6 +54,7 @@ class JobReport:
     cached: int = 0
     given: int = 0
     nulls: int = 0
+    zeros: int = 0
     bad_rows: int = 0
     bad: list[tuple[str, BadRow]] = field(default_factory=list)
     bad_rows_path: str | None = None
@@ -75,6 +77,7 @@ def embed(
     storage_options: Mapping[str, Any] | None = None,
     filesystem: Any = None,
     cache: str | os.PathLike[str] | None = None,
+    zero_vectors: ZeroVectors | None = None,
     resume: bool = True,
     force: bool = False,
     prune: bool = False,
@@ -88,7 +91,8 @@ def embed(
         dst: a folder, for a dataset of Parquet files with the names of those in `src`; one `.parquet` or `.arrow` file;
             or `DB_DIR/name.lance`. A file or a table appears when it is whole.
         declaration: `fn.bind(source, vector)`, a list of such, or a Schema; None for what `src` declares.
-        on_error, max_bad_rows, batch_rows, progress: as in `embed_batches`; the bad rows of all runs are counted.
+        on_error, zero_vectors, max_bad_rows, batch_rows, progress: as in `embed_batches`; the bad rows of all runs are
+            counted.
         piece_rows: about how many rows are published at a time; an interrupted run loses no more than that. A job keeps
             the number that it began with.
         storage_options: for the filesystem of an address; secrets as `$var:` references.
@@ -126,6 +130,7 @@ def embed(
             storage_options=storage_options,
             filesystem=filesystem,
             cache=cache,
+            zero_vectors=zero_vectors,
             resume=resume,
             force=force,
             prune=prune,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from embedreg import metadata
 from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.column import ZeroVectors
 from embedreg.errors import BadRowsError, StorageError
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.sinks import Sink
@@ -36,6 +37,7 @@ class JobSpec:
         functions: vector column -> its function.
         on_error: as in `embed_batches`, but for its default.
         batch_rows: as in `embed_batches`.
+        zero_vectors: as in `embed_batches`.
         cache: the path of the vector cache, None for none; whoever runs pieces elsewhere opens it there.
     """
 
@@ -46,6 +48,7 @@ class JobSpec:
     on_error: OnError
     batch_rows: int
     cache: str | None = None
+    zero_vectors: ZeroVectors | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
@@ -90,6 +93,7 @@ class JobSpec:
             self._reader(piece, counted),
             schemas.Resolved(None, self.configs),  # as they are: bound anew, they would not know what is recorded
             on_error=self.on_error,
+            zero_vectors=self.zero_vectors,
             report=report,
             progress=on_rows,
             max_bad_rows=max_bad_rows,
@@ -119,6 +123,8 @@ class JobSpec:
             cached=report.cached,
             given=report.given,
             nulls=report.nulls,
+            zeros=report.zeros,
+            zero_vectors=self.zero_vectors,
             bad_rows=len(report.bad),
             bad=tuple(report.bad),
             stored=stored,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from embedreg.errors import CallError, EmbedregError
 
-__all__ = ["call_with_retry", "http_status", "is_transient", "retry_after_s"]
+__all__ = ["call_with_retry", "http_status", "is_outage", "is_transient", "retry_after_s"]
 
 T = TypeVar("T")
 
@@ -87,6 +87,8 @@ def call_with_retry(
     max_retries: int,
     deadline_s: float = DEADLINE_S,
     on_retry: Callable[[Exception, float], None] | None = None,
+    called: str | None = None,
+    transient: Callable[[BaseException], bool] | None = None,
     **kwargs: Any,
 ) -> T:
     """Call a function, and again while its error may pass by itself; see `is_transient`.
@@ -99,6 +101,8 @@ def call_with_retry(
         deadline_s: no wait begins that would end later than this after the first call. A call that has begun is never
             cut off: its own timeout does that.
         on_retry: told the error and the wait in seconds before each wait.
+        called: what the embedding function is called, in the line that each retry logs.
+        transient: which errors are tried again; by default `is_transient`.
     Raises:
         The last error of the function itself, unchanged.
     """
@@ -117,12 +121,15 @@ def call_with_retry(
                 except Exception as exc:
                     wait_s = _next_wait_s(exc, attempt.num)
                     over = time.monotonic() - started + wait_s > deadline_s
-                    if attempt.num >= attempts or over or not is_transient(exc):
+                    if attempt.num >= attempts or over or not (transient or is_transient)(exc):
                         raise
                     if on_retry is not None:
                         on_retry(exc, wait_s)
                     what = _describe(exc)
-                    log.info("call %d of %d failed (%s); trying again in %.1f s", attempt.num, attempts, what, wait_s)
+                    log.warning(
+                        "%scall %d of %d failed (%s); trying again in %.1f s",
+                        f"{called}: " if called else "", attempt.num, attempts, what, wait_s,
+                    )  # fmt: skip
                     failure = exc
                     stand_in = _Passing(what, wait_s)
                 raise stand_in  # outside the except block: the error itself must not ride along as its context
@@ -168,6 +175,11 @@ def is_transient(exc: BaseException) -> bool:
     if isinstance(exc, _LASTING_TYPES) or type(exc).__name__ in _LASTING_NAMES:
         return False
     return not (isinstance(exc, OSError) and exc.errno in _LASTING_ERRNO)
+
+
+def is_outage(exc: BaseException) -> bool:
+    """Say whether an error is known to be transient: not one of a kind that nobody knows."""
+    return is_transient(exc) and (isinstance(exc, (CallError, *_PASSING_TYPES)) or http_status(exc) is not None)
 
 
 def http_status(exc: BaseException) -> int | None:
