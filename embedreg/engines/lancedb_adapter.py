@@ -121,7 +121,9 @@ class Adapter(LanceBase):
         if embedded.zeros is not None and not embedded.valid[embedded.zeros].any():
             count = int(embedded.zeros.sum())
             log.warning(
-                "%s: %d row(s) of the batch have a vector of zeros, stored as null", type(self).embedreg_alias, count
+                "%s: %d row(s) of the batch have a vector of zeros, and so none; on_bad_vectors='null' lets add() take them",
+                type(self).embedreg_alias,
+                count,
             )
         rows: list[Any]
         if self._dtype is None:
