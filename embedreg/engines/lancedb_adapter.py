@@ -119,12 +119,8 @@ class Adapter(LanceBase):
         for row, reason in list(embedded.reasons.items())[:SHOWN]:
             log.warning("%s: row %d of the batch has no vector: %s", type(self).embedreg_alias, row, reason)
         if embedded.zeros is not None and not embedded.valid[embedded.zeros].any():
-            count = int(embedded.zeros.sum())
-            log.warning(
-                "%s: %d row(s) of the batch have a vector of zeros, and so none; on_bad_vectors='null' lets add() take them",
-                type(self).embedreg_alias,
-                count,
-            )
+            what = f"{int(embedded.zeros.sum())} row(s) of the batch have a vector of zeros, which is none for cosine"
+            log.warning("%s: %s; add(..., on_bad_vectors='null') takes them", type(self).embedreg_alias, what)
         rows: list[Any]
         if self._dtype is None:
             # A column that another writer declared may be of any float type: Arrow turns Python's floats into each.
