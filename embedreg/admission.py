@@ -144,6 +144,8 @@ def _check(alias: str, name: str, value: Any, guard: Guard | None, types: Types 
         if guard is not None and not everything:
             raise _refusal(alias, name, "a value", f"fields=[{field!r}]")
         return guard in ("address", "other")
+    if "\0" in value:  # what is below Python takes such a text for its beginning
+        raise MetadataError(f"the stored {name} of {alias!r} holds a NUL character.", "do not use this data")
     text = _default(value)
     if text is None:
         return guard in ("address", "other")  # a reference without a default: `_public` asks for the variable's grant

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from embedreg import identity, manifest, metadata, secrets
 from embedreg.config import sensitive_fields
+from embedreg.display import plain
 from embedreg.errors import EmbedregError, InputError, StorageError
 from embedreg.identity import Drift
 from embedreg.metadata import Entry, Functions
@@ -147,8 +148,10 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
         return _merged(own, _dataset_of(path), columns)
     except EmbedregError:
         raise
-    except (OSError, ValueError) as exc:  # Arrow's own errors are either
-        problem = str(exc).partition("\n")[0]
+    except Exception as exc:
+        if not (isinstance(exc, OSError | ValueError | MemoryError) or type(exc).__module__ == "pyarrow.lib"):
+            raise
+        problem = plain(str(exc).partition("\n")[0], 200)  # Arrow quotes names that the file has
         raise StorageError(f"{str(path)!r} cannot be read: {problem}", "is it a whole Parquet or Arrow file?") from exc
 
 
@@ -173,7 +176,8 @@ def _merged(own: Mapping[Any, Any], folder: Path | None, columns: list[str] | No
         merged = _Merged(own)
         merged.notes = dict.fromkeys(here, exc.message)
         return merged
-    added = [entry for entry in beside if entry.vector_column not in here and _has(columns, entry)]
+    known = None if columns is None else frozenset(columns)
+    added = [e for e in beside if e.vector_column not in here and (known is None or e.vector_column in known)]
     merged = _Merged(own)
     for entry in beside:
         if (stored := here.get(entry.vector_column)) is not None and not _alike(entry, stored):
@@ -184,10 +188,6 @@ def _merged(own: Mapping[Any, Any], folder: Path | None, columns: list[str] | No
         merged.pop(metadata.KEY, None)
         merged[metadata.KEY.encode()] = f"[{', '.join(entry.raw for entry in [*here.values(), *added])}]".encode()
     return merged
-
-
-def _has(columns: list[str] | None, entry: Entry) -> bool:
-    return columns is None or entry.vector_column in columns
 
 
 def _alike(one: Entry, other: Entry) -> bool:

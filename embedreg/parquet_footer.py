@@ -70,7 +70,7 @@ def _changed(footer: bytes, changed: Mapping[bytes, bytes]) -> bytes:
         if arrow := pairs.get(ARROW_SCHEMA):
             pairs[ARROW_SCHEMA] = _arrow_schema(arrow, changed)
         return with_pairs(footer, {**pairs, **changed})
-    except (IndexError, ValueError, OverflowError) as exc:
+    except (IndexError, KeyError, ValueError, OverflowError) as exc:
         raise StorageError("the footer of the Parquet file cannot be read.", "write the file anew") from exc
 
 
@@ -78,7 +78,10 @@ def _arrow_schema(encoded: bytes, changed: Mapping[bytes, bytes]) -> bytes:
     """Return the stored Arrow schema with the same change in its own metadata: where there is one, Arrow reads that."""
     import pyarrow as pa
 
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
+    except (pa.ArrowException, OSError) as exc:
+        raise ValueError("the Arrow schema cannot be read") from exc
     return base64.b64encode(schema.with_metadata({**(schema.metadata or {}), **changed}).serialize().to_pybytes())
 
 
@@ -112,6 +115,8 @@ def _pairs_of(footer: bytes) -> Iterator[tuple[bytes, bytes | None]]:
             for _ in range(count):
                 parts = {part: _binary(footer, value) for part, _, value, _ in _fields(footer, position)}
                 position = _after(footer, position, STRUCT, 0)
+                if 1 not in parts:
+                    raise ValueError("a pair has no key")
                 yield parts[1], parts.get(2)
 
 
@@ -146,6 +151,8 @@ def _fields(data: bytes, position: int, depth: int = 0) -> Iterator[tuple[int, i
 
 def _after(data: bytes, position: int, kind: int, depth: int, in_list: bool = False) -> int:
     """Return where a value ends."""
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deeply")
     if kind in (1, 2):  # a boolean field is its type; in a list it has a byte
         return position + in_list
     if kind in (4, 5, 6):
