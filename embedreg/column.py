@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "NOT_UNICODE",
     "ZeroVectors",
     "distinct_inputs",
     "embed_column",
     "embed_distinct",
     "embed_query",
     "fit_float16",
+    "readable",
     "zero_policy",
 ]
 
@@ -40,6 +42,7 @@ ZeroVectors: TypeAlias = Literal["null", "keep", "error"]
 
 REASON_CHARACTERS = 500  # of why a row failed
 ALL_ZEROS = "its vector is all zeros"
+NOT_UNICODE = "it is not valid Unicode"
 
 
 def embed_column(
@@ -233,7 +236,7 @@ def _refuse_several(function: EmbeddingFunction, query: Any) -> None:
         kind = f"{type(query).__name__}" + (f" of {len(query)}" if several and hasattr(query, "__len__") else "")
         raise InputError(
             f"a query is one {'text' if function.traits.modality == 'text' else 'text or image'}, not a {kind}.",
-            "embed_column(fn, queries, 'query') embeds several",
+            inputs.IMAGES_HINT if inputs.is_picture(query) else "embed_column(fn, queries, 'query') embeds several",
         )
 
 
@@ -289,7 +292,7 @@ def _embed(
         return through(window)
     good = np.flatnonzero(~broken)
     matrix, valid = np.zeros((len(window), ndims), np.float32), np.zeros(len(window), bool)
-    reasons, known = dict.fromkeys(np.flatnonzero(broken).tolist(), "it is not valid Unicode"), 0
+    reasons, known = dict.fromkeys(np.flatnonzero(broken).tolist(), NOT_UNICODE), 0
     if len(good):
         some = window.take(good) if hasattr(window, "take") else [window[row] for row in good.tolist()]
         (matrix[good], valid[good], why), known = through(some)
@@ -341,6 +344,13 @@ def _broken_texts(window: Any) -> np.ndarray | None:
     except pa.ArrowInvalid:
         return np.array([value is not None and not _decodes(value) for value in _raw(window)])
     return None
+
+
+def readable(column: pa.Array) -> pa.Array:
+    """Return texts with U+FFFD for what is not valid Unicode in them."""
+    import pyarrow as pa
+
+    return pa.array([None if raw is None else raw.decode(errors="replace") for raw in _raw(column)], column.type)
 
 
 def _raw(column: pa.Array) -> list[bytes | None]:

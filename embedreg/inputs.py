@@ -21,8 +21,20 @@ from embedreg.values import NO_DEFAULTS, Defaults, array_of, numpy_array
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Defaults", "Expected", "as_declared", "batches_of", "column_of", "made_column", "total_rows"]
+__all__ = [
+    "IMAGES_HINT",
+    "Defaults",
+    "Expected",
+    "as_declared",
+    "batches_of",
+    "column_of",
+    "is_picture",
+    "made_column",
+    "not_texts",
+    "total_rows",
+]
 
+IMAGES_HINT = "images need a function of images, such as 'open-clip'; get_registry().describe(name)['modality'] tells"
 _MAX_STRING_BYTES = 2**31 - 1
 _WIDER = {"string": "large_string", "binary": "large_binary"}
 _NOTHING = object()
@@ -38,12 +50,14 @@ class Expected:
         defaults: what stands for keys that rows lack.
         sources: the columns that are to be embedded.
         vectors: the columns that are to be filled.
+        texts: those of the sources that hold texts for functions of text.
     """
 
     schema: pa.Schema | None = None
     defaults: Defaults = NO_DEFAULTS
     sources: frozenset[str] = frozenset()
     vectors: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
 
     def types(self) -> dict[str, Any]:
         """Return the declared types; vectors as doubles, since what becomes of each is for `given_vectors` to say."""
@@ -157,12 +171,27 @@ def _column(name: str, values: list[Any], expected: Expected, want: pa.DataType 
     try:
         return array_of(values, want, expected.defaults.inner.get(name, NO_DEFAULTS))
     except Unfit as exc:
+        if name in expected.texts and (want is None or pa.types.is_string(want) or pa.types.is_large_string(want)):
+            texts = _texts(values, want)
+            if texts is not None:
+                return texts
         raise _unfit(name, exc, first_row, want) from None
     except (pa.ArrowException, TypeError, ValueError, ArithmeticError) as exc:
         raise InputError(
             f"column {plain(name, 80)!r} from row {first_row} on cannot become Arrow: {plain(exc, 200)}.",
             "convert its values, or declare it in a Schema",
         ) from None
+
+
+def _texts(values: list[Any], want: pa.DataType | None = None) -> pa.Array | None:
+    """Return texts some of which hold half a surrogate pair: the column's check tells of the rows; None for others."""
+    import pyarrow as pa
+
+    if not all(isinstance(value, str | None) for value in values):
+        return None
+    raw = [None if value is None else value.encode("utf-8", "surrogatepass") for value in values]
+    wide = pa.types.is_large_string(want) if want is not None else sum(map(len, filter(None, raw))) > _MAX_STRING_BYTES
+    return pa.array(raw, pa.large_binary()).view(pa.large_string()) if wide else pa.array(raw).view(pa.string())
 
 
 def as_declared(array: pa.Array, item: pa.Field, first_row: int) -> pa.Array:
@@ -250,11 +279,9 @@ def _any_column(name: str, values: Any, expected: Expected, types: dict[str, Any
             ) from None
     if isinstance(values, np.ndarray) and values.ndim == 1:
         try:
-            return (
-                numpy_array(values)
-                if values.dtype != object
-                else array_of(values.tolist(), want, expected.defaults.inner.get(name, NO_DEFAULTS))
-            )
+            if values.dtype == object or values.dtype.kind == "U":
+                return _column(name, values.tolist(), expected, want)
+            return numpy_array(values)
         except Unfit as exc:
             raise _unfit(name, exc, 0, want) from None
     if isinstance(values, np.ndarray) and values.ndim == 0:
@@ -586,7 +613,7 @@ def column_of(values: Any, modality: str) -> Any:
     """
     import pyarrow as pa
 
-    if isinstance(values, str | bytes) or (modality != "text" and _is_one(values)):
+    if isinstance(values, str | bytes) or _is_one(values):
         values = [values]
     if isinstance(values, pa.ChunkedArray):
         wider = _WIDER.get(str(values.type))
@@ -600,7 +627,11 @@ def column_of(values: Any, modality: str) -> Any:
         return column_of(pa.chunked_array(values), modality)
     if modality != "text" and getattr(values, "ndim", 1) > 1:
         return _unstacked(values)
+    if modality == "text" and getattr(values, "ndim", 1) > 1:
+        raise not_texts([values])
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if modality == "text" and any(map(_is_one, listed[:1])):
+        raise not_texts(listed)
     if modality != "text" and _is_mixed(listed):
         return _without_nulls(listed)
     try:
@@ -611,19 +642,29 @@ def column_of(values: Any, modality: str) -> Any:
         if modality != "text":
             return _without_nulls(listed)
         texts = _without_nulls(listed)
-        if odd := sorted({type(value).__name__ for value in texts if not isinstance(value, str | None)}):
-            raise InputError(
-                f"a text function was given {', '.join(odd)}.", "pass str values, and None for a null"
-            ) from None
-        raw = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
-        return pa.array(raw, pa.large_binary()).view(pa.large_string())
+        if (made := _texts(texts)) is not None:
+            return made
+        raise not_texts(texts) from None
     except (pa.ArrowException, TypeError) as exc:
         if modality == "text":
-            kinds = ", ".join(sorted({type(value).__name__ for value in listed if value is not None}))
-            raise InputError(f"a text function was given {kinds}.", "pass str values, and None for a null") from None
+            raise not_texts(listed) from None
         if isinstance(exc, InputError):  # it is a TypeError too
             raise
         return _without_nulls(listed)
+
+
+def is_picture(value: Any) -> bool:
+    """Say whether a value that is no text may be an image."""
+    return isinstance(value, bytes) or _is_one(value) or getattr(value, "ndim", 1) > 1
+
+
+def not_texts(values: Iterable[Any]) -> InputError:
+    """Return the error for what a function of text alone was given instead of texts."""
+    others = [value for value in values if not isinstance(value, str | None)]
+    kinds = ", ".join(sorted({type(value).__name__ for value in others}))
+    if any(map(is_picture, others)):
+        return InputError(f"a text function was given {kinds}, which may be images, not texts.", IMAGES_HINT)
+    return InputError(f"a text function was given {kinds}.", "pass str values, and None for a null")
 
 
 def _is_one(values: Any) -> bool:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedreg import casting, identity, inputs, metadata
 from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunctionConfig
-from embedreg.column import ZeroVectors, embed_column, embed_query, fit_float16, zero_policy
+from embedreg.column import (
+    NOT_UNICODE,
+    ZeroVectors,
+    embed_column,
+    embed_query,
+    fit_float16,
+    readable,
+    zero_policy,
+)
 from embedreg.errors import (
     BadRowsError,
     ConfigError,
@@ -163,6 +171,7 @@ def _stream(
         schemas.defaults_of(schema),
         frozenset(config.source_column for config in configs),
         frozenset(config.vector_column for config in configs),
+        frozenset(config.source_column for config in configs if config.function.traits.modality == "text"),
     )
     own, batches = inputs.batches_of(data, expected, batch_rows or BATCH_ROWS, whole=whole)
     if batch_rows is None:
@@ -359,6 +368,7 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
     first = tally.report.rows
     columns: dict[str, Any] = {}
     bad: dict[int, BadRow] = {}
+    broken: set[str] = set()  # source columns with texts that are not valid Unicode
     strict: set[str] = set()  # columns that would need a null and allow none
     on_window = tally.window(len(plan.configs))
     for config in plan.configs:
@@ -366,11 +376,15 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
         columns[config.vector_column] = filled
         if why and not plan.schema.field(config.vector_column).nullable:
             strict.add(config.vector_column)
+        if NOT_UNICODE in why.values():
+            broken.add(config.source_column)
         for row, reason in why.items():
             bad.setdefault(row, BadRow(first + row, config.source_column, reason))
     tally.report.rows += batch.num_rows
     if bad:
         tally.failed([bad[row] for row in sorted(bad)], strict)
+    for name in broken:  # no reader could read such a column: what is wrong in it is replaced, in rows that failed
+        batch = batch.set_column(batch.schema.get_field_index(name), name, readable(batch.column(name)))
     for item in plan.schema:
         if item.name not in columns:
             columns[item.name] = _cast(batch, item, plan.defaults, first)

@@ -321,10 +321,9 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
     Args:
         kind: the type of the numbers in the column that they go to; those of a float64 column are kept as they are.
     Returns:
-        Its vectors, valid where there is one, and row -> why a given vector cannot stay: not finite, or too short or
-        long among others that fit.
+        Its vectors, valid where there is one, and row -> why a given vector cannot stay (not finite).
     Raises:
-        VectorError: no vector has the right width, or the column is of another kind.
+        VectorError: a vector of another width, or a column of another kind.
     """
     import numpy as np
     import pyarrow as pa
@@ -339,14 +338,12 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
     widths = np.full(len(column), getattr(own, "list_size", -1))
     if not pa.types.is_fixed_size_list(own):
         widths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
-    right = present & (widths == d)
-    if present.any() and not right.any():
-        other = ", ".join(map(str, np.unique(widths[present]).tolist()))
+    if other := sorted({*np.unique(widths[present]).tolist()} - {d}):
         raise VectorError(
-            f"column {name!r} holds vectors of {other} dimensions, its function gives {d}.",
+            f"column {name!r} holds vectors of {', '.join(map(str, other))} dimensions, its function gives {d}.",
             "drop the column to embed it anew, or declare the function that made it",
         )
-    values = column.filter(pa.array(right)).flatten()
+    values = column.filter(pa.array(present)).flatten()
     number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
     if not number and values.null_count < len(values):
         raise VectorError(f"column {name!r} holds vectors that are not numbers.", "drop the column to embed it anew")
@@ -356,9 +353,9 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
     if values.null_count:
         values = values.cast(pa.float64()).fill_null(float("nan"))  # a null among its numbers spoils its own row only
     with np.errstate(over="ignore"):  # what float32 does not hold is infinite, hence not finite below
-        given.matrix[right] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
+        given.matrix[present] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
     given.matrix, broken = _cleared(given.matrix)
-    given.valid = right
+    given.valid = present.copy()
     given.valid[broken] = False
     reasons = dict.fromkeys(broken, "its given vector is not finite")
     if kind == pa.float16():
@@ -367,8 +364,7 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
         given.matrix[large], given.valid[large] = 0, False
         why = "its given vector holds numbers too large for float16"
         reasons |= dict.fromkeys(np.flatnonzero(large).tolist(), why)
-    wrong = np.flatnonzero(present & (widths != d)).tolist()
-    return given, reasons | {row: f"its given vector has {widths[row]} dimensions instead of {d}" for row in wrong}
+    return given, reasons
 
 
 def to_arrow(matrix: np.ndarray, valid: np.ndarray, kind: pa.DataType) -> pa.Array:

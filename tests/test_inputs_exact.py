@@ -540,7 +540,7 @@ def test_a_matrix_is_a_column_of_vectors(dtype: Any) -> None:
         ([{"text": "a", "n": 2**70}], "column 'n' cannot be kept as it is: row 0: 1180591620717411303424"),
         (pd.DataFrame({"text": ["a"], "n": [2**70]}), "column 'n' cannot be kept as it is: row 0"),
         ([{"text": "a", 1: 2}], "a column is named 1"),
-        ([{"text": "a"}, {"text": "\ud800"}], "row 1: .* is not valid Unicode"),
+        ([{"text": "a", "x": "b"}, {"text": "a", "x": "\ud800"}], "row 1: .* is not valid Unicode"),
         ([{"text": "a", "x": 1j}], "column 'x' cannot be kept as it is: row 0: a complex has no Arrow counterpart"),
         ([{"text": "a", "x": [b"a", "b"]}], r"column 'x' does not agree on a type: row 0 at \[\]: 'b' is str"),
         ([{"text": "a", "x": True}, {"text": "b", "x": 1}], "row 1: 1 is int, others are bool"),

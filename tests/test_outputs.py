@@ -619,16 +619,15 @@ def test_float16_holds_what_it_can() -> None:
 
 
 def test_given_vectors_stay_and_fail_alone() -> None:
-    """One NaN, a hole or another width costs its own row; the digits of a float64 column are kept."""
+    """One NaN, a hole or a number too large costs its own row; the digits of a float64 column are kept."""
     bound = gives(lambda texts: [[7, 7, 7]] * len(texts)).bind("text", "vector")
     for odd, reason in (
         ([NAN, 0, 0], "its given vector is not finite"),
         ([1, None, 0], "its given vector is not finite"),
-        ([1, 2], "its given vector has 2 dimensions instead of 3"),
-        ([], "its given vector has 0 dimensions instead of 3"),
+        ([1e300, 0, 0], "its given vector is not finite"),
     ):
         report = Report()
-        table = given([[1, 1, 1], odd, None], pa.list_(pa.float64()))
+        table = given([[1, 1, 1], odd, None], pa.list_(pa.float64()))  # which becomes float32
         made = embed_table(table, bound, on_error="null", report=report)
         assert made["vector"].to_pylist() == [[1, 1, 1], None, [7, 7, 7]]
         assert [(bad.row, bad.reason) for bad in report.bad] == [(1, reason)]
@@ -637,3 +636,45 @@ def test_given_vectors_stay_and_fail_alone() -> None:
     exact = [[0.1, 0.2, 0.3], [1e-300, 1e300, 1], None]
     made = embed_table(given(exact, pa.list_(pa.float64(), 3)), bound)
     assert made["vector"].to_pylist() == [exact[0], exact[1], [7, 7, 7]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"text": "ok", "id": 1}, {"text": "\ud800", "id": 2}, {"text": None, "id": 3}],
+        {"text": ["ok", "\ud800", None], "id": [1, 2, 3]},
+        {"text": np.array(["ok", "\ud800", None], object), "id": [1, 2, 3]},
+        {"text": pa.array([b"ok", b"\xff", None]).view(pa.string()), "id": [1, 2, 3]},
+    ],
+    ids=["rows", "columns", "numpy", "arrow"],
+)
+def test_a_row_of_a_table_that_is_not_unicode_fails_alone(data: Any) -> None:
+    """A bad row under each policy; what is kept of its text can be read, and the other columns are as they were."""
+    bound = gives(lambda texts: [[len(text), 1, 1] for text in texts]).bind("text", "vector")
+    with pytest.raises(BadRowsError, match=r"row 1 \(text\): it is not valid Unicode"):
+        embed_table(data, bound)
+    report = Report()
+    made = embed_table(data, bound, on_error="null", report=report)
+    made.validate(full=True)
+    assert made["vector"].to_pylist() == [[2, 1, 1], None, None]
+    assert made["id"].to_pylist() == [1, 2, 3]
+    assert made["text"].to_pylist()[0::2] == ["ok", None]
+    assert set(made["text"].to_pylist()[1]) == {"\N{REPLACEMENT CHARACTER}"}
+    assert [(bad.row, bad.reason) for bad in report.bad] == [(1, "it is not valid Unicode")]
+    dropped = embed_table(data, bound, on_error="drop", batch_rows=1)
+    assert dropped["id"].to_pylist() == [1, 3]
+
+
+def test_images_for_a_function_of_text_are_named() -> None:
+    """The error says that these may be images, and which function takes them."""
+    from PIL import Image
+
+    function = gives(lambda texts: [[1, 2, 3]] * len(texts))
+    image = Image.new("RGB", (4, 4))
+    for value in (image, [image], [np.zeros((4, 4, 3), np.uint8)], np.zeros((2, 4, 4, 3), np.uint8), [b"\x89PNG"]):
+        with pytest.raises(InputError, match="may be images, not texts"):
+            embed_column(function, value)
+    for query in (image, np.zeros((4, 4, 3), np.uint8), b"\x89PNG"):
+        with pytest.raises(InputError, match="a query is one text, not a") as caught:
+            embed_query(function, query)
+        assert "open-clip" in str(caught.value.hint)
