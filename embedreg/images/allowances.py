@@ -31,7 +31,8 @@ class ImagePolicy:
             `https://host`, `*.example.com` (the hosts below it), or `*` (any, on the ports 80 and 443).
         private_hosts: the same without a `*`, for hosts whose addresses are private or this machine's own.
         max_bytes: the most bytes of one image as it is stored.
-        max_pixels: the most pixels of one image; each takes four bytes once it is decoded.
+        max_pixels: the most pixels of one image. Each takes four bytes once it is decoded; decoding takes at most eight
+            for each of max_pixels, so kinds that take more (WebP: 16) may have fewer.
         max_aspect: how many times longer than the other the longer side may be: models shrink the shorter side to
             their size, which would make a line of pixels enormous.
         timeout_s: the most seconds for fetching one image, look-up, redirects and retries included.

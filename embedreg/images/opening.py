@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import ConfigError, RowError
-from embedreg.images import allowances, fetching, files
+from embedreg.images import allowances, fetching, files, memory
 from embedreg.images.allowances import ImagePolicy
 from embedreg.imports import attempt_import_or_raise
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_image"]
 
+ROWS = 64  # of numbers that are scaled at a time
 MAX_SCANS = 64  # of a progressive JPEG, each of which is work on every pixel; real ones have about ten
 _MODULES = {  # Pillow's own search for them imports some fifty modules
     "BMP": "BmpImagePlugin",
@@ -123,15 +124,23 @@ def _decode(data: bytes, policy: ImagePolicy, draft: tuple[int, int] | None) -> 
         raise RowError("the image is empty: it has no bytes")
     with _quiet():
         try:
-            image = _opened(data, policy)
-            _within(image.size, policy)
-            _shrunk(image, data, draft)
-            image.load()  # before asking how it is held: some plug-ins set it upright themselves
-            return _upright(_rgb(image), _orientation(image))
+            pixels, orientation = _loaded(data, policy, draft)
+            return _upright(pixels.convert("RGB") if pixels.mode == "L" else pixels, orientation)
         except (RowError, ConfigError, MemoryError):
             raise
         except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of hostile bytes is those bytes' fault)
             raise RowError(_why(exc)) from None
+
+
+def _loaded(data: bytes, policy: ImagePolicy, draft: tuple[int, int] | None) -> tuple[Image, int]:
+    """Return the pixels as RGB or grey, and how the camera was held; what they were decoded from is let go of."""
+    image = _opened(data, policy)
+    _within(image.size, policy)
+    memory.refuse_costly(image, policy, data)
+    _shrunk(image, data, draft)
+    image.load()  # before asking how it is held: some plug-ins set it upright themselves
+    _within(image.size, policy)  # a header may have said less
+    return (_grey(image) if _is_wide(image) else _rgb(image)), _orientation(image)
 
 
 def _opened(data: bytes, policy: ImagePolicy) -> ImageFile:
@@ -219,10 +228,8 @@ def _rgb(image: Image) -> Image:
     """Turn a loaded image into RGB as `image.convert("RGB")` does, save where that would clip."""
     if image.mode == "RGB":
         return image.copy() if getattr(image, "is_animated", False) else image  # without the file of all its frames
-    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
-        return _from_numbers(_array_of(image))
-    if image.mode == "F":
-        return _from_numbers(_array_of(image))
+    if _is_wide(image):
+        return _grey(image).convert("RGB")
     if image.mode == "I":
         raise RowError(
             "the image has pixels of 32-bit integers, which have no agreed range: convert it to 8 or 16 bits"
@@ -233,11 +240,22 @@ def _rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def _array_of(image: Image) -> np.ndarray:
-    import numpy as np
+def _is_wide(image: Image) -> bool:
+    """Return whether an image is greyscale of more than 8 bits, with a range that its kind says."""
+    return image.mode in _SIXTEEN_BITS or image.mode == "F" or (image.mode == "I" and image.format == "PNG")
 
-    array = np.asarray(image)
-    return array.astype(np.uint16) if image.mode == "I" else array
+
+def _grey(image: Image) -> Image:
+    """Return greyscale of 16 bits or floats as that of 8, some rows at a time: whole, it would take twice the image."""
+    import numpy as np
+    from PIL.Image import fromarray
+
+    width, height = image.size
+    made = np.empty((height, width), np.uint8)
+    for row in range(0, height, ROWS):
+        some = np.asarray(image.crop((0, row, width, min(row + ROWS, height))))
+        made[row : row + ROWS] = _eight_bits(some.astype(np.uint16) if image.mode == "I" else some)
+    return fromarray(made)
 
 
 def _from_pil(image: Image, policy: ImagePolicy) -> Image:
@@ -245,6 +263,7 @@ def _from_pil(image: Image, policy: ImagePolicy) -> Image:
     _within(image.size, policy)
     with _lock_of(image), _quiet():
         try:
+            memory.refuse_costly(image, policy)
             image.load()
             return _upright(_rgb(image), _orientation(image))
         except (RowError, MemoryError):
@@ -269,18 +288,30 @@ def _from_numbers(array: np.ndarray) -> Image:
     import numpy as np
     from PIL import Image
 
+    if array.dtype == np.uint8:
+        made = array
+    else:
+        made = np.empty(array.shape, np.uint8)
+        for row in range(0, len(array), ROWS):
+            made[row : row + ROWS] = _eight_bits(array[row : row + ROWS])
+    return Image.fromarray(np.ascontiguousarray(made)).convert("RGB")
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    """Scale numbers whose type says their range to 8 bits."""
+    import numpy as np
+
     if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * np.uint8(255)
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = (array >> 8).astype(np.uint8)  # the high byte, as Pillow reads colours of 16 bits
-    elif array.dtype.kind == "f":
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return (array >> 8).astype(np.uint8)  # the high byte, as Pillow reads colours of 16 bits
+    if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= -1e-3 and high <= 1.001):  # what resizing overshoots is let through; NaN is not
             raise RowError("the image has floats outside 0 to 1, which have no agreed range")
-        array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise RowError(f"an image of {array.dtype} has no agreed range: use uint8, uint16, or floats from 0 to 1")
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+        made: np.ndarray = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+        return made
+    raise RowError(f"an image of {array.dtype} has no agreed range: use uint8, uint16, or floats from 0 to 1")
 
 
 # -- threads and warnings ----------------------------------------------------------------------------------------------
