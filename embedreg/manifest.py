@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from embedreg import confined
 from embedreg.entries import KEY, Entry, entries
-from embedreg.errors import MetadataError, StorageError
-from embedreg.strictjson import MAX_CHARACTERS, Malformed, check
-from embedreg.writing import in_place_of, storage_errors
+from embedreg.errors import EmbedregError, MetadataError, StorageError
+from embedreg.strictjson import MAX_CHARACTERS, Malformed, document
+from embedreg.writing import storage_errors
 
-__all__ = ["FOLDER", "NAME", "content", "declaration", "read", "write"]
+__all__ = ["FOLDER", "MAX_BYTES", "NAME", "content", "declaration", "read", "write"]
 
 FOLDER = "_embedreg"
 NAME = f"{FOLDER}/manifest.json"
+MAX_BYTES = 2 * MAX_CHARACTERS
 FORMAT = 1
 _FIRST = re.compile(rf'\s*\{{\s*"{KEY}"\s*:\s*')
 
@@ -40,16 +42,13 @@ def declaration(data: bytes) -> bytes:
     Raises:
         MetadataError: it is no manifest, or a later format whose list cannot be found.
     """
-    if len(data) > 2 * MAX_CHARACTERS:
-        raise _corrupt(f"it holds {len(data)} bytes")
     try:
-        text = data.decode("utf-8")
-        found = json.loads(text)
-        check(found)
-    except (UnicodeDecodeError, Malformed, RecursionError, ValueError):
-        raise _corrupt("it is not JSON") from None
-    if not isinstance(found, dict) or not isinstance(found.get(KEY), list):
+        found = document(data, max_bytes=MAX_BYTES)
+    except Malformed as exc:
+        raise _corrupt(str(exc)) from None
+    if not isinstance(found.get(KEY), list):
         raise _corrupt(f"it has no list {KEY!r}")
+    text = data.decode()
     start = _FIRST.match(text)
     if start is None:  # another writer, another order of keys
         return json.dumps(found[KEY], indent=2).encode()
@@ -70,8 +69,8 @@ def write(folder: Path, text: bytes) -> Path:
     """
     path = folder / NAME
     made = content(text)
-    with in_place_of(path) as hidden, storage_errors(path):
-        hidden.write_bytes(made)
+    with storage_errors(path):
+        confined.write(folder, (FOLDER, "manifest.json"), made)
     return path
 
 
@@ -83,13 +82,14 @@ def read(folder: Path) -> bytes | None:
     """
     path = folder / NAME
     try:
-        with path.open("rb") as file:
-            data = file.read(2 * MAX_CHARACTERS + 1)
-    except (FileNotFoundError, NotADirectoryError):
+        data = confined.read(folder, (FOLDER, "manifest.json"), MAX_BYTES)
+    except EmbedregError:
+        raise
+    except NotADirectoryError:
         return None
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {exc.strerror}.", "check the file and its permissions") from exc
-    return declaration(data)
+    return None if data is None else declaration(data)
 
 
 def _fingerprints(found: Iterable[Entry]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from embedreg.secrets import WRAPPERS, unwrapped
 
-__all__ = ["Malformed", "check", "dumps", "jsonable", "split"]
+__all__ = ["Malformed", "check", "document", "dumps", "jsonable", "split"]
 
 MAX_CHARACTERS = 4 * 2**20  # a declaration is a few kilobytes; anything near this is an attack on the parser
 MAX_TEXT = 2**20  # characters of one text; the probe of 4096 dimensions has 22 thousand
@@ -71,6 +71,40 @@ def split(text: str) -> Iterator[tuple[Any, str]]:
         raise Malformed("something follows the list")
 
 
+def document(
+    data: bytes,
+    *,
+    max_bytes: int = MAX_CHARACTERS,
+    max_text: int = MAX_TEXT,
+    max_key: int = MAX_KEY,
+    max_values: int | None = None,
+) -> dict[str, Any]:
+    """Return what a whole file of JSON holds: an object.
+
+    Args:
+        data: its content.
+        max_bytes, max_text, max_key, max_values: what the content, a text and a key may have, and how many values.
+    Raises:
+        Malformed: as `split`, and where it is not UTF-8, or not an object.
+    """
+    if len(data) > max_bytes:
+        raise Malformed(f"it holds {len(data)} bytes")
+    try:
+        found = _DECODER.decode(data.decode("utf-8"))
+    except Malformed:
+        raise
+    except UnicodeDecodeError:
+        raise Malformed("it is not UTF-8") from None
+    except ValueError:
+        raise Malformed("it is not JSON") from None
+    except (RecursionError, MemoryError):
+        raise Malformed("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise Malformed("it is not a JSON object")
+    check(found, max_text=max_text, max_key=max_key, max_values=max_values)
+    return found
+
+
 def _after_space(text: str, position: int) -> int:
     match = _SPACE.match(text, position)
     return position if match is None else match.end()
@@ -105,11 +139,11 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def check(value: Any) -> int:
+def check(value: Any, *, max_text: int = MAX_TEXT, max_key: int = MAX_KEY, max_values: int | None = None) -> int:
     """Check a value of JSON types, without recursion; return how many values and keys it is made of.
 
     Raises:
-        Malformed: nested more than `MAX_DEPTH` deep, more than `MAX_VALUES` values, a text that is too long or no
+        Malformed: nested more than `MAX_DEPTH` deep, more than `MAX_VALUES` values where nothing else is said, a text that is too long or no
             Unicode, an integer of more than 64 bits, or a float that is not finite.
     """
     waiting: list[tuple[Any, int]] = [(value, 1)]
@@ -117,18 +151,18 @@ def check(value: Any) -> int:
     while waiting:
         item, depth = waiting.pop()
         count += 1
-        if count + len(waiting) > MAX_VALUES:
+        if count + len(waiting) > (MAX_VALUES if max_values is None else max_values):
             raise Malformed("it holds too many values")
         if depth > MAX_DEPTH:
             raise Malformed("it is nested too deeply")
         if isinstance(item, dict):
-            if any(isinstance(key, str) and len(key) > MAX_KEY for key in item):
+            if any(isinstance(key, str) and len(key) > max_key for key in item):
                 raise Malformed("a key is too long")
             waiting += [(part, depth + 1) for pair in item.items() for part in pair]
         elif isinstance(item, list):
             waiting += [(part, depth + 1) for part in item]
         elif isinstance(item, str):
-            if len(item) > MAX_TEXT:
+            if len(item) > max_text:
                 raise Malformed("a text is too long")
             if not item.isascii() and _SURROGATE.search(item):
                 raise Malformed("a text holds half a surrogate pair")

@@ -6,12 +6,27 @@ import os
 from typing import Any
 
 from embedreg import manifest
+from embedreg.display import plain
 from embedreg.errors import StorageError
-from embedreg.jobs.ledger import JOB, Ledger
+from embedreg.jobs.ledger import Ledger
 from embedreg.jobs.places import Place, Target
 from embedreg.jobs.storage import Storage, is_uri
+from embedreg.jobs.stored import Done
+from embedreg.strictjson import Malformed, document
 
-__all__ = ["appeared", "finished", "refuse_existing", "refuse_overlap", "stamp"]
+__all__ = [
+    "appeared",
+    "ended",
+    "exists",
+    "finished",
+    "is_bad_rows",
+    "refuse_existing",
+    "refuse_link",
+    "refuse_overlap",
+    "stamp",
+]
+
+_LINE_BYTES = 1 << 20  # the first line of a list of bad rows
 
 
 def refuse_overlap(place: Place, target: Target) -> None:
@@ -35,13 +50,46 @@ def _real(storage: Storage, path: str = "") -> str:
     return full if storage.local is None else os.path.realpath(full)
 
 
-def appeared(target: Target, ledger: Ledger, resume: bool) -> bool:
-    """Say whether a run that was stopped right at its end has already made the file or table."""
-    begun = ledger.job() if resume and target.kind != "folder" else None
+def refuse_link(target: Target) -> None:
+    """Refuse to write a file or a table under a name that is a link, a pipe or a device.
+
+    A link would be replaced, or what it leads to: neither is what its owner expects.
+    """
+    if target.kind == "folder" or target.path is None:
+        return
+    found = target.storage.look(target.name)
+    if found is not None and found.kind == "link":
+        raise StorageError(f"{target} is a link.", f"name what it leads to: {os.path.realpath(target.path)}")
+    if found is not None and found.kind == "other":
+        raise StorageError(f"{target} is not a regular file.", "choose another name")
+
+
+def appeared(target: Target, ledger: Ledger) -> bool:
+    """Return whether a run that was stopped right at its end has already made the file or table.
+
+    On this machine the run records beforehand which one it is going to be. An object has no such mark before it is
+    there: of one that all pieces are recorded for, and that was not there before, it is assumed.
+    """
+    if target.kind == "folder" or target.path is not None:
+        return False
+    begun = ledger.job()
     planned = ledger.plan() if begun is not None else None
     if begun is None or planned is None or stamp(target) in (None, begun["before"]):
         return False
     return planned[1] <= ledger.records().keys()
+
+
+def ended(target: Target, ledger: Ledger) -> Done | None:
+    """Return what a job came to whose file or table is there, and whose remains are not all removed; else None."""
+    if target.kind == "folder":
+        return None
+    done = ledger.done()
+    return done if done is not None and done.stamp == stamp(target) else None
+
+
+def exists(target: Target) -> StorageError:
+    """Return the error for a file or a table that is there."""
+    return StorageError(f"{target} exists.", "--force replaces it (in Python: force=True)")
 
 
 def refuse_existing(target: Target, ledger: Ledger, force: bool) -> None:
@@ -52,13 +100,13 @@ def refuse_existing(target: Target, ledger: Ledger, force: bool) -> None:
     """
     if target.kind != "folder":
         if stamp(target) is not None and not force:
-            raise StorageError(f"{target} exists.", "--force replaces it (in Python: force=True)")
+            raise exists(target)
         return
-    if ledger.root.read(JOB) is None:
-        foreign = [file.path for file in target.storage.files() if not file.path.startswith(f"{manifest.FOLDER}/")]
+    if not ledger.is_begun():
+        foreign = [file.path for file in target.storage.listing() if not file.path.startswith(f"{manifest.FOLDER}/")]
         if foreign:
             raise StorageError(
-                f"{target} holds {len(foreign):,} other file(s), such as {foreign[0]}.",
+                f"{target} holds {len(foreign):,} other file(s), such as {plain(foreign[0])}.",
                 "choose a folder that is new or empty",
             )
 
@@ -70,11 +118,10 @@ def stamp(target: Target) -> list[Any] | None:
     if target.kind == "folder":
         return None
     if target.path is not None:
-        try:
-            stat = target.path.stat()
-        except (FileNotFoundError, NotADirectoryError):
+        found = target.storage.look(target.name)
+        if found is None:
             return None
-        return [stat.st_ino] if target.kind == "lance" else [stat.st_ino, stat.st_mtime_ns, stat.st_size]
+        return [found.inode] if target.kind == "lance" else [found.inode, found.mtime_ns, found.size]
     if target.kind == "lance":
         return sorted(file.path for file in target.storage.files(f"{target.name}/_versions")) or None
     info = target.storage.info(target.name)
@@ -83,6 +130,18 @@ def stamp(target: Target) -> list[Any] | None:
     return [info.size, info.mtime_ns, target.storage.etag(target.name)]
 
 
+def is_bad_rows(storage: Storage, path: str) -> bool:
+    """Return whether nothing has a name, or a list of bad rows: beside a file somebody else may have put one."""
+    data = storage.read(path, _LINE_BYTES)
+    if not data:
+        return True
+    try:
+        found = document(data.partition(b"\n")[0])
+    except Malformed:
+        return False
+    return found.keys() == {"input", "row", "column", "reason"}
+
+
 def finished(target: Target) -> bool:
-    """Say whether a dataset folder was whole once."""
-    return target.storage.read(manifest.NAME) is not None
+    """Return whether a dataset folder was whole once."""
+    return target.storage.exists(manifest.NAME)

@@ -1,34 +1,41 @@
 """What a job knows of itself, in `_embedreg/` of its destination.
 
 One small file a record, each put in one step: on an object store nothing can be appended to, and on a disk an
-appended file may end in half a line. A record that cannot be read counts as none, and its piece is done again.
+appended file may end in half a line. A record that cannot be read counts as none, and its piece is done again. What
+lies there may be anybody's: `embedreg.jobs.stored` holds what it has to be.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from embedreg import manifest
-from embedreg.errors import EmbedregError, StorageError
-from embedreg.jobs.formats import Span, Unit
+from embedreg.jobs import stored
+from embedreg.jobs.formats import Unit
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.sources import Input, Known
 from embedreg.jobs.storage import Storage
+from embedreg.jobs.stored import FORMAT, MAX_BYTES
+from embedreg.strictjson import Malformed
 from embedreg.table import BadRow
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BAD_ROWS", "JOB", "PLAN", "RECORDS", "Ledger"]
+__all__ = ["BAD_ROWS", "DONE", "JOB", "PLAN", "RECORDS", "Ledger", "digest"]
 
-FORMAT = 1
+log = logging.getLogger("embedreg")
+
 JOB = f"{manifest.FOLDER}/job.json"
 PLAN = f"{manifest.FOLDER}/plan.json"
+DONE = f"{manifest.FOLDER}/done.json"
 RECORDS = f"{manifest.FOLDER}/ledger"
 BAD_ROWS = f"{manifest.FOLDER}/bad_rows.jsonl"
 _READERS = 16  # records read side by side
@@ -39,12 +46,33 @@ class Ledger:
 
     Args:
         root: the folder that holds `_embedreg/`.
+
+    Attributes:
+        check: raises where the job is not this run's; called before anything is written.
     """
 
     def __init__(self, root: Storage) -> None:
         self.root = root
+        self.check: Callable[[], object] | None = None
+
+    def check_now(self) -> None:
+        """Raise `StorageError` where the job is another run's by now."""
+        if self.check is not None:
+            self.check()
 
     # -- the job and its plan ---------------------------------------------------------------------------------------
+
+    def is_begun(self) -> bool:
+        """Return whether a job was begun, without reading with what."""
+        return self.root.exists(JOB)
+
+    def stamp(self) -> tuple[Any, ...] | None:
+        """Return what tells one beginning of a job from another, without reading it."""
+        if self.root.local is not None:
+            found = self.root.look(JOB)
+            return None if found is None else (found.kind, found.inode, found.mtime_ns, found.size)
+        info = self.root.info(JOB)
+        return (info.type, info.size, info.mtime_ns)
 
     def job(self) -> dict[str, Any] | None:
         """Return what the job was begun with, or None where none was.
@@ -52,51 +80,68 @@ class Ledger:
         Raises:
             StorageError: it cannot be read, or a later embedreg wrote it.
         """
-        data = self.root.read(JOB)
+        data = self.root.read(JOB, MAX_BYTES)
         if data is None:
             return None
-        found = _loaded(data)
-        if found is None or found.get("format") != FORMAT:
-            raise StorageError(
-                f"{self.root.shown(JOB)} cannot be read by this version of embedreg.", "start anew with --fresh"
-            )
-        return found | {"schema": _schema(found["schema"])}
+        try:
+            found = stored.read(stored.Job, data)
+            return found.model_dump(by_alias=True) | {"schema": stored.schema_of(found.schema_)}
+        except Malformed as exc:
+            raise stored.refused(self.root.shown(JOB), str(exc)) from None
 
     def begin(self, schema: pa.Schema, **facts: Any) -> None:
         """Record what the job is begun with: the schema of its output, declarations included, and plain facts."""
-        self.root.write(JOB, _dumped({"format": FORMAT, **facts, "schema": _text(schema)}))
+        self._write(JOB, {"format": FORMAT, **facts, "schema": _text(schema)})
 
     def plan(self) -> tuple[Known, frozenset[str]] | None:
-        """Return what the last look at the source found, and the names that were planned; None for no plan."""
-        found = _loaded(self.root.read(PLAN) or b"")
-        if found is None or found.get("format") != FORMAT:
+        """Return what the last look at the source found, and the names that were planned; None for no plan.
+
+        A plan that cannot be read is none: the inputs are looked at again.
+        """
+        found = self._read(stored.Plan, PLAN)
+        if found is None:
             return None
-        inputs = {
-            path: Input(path, facts["size"], facts["mtime_ns"], facts["etag"], tuple(Unit(*u) for u in facts["units"]))
-            for path, facts in found["inputs"].items()
-        }
-        return Known(_schema(found["schema"]), inputs), frozenset(found["outputs"])
+        try:
+            return Known(stored.schema_of(found.schema_), stored.inputs_of(found)), frozenset(found.outputs)
+        except Malformed as exc:
+            log.warning("%s counts for nothing: %s", self.root.shown(PLAN), exc)
+            return None
 
     def keep_plan(self, schema: pa.Schema, inputs: Iterable[Input], pieces: Iterable[Piece]) -> None:
         """Record the plan, before any of its names is written."""
         facts = {each.path: dataclasses.asdict(each) | {"units": [*map(_unit, each.units)]} for each in inputs}
         outputs = [piece.output for piece in pieces]
-        self.root.write(PLAN, _dumped({"format": FORMAT, "schema": _text(schema), "inputs": facts, "outputs": outputs}))
+        plan = {"format": FORMAT, "schema": _text(schema), "inputs": facts, "outputs": outputs}
+        if len(data := _dumped(plan)) > MAX_BYTES:
+            data = _dumped(plan | {"inputs": {}})  # the next run looks at them again
+        self.root.write(PLAN, data, self.check)
 
     # -- pieces -----------------------------------------------------------------------------------------------------
 
+    def recorded(self) -> list[str]:
+        """Return the outputs that have a record, without reading one."""
+        names = []
+        for file in self.root.listing(RECORDS):
+            output = file.path.removeprefix(f"{RECORDS}/").removesuffix(".json")
+            if file.path.endswith(".json") and stored.is_output(output):
+                names.append(output)
+        return names
+
     def records(self) -> dict[str, Outcome]:
-        """Return what is recorded, by output, without the single bad rows; what cannot be read is left out."""
-        names = [file.path for file in self.root.files(RECORDS) if file.path.endswith(".json")]
+        """Return what is recorded, by output, without the single bad rows; what cannot be read is left out.
+
+        Raises:
+            StorageError: one of them is a link, or no regular file.
+        """
         with ThreadPoolExecutor(_READERS, "embedreg-ledger") as pool:
-            found = pool.map(lambda name: _outcome(_loaded(self.root.read(name) or b"")), names)
+            found = pool.map(self._outcome, self.recorded())
             return {each.piece.output: dataclasses.replace(each, bad=()) for each in found if each is not None}
 
     def record(self, outcome: Outcome) -> None:
         """Record a piece that is published."""
         facts = dataclasses.asdict(outcome) | {"format": FORMAT, "bad": [list(_bad(row)) for row in outcome.bad]}
         del facts["piece"]["input"]["units"]
-        self.root.write(self._name(outcome.piece.output), _dumped(facts))
+        self._write(self._name(outcome.piece.output), facts)
 
     def forget(self, output: str) -> None:
         """Remove a record that may not be there."""
@@ -105,24 +150,53 @@ class Ledger:
     def bad_rows(self, outputs: Iterable[str]) -> Iterator[tuple[str, BadRow]]:
         """Yield the input and the bad rows of some pieces, holding those of one piece at a time."""
         for output in outputs:
-            outcome = _outcome(_loaded(self.root.read(self._name(output)) or b""))
+            outcome = self._outcome(output)
             for row in outcome.bad if outcome is not None else ():
                 yield outcome.piece.input.path, row  # type: ignore[union-attr]  # it is not None where there are rows
+
+    def _outcome(self, output: str) -> Outcome | None:
+        found = self._read(stored.Record, self._name(output))
+        if found is None:
+            return None
+        try:
+            outcome = stored.outcome_of(found)
+        except Malformed:
+            return None
+        return outcome if outcome.piece.output == output else None
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def done(self) -> stored.Done | None:
+        """Return what a file or a table came to whose making has ended, or was about to; None where it had not."""
+        return self._read(stored.Done, DONE)
+
+    def end(self, schema: pa.Schema, **facts: Any) -> None:
+        """Record that a file or a table is about to appear: its stamp, and what the job came to."""
+        self._write(DONE, {"format": FORMAT, **facts, "schema": _text(schema)})
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def _read(self, kind: type[stored.Kept], name: str) -> stored.Kept | None:
+        data = self.root.read(name, MAX_BYTES)
+        if data is None:
+            return None
+        try:
+            return stored.read(kind, data)
+        except Malformed:
+            return None
+
+    def _write(self, name: str, facts: dict[str, Any]) -> None:
+        self.root.write(name, _dumped(facts), self.check)
 
     @staticmethod
     def _name(output: str) -> str:
         return f"{RECORDS}/{output}.json"
 
 
-def _outcome(found: dict[str, Any] | None) -> Outcome | None:
-    try:
-        if found is None or found.pop("format") != FORMAT:
-            return None
-        piece = found.pop("piece")
-        bad = tuple(BadRow(*row) for row in found.pop("bad"))
-        return Outcome(Piece(piece["output"], Input(**piece["input"]), Span(**piece["span"])), bad=bad, **found)
-    except (EmbedregError, KeyError, TypeError, ValueError):
-        return None
+def digest(inputs: Iterable[Input]) -> str:
+    """Return what tells some inputs from others."""
+    facts = [(each.path, each.size, each.mtime_ns, each.etag) for each in inputs]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _bad(row: BadRow) -> tuple[int, str, str]:
@@ -137,19 +211,5 @@ def _dumped(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=1, ensure_ascii=False).encode()
 
 
-def _loaded(data: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _text(schema: pa.Schema) -> str:
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
-
-
-def _schema(text: str) -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))

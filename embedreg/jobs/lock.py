@@ -2,7 +2,11 @@
 
 A run puts a file of its own into `_embedreg/lock/` and lists the folder: who finds another living one withdraws. Of two
 that start at once, at least the later one sees the other; both may withdraw, never both go on. The file is renewed
-while the run lives, so that one which is not renewed any more is of a run that died.
+while the run lives, so that one which is not renewed any more is of a run that died. A process of this machine that
+lives is never taken for dead, however old its file.
+
+The file is the lock. Before each thing that a run writes, records or removes it looks whether its file is still there:
+who takes over removes it, and nothing brings it back.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ import contextlib
 import json
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,30 +26,70 @@ from embedreg import manifest
 from embedreg.errors import EmbedregError, StorageError
 from embedreg.jobs import processes
 from embedreg.jobs.storage import File, Storage
+from embedreg.strictjson import Malformed, document
 
-__all__ = ["STALE_S", "Lock"]
+__all__ = ["STALE_S", "Held", "Lock"]
 
 log = logging.getLogger("embedreg")
 
 FOLDER = f"{manifest.FOLDER}/lock"
 STALE_S = 120.0  # by the clock of the filesystem, which writes all of these times
 _RENEW_S = 20.0
+_MAX_BYTES = 1 << 16
+_INSTEAD = "instead_of"  # the key that names the files of runs that were taken over
 _held: set[str] = set()  # the names of this process's locks; one of its own that is not here could not be removed
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run's right to write to a destination, as any process can check it.
+
+    Attributes:
+        root: the folder that holds `_embedreg/`.
+        name: of the run's own file.
+    """
+
+    root: Storage
+    name: str
+
+    def check(self) -> None:
+        """Look at the file.
+
+        Raises:
+            StorageError: another run took this one for dead and went on in its place, or nobody can see.
+        """
+        if not self.is_there():
+            raise StorageError(
+                f"another run took over {self.root.shown()}: this one had not been heard of for {STALE_S:.0f} s.",
+                "let that run finish",
+            )
+
+    def is_there(self) -> bool:
+        """Return whether the destination is still this run's."""
+        if self.root.read(self.name, _MAX_BYTES) is None:
+            return False
+        # on an object store a renewal may have brought the file back: who took over says so
+        return self.root.local is not None or not any(
+            self.name in _names(_told(self.root, file).get(_INSTEAD)) for file in _files(self.root)
+        )
 
 
 class Lock:
     """The right to write to a destination.
 
     Attributes:
-        held: whether it is this run's.
+        held: whether it was taken, and not given back; whether it still is this run's, `is_mine` looks up.
+        refused: whether another run has it.
     """
 
     def __init__(self, root: Storage) -> None:
         self._root = root
         self._name = f"{FOLDER}/{uuid.uuid4().hex}.json"
+        self.right = Held(root, self._name)
         self._stopped = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="embedreg-lock", daemon=True)
-        self._lost = self.held = False
+        self._lost = self.held = self.refused = False
+        self._dead: list[str] = []
 
     def __enter__(self) -> Lock:
         self.acquire()
@@ -63,14 +109,19 @@ class Lock:
         _held.add(self._name)
         try:
             self._root.write(self._name, self._content())
-            for other, dead in self._others():
-                if not dead:
-                    who = processes.name_of(self._told(other))
+            for other, is_dead in self._others():
+                if not is_dead:
+                    self.refused = True
+                    who = processes.name_of(_told(self._root, other))
                     raise StorageError(
                         f"another run is writing to {self._root.shown()}{f' ({who})' if who else ''}.",
                         f"wait for it to end; if it is gone, remove {self._root.shown(other.path)}",
                     )
-                self._root.remove(other.path)
+                self._dead.append(other.path)
+            if self._dead and self._root.local is None:
+                self._root.write(self._name, self._content())
+            for path in self._dead:
+                self._root.remove(path)
         except BaseException:
             self.release()
             raise
@@ -88,43 +139,83 @@ class Lock:
             self._root.remove(self._name)
 
     def check(self) -> None:
-        """Raise `StorageError` where another run took this one for dead and went on in its place."""
+        """Look at the lock's file; raises as `Held.check`."""
         if self._lost:
-            raise StorageError(
-                f"another run took over {self._root.shown()}: this one had not been heard of for {STALE_S:.0f} s.",
-                "let that run finish",
-            )
+            Held(self._root, f"{FOLDER}/lost").check()
+        self.right.check()
 
-    @staticmethod
-    def _content() -> bytes:
-        return json.dumps(processes.myself()).encode()
+    def is_mine(self) -> bool:
+        """Return whether the destination is this run's now."""
+        with contextlib.suppress(EmbedregError):  # who cannot look must not touch
+            return self.held and not self._lost and self.right.is_there()
+        return False
+
+    def _content(self) -> bytes:
+        return json.dumps({**processes.myself(), **({_INSTEAD: self._dead} if self._dead else {})}).encode()
 
     def _renew(self) -> None:
         while not self._stopped.wait(_RENEW_S):
             try:
+                before = _clocks()
                 if not self._root.renew(self._name, self._content()):
                     self._lost = True
+                    return
+                if self._root.local is None and _since(before) > STALE_S / 2:
+                    # stopped between looking and writing: somebody may have taken over, and been done, in between
+                    self._lost = True
+                    self._root.remove(self._name)
                     return
             except EmbedregError as exc:  # the network may come back before anybody takes over
                 log.warning("the lock could not be renewed: %s", exc.message)
 
     def _others(self) -> Iterator[tuple[File, bool]]:
         """Yield the other runs' files, and whether the run is dead."""
-        listed = {file.path: file for file in self._root.files(FOLDER)}
+        listed = {file.path: file for file in _files(self._root)}
         mine = listed.get(self._name)
         for path, file in listed.items():
-            if path != self._name and path.endswith(".json"):
-                ages = mine is not None and mine.mtime_ns is not None and file.mtime_ns is not None
-                age_s = ((mine.mtime_ns or 0) - (file.mtime_ns or 0)) / 1e9 if ages and mine is not None else 0.0
-                yield file, age_s > STALE_S or self._is_of_nobody(file)
+            if path != self._name:
+                yield file, self._is_dead(file, mine)
 
-    def _is_of_nobody(self, file: File) -> bool:
-        told = self._told(file)
-        return processes.is_dead(told) or (told == processes.myself() and file.path not in _held)
+    def _is_dead(self, file: File, mine: File | None) -> bool:
+        told = _told(self._root, file)
+        if {name: told.get(name) for name in processes.myself()} == processes.myself():
+            return file.path not in _held
+        alive = processes.is_alive(told)
+        if alive is not None:
+            return not alive
+        ages = mine is not None and mine.mtime_ns is not None and file.mtime_ns is not None
+        return ages and ((mine.mtime_ns or 0) - (file.mtime_ns or 0)) / 1e9 > STALE_S  # type: ignore[union-attr]
 
-    def _told(self, file: File) -> dict[str, Any]:
-        try:
-            found = json.loads(self._root.read(file.path) or b"{}")
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+
+def _files(root: Storage) -> list[File]:
+    """List the files of all runs.
+
+    Raises:
+        StorageError: one of them is a link, or no regular file.
+    """
+    found = root.listing(FOLDER)
+    for file in found:
+        if file.size < 0:
+            raise StorageError(f"{root.shown(file.path)!r} is a link or no regular file.", "remove it")
+    return [file for file in found if file.path.endswith(".json")]
+
+
+def _told(root: Storage, file: File) -> dict[str, Any]:
+    """Return what a run's file says; nothing where it is being written, or is gone."""
+    try:
+        return document(root.read(file.path, _MAX_BYTES) or b"{}", max_bytes=_MAX_BYTES)
+    except Malformed:
+        return {}
+
+
+def _names(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _clocks() -> tuple[float, float]:
+    """Return two clocks that go on while this machine sleeps; one of them cannot be set."""
+    return time.time(), time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _since(before: tuple[float, float]) -> float:
+    return max(now - then for then, now in zip(before, _clocks(), strict=True))

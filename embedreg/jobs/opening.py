@@ -13,9 +13,10 @@ from embedreg import identity, manifest, metadata
 from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunctionConfig
 from embedreg.column import ZeroVectors, zero_policy
+from embedreg.display import plain
 from embedreg.errors import ConfigError, DriftError, EmbedregError, MetadataError, SchemaError, StorageError
 from embedreg.jobs import claims, places
-from embedreg.jobs.ledger import BAD_ROWS, JOB, PLAN, Ledger
+from embedreg.jobs.ledger import BAD_ROWS, DONE, JOB, PLAN, RECORDS, Ledger, digest
 from embedreg.jobs.lock import FOLDER as LOCK
 from embedreg.jobs.lock import Lock
 from embedreg.jobs.pieces import PIECE_ROWS, Outcome, Piece, cut_up, well_named
@@ -23,7 +24,9 @@ from embedreg.jobs.places import Kind, Target
 from embedreg.jobs.sinks import Sink, sink_for
 from embedreg.jobs.sources import Known, Source, open_source
 from embedreg.jobs.storage import SCRATCH
+from embedreg.jobs.stored import Done, is_output, refused, schema_of
 from embedreg.jobs.work import JobSpec
+from embedreg.strictjson import Malformed
 from embedreg.table import BATCH_ROWS, BadRow, OnError, embed_batches
 from embedreg.writing import remove_empty
 
@@ -51,19 +54,40 @@ class Claim:
     released: bool = False
 
     def release(self) -> None:
-        """Leave the destination: no lock, no scratch, and nothing at all where nothing was done."""
+        """Leave the destination: no lock, no scratch, and nothing at all where nothing was done.
+
+        A run that has lost the destination touches nothing.
+        """
         if self.released:
             return
-        root, mine = self.ledger.root, self.lock.held
-        self.lock.release()
+        root, mine, refused = self.ledger.root, self.lock.is_mine(), self.lock.held or self.lock.refused
         with contextlib.suppress(EmbedregError):  # what brought us here is the error to show; the next run sweeps too
             if mine and not self.keep:
-                root.remove_all(manifest.FOLDER if self.target.kind == "folder" else "")
-            elif mine and root.local is not None:
+                self._remove()
+            if mine and root.local is not None:
                 root.remove_all(SCRATCH)
-        if root.local is not None and not (root.local / JOB).exists():
-            remove_empty([root.local / each for each in (LOCK, SCRATCH, manifest.FOLDER, "")], self.made)
+        self.lock.release()
+        if root.local is not None and (mine or not refused) and not self._is_kept():
+            for folder in (SCRATCH, LOCK, manifest.FOLDER):
+                root.remove_empty(folder)
+            root.remove_empty()
+            if self.made is not None:
+                remove_empty([root.local], self.made)
         self.released = True
+
+    def _is_kept(self) -> bool:
+        with contextlib.suppress(EmbedregError):  # links in the place of our folders
+            return self.ledger.is_begun() or self.ledger.root.exists(manifest.NAME)
+        return True
+
+    def _remove(self) -> None:
+        """Remove the work of a job that did nothing, or whose file or table is made; what tells so goes last."""
+        root = self.ledger.root
+        if self.target.kind != "folder":
+            root.clear(manifest.FOLDER)
+        root.remove_all(RECORDS)
+        for name in (PLAN, *((BAD_ROWS,) if self.target.kind != "folder" else ()), JOB, DONE):
+            root.remove(name)
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,7 @@ class Opened:
         done: what is recorded and still there, by output.
         removed: outputs that were removed, since their inputs are gone.
         appeared: whether the destination is there already: the run that made it was stopped right behind that.
+        ended: what it came to, where that run has said so.
         begun_before: whether an earlier run has begun it.
     """
 
@@ -90,27 +115,73 @@ class Opened:
     done: dict[str, Outcome]
     removed: tuple[str, ...] = ()
     appeared: bool = False
+    ended: Done | None = None
     begun_before: bool = False
 
-    def publish(self, outcomes: Sequence[Outcome], shown: int) -> tuple[list[tuple[str, BadRow]], str | None]:
-        """Make the destination whole; return the first bad rows, and where all of them are listed."""
+    def publish(
+        self, outcomes: Sequence[Outcome], shown: int, counts: Mapping[str, int]
+    ) -> tuple[list[tuple[str, BadRow]], str | None]:
+        """Make the destination whole; return the first bad rows, and where all of them are listed.
+
+        Raises:
+            StorageError: it cannot be made, another run has taken over, or an input is not what it was.
+        """
+        if self.ended is not None:
+            path = f"{self.target.name}.bad_rows.jsonl"
+            return [], self.target.storage.shown(path) if counts["bad_rows"] else None
+        self.claim.lock.check()
+        self._refuse_changed()
         first, listed = self._list_bad_rows(outcomes, shown)
         if not self.appeared:
-            self.work.sink.finish(self.work.schema, outcomes)
+            self.work.sink.finish(self.work.schema, outcomes, lambda stamp: self._note_end(stamp, counts))
         if self.target.kind == "folder":
             text = (self.work.schema.metadata or {})[metadata.KEY.encode()]
-            self.target.storage.write(manifest.NAME, manifest.content(text))
+            self.target.storage.write(manifest.NAME, manifest.content(text), self.claim.lock.check)
+        elif self.target.path is None and (stamp := claims.stamp(self.target)) is not None:
+            self._note_end(stamp, counts)
         return first, listed
+
+    def _note_end(self, stamp: list[Any], counts: Mapping[str, int]) -> None:
+        """Record what is about to appear: the next run knows it, should this one be stopped while it clears up."""
+        self.ledger.end(
+            self.work.schema,
+            columns=list(self.work.functions),
+            source=str(self.work.source.place),
+            inputs=digest(self.work.source.inputs),
+            stamp=stamp,
+            pieces=len(self.pieces),
+            counts=dict(counts),
+        )
+
+    def _refuse_changed(self) -> None:
+        """Look at the inputs again: a change behind the back of a job would give rows of two contents.
+
+        Raises:
+            StorageError: naming those that are not what they were when the job was planned.
+        """
+        changed = self.work.source.changed()
+        if changed:
+            some = ", ".join(plain(path) for path in changed[:3]) + (", ..." if len(changed) > 3 else "")
+            raise StorageError(
+                f"{len(changed):,} input(s) changed while the job ran: {some}.",
+                "run the same command again, once nobody writes to them: only their pieces are done anew",
+            )
 
     def _list_bad_rows(self, outcomes: Sequence[Outcome], shown: int) -> tuple[list[tuple[str, BadRow]], str | None]:
         storage, name = self.target.storage, self.target.name
         path = BAD_ROWS if self.target.kind == "folder" else f"{name}.bad_rows.jsonl"
         outputs = [outcome.piece.output for outcome in outcomes if outcome.bad_rows]
         first: list[tuple[str, BadRow]] = []
+        ours = self.target.kind == "folder" or claims.is_bad_rows(storage, path)
         if not outputs:
-            storage.remove(path)
+            if ours:
+                storage.remove(path)
             return first, None
-        with storage.publish(path) as growing, growing.open("w", encoding="utf-8") as file:
+        if not ours:
+            raise StorageError(
+                f"{storage.shown(path)!r} is there and is not a list of bad rows.", "move it elsewhere, and run again"
+            )
+        with self.work.sink.list_bad_rows(self.target, path) as growing, growing.open("w", encoding="utf-8") as file:
             for source, bad in self.ledger.bad_rows(outputs):
                 line = {"input": source, "row": bad.row, "column": bad.column, "reason": bad.reason}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -156,53 +227,104 @@ def open_job(
     where: dict[str, Any] = {"options": storage_options, "filesystem": filesystem}
     place = places.find(src, KINDS, remote=True, **where)
     target = places.destination(dst, **where)
+    claims.refuse_link(target)
     claims.refuse_overlap(place, target)
     sink = sink_for(target)
     ledger = Ledger(sink.root)
-    appeared = claims.appeared(target, ledger, resume)
-    if not appeared:
+    there = ledger.is_begun()
+    anew = not there or not resume or (force and target.kind == "folder" and claims.finished(target))
+    ended = claims.ended(target, ledger) if resume and not force else None
+    appeared = ended is None and not anew and claims.appeared(target, ledger)
+    if ended is None and not appeared:
         claims.refuse_existing(target, ledger, force)
-    begun = ledger.job()
-    anew = begun is None or not resume or (force and target.kind == "folder" and claims.finished(target))
-    known, planned = (None if anew else ledger.plan()) or (None, frozenset[str]())
+    # of what is thrown away nothing is read: it may be what cannot be
+    begun = None if anew or ended is not None else ledger.job()
+    known, planned = (None if begun is None else _plan(ledger, place.kind)) or (None, frozenset[str]())
     source = open_source(place, known)
     configs = _declared(source, declaration)
     for config in configs:
         zero_policy(config.function, zero_vectors)
-    if begun is None or anew:
+    if ended is not None:
+        job = _of_end(ended, source, configs, target)
+    elif begun is None:
         job = _begin(target, source, configs, declaration, piece_rows)
     else:
         job = begun
         _refuse_other(job, known, source, configs, target)
-    pieces = cut_up(source.inputs, job["piece_rows"], full_names=job["full_names"])
+    pieces = [] if ended is not None else cut_up(source.inputs, job["piece_rows"], full_names=job["full_names"])
+    _refuse_names(pieces)
     functions = {each.vector_column: each.function for each in configs}
     path = None if cache is None else str(cache)
-    work = JobSpec(source, sink, job["schema"], functions, on_error, batch_rows, path, zero_vectors)
+    before = ledger.stamp()
     # Nothing has been written so far. From here on the destination is this run's.
-    claim = Claim(target, ledger, Lock(sink.root), _first_missing(sink.root.local))
+    lock = Lock(sink.root)
+    claim = Claim(target, ledger, lock, _first_missing(sink.root.local))
     held.callback(claim.release)
-    claim.lock.acquire()
-    if ledger.job() != begun:
+    lock.acquire()
+    ledger.root.sweep()  # before the ledger is looked at: what a run that lost the lock may still publish goes with it
+    if ledger.stamp() != before or (begun is not None and ledger.job() != begun):
         raise StorageError(f"another run has begun or ended on {target} meanwhile.", "run the same command again")
-    claim.keep = not anew
-    ledger.root.sweep()
-    if begun is not None and anew:
-        _wipe(ledger, sink)
+    claim.keep = not anew or ended is not None
+    ledger.check, sink = lock.check, sink.held(lock.right)
+    work = JobSpec(source, sink, job["schema"], functions, on_error, batch_rows, path, zero_vectors)
+    if ended is not None:
+        return Opened(target, ledger, claim, work, [], {}, ended=ended, begun_before=True)
     if anew:
+        _wipe(ledger, sink, pieces, target)
         ledger.begin(**job)
     sink.prepare(job["schema"])
     done, removed = _taken_up(ledger, sink, source, pieces, planned, prune, appeared)
+    if appeared and (removed or len(done) < len(pieces)):
+        raise claims.exists(target)
     _refuse_other_policy(done.values(), on_error, zero_vectors)
     if known is None or not _same_plan(known, planned, source, pieces):
         ledger.keep_plan(source.schema, source.inputs, pieces)
-    return Opened(target, ledger, claim, work, pieces, done, removed, appeared, not anew)
+    return Opened(target, ledger, claim, work, pieces, done, removed, appeared, None, not anew)
+
+
+def _plan(ledger: Ledger, kind: Kind) -> tuple[Known, frozenset[str]] | None:
+    """Return the plan of an earlier run; None where there is none that can be one of this source's."""
+    found = ledger.plan()
+    numbered = found is not None and kind in ("parquet", "arrow")  # their units are numbered, each has some bytes
+    inputs = found[0].inputs.values() if found is not None and numbered else ()
+    return None if any(unit.stop > max(each.size, 1) for each in inputs for unit in each.units) else found
+
+
+def _refuse_names(pieces: Sequence[Piece]) -> None:
+    """Refuse inputs whose names cannot be those of outputs, before anything is embedded.
+
+    Raises:
+        StorageError: naming the first; on an object store a key may be anything.
+    """
+    for piece in pieces:
+        if not is_output(piece.output):
+            raise StorageError(
+                f"the input {piece.input.path[:200]!r} has a name that no output can have.",
+                "rename it: no '..', no backslash, no control character, valid Unicode",
+            )
+
+
+def _of_end(ended: Done, source: Source, configs: Sequence[EmbeddingFunctionConfig], target: Target) -> dict[str, Any]:
+    """Return what a job was begun with whose file or table is made, and only to be cleared up after.
+
+    Raises:
+        DriftError, SchemaError: it was made by another configuration. StorageError: of other inputs.
+    """
+    try:
+        job = {"schema": schema_of(ended.schema_), "columns": ended.columns}
+    except Malformed:
+        raise claims.exists(target) from None
+    _refuse_other(job, None, source, configs, target)
+    if ended.inputs != digest(source.inputs):
+        raise claims.exists(target)
+    return job
 
 
 def is_begun(dst: str, storage_options: Mapping[str, Any] | None = None, filesystem: Any = None) -> bool:
-    """Say whether a destination holds something to go on with."""
+    """Return whether a destination holds something to go on with."""
     with contextlib.suppress(EmbedregError):  # asked when something went wrong already
         target = places.destination(dst, options=storage_options, filesystem=filesystem)
-        return sink_for(target).root.read(JOB) is not None
+        return sink_for(target).root.exists(JOB)
     return False
 
 
@@ -268,6 +390,10 @@ def _refuse_other(
     if sorted(columns) != sorted(job["columns"]):
         raise DriftError(f"{target} was begun to fill {', '.join(job['columns'])}, not {', '.join(columns)}.", _ANEW)
     entries = {entry.vector_column: entry for entry in metadata.entries(job["schema"].metadata)}
+    if any(
+        config.vector_column not in entries or config.vector_column not in job["schema"].names for config in configs
+    ):
+        raise refused(f"what {target} was begun with", "its schema does not declare its columns")
     for config in configs:
         entry = entries[config.vector_column]
         same = metadata.says_same(config, entry) or entry.reserved.get("fingerprint") == identity.fingerprint(
@@ -305,7 +431,7 @@ def _taken_up(
         StorageError: inputs are gone, and it was not said that their outputs are to go too.
     """
     records = ledger.records()
-    files = {file.path: file for file in ledger.root.files()}
+    files = sink.listing()
     done = {}
     for piece in pieces:
         old = records.get(piece.output)
@@ -322,6 +448,7 @@ def _taken_up(
             "put them back; or --prune removes what became of them (in Python: prune=True)",
         )
     for name in sorted(stale):
+        ledger.check_now()
         sink.drop(name)
         ledger.forget(name)
     return done, tuple(sorted(name for name in stale if name in records))
@@ -350,15 +477,39 @@ def _same_plan(known: Known, planned: frozenset[str], source: Source, pieces: Se
     return planned == {piece.output for piece in pieces} and list(known.inputs.values()) == list(source.inputs)
 
 
-def _wipe(ledger: Ledger, sink: Sink) -> None:
-    """Remove what earlier runs have done and recorded, and nothing else."""
-    plan = ledger.plan()
-    for name in (plan[1] if plan is not None else frozenset()) | ledger.records().keys():
+def _wipe(ledger: Ledger, sink: Sink, pieces: Sequence[Piece], target: Target) -> None:
+    """Remove what earlier runs have done and recorded, and nothing else.
+
+    The names of the records say what was done. The plan is looked at only for a piece that was published and not
+    recorded yet; where it cannot be read, such a piece is found by its being there.
+
+    Raises:
+        StorageError: files are there that neither names.
+    """
+    root = ledger.root
+    if not any(root.exists(name) for name in (JOB, PLAN, RECORDS, DONE)):
+        return
+    recorded = frozenset(ledger.recorded())
+    plan = None
+    with contextlib.suppress(EmbedregError):
+        plan = ledger.plan()
+    names = recorded | (frozenset() if plan is None else plan[1])
+    if plan is None and target.kind == "folder":
+        ours = names | {piece.output for piece in pieces}
+        others = [file.path for file in root.listing() if file.path.endswith(".parquet") and file.path not in ours]
+        if others := [path for path in others if not path.startswith(f"{manifest.FOLDER}/")]:
+            raise StorageError(
+                f"{target} holds {len(others):,} other file(s), such as {plain(others[0])}, and its plan is lost.",
+                "remove them, or choose a folder that is new or empty",
+            )
+    for name in names:
+        ledger.check_now()
         sink.drop(name)
         ledger.forget(name)
     sink.reset()
-    for name in (manifest.NAME, BAD_ROWS, PLAN, JOB):
-        ledger.root.remove(name)
+    root.remove_all(RECORDS)
+    for name in (manifest.NAME, BAD_ROWS, PLAN, DONE, JOB):
+        root.remove(name)
 
 
 def _first_missing(path: Path | None) -> Path | None:

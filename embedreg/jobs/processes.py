@@ -11,7 +11,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-__all__ = ["is_dead", "is_dead_tag", "myself", "name_of", "tag"]
+from embedreg.display import plain
+
+__all__ = ["is_alive", "is_dead", "is_dead_tag", "myself", "name_of", "tag"]
 
 
 def myself() -> dict[str, Any]:
@@ -21,11 +23,17 @@ def myself() -> dict[str, Any]:
 
 
 def is_dead(told: dict[str, Any]) -> bool:
-    """Say whether what `myself` described was a process of this machine's and is gone; False where nobody knows."""
+    """Return whether what `myself` described was a process of this machine's and is gone; False where nobody knows."""
+    return is_alive(told) is False
+
+
+def is_alive(told: dict[str, Any]) -> bool | None:
+    """Return whether what `myself` described runs on this machine; None where nobody here can know."""
     pid, boot = told.get("pid"), told.get("boot")
-    if boot is None or boot != _boot() or not isinstance(pid, int):
-        return False
-    return bool(told.get("started") != _started(pid))
+    if boot is None or boot != _boot() or type(pid) is not int:
+        return None
+    started = _started(pid)
+    return started is not None and told.get("started") == started
 
 
 def tag() -> str:
@@ -46,7 +54,7 @@ def is_dead_tag(tag: str) -> bool:
 def name_of(told: dict[str, Any]) -> str | None:
     """Return a process's description for a person; None for one that says nothing of itself."""
     pid, host = told.get("pid"), told.get("host")
-    return f"process {pid} on {host}" if isinstance(pid, int) and isinstance(host, str) else None
+    return f"process {pid} on {plain(host, 64)}" if type(pid) is int and isinstance(host, str) else None
 
 
 @functools.cache

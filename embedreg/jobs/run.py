@@ -43,6 +43,7 @@ class JobReport:
         bad_rows_path: the file that lists them all; None where there are none.
         pieces: how many pieces there are.
         reused: how many of them an earlier run had done.
+        reused_rows: how many rows these have.
         removed: outputs of inputs that are gone.
         seconds: that this run took.
     """
@@ -62,6 +63,12 @@ class JobReport:
     reused: int = 0
     removed: tuple[str, ...] = ()
     seconds: float = 0.0
+    reused_rows: int = 0
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether an earlier run had done all of it, so that this one embedded and removed nothing."""
+        return self.reused == self.pieces and not self.removed
 
 
 def embed(
@@ -170,10 +177,15 @@ class Job:
         self._opened, self._progress = opened, progress
         self.pieces, self.work, self.max_bad_rows = opened.pieces, opened.work, max_bad_rows
         self._done = dict(opened.done)
-        done = self._done.values()
+        done, ended = self._done.values(), opened.ended
         self._sums: dict[str, int] = {name: sum(getattr(each, name) for each in done) for name in _COUNTS}
+        if ended is not None:
+            self._sums = {name: ended.counts.get(name, 0) for name in _COUNTS}
+        self._rows_before = self._sums["rows"]
         self._reused, self._start, self._whole = len(self._done), time.perf_counter(), False
-        self._kept = bool(self._done)  # whether there is something to go on with
+        if ended is not None:
+            self._reused = ended.pieces
+        self._kept = bool(self._done) or ended is not None  # whether there is something to go on with
         totals = [piece.rows for piece in self.pieces]
         self._total = None if None in totals else sum(filter(None, totals))
         self.advance(0)
@@ -260,17 +272,20 @@ class Job:
         """Make the destination whole, and say what it came to.
 
         Raises:
-            StorageError: pieces are missing, or the destination cannot be written.
+            StorageError: pieces are missing, an input is not what it was, another run has taken over, or the
+                destination cannot be written.
         """
         if missing := len(self.pending()):
             raise StorageError(f"{missing:,} pieces are not done.", "run the same command again")
         outcomes = [self._done[piece.output] for piece in self.pieces]
-        self._opened.claim.lock.check()
-        report = JobReport(str(self._opened.target), pieces=len(outcomes), reused=self._reused)
+        ended = self._opened.ended
+        pieces = len(outcomes) if ended is None else ended.pieces
+        report = JobReport(str(self._opened.target), pieces=pieces, reused=self._reused)
+        report.reused_rows = self._rows_before
         report.removed = self._opened.removed
         for name in _COUNTS:
             setattr(report, name, self._sums[name])
-        report.bad, report.bad_rows_path = self._opened.publish(outcomes, SHOWN_BAD_ROWS)
+        report.bad, report.bad_rows_path = self._opened.publish(outcomes, SHOWN_BAD_ROWS, self._sums)
         self._whole = True
         report.seconds = time.perf_counter() - self._start
         return report

@@ -99,6 +99,21 @@ class Source:
         rows = [each.rows for each in self.inputs]
         return None if None in rows else sum(filter(None, rows))
 
+    def changed(self) -> list[str]:
+        """Return the inputs that are not what they were when they were looked at; a Lance table's version stays."""
+        if self.place.kind == "lance":
+            return []
+        with ThreadPoolExecutor(_LOOKING, "embedreg-look") as pool:
+            same = list(pool.map(self._is_as_it_was, self.inputs))
+        return [each.path for each, kept in zip(self.inputs, same, strict=True) if not kept]
+
+    def _is_as_it_was(self, each: Input) -> bool:
+        storage = self.place.storage
+        info = storage.info(each.path)
+        if info.size != each.size or (each.mtime_ns is not None and info.mtime_ns != each.mtime_ns):
+            return False
+        return each.etag is None or storage.etag(each.path) == each.etag
+
     def batches(
         self, columns: list[str] | None = None, batch_rows: int = 8192, where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
