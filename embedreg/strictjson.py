@@ -143,8 +143,8 @@ def check(value: Any, *, max_text: int = MAX_TEXT, max_key: int = MAX_KEY, max_v
     """Check a value of JSON types, without recursion; return how many values and keys it is made of.
 
     Raises:
-        Malformed: nested more than `MAX_DEPTH` deep, more than `MAX_VALUES` values where nothing else is said, a text that is too long or no
-            Unicode, an integer of more than 64 bits, or a float that is not finite.
+        Malformed: nested more than `MAX_DEPTH` deep, more than `MAX_VALUES` values (or `max_values`), a text that is
+            too long or no Unicode, an integer of more than 64 bits, or a float that is not finite.
     """
     waiting: list[tuple[Any, int]] = [(value, 1)]
     count = 0
