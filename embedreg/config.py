@@ -207,17 +207,18 @@ def refuse_unknown(cls: type[BaseModel], config: Iterable[str], names: Iterable[
 def config_error(cls: type[Value], exc: ValidationError, values: Iterable[str]) -> EmbedregError:
     """Put pydantic's refusal in our words, without inputs; what embedreg itself refused inside a validator stays."""
     problems = []
-    for error in exc.errors(include_url=False, include_input=False):
-        cause = error.get("ctx", {}).get("error")
+    for each in exc.errors(include_url=False, include_input=False):
+        cause = each.get("ctx", {}).get("error")
         if isinstance(cause, EmbedregError):
             return cause.with_traceback(None)
-        problems.append(f"{'.'.join(str(part) for part in error['loc']) or 'configuration'}: {error['msg']}")
+        problems.append(f"{'.'.join(str(part) for part in each['loc']) or 'configuration'}: {each['msg']}")
     alias = cls.__dict__.get("__embedding_function_registry_alias__")
     hint = f"the fields and their types: embedreg.get_registry().describe({alias!r})"
-    return ConfigError(
-        secrets.redact(f"{cls.__name__} cannot be configured so: {'; '.join(problems)}", values),
+    error = ConfigError(
+        secrets.redact(f"invalid configuration of {cls.__name__}: {'; '.join(problems)}", values),
         hint if alias is not None else f"its fields: {', '.join(cls.model_fields)}",
     )
+    return error if alias is None else error.for_shell(f"the fields and their types: embedreg functions {alias}")
 
 
 # -- values -----------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def _corrupt(why: str) -> MetadataError:
     return MetadataError(
         f"the schema metadata {KEY!r} cannot be read: {why}.",
         f"the data itself is intact; drop the key and declare the functions anew: fn.bind(source, vector) ({KEY})",
-    )
+    ).for_shell("the data itself is intact; declare its function anew: embedreg attach --help")
 
 
 def refuse_twice(vector_columns: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ EmbedregError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "BadRowsError",
@@ -58,15 +58,22 @@ class EmbedregError(Exception):
     Attributes:
         raised_by: the name of the user's own function whose error this one stands for.
         trace: that error's own traceback, without secrets.
+        shell_hint: what to do on the command line, where that is something else; see `for_shell`.
     """
 
     raised_by: str | None = None
     trace: str | None = None
+    shell_hint: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def for_shell(self, hint: str) -> Self:
+        """Give the hint that the command line shows in place of the one in Python; return the error itself."""
+        self.shell_hint = hint
+        return self
 
     def __str__(self) -> str:
         # KeyError's own __str__ would print the repr of the message.

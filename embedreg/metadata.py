@@ -75,7 +75,7 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
         raise MissingColumnError(
             f"no embedding function is declared for column {shown(vector_column)} (declared: {known}).",
             "declare one with fn.bind('source', 'vector')",
-        )
+        ).for_shell(f"--vector names another column (declared: {known}); `embedreg attach --help` declares a function")
 
 
 class _Stored(EmbeddingFunctionConfig):
@@ -155,7 +155,7 @@ def build(entry: Entry) -> tuple[EmbeddingFunction, list[str]]:
             f"the function of {where} was stored without a name, as stock LanceDB does for classes registered without "
             "an alias.",
             "register the class with an alias and declare the column anew: fn.bind(source, vector)",
-        )
+        ).for_shell("register the class with an alias, import it with --import, and declare it: embedreg attach --help")
     alias = entry.name.removeprefix(_PREFIX)
     if alias.startswith(_PREFIX) or len(alias) > 4 * SHOWN:
         raise UnknownFunctionError(f"{where}: no function can be called {shown(entry.name)}.", "inspect the metadata")
@@ -226,7 +226,7 @@ def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tup
             raise MetadataError(
                 f"the stored configuration says twice, and differently, what {name or key!r} is.",
                 "declare the function anew: fn.bind(source, vector)",
-            )
+            ).for_shell("declare the function anew: embedreg attach --help")
     return config, unknown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -224,7 +225,7 @@ class _Plan:
                     f"(columns: {', '.join(own.names) or 'none'}).",
                     f"{did_you_mean(config.source_column, own.names)}name the source column when you declare the "
                     "function: fn.bind('source', 'vector')",
-                )
+                ).for_shell(f"{did_you_mean(config.source_column, own.names)}--source NAME names the source column")
         fields = {item.name: item for item in own}
         if len(fields) < len(own):
             raise SchemaError("the data has two columns of one name.", "rename one of them")
@@ -273,7 +274,7 @@ class _Plan:
                 f"column {config.vector_column!r} already holds vectors of {entry.name!r} with another configuration.",
                 "drop the column to embed it anew, or write to another one: "
                 f"fn.bind({config.source_column!r}, {config.vector_column + '_2'!r})",
-            )
+            ).for_shell(f"write to another column: --vector {shlex.quote(config.vector_column + '_2')}")
         identity.verify_once(config.function, entry.reserved)
         self._unmixed.add(config.vector_column)
 
@@ -357,7 +358,7 @@ class _Tally:
             else "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists "
             "them",
             tuple(item.row for item in self.report.bad),
-        )
+        ).for_shell("--on-error null keeps such rows with a null vector, --on-error drop leaves them out")
 
 
 def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch | None:

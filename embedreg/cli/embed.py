@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunctionConfig
     from embedreg.jobs import Engine, JobReport
     from embedreg.jobs.sources import Source
-    from embedreg.table import Progress
+    from embedreg.table import BadRow, Progress
 
 __all__ = ["embed", "parse_settings"]
 
@@ -215,7 +216,9 @@ def _column_hint() -> Iterator[None]:
     try:
         yield
     except MissingColumnError as exc:
-        raise MissingColumnError(exc.message, f"{exc.hint or ''} (here: --source NAME)") from exc
+        if exc.shell_hint is None:
+            exc.for_shell(f"{exc.hint + '; ' if exc.hint else ''}--source NAME names the column of texts")
+        raise
 
 
 @contextmanager
@@ -227,7 +230,7 @@ def _going_on(dst: str, options: dict[str, Any]) -> Iterator[None]:
         from embedreg.jobs.opening import is_begun
 
         if is_begun(dst, options):
-            terminal.note("what is done is kept: the same command goes on from there")
+            terminal.note(f"what is done is kept; to go on: {_this_command()}")
         raise
 
 
@@ -242,7 +245,7 @@ def _progress() -> Iterator[Progress]:
             if before is None:
                 before = rows
                 if rows:
-                    terminal.note(f"{rows:,} rows were embedded by an earlier run")
+                    terminal.note(f"{terminal.count(rows, 'row')} embedded by an earlier run")
             bar(rows - before, None if total is None else total - before)
 
         yield progress
@@ -259,18 +262,42 @@ def _summary(report: JobReport) -> dict[str, Any]:
 
 
 def _print(report: JobReport) -> None:
-    facts = [f"{report.rows:,} rows", f"{report.embedded:,} distinct inputs embedded"]
+    facts = [terminal.count(report.rows, "row"), f"{terminal.count(report.embedded, 'distinct input')} embedded"]
     facts += [f"{report.cached:,} of them from the cache"] if report.cached else []
-    facts += [f"{report.given:,} vectors were given"] if report.given else []
+    facts += [f"{terminal.count(report.given, 'vector')} given"] if report.given else []
     facts += [f"{report.nulls:,} null or blank"] if report.nulls else []
     facts += [f"{report.zeros:,} vector{'s' if report.zeros > 1 else ''} of zeros"] if report.zeros else []
     facts += [f"{report.bad_rows:,} bad"] if report.bad_rows else []
-    facts += [f"{report.reused:,} of {report.pieces:,} pieces were done before"] if report.reused else []
-    facts += [f"{len(report.removed):,} outputs removed"] if report.removed else []
-    terminal.say(f"{report.path}: {', '.join(facts)}")
-    for name, each in report.bad[:_SHOWN_BAD_ROWS]:
-        terminal.note(f"{name}, row {each.row}: {each.reason}")
-    if report.bad_rows_path is not None and report.bad_rows > _SHOWN_BAD_ROWS:
-        terminal.note(f"all {report.bad_rows:,} bad rows are listed in {report.bad_rows_path}")
+    facts += [f"{report.reused:,} of {terminal.count(report.pieces, 'piece')} done before"] if report.reused else []
+    facts += [f"{terminal.count(len(report.removed), 'output')} removed"] if report.removed else []
+    if report.pieces and report.reused == report.pieces:
+        terminal.say(f"{report.path}: nothing to do, {terminal.count(report.rows, 'row')} done before")
+    else:
+        terminal.say(f"{report.path}: {', '.join(facts)}")
+    for line in _bad_lines(report.bad):
+        terminal.note(line)
+    if report.bad_rows_path is not None:
+        terminal.note(f"bad rows are listed in {report.bad_rows_path}")
     if "://" not in report.path and not report.path.endswith((".arrow", ".feather")):
-        terminal.note(f'try: embedreg search {report.path} "some text"')
+        terminal.note(f'try: embedreg search {shlex.quote(report.path)} "some text"')
+
+
+def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
+    """Return a line for each reason that rows have failed for, the most frequent first, with some of the rows."""
+    reasons: dict[tuple[str, str], list[BadRow]] = {}
+    for name, row in bad:
+        reasons.setdefault((name, row.reason), []).append(row)
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    lines = []
+    for (name, reason), rows in ordered[:_SHOWN_BAD_ROWS]:
+        numbers = ", ".join(f"{row.row:,}" for row in rows[:_SHOWN_BAD_ROWS])
+        more = f" and {len(rows) - _SHOWN_BAD_ROWS:,} more" if len(rows) > _SHOWN_BAD_ROWS else ""
+        lines.append(f"{name}, row{'s' if len(rows) > 1 else ''} {numbers}{more}: {reason}")
+    if len(ordered) > _SHOWN_BAD_ROWS:
+        lines.append(f"and {terminal.count(len(ordered) - _SHOWN_BAD_ROWS, 'other reason')}")
+    return lines
+
+
+def _this_command() -> str:
+    """Return the command line of this process, to be pasted."""
+    return shlex.join(["embedreg", *sys.argv[1:]])

@@ -63,6 +63,7 @@ def _print_one(described: dict[str, Any]) -> None:
     rows = [
         [name, _kind(schema), "(required)" if name in required else terminal.as_json(schema.get("default"))]
         for name, schema in fields.items()
+        if described["remote"] or name != "max_retries"  # LanceDB's field; a model of this machine is not called again
     ]
     terminal.print_table(["--set", "type", "default"], rows)
 

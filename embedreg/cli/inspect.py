@@ -103,8 +103,8 @@ def _stored(
 
 def _print(found: dict[str, Any]) -> None:
     kind = {"lance": "a Lance table", "parquet": "Parquet"}[found["kind"]]
-    rows = "" if found["rows"] is None else f", {found['rows']:,} rows"
-    terminal.say(f"{found['path']}: {kind}{rows}, {len(found['columns'])} columns")
+    rows = "" if found["rows"] is None else f", {terminal.count(found['rows'], 'row')}"
+    terminal.say(f"{found['path']}: {kind}{rows}, {terminal.count(len(found['columns']), 'column')}")
     if not found["functions"]:
         terminal.say("It declares no embedding function.")
     for function in found["functions"]:

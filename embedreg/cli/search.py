@@ -7,7 +7,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hits", "find", "search", "show"]
 
+_BY_WORDS = ("bm25", "rrf")
 _IMAGE_ROWS = 256  # of a table with bytes to show, at a time: images may be of megabytes each
 
 
@@ -38,7 +39,8 @@ class Hits:
     Attributes:
         rows: nearest first, without their vectors.
         distances: (k,) one per row, smaller is nearer.
-        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product).
+        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product); "bm25" or "rrf" (reciprocal
+            ranks, fused) where words were looked for, with the negative score in `distances`.
         source: the column that was embedded.
         values: what that column holds for these rows, where it was asked for.
         images: whether these are images, by bytes or by name.
@@ -60,8 +62,14 @@ def search(
         Path | None,
         typer.Option("--image", metavar="FILE", help="In place of words: look for what is like this image."),
     ] = None,
+    mode: Annotated[
+        Literal["vector", "text", "hybrid"],
+        typer.Option(help="By meaning, by the words themselves, or by both; the last two on a Lance table."),
+    ] = "vector",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
-    columns: Annotated[str | None, typer.Option(help="The columns to show, separated by commas.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="The columns to show, separated by commas, in this order.")
+    ] = None,
     vector: Annotated[str | None, typer.Option(help="The vector column, where the table has several.")] = None,
     where: Annotated[
         str | None, typer.Option(help="A condition in SQL, such as: module = 'json' AND year > 1990")
@@ -73,7 +81,8 @@ def search(
 ) -> None:
     """Search a table with plain text or an image: the function that embedded it is read from its metadata.
 
-    A Lance table is searched by its engine; Parquet is read through once, each vector compared.
+    A Lance table is searched by its engine; Parquet is read through once, each vector compared. The score of a row is
+    the cosine of its vector and the query's, 1 at best; for other metrics its distance is shown, 0 at best.
     """
     if (query is None) == (image is None):
         raise typer.BadParameter("give what to look for: either QUERY, or --image FILE.")
@@ -83,19 +92,21 @@ def search(
     start = time.perf_counter()
     wanted = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     asked = query if image is None else _opened(image)
-    hits = find(place, asked, limit=limit, columns=wanted, vector=vector, where=where, values=html is not None)
+    hits = find(
+        place, asked, limit=limit, columns=wanted, vector=vector, where=where, values=html is not None, mode=mode
+    )
     if html is not None:
         from embedreg.cli import contact_sheet
 
-        contact_sheet.write(html, hits, asked, str(place.path))
+        contact_sheet.write(html, hits, asked, str(place.path), name=None if image is None else image.name)
     if as_json:
         terminal.print_json(as_records(hits))
         return
     if not len(hits.distances):
         terminal.note("no row has a vector" if where is None else "no row meets the condition")
         return
-    show(hits)
-    terminal.note(f"{len(hits.distances)} rows in {terminal.seconds(time.perf_counter() - start)}")
+    show(hits, in_order=wanted is not None)
+    terminal.note(f"{terminal.count(len(hits.distances), 'row')} in {terminal.seconds(time.perf_counter() - start)}")
     if html is not None:
         terminal.note(f"the same with their images: {html}" if hits.images else f"the same as a page: {html}")
 
@@ -119,6 +130,7 @@ def find(
     vector: str | None = None,
     where: str | None = None,
     values: bool = False,
+    mode: Literal["vector", "text", "hybrid"] = "vector",
 ) -> Hits:
     """Embed a query with the function that the data declares, and find the nearest rows.
 
@@ -130,26 +142,37 @@ def find(
         vector: the vector column, where there are several.
         where: a condition in SQL.
         values: whether the hits shall hold what was embedded, also where it is not shown.
+        mode: "vector" by meaning; "text" by words (BM25); "hybrid" by both.
     Raises:
         MetadataError: the data declares no function, or several and `vector` names none of them.
         MissingColumnError: a column of `columns` is not there.
-        InputError: an image, for a function of texts.
+        InputError: an image, for a function of texts; words, where no engine looks for them.
     """
     from embedreg import embed_query, functions_in
 
+    if mode != "vector" and (place.kind != "lance" or not isinstance(query, str)):
+        what = "an image" if not isinstance(query, str) else f"{place.path}, which is not a Lance table,"
+        raise InputError(f"--mode {mode} looks for words; {what} has no index of them.", "leave --mode out")
     with terminal.status("loading the function"):
         config = choose(functions_in(place.path), vector, str(place.path))
         function, source = config.function, config.source_column
         if not isinstance(query, str) and function.traits.modality == "text":
             raise InputError(f"{place.path} holds texts, which no image can be compared with.", "look for a text")
-        vector_of_query = embed_query(function, query)
-    search_in = _in_lance if place.kind == "lance" else _in_parquet
-    rows, distances, shown = search_in(
-        place, config, vector_of_query, function.traits.metric, limit, columns, where, source if values else None
-    )
+        vector_of_query: Any = None if mode == "text" else embed_query(function, query)
+    metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, function.traits.metric)
+    extra = source if values else None
+    if place.kind == "lance":
+        words = query if mode != "vector" else None
+        rows, distances, shown = _in_lance(
+            place, config, vector_of_query, words, function.traits.metric, limit, columns, where, extra
+        )
+    else:
+        rows, distances, shown = _in_parquet(
+            place, config, vector_of_query, function.traits.metric, limit, columns, where, extra
+        )
     kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
     images = bool(kept) and _are_images(function, rows.schema.field(source).type)
-    return Hits(rows.select(shown), distances, function.traits.metric, source, kept, images)
+    return Hits(rows.select(shown), distances, metric, source, kept, images)
 
 
 def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
@@ -179,13 +202,15 @@ def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFun
 def _in_lance(
     place: places.Place,
     config: EmbeddingFunctionConfig,
-    query: np.ndarray[Any, Any],
+    query: np.ndarray[Any, Any] | None,
+    words: str | None,
     metric: str,
     limit: int,
     columns: list[str] | None,
     where: str | None,
     source: str | None,
 ) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
+    """Let the engine search, by a vector, by words, or by both."""
     from embedreg.cli import lance
     from embedreg.cli.where import lance_where
 
@@ -193,12 +218,26 @@ def _in_lance(
     shown = _columns(table.schema, columns)
     names = _with(source, shown, table.schema)
     with lance.engine_errors(f"{place.path} cannot be searched", "check --where" if where else "embedreg inspect"):
-        nearest = table.search(query, vector_column_name=config.vector_column, query_type="vector")
-        nearest = nearest.distance_type(metric).limit(limit).select([*names, "_distance"])
+        if words is None:
+            nearest = table.search(query, vector_column_name=config.vector_column, query_type="vector")
+            nearest = nearest.distance_type(metric).select([*names, "_distance"])
+            score = "_distance"
+        elif query is None:
+            nearest = table.search(words, query_type="fts", fts_columns=config.source_column)
+            nearest = nearest.select([*names, "_score"])
+            score = "_score"
+        else:
+            nearest = table.search(
+                query_type="hybrid", vector_column_name=config.vector_column, fts_columns=config.source_column
+            )
+            nearest = nearest.vector(query).text(words).distance_type(metric)
+            score = "_relevance_score"
+        nearest = nearest.limit(limit)
         found = (
             nearest if where is None else nearest.where(lance_where(where, table.schema), prefilter=True)
         ).to_arrow()
-    return found.select(names), found.column("_distance").to_numpy(), shown
+    values = found.column(score).to_numpy()
+    return found.select(names), values if words is None else -values, shown
 
 
 def _in_parquet(
@@ -283,23 +322,37 @@ def as_records(hits: Hits) -> list[dict[str, Any]]:
         found = {name: value for name, value in record.items() if isinstance(value, bytes)}
         record.update({name: base64.b64encode(value).decode("ascii") for name, value in found.items()})
     for record, distance in zip(records, hits.distances.tolist(), strict=True):
+        if hits.metric in _BY_WORDS:
+            record["_score"] = -distance
+            continue
         record["_distance"] = distance
         if hits.metric == "cosine":
             record["_score"] = 1 - distance
     return list(records)
 
 
-def show(hits: Hits, title: str | None = None) -> None:
-    """Print the hits as a table: the score (or distance), and each column on one line."""
+def show(hits: Hits, title: str | None = None, *, in_order: bool = False) -> None:
+    """Print the hits as a table: the score (or distance), and each column on one line.
+
+    Args:
+        in_order: whether the columns stay in their order, as the user gave it.
+    """
     names = hits.rows.column_names
-    # The text that was embedded is the long one: it comes last and is cut to what fits.
-    names = [name for name in names if name != hits.source] + [name for name in names if name == hits.source]
-    cosine = hits.metric == "cosine"
+    if not in_order:  # the text that was embedded is the long one: it comes last and is cut to what fits
+        names = [name for name in names if name != hits.source] + [name for name in names if name == hits.source]
     rows = [
-        [f"{1 - distance if cosine else distance:.3f}", *(_cell(record[name]) for name in names)]
+        [f"{score_of(hits.metric, distance)[1]:.3f}", *(_cell(record[name]) for name in names)]
         for record, distance in zip(hits.rows.to_pylist(), hits.distances.tolist(), strict=True)
     ]
-    terminal.print_table(["score" if cosine else "distance", *names], rows, title=title)
+    wide = names.index(hits.source) + 1 if hits.source in names else -1
+    terminal.print_table([score_of(hits.metric, 0)[0], *names], rows, title=title, wide=wide)
+
+
+def score_of(metric: str, distance: float) -> tuple[str, float]:
+    """Return what is shown of a distance: its name, and its value."""
+    if metric in _BY_WORDS:
+        return "score", -distance
+    return ("score", 1 - distance) if metric == "cosine" else ("distance", distance)
 
 
 def _cell(value: object) -> str:

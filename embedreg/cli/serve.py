@@ -15,7 +15,7 @@ from embedreg.cli import serve_config, terminal
 from embedreg.cli.ddl import ReturnType, TokenEnv, Version, as_comment, described, notes, returns_of
 from embedreg.cli.serve_config import Settings
 from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
-from embedreg.cli.session import AsJson, command
+from embedreg.cli.session import TRUST, AsJson, command
 from embedreg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def databend(
     )
 
 
-serve.command("databend", cls=Grouped, short_help="To Databend: external functions over Arrow Flight.")(databend)
+serve.command("databend", cls=Grouped, epilog=TRUST, short_help="To Databend, over Arrow Flight.")(databend)
 
 
 _PASSED = ("bind", "tls_cert", "tls_key", "insecure", "limits", "metrics_bind", "on_error", "zero_vectors", "warm")

@@ -22,18 +22,29 @@ from typing import Annotated, Any
 
 import typer
 
-from embedreg.cli import exits, terminal
+from embedreg.cli import exits, terminal, user_config
 from embedreg.display import plain
 from embedreg.errors import EmbedregError
 from embedreg.imports import did_you_mean
 
-__all__ = ["AsJson", "UserCodeError", "command", "common_arguments", "report"]
+__all__ = ["TRUST", "AsJson", "UserCodeError", "command", "common_arguments", "report"]
 
 # What our hints say in Python, and has an option here.
 _BINDING = re.compile(r"bind_env\('(\w+)', '(\w+)'\)")
 _GRANT = re.compile(r"(path|host|variable)s=\['([^']+)'\]")
 _ALLOWANCE = re.compile(r"allow_images\((dir|host|private_host)s=\['([^']+)'\]")
 _PAIR = "NAME=ENVIRONMENT_VARIABLE"
+# The end of each command's help; the options themselves are hidden there, where they would fill the screen.
+TRUST = "\n".join(
+    [
+        "\b",
+        "What metadata or data may ask for is granted by",
+        "--trust-path DIR, --trust-host HOST,",
+        "--trust-variable NAME, --allow-dir DIR,",
+        "--allow-host HOST, --allow-private-host HOST, or",
+        "in a settings file: docs/command-line.md",
+    ]
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for a program to read.")]
 
@@ -45,38 +56,61 @@ def _common(
             "--import", metavar="MODULE_OR_FILE", help="Import this first: it registers your own functions. Repeatable."
         ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Settings in TOML: imports, keys, what is trusted.",
+        ),
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option("--env", metavar=_PAIR, help="Bind a `$var:NAME` to an environment variable. Repeatable."),
     ] = None,
     trust_path: Annotated[
         list[str] | None,
-        typer.Option("--trust-path", metavar="DIR", help="Let stored metadata name models in this folder. Repeatable."),
+        typer.Option(
+            "--trust-path",
+            metavar="DIR",
+            hidden=True,
+            help="Let stored metadata name models in this folder. Repeatable.",
+        ),
     ] = None,
     trust_host: Annotated[
         list[str] | None,
-        typer.Option("--trust-host", metavar="HOST", help="Let stored metadata name a service there. Repeatable."),
+        typer.Option(
+            "--trust-host", metavar="HOST", hidden=True, help="Let stored metadata name a service there. Repeatable."
+        ),
     ] = None,
     trust_variable: Annotated[
         list[str] | None,
         typer.Option(
             "--trust-variable",
             metavar="NAME",
+            hidden=True,
             help="Let stored metadata send this `$var:` to a trusted host. Repeatable.",
         ),
     ] = None,
     allow_dir: Annotated[
         list[str] | None,
-        typer.Option("--allow-dir", metavar="DIR", help="Let data name image files in this folder. Repeatable."),
+        typer.Option(
+            "--allow-dir", metavar="DIR", hidden=True, help="Let data name image files in this folder. Repeatable."
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="HOST", help="Let data name images on this web host. Repeatable."),
+        typer.Option(
+            "--allow-host", metavar="HOST", hidden=True, help="Let data name images on this web host. Repeatable."
+        ),
     ] = None,
     allow_private_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-private-host", metavar="HOST", help="The same for a host of a private network. Repeatable."
+            "--allow-private-host",
+            metavar="HOST",
+            hidden=True,
+            help="The same for a host of a private network. Repeatable.",
         ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -97,10 +131,13 @@ class UserCodeError(EmbedregError, RuntimeError):
 def command(body: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command: give it the common options, and run it in a `session`."""
     own = inspect.signature(body, eval_str=True)
+    shared = {
+        name: each for name, each in _OPTIONS.items() if name not in own.parameters
+    }  # `serve` has its own --config
 
     @functools.wraps(body)
     def run(**options: Any) -> None:
-        common = {name: options.pop(name) for name in _OPTIONS}
+        common = {name: options.pop(name) for name in shared}
         token = _given.set(common)
         try:
             with _session(**common):
@@ -110,7 +147,7 @@ def command(body: Callable[..., None]) -> Callable[..., None]:
 
     # What typer reads; it must not look through to the body, which lacks the common options.
     del run.__wrapped__
-    parameters = [*own.parameters.values(), *_OPTIONS.values()]
+    parameters = [*own.parameters.values(), *shared.values()]
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typeshed has no such attribute
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -123,7 +160,7 @@ def common_arguments() -> list[str]:
         flag = f"--{name.rstrip('_').replace('_', '-')}"
         if value is True:
             arguments.append(flag)
-        for each in value if isinstance(value, list) else ():
+        for each in value if isinstance(value, list) else [str(value)] if isinstance(value, Path) else ():
             arguments += [flag, each]
     return arguments
 
@@ -139,6 +176,7 @@ def _session(
     allow_host: list[str] | None,
     allow_private_host: list[str] | None,
     debug: bool,
+    config: Path | None = None,
 ) -> Iterator[None]:
     """Run a command's body with its grants, and turn what goes wrong into one line, a hint and an exit code.
 
@@ -146,8 +184,10 @@ def _session(
         typer.Exit: with a code of `exits.EXIT_CODES`, after an error was printed.
     """
     try:
-        _bind(env or [])
-        for target in import_ or ():
+        granted = _granted(config)
+        granted.env.update(_pairs(env or []))
+        _bind(granted.env)
+        for target in (*granted.imports, *(import_ or ())):
             _import(target)
         from stamina.instrumentation import set_on_retry_hooks  # here and not above: `--help` needs none of it
 
@@ -156,9 +196,15 @@ def _session(
         set_on_retry_hooks(())  # this process is ours, and a hook of stamina's may print where only JSON may stand
         # the hub's client would draw bars of its own beside ours, and where no terminal is
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        granted = trust(paths=trust_path or (), hosts=trust_host or (), variables=trust_variable or ())
-        allowed = allow_images(dirs=allow_dir or (), hosts=allow_host or (), private_hosts=allow_private_host or ())
-        with granted, allowed, _short_warnings(), terminal.stages():
+        given = {"paths": trust_path, "hosts": trust_host, "variables": trust_variable}
+        trusted = trust(**{name: [*granted.trust[name], *(values or ())] for name, values in given.items()})
+        allow = granted.allow
+        allowed = allow_images(
+            dirs=[*allow["dirs"], *(allow_dir or ())],
+            hosts=[*allow["hosts"], *(allow_host or ())],
+            private_hosts=[*allow["private_hosts"], *(allow_private_host or ())],
+        )
+        with trusted, allowed, _short_warnings(), terminal.stages():
             yield
         sys.stdout.flush()  # a full disk or a reader that went away shows here, not after the exit code is set
     except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -187,15 +233,29 @@ def _short_warnings() -> Iterator[None]:
         yield
 
 
-def _bind(pairs: list[str]) -> None:
-    if not pairs:
-        return
-    from embedreg import get_registry
+def _granted(config: Path | None) -> user_config.Granted:
+    """Read the user's own settings, then the file that `--config` names."""
+    granted = user_config.Granted()
+    for path in (user_config.own_file(), config):
+        if path is not None:
+            user_config.read(path, granted)
+    return granted
 
+
+def _pairs(pairs: list[str]) -> Iterator[tuple[str, str]]:
     for pair in pairs:
         name, equals, variable = pair.partition("=")
         if not (name and equals and variable):
-            raise typer.BadParameter(f"--env {pair}: write it as {_PAIR}.")
+            raise typer.BadParameter(f"--env {name}: write it as {_PAIR}.")
+        yield name, variable
+
+
+def _bind(env: Mapping[str, str]) -> None:
+    if not env:
+        return
+    from embedreg import get_registry
+
+    for name, variable in env.items():
         get_registry().bind_env(name, variable)
 
 
@@ -211,7 +271,7 @@ def report(exc: BaseException) -> int:
         said = exc.message if isinstance(exc, EmbedregError) else f"{type(exc).__name__}: {exc}"
         terminal.error(f"your function {name!r} raised {said}", "run it again with --debug for its traceback")
     elif isinstance(exc, EmbedregError):
-        terminal.error(exc.message, _on_the_command_line(exc.hint))
+        terminal.error(exc.message, exc.shell_hint or _on_the_command_line(exc.hint))
     elif isinstance(exc, OSError):
         what = f"{exc.filename}: " if exc.filename else ""
         terminal.error(

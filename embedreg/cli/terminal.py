@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_json",
     "console",
+    "count",
     "error",
     "note",
     "number",
@@ -138,6 +139,9 @@ def print_table(
     wide %= len(columns)
     frame = 3 * len(columns) + 1  # a space on both sides of each cell, and the lines between
     rest = out.width - frame - sum(widths) + widths[wide]
+    if rest < min(widths[wide], _CUT_WIDTH):  # columns side by side would be cut to pieces
+        _print_records(out, columns, cells, title)
+        return
     table = Table(title=title and escape(plain(title)), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
         if index == wide:
@@ -147,6 +151,27 @@ def print_table(
     for row in cells:
         table.add_row(*map(Text, row))
     out.print(table)
+
+
+def _print_records(out: Console, columns: Sequence[str], cells: list[list[str]], title: str | None) -> None:
+    """Print each row as a block of lines, a line or more for each cell that is not empty."""
+    if title:
+        out.print(Text(plain(title), style="bold"))
+    for index, row in enumerate(cells):
+        if index:
+            out.print()
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True, style="dim", overflow="ellipsis")
+        grid.add_column(overflow="fold")
+        for at, (name, cell) in enumerate(zip(columns, row, strict=True)):
+            if cell:
+                grid.add_row(Text(plain(name)), Text(cell, style="bold" if at == 0 else ""))
+        out.print(grid)
+
+
+def count(value: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: '1 row', '2,400 rows'."""
+    return f"{value:,} {noun if value == 1 else plural or noun + 's'}"
 
 
 def number(value: float) -> str:
@@ -217,18 +242,25 @@ def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int |
     err = console(sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-    task = bar.add_task(escape(plain(what)), total=total)
-    done, start = 0, time.perf_counter()
+    task = bar.add_task("starting", total=total)  # libraries and models are loaded before the first row
+    done, start, first = 0, time.perf_counter(), None
 
     def report(rows: int, of: int | None = None) -> None:
-        nonlocal done
+        nonlocal done, first
         done = rows
-        bar.update(task, completed=rows, total=of if of is not None else total)
+        first = time.perf_counter() if first is None else first
+        bar.update(task, description=escape(plain(what)), completed=rows, total=of if of is not None else total)
 
-    with bar, _taking(lambda words: bar.update(task, description=escape(plain(words or what)))):
+    def describe(words: str | None) -> None:
+        bar.update(task, description=escape(plain(words or what)))
+
+    with bar, _taking(describe):
         yield report
-    took = time.perf_counter() - start
-    note(f"{what}: {done:,} rows in {seconds(took)} ({number(done / max(took, 1e-9))} rows/s)")
+    if not done:
+        return
+    now = time.perf_counter()
+    took = now - (start if first is None else first)  # the speed is that of the work, not of the loading before it
+    note(f"{what}: {count(done, 'row')} in {seconds(now - start)} ({number(done / max(took, 1e-3))} rows/s)")
 
 
 @contextlib.contextmanager

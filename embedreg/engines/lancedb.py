@@ -58,6 +58,8 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
         declared = declared.with_metadata(
             {**(declared.metadata or {}), metadata.KEY.encode(): metadata.encode(configs, written=False)}
         )
+    if mode not in ("create", "overwrite", "exist_ok"):
+        raise ConfigError(f"unknown mode {mode!r}; expected 'create', 'overwrite' or 'exist_ok'.", "mode='exist_ok'")
     arguments = {"exist_ok": True} if mode == "exist_ok" else {"mode": mode}
     try:
         return db.create_table(name, schema=declared, **arguments)

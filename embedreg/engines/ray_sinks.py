@@ -90,6 +90,8 @@ def write_lance(
         MissingExtraError: pylance is not installed. StorageError: the table exists, or cannot be written. Further as
             `write_parquet`.
     """
+    if mode not in ("create", "append", "overwrite"):  # any other would replace what is there
+        raise ConfigError(f"unknown mode {mode!r}; expected 'create', 'append' or 'overwrite'.", "mode='append'")
     lance = attempt_import_or_raise("lance", "pylance", extra="lancedb")
     sealed, text = _sealed(ds, declared_by)
     try:

@@ -154,7 +154,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
             raise CallError(
                 f"the width of {self.name!r} is not known, and asking the server for it failed: {exc.message}",
                 f"create(..., dim=...) says the width without asking; {exc.hint}",
-            ) from exc.__cause__
+            ).for_shell(f"--set dim=... gives the width; {exc.shell_hint or exc.hint}") from exc.__cause__
         if self._ndims is None:  # even this text was refused
             raise CallError(
                 f"the server gives no vectors for {self.name!r}.", "check the model's name and the endpoint"
@@ -292,7 +292,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
             "there is no key for OpenAI: api_key is not set, nor the environment variable OPENAI_API_KEY.",
             "export OPENAI_API_KEY=..., or create(api_key='$var:openai_key') after "
             "embedreg.get_registry().set_var('openai_key', ...)",
-        )
+        ).for_shell("export OPENAI_API_KEY=..., or --set 'api_key=$var:key' --env key=ENVIRONMENT_VARIABLE")
 
     def _refuse_environment(self) -> None:
         """Refuse to let the SDK send secrets of this environment to an endpoint that stored metadata chose."""
@@ -352,7 +352,9 @@ def _decode(embedding: Any) -> np.ndarray:
     except (TypeError, ValueError):
         vector = np.empty(0, np.float32)
     if vector.ndim != 1 or not vector.size:
-        raise VectorError("the server's answer holds what is no vector.", "create(..., encoding_format='float')")
+        raise VectorError(
+            "the server's answer holds what is not a vector.", "create(..., encoding_format='float')"
+        ).for_shell("--set encoding_format=float")
     return vector
 
 

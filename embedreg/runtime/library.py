@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from embedreg.errors import CallError
+from embedreg.errors import CallError, MissingExtraError
 from embedreg.imports import attempt_import_or_raise
 from embedreg.runtime import integrity, progress
 from embedreg.runtime.pipeline import serialise_tokenizing
@@ -35,10 +35,10 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool)
         UntrustedError: what it would run or read is not allowed. CallError: it cannot be loaded.
         MissingExtraError: the library is not installed.
     """
-    library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
     integrity.check_safe(found.path, name, code=code, pickles=own)
     try:
         with progress.stage(f"loading {name}"), _quiet():
+            library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
             model = library.SentenceTransformer(
                 str(found.path),
                 device=device,
@@ -46,6 +46,8 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool)
                 local_files_only=not code,  # a model's code may lie in another repository
                 model_kwargs=None if own else {"use_safetensors": True},
             )
+    except MissingExtraError:
+        raise
     except Exception as exc:
         raise CallError(
             f"the model {name!r} cannot be loaded: {type(exc).__name__}: {exc}",

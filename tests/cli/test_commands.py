@@ -53,11 +53,27 @@ def test_the_version_is_the_packages(command: Callable) -> None:
     assert command("--version").out == f"embedreg {embedreg.__version__}\n"
 
 
-def test_help_lists_every_command_and_every_exit_code(cli: Callable) -> None:
-    """What a script needs to know of the outcome is in `--help`."""
+def test_help_lists_every_command_and_shows_examples(cli: Callable) -> None:
+    """`--help` fits a screen: the commands, examples to paste, the exit codes in short."""
     out = cli("--help").out
     assert all(f"  {name} " in out for name in [*COMMANDS, *GROUPS])
-    assert all(str(code) in out and meaning in out for code, meaning in exits.EXIT_CODES.items())
+    assert "embedreg search notes.parquet" in out
+    assert "3 not granted" in out
+    assert len(out.splitlines()) <= 36
+
+
+def test_the_page_lists_every_exit_code() -> None:
+    """What a script needs to know of the outcome is in docs/command-line.md, word by word."""
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert all(f"| {code} | {meaning} |" in page for code, meaning in exits.EXIT_CODES.items())
+
+
+def test_help_of_a_command_is_about_the_command(cli: Callable) -> None:
+    """Options of trust are named in one paragraph, and do not fill the help of each command."""
+    out = cli("inspect", "--help").out
+    assert "--trust-host HOST" in out
+    assert "Let metadata" not in out
+    assert len(out.splitlines()) <= 36
 
 
 @pytest.mark.parametrize(
@@ -181,12 +197,14 @@ def test_doctor_says_what_is_installed_and_what_is_missing(cli: Callable, monkey
     """Versions, device and functions; for what is missing the command that brings it."""
     from embedreg.cli import doctor
 
-    monkeypatch.setitem(doctor.LIBRARIES, "no-such-library", "lancedb")
+    needed = doctor._required()
+    monkeypatch.setattr(doctor, "_required", lambda: needed | {"no-such-library": "lancedb"})
     found = cli("doctor", "--json").json
     assert found["embedreg"] == embedreg.__version__
     assert found["functions"]["hashing"] == {"ready": True, "install": None, "origin": "built-in"}
     assert found["libraries"]["pyarrow"]["version"]
-    assert found["libraries"]["no-such-library"] == {"version": None, "install": "pip install 'embedreg[lancedb]'"}
+    missing = {"version": None, "extra": "lancedb", "install": "pip install 'embedreg[lancedb]'"}
+    assert found["libraries"]["no-such-library"] == missing
     assert found["model"]["origin"] == "wheel"
     assert "pip install 'embedreg[lancedb]'" in cli("doctor").out
 
