@@ -183,13 +183,14 @@ def test_debug_shows_the_traceback_that_is_left_out_otherwise(cli: Callable, tmp
     assert "1 / 0" in cli("functions", "--import", "broken.py", "--debug", expect=exits.ERROR).err
 
 
-def test_an_unforeseen_error_is_told_apart_from_ours(cli: Callable, texts: Path, tmp_path: Path) -> None:
-    """A bug in a user's function is exit code 70, one line and a hint."""
+def test_an_error_of_the_users_function_is_named_as_such(cli: Callable, texts: Path, tmp_path: Path) -> None:
+    """A bug in a user's function is an error of theirs, one line and a hint; one of ours alone is exit code 70."""
+    assert exits.code_of(LookupError("oops")) == exits.BUG
     (tmp_path / "mine.py").write_text(TOY.replace("return self.dim", "raise LookupError('oops')"))
-    result = cli("embed", texts, "out.parquet", "-f", "toy", "--import", "mine.py", expect=exits.BUG)
+    result = cli("embed", texts, "out.parquet", "-f", "toy", "--import", "mine.py", expect=exits.ERROR)
     assert result.err.splitlines()[-2:] == [
-        "embedreg: LookupError: oops",
-        "Hint: run it again with --debug for the traceback, and please report it",
+        "embedreg: your function 'toy' raised LookupError: oops",
+        "Hint: run it again with --debug for its traceback",
     ]
 
 
