@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -223,4 +224,5 @@ def _texts(values: pa.Array) -> Iterator[str]:
     """Yield texts, for keeping them out of messages."""
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         for value in values:
-            yield value.as_py()
+            with contextlib.suppress(UnicodeDecodeError):  # no message can quote it
+                yield value.as_py()

@@ -162,7 +162,11 @@ def keys_of(values: pa.Array) -> list[Any]:
     """
     import pyarrow as pa
 
-    keys: list[Any] = values.to_numpy(zero_copy_only=False).tolist()
+    try:
+        keys: list[Any] = values.to_numpy(zero_copy_only=False).tolist()
+    except (UnicodeDecodeError, pa.ArrowException):  # of texts; what is not Unicode has bytes all the same
+        wide = pa.types.is_large_string(values.type)
+        return [_digest(key) for key in values.view(pa.large_binary() if wide else pa.binary()).to_pylist()]
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return [key if len(key) <= _SHORT else _digest(key.encode("utf-8", "surrogatepass")) for key in keys]
     return [_digest(key) for key in keys]  # every one: a short binary could be another's digest
