@@ -14,8 +14,9 @@ import typer
 from embedreg.cli import estimate as estimates
 from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
-from embedreg.errors import MissingColumnError
+from embedreg.errors import EmbedregError, MissingColumnError
 from embedreg.jobs import places
+from embedreg.jobs.reading import Reading
 
 if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunctionConfig
@@ -33,8 +34,8 @@ def embed(
     src: Annotated[
         str,
         typer.Argument(
-            help="A .parquet, .arrow, .jsonl or .csv file, a folder or a pattern of them, or a .lance table; "
-            "here or at an address such as s3://bucket/folder."
+            help="A .parquet, .arrow, .jsonl or .csv file, a folder or a pattern of them, a .lance table, or a folder "
+            "of images; here or at an address such as s3://bucket/folder."
         ),
     ],
     dst: Annotated[
@@ -48,8 +49,23 @@ def embed(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the function, as JSON or plain text. Repeatable."),
     ] = None,
-    source: Annotated[str, typer.Option(help="The column to embed.")] = "text",
+    source: Annotated[
+        str | None, typer.Option(help="The column to embed. [default: text; path for a folder of images]")
+    ] = None,
     vector: Annotated[str, typer.Option(help="The column for the vectors.")] = "vector",
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=TYPE",
+            help="Of text files: read a column as text, int, uint64, float, bool, date or timestamp. Repeatable.",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files, such as latin-1. [default: UTF-8, or what their mark says]")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Of CSV files, such as ';' or tab. [default: a comma; a tab in .tsv]")
+    ] = None,
     on_error: Annotated[
         Literal["raise", "null", "drop"],
         typer.Option(help="A row that fails by its own fault: stop, keep it without a vector, or leave it out."),
@@ -110,12 +126,15 @@ def embed(
     """
     if dst is None and not estimate:
         raise typer.BadParameter("give DST, or --estimate to write nothing.")
+    options = parse_settings(storage_option or [], "--storage-option")
+    text_options: dict[str, Any] = {"types": _pairs(types or []), "encoding": encoding, "delimiter": delimiter}
+    source = source or ("path" if _holds_images(src, options) else "text")
     if function is not None and source == vector:
         raise typer.BadParameter(f"--source and --vector are both {source!r}: vectors need a column of their own.")
-    options = parse_settings(storage_option or [], "--storage-option")
     declared = _declared(function, settings or [], source, vector)
     if estimate or declared is None:
-        data = _look(src, options)
+        sources = [config.source_column for config in declared or ()]
+        data = _look(src, options, Reading.of(**text_options, sources=sources))
         if declared is None:
             declared = _stored(data, settings or [])
         if estimate:
@@ -143,7 +162,10 @@ def embed(
             force=force,
             prune=prune,
             engine=elsewhere,
+            **text_options,
         )
+    for note in report.notes:
+        terminal.note(note)
     terminal.print_json(_summary(report)) if as_json else _print(report)
 
 
@@ -174,11 +196,31 @@ def _stored(data: Source, settings: list[str]) -> list[EmbeddingFunctionConfig]:
     return [stored[column] for column in stored.entries]
 
 
-def _look(src: str, options: dict[str, Any]) -> Source:
+def _look(src: str, options: dict[str, Any], reading: Reading) -> Source:
     from embedreg.jobs.opening import KINDS
     from embedreg.jobs.sources import open_source
 
-    return open_source(places.find(src, KINDS, remote=True, options=options))
+    return open_source(places.find(src, KINDS, remote=True, options=options), None, reading)
+
+
+def _holds_images(src: str, options: dict[str, Any]) -> bool:
+    from embedreg.jobs.opening import KINDS
+
+    try:
+        return "://" not in src and places.find(src, KINDS, options=options).kind == "images"
+    except EmbedregError:  # the run itself says so
+        return False
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    """Read `COLUMN=TYPE` pairs; a column's name may hold a `=`."""
+    found = {}
+    for text in texts:
+        column, equals, kind = text.rpartition("=")
+        if not (column and equals and kind):
+            raise typer.BadParameter(f"--types {text}: write it as COLUMN=TYPE.")
+        found[column] = kind
+    return found
 
 
 def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: int, as_json: bool) -> None:
@@ -192,6 +234,8 @@ def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: 
     if as_json:
         terminal.print_json(found)
         return
+    for note in data.notes:
+        terminal.note(note)
     for each in found:
         estimates.show(each)
 
@@ -258,7 +302,7 @@ def _summary(report: JobReport) -> dict[str, Any]:
     }
     pieces = {name: getattr(report, name) for name in ("pieces", "reused", "removed")}
     found = {"path": report.path, **counts, "bad_rows": report.bad_rows, "bad": bad, **pieces}
-    return found | {"bad_rows_path": report.bad_rows_path, "seconds": report.seconds}
+    return found | {"bad_rows_path": report.bad_rows_path, "seconds": report.seconds, "notes": [*report.notes]}
 
 
 def _print(report: JobReport) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedreg.imports import attempt_import_or_raise
@@ -15,7 +15,18 @@ from embedreg.jobs.storage import Storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BATCH_BYTES", "Look", "Span", "Unit", "cut", "lance_dataset", "look_arrow", "look_lance", "look_parquet"]
+__all__ = [
+    "BATCH_BYTES",
+    "Input",
+    "Look",
+    "Span",
+    "Unit",
+    "cut",
+    "lance_dataset",
+    "look_arrow",
+    "look_lance",
+    "look_parquet",
+]
 __all__ += ["read_arrow", "read_lance", "read_parquet"]
 
 BATCH_BYTES = 128 << 20  # of a batch as it lies in the file: rows that are pictures are read fewer at a time
@@ -39,6 +50,39 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Input:
+    """A file of a source, or a fragment of a Lance table, as it was when it was looked at.
+
+    Attributes:
+        path: relative to the source.
+        size: in bytes.
+        mtime_ns: when it was written, where that is known.
+        etag: what an object store calls this content, or a digest of what a fragment is made of.
+        units: what can be read by itself.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int | None
+    etag: str | None
+    units: tuple[Unit, ...] = field(default=(), compare=False)
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows it has, where that is known without reading them."""
+        rows = [unit.rows for unit in self.units]
+        return None if None in rows else sum(filter(None, rows))
+
+    def same(self, other: Input) -> bool:
+        """Say whether this is the content that another look has seen."""
+        if self.path != other.path or self.size != other.size:
+            return False
+        if self.etag is not None and other.etag is not None:
+            return self.etag == other.etag
+        return self.mtime_ns == other.mtime_ns
+
+
+@dataclass(frozen=True)
 class Span:
     """The rows of a file that a piece of work reads.
 
@@ -58,10 +102,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at a file says: its schema, None where it has no rows to tell by, and its units."""
+    """What a look at a file says.
+
+    Attributes:
+        schema: None where it has no rows to tell by, or where its columns say what was seen.
+        units: what can be read by itself.
+        columns: of a text file, what its values have shown by name; None for other formats.
+        notes: what was left out, or is not as somebody may expect.
+    """
 
     schema: pa.Schema | None
     units: tuple[Unit, ...]
+    columns: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def cut(batches: Iterator[pa.RecordBatch], span: Span, batch_rows: int) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ from embedreg import manifest
 from embedreg.jobs import stored
 from embedreg.jobs.formats import Unit
 from embedreg.jobs.pieces import Outcome, Piece
+from embedreg.jobs.reading import Reading
 from embedreg.jobs.sources import Input, Known
 from embedreg.jobs.storage import Storage
 from embedreg.jobs.stored import FORMAT, MAX_BYTES
@@ -102,16 +103,23 @@ class Ledger:
         if found is None:
             return None
         try:
-            return Known(stored.schema_of(found.schema_), stored.inputs_of(found)), frozenset(found.outputs)
+            reading = Reading.from_facts(found.reading)
+            return Known(stored.schema_of(found.schema_), stored.inputs_of(found), reading), frozenset(found.outputs)
         except Malformed as exc:
             log.warning("%s counts for nothing: %s", self.root.shown(PLAN), exc)
             return None
 
-    def keep_plan(self, schema: pa.Schema, inputs: Iterable[Input], pieces: Iterable[Piece]) -> None:
+    def keep_plan(self, schema: pa.Schema, inputs: Iterable[Input], pieces: Iterable[Piece], reading: Reading) -> None:
         """Record the plan, before any of its names is written."""
         facts = {each.path: dataclasses.asdict(each) | {"units": [*map(_unit, each.units)]} for each in inputs}
         outputs = [piece.output for piece in pieces]
-        plan = {"format": FORMAT, "schema": _text(schema), "inputs": facts, "outputs": outputs}
+        plan = {
+            "format": FORMAT,
+            "schema": _text(schema),
+            "inputs": facts,
+            "outputs": outputs,
+            "reading": reading.facts(),
+        }
         if len(data := _dumped(plan)) > MAX_BYTES:
             data = _dumped(plan | {"inputs": {}})  # the next run looks at them again
         self.root.write(PLAN, data, self.check)

@@ -14,13 +14,14 @@ from embedreg import schema as schemas
 from embedreg.base import EmbeddingFunctionConfig
 from embedreg.column import ZeroVectors, zero_policy
 from embedreg.display import plain
-from embedreg.errors import ConfigError, DriftError, EmbedregError, MetadataError, SchemaError, StorageError
+from embedreg.errors import ConfigError, DriftError, EmbedregError, InputError, MetadataError, SchemaError, StorageError
 from embedreg.jobs import claims, places
 from embedreg.jobs.ledger import BAD_ROWS, DONE, JOB, PLAN, RECORDS, Ledger, digest
 from embedreg.jobs.lock import FOLDER as LOCK
 from embedreg.jobs.lock import Lock
 from embedreg.jobs.pieces import PIECE_ROWS, Outcome, Piece, cut_up, well_named
-from embedreg.jobs.places import Kind, Target
+from embedreg.jobs.places import Kind, Place, Target
+from embedreg.jobs.reading import Reading
 from embedreg.jobs.sinks import Sink, sink_for
 from embedreg.jobs.sources import Known, Source, open_source
 from embedreg.jobs.storage import SCRATCH
@@ -32,7 +33,7 @@ from embedreg.writing import remove_empty
 
 __all__ = ["KINDS", "Opened", "is_begun", "open_job"]
 
-KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance")
+KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance", "images")
 _ANEW = "write to another place; or --fresh starts anew (in Python: resume=False)"
 
 
@@ -216,6 +217,9 @@ def open_job(
     resume: bool = True,
     force: bool = False,
     prune: bool = False,
+    types: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> Opened:
     """Begin a job, or go on with the one that was begun there; arguments and errors as `embed`.
 
@@ -240,8 +244,13 @@ def open_job(
     # of what is thrown away nothing is read: it may be what cannot be
     begun = None if anew or ended is not None else ledger.job()
     known, planned = (None if begun is None else _plan(ledger, place.kind)) or (None, frozenset[str]())
-    source = open_source(place, known)
+    sources = [] if declaration is None else [each.source_column for each in schemas.resolve(declaration)[1]]
+    source = open_source(place, known, Reading.of(types, encoding, delimiter, sources))
+    if target.kind != "folder":
+        source = source.with_partitions()
     configs = _declared(source, declaration)
+    if place.kind == "images":
+        _refuse_texts(place, configs)
     for config in configs:
         zero_policy(config.function, zero_vectors)
     if ended is not None:
@@ -251,7 +260,8 @@ def open_job(
     else:
         job = begun
         _refuse_other(job, known, source, configs, target)
-    pieces = [] if ended is not None else cut_up(source.inputs, job["piece_rows"], full_names=job["full_names"])
+    names = {"full_names": job.get("full_names", False), "by_rows": bool(job.get("by_rows"))}
+    pieces = [] if ended is not None else cut_up(source.inputs, job["piece_rows"], **names)
     _refuse_names(pieces)
     functions = {each.vector_column: each.function for each in configs}
     path = None if cache is None else str(cache)
@@ -278,7 +288,7 @@ def open_job(
         raise claims.exists(target)
     _refuse_other_policy(done.values(), on_error, zero_vectors)
     if known is None or not _same_plan(known, planned, source, pieces):
-        ledger.keep_plan(source.schema, source.inputs, pieces)
+        ledger.keep_plan(source.schema, source.inputs, pieces, source.reading)
     return Opened(target, ledger, claim, work, pieces, done, removed, appeared, None, not anew)
 
 
@@ -354,6 +364,20 @@ def _declared(source: Source, declaration: Any) -> list[EmbeddingFunctionConfig]
     return list(configs)
 
 
+def _refuse_texts(place: Place, configs: Sequence[EmbeddingFunctionConfig]) -> None:
+    """Refuse to embed the names of images in place of the images.
+
+    Raises:
+        InputError: a function that takes texts.
+    """
+    for config in configs:
+        if "image" not in config.function.traits.modality.split("+"):
+            raise InputError(
+                f"{place} holds images, and {type(config.function).__name__} embeds texts.",
+                "embedreg functions lists those that take images: open-clip",
+            )
+
+
 def _begin(
     target: Target, source: Source, configs: Sequence[EmbeddingFunctionConfig], declaration: Any, piece_rows: int | None
 ) -> dict[str, Any]:
@@ -370,6 +394,7 @@ def _begin(
         "source": str(source.place),
         "piece_rows": rows,
         "full_names": not well_named(cut_up(source.inputs, rows)),
+        "by_rows": True,
         "before": claims.stamp(target),
     }
 
@@ -474,6 +499,8 @@ def _refuse_other_policy(done: Iterable[Outcome], on_error: OnError, zero_vector
 
 
 def _same_plan(known: Known, planned: frozenset[str], source: Source, pieces: Sequence[Piece]) -> bool:
+    if known.reading != source.reading:
+        return False
     return planned == {piece.output for piece in pieces} and list(known.inputs.values()) == list(source.inputs)
 
 

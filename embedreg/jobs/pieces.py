@@ -12,7 +12,7 @@ from embedreg.jobs.formats import Span, Unit
 from embedreg.jobs.sources import Input
 from embedreg.table import BadRow
 
-__all__ = ["PIECE_BYTES", "PIECE_ROWS", "Outcome", "Piece", "cut_up", "well_named"]
+__all__ = ["PIECE_BYTES", "PIECE_ROWS", "Outcome", "Piece", "cut_up", "stem_of", "well_named"]
 
 PIECE_ROWS = 65_536  # a hundred megabytes of 384-dimensional vectors, and what a kill can cost
 PIECE_BYTES = 256 << 20  # as the source lies; rows that are pictures come fewer to a piece
@@ -70,19 +70,20 @@ class Outcome:
     zero_vectors: str | None = None
 
 
-def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False) -> list[Piece]:
+def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False, by_rows: bool = True) -> list[Piece]:
     """Cut a source into pieces, in the order of its rows.
 
     Args:
         inputs: its files.
-        piece_rows: about how many rows a piece has.
+        piece_rows: about how many rows a piece has; of text, just as many.
+        by_rows: False for a job that was begun when text was cut between its units only.
         full_names: whether an output keeps its input's ending (`a.csv-00000.parquet` for `a.csv`), so that no two can
             have one name.
     """
     return [
         Piece(_name(each.path, part, len(spans), full_names), dataclasses.replace(each, units=()), span)
         for each in inputs
-        for spans in [list(_spans(each.units, piece_rows))]
+        for spans in [list(_spans(each.units, piece_rows, by_rows))]
         for part, span in enumerate(spans)
     ]
 
@@ -90,8 +91,15 @@ def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False
 def _name(path: str, part: int, parts: int, full: bool) -> str:
     if full:
         return f"{path}-{part:05}.parquet"
-    stem = PurePosixPath(path).with_suffix("").as_posix()
+    stem = stem_of(path)
     return f"{stem}.parquet" if parts == 1 else f"{stem}-{part:05}.parquet"
+
+
+def stem_of(path: str) -> str:
+    """Return an input's name without what says its format."""
+    packed = PurePosixPath(path).suffix.lower() in (".gz", ".zst")  # of text: a.csv.gz is called as a.csv is
+    stem = PurePosixPath(path).with_suffix("").with_suffix("") if packed else PurePosixPath(path).with_suffix("")
+    return stem.as_posix()
 
 
 def well_named(pieces: Sequence[Piece]) -> bool:
@@ -100,10 +108,13 @@ def well_named(pieces: Sequence[Piece]) -> bool:
     return names == sorted(names) and len({name.casefold() for name in names}) == len(names)
 
 
-def _spans(units: Sequence[Unit], piece_rows: int) -> Iterator[Span]:
+def _spans(units: Sequence[Unit], piece_rows: int, by_rows: bool) -> Iterator[Span]:
     """Join small units and cut large ones: spans of about `piece_rows` rows."""
     if not units:
         yield Span(0, 0, rows=0)  # an empty file stays one
+    if by_rows and any(unit.stop - unit.start != 1 for unit in units) and all(unit.rows is not None for unit in units):
+        yield from _spans_of_text(units, piece_rows)
+        return
     first_row, waiting = 0, list[Unit]()
     for unit in units:
         if waiting and (_rows(waiting) + (unit.rows or 0) > piece_rows or _size([*waiting, unit]) > PIECE_BYTES):
@@ -121,8 +132,26 @@ def _spans(units: Sequence[Unit], piece_rows: int) -> Iterator[Span]:
         yield _joined(waiting, first_row)
 
 
+def _spans_of_text(units: Sequence[Unit], piece_rows: int) -> Iterator[Span]:
+    """Cut text after every `piece_rows` rows, and where a piece would have too many bytes."""
+    start, skip, first_row, rows, size, stop = units[0].start, 0, 0, 0, 0, units[0].start
+    for unit in units:
+        left = unit.rows or 0
+        if rows and size + unit.size > PIECE_BYTES:
+            yield Span(start, stop, skip, first_row, rows)
+            first_row, start, skip, rows, size = first_row + rows, unit.start, 0, 0, 0
+        while rows + left >= piece_rows and left:
+            left -= piece_rows - rows
+            yield Span(start, unit.stop, skip, first_row, piece_rows)
+            first_row, rows, size = first_row + piece_rows, 0, 0
+            start, skip = (unit.start, (unit.rows or 0) - left) if left else (unit.stop, 0)
+        rows, stop, size = rows + left, unit.stop, size + unit.size
+    if rows or first_row == 0:
+        yield Span(start, stop, skip, first_row, rows)
+
+
 def _parts(unit: Unit, piece_rows: int) -> int:
-    """Say into how many spans a unit is cut; one of text is never so large."""
+    """Return into how many spans a unit is cut; one of text is cut by its rows, elsewhere."""
     if unit.stop - unit.start != 1 or not unit.rows:
         return 1
     rows = min(piece_rows, max(1, PIECE_BYTES * unit.rows // max(unit.size, 1)))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import unquote
 
+from embedreg import manifest
 from embedreg.errors import StorageError
 from embedreg.imports import did_you_mean
 from embedreg.jobs.storage import File, Storage
 from embedreg.locate import is_data
 
-__all__ = ["Kind", "Place", "Target", "destination", "find"]
+__all__ = ["Kind", "Place", "Target", "destination", "find", "kind_of", "partitions_of"]
 
-Kind = Literal["lance", "parquet", "arrow", "jsonl", "csv"]
+Kind = Literal["lance", "parquet", "arrow", "jsonl", "csv", "images"]
 
 _SUFFIXES: dict[str, Kind] = {
     ".lance": "lance",
@@ -27,8 +33,12 @@ _SUFFIXES: dict[str, Kind] = {
     ".ipc": "arrow",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
     ".csv": "csv",
+    ".tsv": "csv",
 }
+_PACKED = (".gz", ".zst")  # around text
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _WRITTEN: dict[str, Literal["parquet", "arrow", "lance"]] = {
     ".lance": "lance",
     ".parquet": "parquet",
@@ -38,7 +48,14 @@ _WRITTEN: dict[str, Literal["parquet", "arrow", "lance"]] = {
 }
 _MAGIC: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 _WRITABLE = "end it in .parquet for a file, in / for a folder, or use DB_DIR/name.lance for a LanceDB table"
-_READABLE = "a .lance folder, DB_DIR/name, a .parquet file or a folder of them"
+_READ: dict[Kind, str] = {
+    "parquet": ".parquet",
+    "arrow": ".arrow",
+    "jsonl": ".jsonl",
+    "csv": ".csv",
+}
+_SAVE = "cat > rows.jsonl, for example, and then embed rows.jsonl"
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _WILD = re.compile(r"[*?\[]")
 _WILDCARDS = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
@@ -53,6 +70,7 @@ class Place:
         storage: the folder that the files' names are relative to; for a Lance table, its database.
         files: sorted by name; a Lance table has none.
         whole: whether a folder or a pattern was named, and not one file.
+        notes: what of a folder was left out, with numbers.
     """
 
     kind: Kind
@@ -60,6 +78,7 @@ class Place:
     storage: Storage = field(compare=False)
     files: tuple[File, ...] = field(default=(), compare=False)
     whole: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def lance(cls, path: Path) -> Place:
@@ -128,16 +147,76 @@ def find(
         StorageError: there is nothing, nothing of those kinds, or files of several kinds.
     """
     if not text:
-        raise StorageError("the path is empty.", f"give {_READABLE}")
+        raise StorageError("the path is empty.", f"give {_readable(kinds)}")
+    _refuse_stream(text)
     storage = Storage(text.removeprefix("file://"), options or {}, filesystem)
     if storage.local is None and not remote:
         raise StorageError(f"{text}: only local paths are read here.", "copy it first, or use embedreg from Python")
-    place = _table(storage) or _file(storage) or _folder(storage, kinds) or _matching(storage, kinds)
+    place = _table(storage) or _file(storage, kinds) or _folder(storage, kinds) or _matching(storage, kinds)
     if place is None:
-        raise StorageError(f"{text}: there is no such file or table.", _nearby(storage))
+        raise StorageError(f"{text}: there is no such file or table.", _nearby(storage, kinds))
+    for file in place.files:
+        try:
+            file.path.encode()
+        except UnicodeEncodeError:
+            where = file.path.encode("utf-8", "backslashreplace").decode()
+            raise StorageError(f"{where}: the name is not valid UTF-8.", "rename the file") from None
+    if place.kind == "images" and place.storage.local is None:
+        raise StorageError(f"{text}: images are read from this machine only.", "copy them first")
     if place.kind not in kinds:
         raise StorageError(f"{text} is {place.kind}, which this command does not read.", f"it reads {', '.join(kinds)}")
     return place
+
+
+def _readable(kinds: Sequence[Kind]) -> str:
+    """Return what a caller can read, in words."""
+    files = " or ".join(_READ[kind] for kind in _READ if kind in kinds)
+    found = [f"a {files} file", "a folder of them"]
+    found += ["a folder of images"] if "images" in kinds else []
+    found += ["DB_DIR/name.lance"] if "lance" in kinds else []
+    return f"{', '.join(found[:-1])} or {found[-1]}"
+
+
+def _refuse_stream(text: str) -> None:
+    """Refuse what is read once only, or never ends.
+
+    Raises:
+        StorageError: a pipe, a socket or a device.
+    """
+    if text == "-" or re.match(r"/dev/(stdin|fd/)|/proc/(self|\d+)/fd/", text):
+        raise StorageError(
+            f"{text}: a pipe cannot be read twice, as an interrupted job has to.", f"save it first: {_SAVE}"
+        )
+    mode = 0
+    with contextlib.suppress(OSError, ValueError):  # nothing there, or no path of this machine's
+        mode = os.stat(text).st_mode
+    if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise StorageError(f"{text} is {_what(mode)}, which cannot be read twice.", f"save it first: {_SAVE}")
+
+
+def _what(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def kind_of(name: str) -> Kind | None:
+    """Return the kind of a file by its ending; text may be compressed."""
+    path = PurePosixPath(name.lower())
+    kind = _SUFFIXES.get(path.suffix)
+    if kind is None and path.suffix in _PACKED:
+        kind = _SUFFIXES.get(path.with_suffix("").suffix)
+        kind = kind if kind in ("jsonl", "csv") else None
+    return "images" if path.suffix in _PICTURES else kind
+
+
+def partitions_of(path: str) -> dict[str, str | None]:
+    """Return what the folders of a path say: `year=2024/lang=de/a.parquet`."""
+    found: dict[str, str | None] = {}
+    for part in PurePosixPath(path).parts[:-1]:
+        name, equals, value = part.partition("=")
+        if name and equals:
+            found[unquote(name)] = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+    return found
 
 
 def _table(storage: Storage) -> Place | None:
@@ -152,20 +231,21 @@ def _table(storage: Storage) -> Place | None:
     return None
 
 
-def _file(storage: Storage) -> Place | None:
+def _file(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
     from pyarrow.fs import FileType
 
     info = storage.info()
     if info.type != FileType.File:
         return None
-    kind = _SUFFIXES.get(PurePosixPath(storage.uri).suffix.lower())
+    kind = kind_of(storage.uri)
     if kind is None or kind == "lance":
         with storage.open("") as file:
             magic = file.read(6)
         kind = next((kind for start, kind in _MAGIC.items() if magic.startswith(start)), None)
     if kind is None:
         raise StorageError(
-            f"{storage.uri}: cannot tell what kind of file this is.", f"known endings: {', '.join(_SUFFIXES)}"
+            f"{storage.uri}: cannot tell what kind of file this is.",
+            f"known endings: {', '.join([*_SUFFIXES])}; text also with .gz or .zst",
         )
     name = PurePosixPath(storage.uri).name
     return Place(kind, storage.uri, storage.parent(), (File(name, info.size, info.mtime_ns),))
@@ -181,9 +261,11 @@ def _folder(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
         if tables:
             some = ", ".join(str(storage.local / table) for table in tables[:5])
             raise StorageError(f"{storage.uri} is a database of {len(tables)} table(s).", f"name one: {some}")
-    place = _of_one_kind(storage.uri, storage, storage.files(), kinds)
+    found, odd = _listed(storage)
+    place = _of_one_kind(storage.uri, storage, found, odd, kinds)
     if place is None:
-        raise StorageError(f"{storage.uri} holds neither Lance tables nor Parquet files.", f"give {_READABLE}")
+        what = "neither Lance tables nor Parquet files" if "jsonl" not in kinds else "no data that embedreg reads"
+        raise StorageError(f"{storage.uri} holds {what}.", f"give {_readable(kinds)}")
     return place
 
 
@@ -196,11 +278,42 @@ def _matching(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
     start = text.rfind("/", 0, wild.start()) + 1
     folder = Storage(text[: start - 1] or "/" if start else ".", storage.options, storage.filesystem)
     pattern = re.compile(_expression(text[start:]))
-    found = [file for file in folder.files() if pattern.fullmatch(file.path)]
-    place = _of_one_kind(text, folder, found, kinds)
+    listed, strange = _listed(folder)
+    found = [file for file in listed if pattern.fullmatch(file.path)]
+    odd = [each for each in strange if pattern.fullmatch(each[0])]
+    place = _of_one_kind(text, folder, found, odd, kinds)
     if place is None:
-        raise StorageError(f"{text}: no file of a known kind has such a name.", f"known: {', '.join(_SUFFIXES)}")
+        raise StorageError(
+            f"{text}: no file of a known kind has such a name.", f"known: {', '.join(_SUFFIXES)}; text with .gz or .zst"
+        )
     return place
+
+
+def _listed(storage: Storage) -> tuple[list[File], list[tuple[str, str]]]:
+    """List a folder: its files, and (path, what it is) of all that is neither a file nor a folder."""
+    if storage.local is None:
+        return storage.files(), []
+    odd = []
+    for current, folders, names in os.walk(storage.local):
+        for name in [*folders, *names]:
+            path = Path(current, name)
+            relative = path.relative_to(storage.local).as_posix()
+            if name in folders:
+                if path.is_symlink():  # it may lead to where it lies
+                    odd.append((relative, "linked folder"))
+                continue
+            try:
+                mode = path.stat().st_mode
+            except FileNotFoundError:
+                if path.is_symlink():
+                    odd.append((relative, "dangling link"))
+                continue  # else it is gone since it was listed
+            except OSError as exc:
+                raise StorageError(f"{path}: {exc.strerror}.", "check the link, or remove it") from exc
+            if not stat.S_ISREG(mode):
+                odd.append((relative, _what(mode)))
+    strange = {path for path, _ in odd}
+    return [file for file in storage.files() if file.path not in strange], odd
 
 
 def _expression(pattern: str) -> str:
@@ -216,24 +329,63 @@ def _expression(pattern: str) -> str:
     return made + re.escape(pattern[at:])
 
 
-def _of_one_kind(text: str, storage: Storage, found: Sequence[File], kinds: Sequence[Kind]) -> Place | None:
+def _of_one_kind(
+    text: str, storage: Storage, found: Sequence[File], odd: Sequence[tuple[str, str]], kinds: Sequence[Kind]
+) -> Place | None:
     """Return the data files among some, without markers: names that start with "_" or "."."""
     by_kind: dict[Kind, list[File]] = {}
+    markers, others = 0, list[str]()
     for file in found:
         path = PurePosixPath(file.path)
-        kind = _SUFFIXES.get(path.suffix.lower())
-        if kind in kinds and kind is not None and kind != "lance" and is_data(path):
+        kind = kind_of(file.path)
+        if not is_data(path):
+            markers += path.parts[0] != manifest.FOLDER
+        elif kind in kinds and kind is not None and kind != "lance":
             by_kind.setdefault(kind, []).append(file)
+        else:
+            others.append(file.path)
+    if len(by_kind) > 1 and "images" in by_kind:  # beside data, pictures are not what is to be embedded
+        others += [file.path for file in by_kind.pop("images")]
     if len(by_kind) > 1:
         names = {kind: PurePosixPath(files[0].path).suffix for kind, files in by_kind.items()}
         raise StorageError(
             f"{text} holds files of several kinds: {', '.join(names)}.",
             f"name one kind by a pattern: '{storage.shown('**/*' + next(iter(names.values())))}'",
         )
-    return next((Place(kind, text, storage, tuple(files), True) for kind, files in by_kind.items()), None)
+    linked = []
+    for name, what in odd:
+        if not is_data(PurePosixPath(name)):
+            markers += 1
+        elif what == "linked folder":
+            linked.append(name)
+        elif what == "dangling link" or kind_of(name) is not None:
+            raise StorageError(
+                f"{storage.shown(name)} is {_article(what)}.", "remove it, or name the files by a pattern"
+            )
+        else:
+            others.append(name)
+    if not by_kind:
+        return None
+    notes = []
+    if others:
+        notes.append(f"{text}: {len(others):,} file(s) of other kinds are left out: {_some(others)}")
+    if linked:
+        notes.append(f"{text}: {len(linked):,} linked folder(s) are not followed: {_some(linked)}")
+    if markers:
+        notes.append(f"{text}: {markers:,} file(s) are left out whose name, or folder, begins with . or _")
+    kind, files = next(iter(by_kind.items()))
+    return Place(kind, text, storage, tuple(files), True, tuple(notes))
 
 
-def _nearby(storage: Storage) -> str:
+def _article(what: str) -> str:
+    return f"a link to what is not there ({what})" if what == "dangling link" else f"{what} and no file"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _nearby(storage: Storage, kinds: Sequence[Kind]) -> str:
     if storage.local is None:
         return "check the address and who may read it"
     path = storage.local
@@ -246,7 +398,7 @@ def _nearby(storage: Storage) -> str:
         for child in folder.iterdir()
         if not child.name.startswith(".")
     ]
-    return f"{did_you_mean(path.name, names)}give {_READABLE}"
+    return f"{did_you_mean(path.name, names)}give {_readable(kinds)}"
 
 
 def destination(text: str, *, options: Mapping[str, Any] | None = None, filesystem: Any = None) -> Target:
@@ -257,6 +409,12 @@ def destination(text: str, *, options: Mapping[str, Any] | None = None, filesyst
     """
     if not text:
         raise StorageError("the path of the output is empty.", _WRITABLE)
+    if text in ("-", "/dev/stdout", "/dev/stderr"):
+        raise StorageError(f"{text}: vectors are not written to a pipe.", _WRITABLE)
+    if PurePosixPath(text).name.lower() == ".lance":
+        _refuse_table_name(text, PurePosixPath(text).name)
+    if text.endswith("/") and PurePosixPath(text).suffix.lower() == ".lance":
+        text = text.rstrip("/")  # a table, as a shell completes its name
     storage = Storage(text.removeprefix("file://"), options or {}, filesystem)
     suffix = PurePosixPath(text).suffix.lower()
     kind = _WRITTEN.get(suffix)
@@ -265,6 +423,8 @@ def destination(text: str, *, options: Mapping[str, Any] | None = None, filesyst
         target = Target("folder", storage)
     elif kind is not None:
         target = Target(kind, storage.parent(), PurePosixPath(text).name)
+        if kind == "lance":
+            _refuse_table_name(text, target.name)
     else:
         raise StorageError(f"{text}: cannot tell what to write there.", _WRITABLE)
     if here is not None:
@@ -278,3 +438,20 @@ def destination(text: str, *, options: Mapping[str, Any] | None = None, filesyst
                     raise StorageError(f"{parent} is a file, so {text} cannot be made.", "choose another folder")
                 break
     return target
+
+
+def _refuse_table_name(text: str, name: str) -> None:
+    """Refuse a name that LanceDB, which finds tables by their folders, could not open.
+
+    Raises:
+        StorageError: with a name that it can.
+    """
+    stem = name[: -len(".lance")]
+    if _TABLE_NAME.fullmatch(stem) and name.endswith(".lance"):
+        return
+    plain = unicodedata.normalize("NFKD", stem.replace("\u00df", "ss")).encode("ascii", "ignore").decode()
+    works = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip(".") or "table"
+    raise StorageError(
+        f"{text}: LanceDB could not open a table of that name: it takes letters of ASCII, digits, '_', '-' and '.'.",
+        f"{text[: len(text) - len(name)]}{works}.lance",
+    )

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from embedreg.column import ZeroVectors
 from embedreg.errors import BadRowsError, InputError, StorageError
+from embedreg.images.allowances import allow_images
 from embedreg.jobs import opening
 from embedreg.jobs.ledger import RECORDS
 from embedreg.jobs.opening import Opened
@@ -46,6 +47,7 @@ class JobReport:
         reused_rows: how many rows these have.
         removed: outputs of inputs that are gone.
         seconds: that this run took.
+        notes: what of the source was left out, or is not as somebody may expect; as far as this run has looked.
     """
 
     path: str
@@ -64,6 +66,7 @@ class JobReport:
     removed: tuple[str, ...] = ()
     seconds: float = 0.0
     reused_rows: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def nothing_to_do(self) -> bool:
@@ -89,12 +92,16 @@ def embed(
     force: bool = False,
     prune: bool = False,
     engine: Engine | None = None,
+    types: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> JobReport:
     """Embed a dataset, piece by piece; stopped at any moment and called again, it goes on where it was.
 
     Args:
         src: a Parquet, Arrow IPC, JSON lines or CSV file, a folder or a pattern of them, or a Lance table; a path or an
-            address such as `s3://bucket/folder`.
+            address such as `s3://bucket/folder`. A folder of images gives the columns `path` and `name`, and its images
+            may be read.
         dst: a folder, for a dataset of Parquet files with the names of those in `src`; one `.parquet` or `.arrow` file;
             or `DB_DIR/name.lance`. A file or a table appears when it is whole.
         declaration: `fn.bind(source, vector)`, a list of such, or a Schema; None for what `src` declares.
@@ -109,6 +116,10 @@ def embed(
         force: replace a file or a table that exists, or a dataset that an earlier job wrote.
         prune: remove the outputs of inputs that are gone, in place of refusing to go on.
         engine: runs the pieces elsewhere, such as `engines.ray`; None for this process.
+        types: of columns of text files, such as {"id": "text", "day": "date"}; the others are what all of their values
+            are, and text where that would change one of them.
+        encoding: of text files; None for UTF-8, or what their byte order mark says.
+        delimiter: of CSV files; None for a comma, or a tab in `.tsv`.
     Returns:
         What became of the rows, over all runs.
     Raises:
@@ -141,9 +152,14 @@ def embed(
             resume=resume,
             force=force,
             prune=prune,
+            types=types,
+            encoding=encoding,
+            delimiter=delimiter,
             held=stack,
         )
         stack.enter_context(job)
+        if job.work.source.place.kind == "images":  # who names a folder of images means it to be read
+            stack.enter_context(allow_images(dirs=[job.work.source.place.storage.full("")]))
         # closed here and not when it is collected: a pool of workers must not outlive a run that failed
         for outcome in stack.enter_context(contextlib.closing((engine or here)(job))):
             job.record(outcome)
@@ -282,7 +298,7 @@ class Job:
         pieces = len(outcomes) if ended is None else ended.pieces
         report = JobReport(str(self._opened.target), pieces=pieces, reused=self._reused)
         report.reused_rows = self._rows_before
-        report.removed = self._opened.removed
+        report.removed, report.notes = self._opened.removed, self.work.source.notes
         for name in _COUNTS:
             setattr(report, name, self._sums[name])
         report.bad, report.bad_rows_path = self._opened.publish(outcomes, SHOWN_BAD_ROWS, self._sums)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedreg import manifest, metadata
-from embedreg.errors import EmbedregError, InputError, SchemaError, StorageError
-from embedreg.jobs import formats, texts
-from embedreg.jobs.formats import Look, Span, Unit
-from embedreg.jobs.places import Kind, Place
+from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
+from embedreg.jobs import csvfiles, formats, jsonlines, pictures
+from embedreg.jobs.csvtypes import Column
+from embedreg.jobs.formats import Input, Look, Span
+from embedreg.jobs.jsontypes import Seen
+from embedreg.jobs.places import Kind, Place, partitions_of
+from embedreg.jobs.reading import Reading
 from embedreg.jobs.storage import AGAIN, File, Storage
 
 if TYPE_CHECKING:
@@ -27,54 +32,36 @@ _LOOKING = 16  # files looked at side by side: an object store answers each afte
 
 Looker: TypeAlias = Callable[[Storage, str], Look]
 Reader: TypeAlias = "Callable[[Storage, str, Span, Sequence[str] | None, int, pa.Schema], Iterator[pa.RecordBatch]]"
+TextLooker: TypeAlias = Callable[[Storage, str, Reading], Look]
+TextReader: TypeAlias = (
+    "Callable[[Storage, str, Span, Sequence[str] | None, int, pa.Schema, Reading], Iterator[pa.RecordBatch]]"
+)
 
-_FORMATS: dict[Kind, tuple[Looker, Reader]] = {
+_BINARY: dict[Kind, tuple[Looker, Reader]] = {
     "parquet": (formats.look_parquet, formats.read_parquet),
     "arrow": (formats.look_arrow, formats.read_arrow),
-    "jsonl": (texts.look_jsonl, texts.read_jsonl),
-    "csv": (texts.look_csv, texts.read_csv),
 }
-
-
-@dataclass(frozen=True)
-class Input:
-    """A file of a source, or a fragment of a Lance table, as it was when it was looked at.
-
-    Attributes:
-        path: relative to the source.
-        size: in bytes.
-        mtime_ns: when it was written, where that is known.
-        etag: what an object store calls this content, or a digest of what a fragment is made of.
-        units: what can be read by itself.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int | None
-    etag: str | None
-    units: tuple[Unit, ...] = field(default=(), compare=False)
-
-    @property
-    def rows(self) -> int | None:
-        """How many rows it has, where that is known without reading them."""
-        rows = [unit.rows for unit in self.units]
-        return None if None in rows else sum(filter(None, rows))
-
-    def same(self, other: Input) -> bool:
-        """Say whether this is the content that another look has seen."""
-        if self.path != other.path or self.size != other.size:
-            return False
-        if self.etag is not None and other.etag is not None:
-            return self.etag == other.etag
-        return self.mtime_ns == other.mtime_ns
+_TEXT: dict[Kind, tuple[TextLooker, TextReader, Any]] = {
+    "jsonl": (jsonlines.look_jsonl, jsonlines.read_jsonl, Seen),
+    "csv": (csvfiles.look_csv, csvfiles.read_csv, Column),
+}
+_AS_TEXT = Reading()
 
 
 @dataclass(frozen=True)
 class Known:
-    """What an earlier look at a source found: its schema, and its inputs by path."""
+    """What an earlier look at a source found: its schema, its inputs by path, and how its text was read.
+
+    `reading` is None for a plan of an embedreg that had no such options.
+    """
 
     schema: pa.Schema
     inputs: Mapping[str, Input]
+    reading: Reading | None = None
+
+    def fits(self, reading: Reading) -> bool:
+        """Return whether text read in this way is what was found."""
+        return self.reading == reading or (self.reading is None and not reading.asked)
 
 
 @dataclass(frozen=True)
@@ -86,12 +73,18 @@ class Source:
         schema: their Arrow schema, metadata included.
         inputs: the files, in the order of the rows.
         version: of a Lance table.
+        reading: how text files are read.
+        notes: what was left out, or is not as somebody may expect.
+        partitioned: whether what the folders say (`year=2024/`) are columns.
     """
 
     place: Place
     schema: pa.Schema
     inputs: tuple[Input, ...] = ()
     version: int | None = None
+    reading: Reading = _AS_TEXT
+    notes: tuple[str, ...] = ()
+    partitioned: bool = False
 
     @property
     def rows(self) -> int | None:
@@ -103,6 +96,8 @@ class Source:
         """Return the inputs that are not what they were when they were looked at; a Lance table's version stays."""
         if self.place.kind == "lance":
             return []
+        if self.place.kind == "images":
+            return pictures.changed(self.place, self.inputs)
         with ThreadPoolExecutor(_LOOKING, "embedreg-look") as pool:
             same = list(pool.map(self._is_as_it_was, self.inputs))
         return [each.path for each, kept in zip(self.inputs, same, strict=True) if not kept]
@@ -153,10 +148,33 @@ class Source:
             StorageError: it is corrupt, or not there any more. InputError: a column cannot be cast.
         """
         wanted = self.schema if wanted is None else wanted
+        folders = partitions_of(path) if self.partitioned else {}
         names = [name for name in wanted.names if name in self.schema.names]
+        row = span.first_row
         with _readable(self.place, path):
             for batch in self._raw(path, span, names, batch_rows):
+                if self.place.kind not in _TEXT:
+                    _refuse_invalid(batch, self.place.storage.shown(path), row)
+                row += batch.num_rows
+                for name in names:
+                    if name in folders:
+                        batch = _with_partition(batch, name, folders[name], wanted.field(name).type)
                 yield conformed(batch, wanted, path)
+
+    def with_partitions(self) -> Source:
+        """Return the source with what its folders say (`year=2024/`) as columns, for a destination without folders."""
+        found: dict[str, set[str | None]] = {}
+        for each in self.inputs:
+            for name, value in partitions_of(each.path).items():
+                found.setdefault(name, set()).add(value)
+        import pyarrow as pa
+
+        schema = self.schema
+        for name, values in found.items():
+            if name not in schema.names:
+                whole = all(value is None or _INTEGER.fullmatch(value) for value in values)
+                schema = schema.append(pa.field(name, pa.int64() if whole else pa.string()))
+        return dataclasses.replace(self, schema=schema, partitioned=True)
 
     def metadata(self, path: str) -> Mapping[bytes, bytes]:
         """Return the schema metadata of one input, with the source's declarations where it has none of its own.
@@ -164,9 +182,9 @@ class Source:
         The inputs of one source may say different things.
         """
         of_all = self.schema.metadata or {}
-        look = _FORMATS[self.place.kind][0] if self.place.kind in ("parquet", "arrow") else None
-        if look is None:
+        if self.place.kind not in _BINARY:
             return of_all
+        look = _BINARY[self.place.kind][0]
         with _readable(self.place, path):
             schema = look(self.place.storage, path).schema
         own = {} if schema is None else schema.metadata or {}
@@ -175,8 +193,12 @@ class Source:
     def _raw(self, path: str, span: Span, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         if self.place.kind == "lance":
             return formats.read_lance(self._dataset, span, columns, batch_rows)
-        read = _FORMATS[self.place.kind][1]
-        return read(self.place.storage, path, span, columns, batch_rows, self.schema)
+        if self.place.kind == "images":
+            return pictures.read(self.place, path, span, columns, batch_rows)
+        if self.place.kind in _TEXT:
+            read = _TEXT[self.place.kind][1]
+            return read(self.place.storage, path, span, columns, batch_rows, self.schema, self.reading)
+        return _BINARY[self.place.kind][1](self.place.storage, path, span, columns, batch_rows, self.schema)
 
     @functools.cached_property
     def _dataset(self) -> Any:
@@ -203,37 +225,174 @@ class Source:
                 raise InputError(f"--where cannot be computed: {exc}.", hint) from exc
 
 
-def open_source(place: Place, known: Known | None = None) -> Source:
+def open_source(place: Place, known: Known | None = None, reading: Reading = _AS_TEXT) -> Source:
     """Look at the data: its schema, and how it can be divided.
 
     Args:
         known: what an earlier look found; of what has not changed since, nothing is read again.
+        reading: how text files are read.
     Raises:
         StorageError: it is corrupt, empty, or not what its name says. SchemaError: its files do not agree on a type.
+        ConfigError: options for text files, and there are none.
     """
+    if reading.asked and place.kind not in _TEXT:
+        raise ConfigError(f"{place} is {place.kind}, and {reading.asked[0]} is for text files.", "leave it out")
     if place.kind == "lance":
         return _open_lance(place)
+    if place.kind == "images":
+        return Source(place, pictures.schema(), pictures.inputs(place), notes=place.notes)
+    if known is not None and place.kind in _TEXT and not known.fits(reading):
+        known = None
     before = dict(known.inputs) if known is not None else {}
 
-    def look(file: File) -> tuple[Input, pa.Schema | None]:
+    def look(file: File) -> tuple[Input, Look | None]:
         old = before.get(file.path)
         if old is not None and (old.size, old.mtime_ns) == (file.size, file.mtime_ns):
             return old, None
         with _readable(place, file.path):
             etag = place.storage.etag(file.path)
-            found = _FORMATS[place.kind][0](place.storage, file.path)
-        return Input(file.path, file.size, file.mtime_ns, etag, found.units), found.schema
+            if place.kind in _TEXT:
+                found = _TEXT[place.kind][0](place.storage, file.path, reading)
+            else:
+                found = _BINARY[place.kind][0](place.storage, file.path)
+        return Input(file.path, file.size, file.mtime_ns, etag, found.units), found
 
     if len(place.files) == 1:
         looked = [look(place.files[0])]
     else:
         with ThreadPoolExecutor(_LOOKING, "embedreg-look") as pool:
             looked = list(pool.map(look, place.files))
-    schemas = [] if known is None else [(place.text, known.schema)]
-    schemas += [(each.path, schema) for each, schema in looked if schema is not None]
-    if not schemas:
-        raise StorageError(f"{place} is empty.", "write one object {...} per line")
-    return Source(place, _with_manifest(place, _unified(schemas)), tuple(each for each, _ in looked))
+    looks = [(each.path, found) for each, found in looked if found is not None]
+    if place.kind in _TEXT:
+        schema, notes = _typed(place, known, looks, reading)
+    else:
+        schemas = [] if known is None else [(place.text, known.schema)]
+        schemas += [(path, found.schema) for path, found in looks if found.schema is not None]
+        schema = _unified(schemas) if schemas else None
+        notes = []
+    if schema is None:
+        what = "is no readable csv: it is empty" if place.kind == "csv" else "is empty"
+        raise StorageError(f"{place} {what}.", "write one object {...} per line" if place.kind == "jsonl" else _HEADER)
+    reading.refuse_unknown(schema.names, str(place))
+    notes += _alike(place, looks, reading)
+    inputs = tuple(each for each, _ in looked)
+    return Source(place, _with_manifest(place, schema), inputs, None, reading, (*place.notes, *notes))
+
+
+_HEADER = "its first line names the columns: id,text"
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_SHOWN_NOTES = 8
+
+
+def _typed(
+    place: Place, known: Known | None, looks: Sequence[tuple[str, Look]], reading: Reading
+) -> tuple[pa.Schema | None, list[str]]:
+    """Return the columns of all text files, each of a type that keeps every value of every file, and the notes."""
+    import pyarrow as pa
+
+    evidence = _TEXT[place.kind][2]
+    columns = {} if known is None else {item.name: evidence.of(item.type) for item in known.schema}
+    for _, found in looks:
+        for name, column in (found.columns or {}).items():
+            columns[name] = columns[name].merged(column) if name in columns else column
+    if not columns:
+        return None, []
+    made, stays = [], []
+    for name, column in columns.items():
+        declared = reading.type_of(name)
+        if declared is None:
+            kind = column.type() if place.kind == "csv" else column.type(name)
+            found_notes = [column.note(name)] if place.kind == "csv" else column.notes(name)
+            stays += [note for note in found_notes if note is not None]
+        made.append(pa.field(name, kind if declared is None else declared))
+    notes = [note for _, found in looks for note in found.notes]
+    notes += stays[:_SHOWN_NOTES]
+    if more := len(stays) - _SHOWN_NOTES:
+        notes += [f"{more:,} more columns stay text"] if more > 0 else []
+    if stays:
+        notes.append(
+            "--types COLUMN=int (or float, date, ...) reads a column as such (in Python: types={'COLUMN': 'int'})"
+        )
+    metadata_ = None if known is None else known.schema.metadata
+    return pa.schema(made, metadata=metadata_), notes
+
+
+def _alike(place: Place, looks: Sequence[tuple[str, Look]], reading: Reading) -> list[str]:
+    """Name the columns whose names differ in the case of letters only, from file to file.
+
+    Raises:
+        SchemaError: one of them is embedded: rows of the other files would get no vector.
+    """
+    files: dict[str, int] = {}
+    for _, found in looks:
+        for name in found.columns if found.columns is not None else found.schema.names if found.schema else ():
+            files[name] = files.get(name, 0) + 1
+    groups: dict[str, list[str]] = {}
+    for name in files:
+        groups.setdefault(name.casefold(), []).append(name)
+    notes = []
+    for names in groups.values():
+        if len(names) == 1:
+            continue
+        counted = ", ".join(f"{name!r} in {files[name]:,} file(s)" for name in names)
+        if set(names) & set(reading.sources) and any(files[name] < len(looks) for name in names):
+            raise SchemaError(
+                f"{place} has columns that differ in capital letters only: {counted}.",
+                "give them one name; else the rows of some files would get no vector",
+            )
+        notes.append(f"columns differ in capital letters only: {counted}; each is null where a file lacks it")
+    return notes
+
+
+def _with_partition(batch: pa.RecordBatch, name: str, value: str | None, kind: pa.DataType) -> pa.RecordBatch:
+    """Return a batch with what its folder says; what the file itself has of that name stays."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = batch.schema.get_field_index(name)
+    said = pa.repeat(pa.scalar(value, pa.string()).cast(kind), batch.num_rows)
+    if found < 0:
+        return batch.append_column(name, said)
+    return batch.set_column(found, name, pc.coalesce(batch.column(found).cast(kind), said))
+
+
+def _refuse_invalid(batch: pa.RecordBatch, where: str, first_row: int) -> None:
+    """Refuse texts that are not UTF-8, which no reader of the output could read.
+
+    Raises:
+        StorageError: naming file, column and row.
+    """
+    import pyarrow as pa
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if not _has_text(column.type):
+            continue
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as exc:
+            low, high = 0, len(column)
+            while high - low > 1:  # the first row that is not valid by itself
+                middle = (low + high) // 2
+                try:
+                    # a copy: what Arrow validates of a slice may be more than its rows
+                    column.slice(low, middle - low).take(pa.array(range(middle - low))).validate(full=True)
+                    low = middle
+                except pa.ArrowInvalid:
+                    high = middle
+            raise StorageError(
+                f"{where}, row {first_row + low}: column {name!r} holds bytes that are not valid UTF-8.",
+                "write the file again, or read the column as binary and decode it",
+            ) from exc
+
+
+def _has_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _has_text(kind.value_type)
+    if pa.types.is_nested(kind):
+        return any(_has_text(kind.field(number).type) for number in range(kind.num_fields))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _with_manifest(place: Place, schema: pa.Schema) -> pa.Schema:
@@ -252,7 +411,7 @@ def _open_lance(place: Place) -> Source:
     for fragment in data.get_fragments():
         unit, digest = formats.look_lance(fragment)
         inputs.append(Input(f"fragment-{unit.start:010}", unit.size, None, digest, (unit,)))
-    return Source(place, data.schema, tuple(inputs), data.version)
+    return Source(place, data.schema, tuple(inputs), data.version, notes=place.notes)
 
 
 def _lance(place: Place, version: int | None) -> Any:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from embedreg import confined, manifest
 from embedreg.errors import StorageError
 from embedreg.jobs.formats import Span, Unit
-from embedreg.jobs.pieces import Outcome, Piece
+from embedreg.jobs.pieces import Outcome, Piece, stem_of
 from embedreg.jobs.sources import Input
 from embedreg.strictjson import Malformed, document
 from embedreg.table import BadRow
@@ -74,6 +74,7 @@ class Job(_Stored):
     source: str
     piece_rows: Annotated[int, Field(ge=1, lt=2**62)]
     full_names: bool
+    by_rows: bool = False  # which earlier versions did not know
     before: list[Any] | None
 
 
@@ -94,6 +95,7 @@ class Plan(_Stored):
     schema_: str = Field(alias="schema")
     inputs: dict[str, _Planned]
     outputs: list[Output]
+    reading: dict[str, Any] | None = None  # of text, which earlier versions read in one way
 
 
 class _Span(_Part):
@@ -189,7 +191,7 @@ def outcome_of(record: Record) -> Outcome:
 
 def made_of(output: str, path: str) -> bool:
     """Return whether a piece of an input would have a name."""
-    stem = PurePosixPath(path).with_suffix("").as_posix()
+    stem = stem_of(path)
     return output == f"{stem}.parquet" or any(
         output.startswith(start) and _PART.fullmatch(output, len(start)) is not None for start in (stem, path)
     )

@@ -52,7 +52,9 @@ class JobSpec:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        place = dataclasses.replace(self.source.place, files=())
+        place = self.source.place
+        if place.kind != "images":  # the rows of which are the files
+            place = dataclasses.replace(place, files=())
         return state | {"source": dataclasses.replace(self.source, inputs=(), place=place)}  # a piece brings its own
 
     @functools.cached_property

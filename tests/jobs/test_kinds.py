@@ -281,6 +281,11 @@ def test_large_rows_come_fewer_to_a_batch_and_a_piece(tmp_path: Path, monkeypatc
     assert [row["blob"] for batch in batches for row in batch.to_pylist()] == blobs
 
 
+def rows_in(source: sources.Source, piece: pieces.Piece) -> list[dict[str, Any]]:
+    """The rows of a piece."""
+    return [row for batch in source.read(piece.input.path, piece.span) for row in batch.to_pylist()]
+
+
 def csv_text(rows: list[tuple[str, ...]], end: str = "\n") -> str:
     """Rows as Python's own writer of CSV has them."""
     out = io.StringIO()
@@ -316,21 +321,33 @@ def test_csv_is_cut_only_where_rows_end(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     "content",
-    ['text,n\n5" pipe,1\nplain,2\n6" pipe,3\n', 'text,n\n"a"b",1\nx,2\n', "text,n\ra,1\rb,2\r"],
-    ids=["a quote inside", "a quote after the end", "old line ends"],
+    ['text,n\n5" pipe,1\nplain,2\n6" pipe,3\n', "text,n\ra,1\rb,2\r", 'text,n\n"a, ""b""",1\n5" x,2\n'],
+    ids=["a quote inside", "old line ends", "quotes of both sorts"],
 )
-def test_csv_that_cannot_be_cut_safely_is_one_piece(
+def test_csv_with_stray_quotes_and_old_line_ends_is_cut_by_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    """Where quotes do not tell where rows end, the file is read as a whole, and as Arrow reads it."""
+    """A quote inside of a field that none opened is a character; the rows are those of Python's reader."""
     path = tmp_path / "a.csv"
-    path.write_text(content * 1, newline="")
-    whole = pc.read_csv(path, parse_options=pc.ParseOptions(newlines_in_values=True)).to_pylist()
+    path.write_text(content, newline="")
     monkeypatch.setattr(texts, "_CHUNK_BYTES", 16)
-    source = sources.open_source(places.find(str(path), opening.KINDS))
-    assert len(source.inputs[0].units) == 1
-    monkeypatch.undo()
-    assert [row for batch in source.batches() for row in batch.to_pylist()] == whole
+    source, found = spans(path, 1)
+    assert [piece.rows for piece in found] == [1] * (source.rows or 0)
+    read = [tuple(row.values()) for piece in found for row in rows_in(source, piece)]
+    with path.open(newline="") as file:
+        assert read == [(text, int(n)) for text, n in [*csv.reader(file)][1:]]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [('text,n\nx,1\n"a"b",1\nx,2\n', 3), ('text,n\n"a\nb",1\n"open,2\nx,3\n', 4), ('text,n\nx,1\n"', 3)],
+)
+def test_a_quote_that_is_not_closed_is_an_error_at_its_line(tmp_path: Path, content: str, line: int) -> None:
+    """The rows behind it would end inside of one text, or a quote would be lost."""
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    with pytest.raises(StorageError, match=rf"a\.csv, line {line}: the quote that opens here"):
+        sources.open_source(places.find(str(path), opening.KINDS))
 
 
 @pytest.mark.parametrize(
