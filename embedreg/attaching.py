@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from embedreg import identity, locate, manifest, metadata, parquet_footer
 from embedreg import schema as schemas
-from embedreg.base import EmbeddingFunctionConfig
+from embedreg.base import EmbeddingFunctionConfig, metric_of
 from embedreg.column import embed_column
 from embedreg.errors import (
     ConfigError,
@@ -179,7 +179,7 @@ def _refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration:
             "`embedreg embed`",
         )
     longer = lengths > identity.PROBE_LENGTH
-    if declaration.function.traits.metric != "cosine" and longer.any():
+    if metric_of(declaration.function) != "cosine" and longer.any():
         raise DriftError(
             f"{int(longer.sum())} of {len(cosines)} sampled rows have vectors of another length than {name!r} gives: "
             f"by {lengths.max():.1%} at the most.",

@@ -7,10 +7,11 @@ instance gathers in private attributes are no part of the value.
 
 from __future__ import annotations
 
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union, cast
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -33,14 +34,18 @@ __all__ = [
     "TEXT",
     "EmbeddingFunction",
     "EmbeddingFunctionConfig",
+    "Metric",
     "TextEmbeddingFunction",
     "Traits",
+    "metric_of",
     "runtime_fields",
     "sensitive_fields",
 ]
 
 TEXT: TypeAlias = Union[str, list[str], "pa.Array", "pa.ChunkedArray", "np.ndarray"]
 IMAGES: TypeAlias = Union[str, bytes, list[str], list[bytes], "pa.Array", "pa.ChunkedArray", "np.ndarray"]
+
+Metric: TypeAlias = Literal["cosine", "l2", "dot"]
 
 _names_by_key = names_by_key
 
@@ -55,7 +60,7 @@ class Traits:
         extra: the embedreg extra that installs them.
         remote: whether calls leave this machine; such functions are never probed per query.
         retry: whether a failed call may be tried again; a local model fails for good reasons.
-        metric: the distance that the vectors are meant for.
+        metric: the distance that the vectors are meant for, where `vector_traits` does not say it for the model.
         window: how many rows the function is handed at once, in rows; more lets a local model sort by length, fewer
             give a livelier progress bar.
         concurrency: how many calls of one function a server may make at a time; 1 where threads may not be safe.
@@ -68,7 +73,7 @@ class Traits:
     extra: str | None = None
     remote: bool = False
     retry: bool = True
-    metric: Literal["cosine", "l2", "dot"] = "cosine"
+    metric: Metric = "cosine"
     window: int = 1024
     concurrency: int = 1
     stock_fields: frozenset[str] | None = None
@@ -124,7 +129,10 @@ class EmbeddingFunction(Value, ABC):
         """Embed one query: a list that holds one vector."""
 
     def vector_traits(self) -> dict[str, Any]:
-        """Return what readers should know of the vectors: `dtype`, `normalized`, `prompts`; recorded with the data."""
+        """Return what readers should know of the vectors, which is recorded with the data.
+
+        `dtype`, `normalized`, `prompts`, and `metric` where it is not that of the class for every model.
+        """
         normalize = getattr(self, "normalize", None)
         return {"dtype": "float32", "normalized": normalize if isinstance(normalize, bool) else None}
 
@@ -239,6 +247,16 @@ class EmbeddingFunctionConfig(BaseModel):
             if not isinstance(values.get(name), str) or not values[name]:
                 raise ConfigError(f"{name} is {values.get(name)!r}, no column name.", "fn.bind('source', 'vector')")
         super().__init__(**{**values, "function": function})
+
+
+def metric_of(function: EmbeddingFunction) -> Metric:
+    """Return the distance that a function's vectors are meant for: as its model says, else as its class does."""
+    cls = type(function)
+    if cls.vector_traits is not EmbeddingFunction.vector_traits:
+        stated = function.vector_traits().get("metric")
+        if stated in typing.get_args(Metric):
+            return cast("Metric", stated)
+    return cls.traits.metric
 
 
 def registered_name(cls: type[EmbeddingFunction]) -> str | None:

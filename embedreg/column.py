@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg import identity, inputs
-from embedreg.base import EmbeddingFunction, TextEmbeddingFunction
+from embedreg.base import EmbeddingFunction, TextEmbeddingFunction, metric_of
 from embedreg.display import plain
 from embedreg.errors import BadRowsError, ConfigError, InputError, RowError
 from embedreg.redaction import called, guarded, redact
@@ -122,7 +122,7 @@ def zero_policy(function: EmbeddingFunction, zero_vectors: ZeroVectors | None) -
         ConfigError: another value.
     """
     if zero_vectors is None:
-        return "null" if function.traits.metric == "cosine" else "keep"
+        return "null" if metric_of(function) == "cosine" else "keep"
     if zero_vectors not in ("null", "keep", "error"):
         raise ConfigError(
             f"unknown zero_vectors={zero_vectors!r}.", "zero_vectors='null', 'keep' or 'error'; None goes by the metric"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedreg import secrets
 from embedreg.addresses import is_path
 from embedreg.admission import guard_of
-from embedreg.base import EmbeddingFunction, registered_name
+from embedreg.base import EmbeddingFunction, metric_of, registered_name
 from embedreg.config import sensitive_fields
 from embedreg.errors import CallError, ConfigError, DriftError, InputError
 from embedreg.semantics import MODEL_FIELDS, semantic_config
@@ -242,7 +242,7 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
     lengths = [float(np.linalg.norm(vector.astype(np.float64))) for vector in (stored, now)]
     if abs(lengths[0] - lengths[1]) > PROBE_LENGTH * max(lengths):
         changed.append(f"the vectors' length {lengths[0]:.4g} -> {lengths[1]:.4g}")
-        if function.traits.metric != "cosine":
+        if metric_of(function) != "cosine":
             return Drift(column, "drift", tuple(changed), cosine)
     if cosine < PROBE_COSINE:
         return Drift(column, "drift", tuple(changed) or ("the same configuration gives other vectors",), cosine)

@@ -302,7 +302,7 @@ def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[s
         "format": FORMAT,
         "ndims": int(function.ndims()),
         **function.vector_traits(),
-        "metric": function.traits.metric,
+        "metric": base.metric_of(function),
         "fingerprint": identity.fingerprint(function),
         **learnt,
     }

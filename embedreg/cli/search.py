@@ -149,6 +149,7 @@ def find(
         InputError: an image, for a function of texts; words, where no engine looks for them.
     """
     from embedreg import embed_query, functions_in
+    from embedreg.base import metric_of
 
     if mode != "vector" and (place.kind != "lance" or not isinstance(query, str)):
         what = "an image" if not isinstance(query, str) else f"{place.path}, which is not a Lance table,"
@@ -159,16 +160,16 @@ def find(
         if not isinstance(query, str) and function.traits.modality == "text":
             raise InputError(f"{place.path} holds texts, which no image can be compared with.", "look for a text")
         vector_of_query: Any = None if mode == "text" else embed_query(function, query)
-    metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, function.traits.metric)
+    metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, metric_of(function))
     extra = source if values else None
     if place.kind == "lance":
         words = query if mode != "vector" else None
         rows, distances, shown = _in_lance(
-            place, config, vector_of_query, words, function.traits.metric, limit, columns, where, extra
+            place, config, vector_of_query, words, metric_of(function), limit, columns, where, extra
         )
     else:
         rows, distances, shown = _in_parquet(
-            place, config, vector_of_query, function.traits.metric, limit, columns, where, extra
+            place, config, vector_of_query, metric_of(function), limit, columns, where, extra
         )
     kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
     images = bool(kept) and _are_images(function, rows.schema.field(source).type)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from embedreg import comments, metadata
-from embedreg.base import EmbeddingFunctionConfig
+from embedreg.base import EmbeddingFunctionConfig, metric_of
 from embedreg.errors import ConfigError
 from embedreg.imports import did_you_mean
 
@@ -277,7 +277,7 @@ def search(
 
 
 def _metric(served: Served) -> str:
-    metric = served.function.traits.metric
+    metric = metric_of(served.function)
     if metric == "dot" and served.function.vector_traits().get("normalized"):
         return "cosine"  # the order is the same
     if metric not in _DISTANCES:

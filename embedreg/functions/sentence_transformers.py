@@ -11,12 +11,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
 from embedreg import grants
-from embedreg.base import TEXT, TextEmbeddingFunction, Traits
+from embedreg.base import TEXT, Metric, TextEmbeddingFunction, Traits
 from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundError, RowError
 from embedreg.runtime import (
     cache,
@@ -177,8 +178,22 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         return {
             "dtype": "float32",
             "normalized": unit,
+            "metric": self._metric(path, unit),
             "prompts": None if alike else {"query": query, "document": document},
         }
+
+    def _metric(self, path: Path, unit: bool) -> Metric:
+        """Return the model's own similarity as a metric; of vectors of unit length, the cosine gives the same order."""
+        own = folder.similarity(path)
+        if unit and own != "manhattan":
+            return "cosine"
+        if own == "manhattan":
+            raise ConfigError(
+                f"the model {self.name!r} compares vectors by their manhattan distance, which no engine here knows.",
+                "use a model that compares by cosine, dot product or euclidean distance",
+            )
+        metrics: dict[str, Metric] = {"dot": "dot", "euclidean": "l2"}
+        return metrics.get(own, "cosine")
 
     def model_identity(self) -> str | None:
         """Return a hash of the model's files, the same wherever they lie; None where they are not on this machine."""

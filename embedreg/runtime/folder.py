@@ -116,6 +116,12 @@ def prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     return {"query": "", "document": "", **stored}, config.get("default_prompt_name")
 
 
+def similarity(folder: Path) -> str:
+    """Return how a model's vectors are compared, by its own word: "cosine", "dot", "euclidean" or "manhattan"."""
+    config = {} if is_plain(folder) else read_object(folder / "config_sentence_transformers.json")
+    return str(config.get("similarity_fn_name") or "cosine")
+
+
 def ends_normalized(folder: Path) -> bool:
     """Say whether the chain itself ends in unit length."""
     return modules(folder)[-1].kind == "Normalize"

@@ -11,13 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import embedreg
 from embedreg import errors, metadata
+from embedreg.base import metric_of
+from embedreg.cli.search import find as search
+from embedreg.engines import databend, databend_sql
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
+from embedreg.jobs import places
 from embedreg.runtime import cache
 
 KINDS = ["mean", "cls-dense", "causal", "two-pools", "static", "routed", "plain"]
@@ -375,3 +381,66 @@ def test_a_relative_folder_is_stored_as_the_folder_that_it_is(
     monkeypatch.chdir("/")
     assert function.ndims() == 384
     assert copy.deepcopy(function) == function
+
+
+# -- the model's own similarity ----------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, tmp_path: Path, similarity: str | None) -> str:
+    """Return a copy of a model that says how its vectors are compared."""
+    copied = tmp_path / str(similarity)
+    shutil.copytree(folder, copied)
+    path = copied / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "similarity_fn_name": similarity}))
+    return str(copied)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "normalize", "metric"),
+    [
+        ("dot", False, "dot"),
+        ("euclidean", False, "l2"),
+        ("cosine", False, "cosine"),
+        (None, False, "cosine"),
+        ("dot", True, "cosine"),  # of unit vectors: the same order
+        ("euclidean", True, "cosine"),
+    ],
+)
+def test_the_models_own_similarity_is_the_metric(
+    tiny: Callable[[str], Path], tmp_path: Path, similarity: str | None, normalize: bool, metric: str
+) -> None:
+    """It is recorded with the column, and a search over files and tables goes by it."""
+    fn = create(saved(tiny("two-pools"), tmp_path, similarity), normalize=normalize)
+    texts = ["a", "wait for a thread to finish", "json?", "a list of names, in no order; and more"]
+    table = embedreg.embed_table({"text": texts}, fn.bind("text", "vector"))
+    (entry,) = embedreg.inspect(table)
+    assert entry["metric"] == metric
+    query = embedreg.embed_query(fn, "names")
+    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    library = fn._loaded()
+    expected = np.argsort(-library.similarity(query[None, :], vectors).numpy()[0], kind="stable")
+    pq.write_table(table, tmp_path / "t.parquet")
+    lancedb.connect(tmp_path / "db").create_table("t", data=table)
+    for place in ("t.parquet", "db/t.lance"):
+        hits = search(places.find(str(tmp_path / place)), "names", limit=4)
+        assert [row["text"] for row in hits.rows.to_pylist()] == [texts[row] for row in expected.tolist()]
+        assert hits.metric == metric
+
+
+def test_a_model_that_compares_by_manhattan_distance_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """No engine here knows that distance; another one would find other neighbours."""
+    for normalize in (True, False):
+        fn = create(saved(tiny("two-pools"), tmp_path / str(normalize), "manhattan"), normalize=normalize)
+        with pytest.raises(errors.ConfigError, match="manhattan distance"):
+            embedreg.embed_table({"text": ["a"]}, fn.bind("text", "vector"))
+
+
+def test_sql_goes_by_the_models_own_similarity(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """DuckDB has the inner product; Databend says that it has none."""
+    fn = create(saved(tiny("two-pools"), tmp_path, "dot"), normalize=False)
+    assert metric_of(fn) == "dot"
+    served = databend.Served("embed", fn, "source", "text")
+    with pytest.raises(errors.ConfigError, match="no distance for vectors that are compared by 'dot'"):
+        databend_sql._metric(served)
+    near = create(saved(tiny("two-pools"), tmp_path, "euclidean"), normalize=False)
+    assert databend_sql._metric(databend.Served("embed", near, "source", "text")) == "l2"
