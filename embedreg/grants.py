@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 import json
 import os
 import threading
@@ -18,8 +20,8 @@ from cachetools import LRUCache
 
 from embedreg import references, secrets
 from embedreg.addresses import folder_given, forms, is_path, local_path, parse_host, texts_given
-from embedreg.errors import ConfigError
-from embedreg.semantics import canonical, effective, semantic_config
+from embedreg.errors import ConfigError, UntrustedError
+from embedreg.semantics import canonical, defaults, effective, semantic_config
 
 if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunction
@@ -30,7 +32,7 @@ _grants: list[Grant] = []
 _lock = threading.RLock()
 # Instances are small (weights live in the runtime's cache), yet a LanceDB-style class may keep its model in one:
 # the bound is what a process with a great many tables would still want at hand.
-_vouched: LRUCache[tuple[type, str], EmbeddingFunction] = LRUCache(maxsize=256)
+_vouched: LRUCache[tuple[type, str], EmbeddingFunction] = LRUCache(maxsize=256)  # by its configuration as created
 # Engines rebuild a function for every add and every search: what one declaration asks for is built once, so that a
 # LanceDB-style class that loads its model in __init__ loads it once. Few, since such a model stays with its instance.
 _rebuilt: LRUCache[tuple[type, str, str], tuple[EmbeddingFunction, dict[str, Any]]] = LRUCache(maxsize=16)
@@ -169,18 +171,97 @@ def vouch(function: EmbeddingFunction) -> None:
     """Remember an instance that the reader's own code created; the last one of equal configuration wins."""
     if references.metadata_is_building():
         return  # created on the way, by the constructor of a function that metadata asked for
+    references.state_of(function).assigned.clear()
+    references.state_of(function).own.clear()
     with _lock:
-        _vouched[type(function), canonical(type(function), semantic_config(function))] = function
+        _vouched.pop(key := (type(function), canonical(type(function), semantic_config(function))), None)
+        _vouched[key] = function
 
 
 def vouched(cls: type[EmbeddingFunction], stored: Mapping[str, Any]) -> EmbeddingFunction | None:
-    """Return the instance whose semantic configuration equals a stored one, if this process created it."""
-    key = cls, canonical(cls, effective(cls, stored))
+    """Return the instance whose semantic configuration equals a stored one, if this process created it.
+
+    It may have set fields since, in `ndims()` for one: what is stored may be from before that or from after it.
+    """
+    wanted = effective(cls, stored)
+    key = cls, canonical(cls, wanted)
     with _lock:
         function = _vouched.get(key)
-    if function is not None and canonical(cls, semantic_config(function)) != key[1]:
-        return None  # its fields were assigned to since
-    return function
+        changed = [
+            (made, created)
+            for (owner, created), made in reversed([*_vouched.items()])
+            if owner is cls and references.state_of(made).assigned
+        ]
+    if function is not None and not references.state_of(function).assigned:
+        return function if canonical(cls, semantic_config(function)) == key[1] else None
+    return next((made for made, created in changed if _is_of(made, created, wanted)), None)
+
+
+def _is_of(function: EmbeddingFunction, created: str, wanted: Mapping[str, Any]) -> bool:
+    """Return whether a stored configuration is one of an instance's: as it is now, but for what it set by itself."""
+    cls, own = type(function), references.state_of(function).own
+    before, now = json.loads(created), json.loads(canonical(cls, semantic_config(function)))
+    stored = json.loads(canonical(cls, wanted))
+    return all(
+        stored.get(name) == now.get(name) or (name in own and stored.get(name) == before.get(name))
+        for name in {*stored, *now}
+    )
+
+
+# -- what a class sets by itself ---------------------------------------------------------------------------------------
+
+
+def set_by_class(
+    cls: type[EmbeddingFunction],
+    stored: Mapping[str, Any],
+    refused: Iterable[str],
+    build: Callable[[], EmbeddingFunction],
+) -> EmbeddingFunction | None:
+    """Return an instance built without the refused fields, where its class gives them the stored values by itself.
+
+    No stored value of these is used then. What the class sets in `ndims()` only, which may load a model, is compared
+    once that was asked; nothing is embedded before.
+
+    Args:
+        stored: the stored configuration.
+        refused: its fields that need a grant.
+        build: builds an instance without them.
+    """
+    made = build()
+    now, known = semantic_config(made), defaults(cls)
+    for name in refused:
+        if now.get(name) == stored[name]:
+            continue
+        if now.get(name) != known.get(name) or not _sets(cls.ndims, name):
+            return None
+        references.state_of(made).pending[name] = stored[name]
+    return made
+
+
+def settle(function: EmbeddingFunction) -> None:
+    """Compare what a class has set by itself in `ndims()` with what was stored.
+
+    Raises:
+        UntrustedError: it is something else, and the stored value is not granted.
+    """
+    state, now = references.state_of(function), semantic_config(function)
+    for name, value in state.pending.items():
+        if now.get(name) != value:
+            raise UntrustedError(
+                f"stored metadata sets {name} of {state.alias!r} to another value than its class does.",
+                f"if you trust where the data comes from: embedreg.trust(fields=[{f'{state.alias}.{name}'!r}])",
+            )
+    state.pending.clear()
+
+
+def _sets(method: Any, name: str) -> bool:
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return code is not None and any(
+        step.opname == "STORE_ATTR" and step.argval == name for step in dis.get_instructions(code)
+    )
+
+
+# -- instances that metadata asked for ---------------------------------------------------------------------------------
 
 
 def rebuilt(

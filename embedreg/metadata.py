@@ -7,6 +7,7 @@ read is untrusted (see `admission`); what cannot be rebuilt here is kept byte fo
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,15 @@ from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.config import names_by_key, runtime_fields, secret_values
 from embedreg.engines import unwrap
 from embedreg.entries import FORMAT, KEY, RESERVED, SHOWN, Entry, entries, refuse_twice, serialized, shown, value_type
-from embedreg.errors import ConfigError, EmbedregError, MetadataError, MissingColumnError, UnknownFunctionError
+from embedreg.errors import (
+    ConfigError,
+    EmbedregError,
+    MetadataError,
+    MissingColumnError,
+    UnknownFunctionError,
+    UntrustedError,
+)
+from embedreg.references import state_of
 from embedreg.semantics import canonical, defaults, effective, semantic_config
 from embedreg.strictjson import Malformed
 
@@ -190,7 +199,13 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
                 made._declared = reserved
                 return made
 
-            admitted = admit(cls, alias, config)
+            try:
+                admitted = admit(cls, alias, config)
+            except UntrustedError:
+                function = _of_its_class(cls, alias, config, unknown, reserved)
+                if function is None:
+                    raise
+                return function, []
             # what else an instance knows: another writer's declaration can mean other defaults
             function = grants.rebuilt(cls, admitted, [alias, unknown, reserved], make)
     except (EmbedregError, Warning):
@@ -204,6 +219,33 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
     return function, (
         [f"unknown fields of {alias!r} were kept: {', '.join(map(shown, sorted(unknown)))}"] if unknown else []
     )
+
+
+def _of_its_class(
+    cls: type[EmbeddingFunction],
+    alias: str,
+    config: dict[str, Any],
+    unknown: dict[str, Any],
+    reserved: dict[str, Any],
+) -> EmbeddingFunction | None:
+    """Build a function without the stored fields that need a grant, where its class sets them to the same values."""
+    if _built_in(cls):
+        return None  # none of them sets any
+    refused = []
+    for name, value in config.items():
+        try:
+            admit(cls, alias, {name: value})
+        except EmbedregError:
+            refused.append(name)
+    kept = {name: value for name, value in config.items() if name not in refused}
+    try:
+        admitted = admit(cls, alias, kept)
+        made = grants.set_by_class(cls, config, refused, lambda: base.from_stored(cls, admitted, alias, unknown))
+    except Exception:  # noqa: BLE001  # it does not work without them: they are asked of the file after all
+        return None
+    if made is not None:
+        made._declared = reserved
+    return made
 
 
 def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -274,6 +316,9 @@ def persisted_model(function: EmbeddingFunction, *, written: bool = True) -> dic
         runtime = function.raw_fields().items()
         model |= {k: strictjson.jsonable(v) for k, v in runtime if k in required & runtime_fields(cls)}
         model |= {js: model[name] for js, name in cls.traits.stored_names.items() if name in model}
+        if cls.traits.stock_fields is None and not _built_in(cls):  # a user's own, which may be there in JavaScript too
+            for name in [name for name in model if name in cls.model_fields]:
+                model.setdefault(_camel(name), model[name])
         strictjson.dumps(model)
     except (TypeError, ValueError) as exc:
         why = f": {exc}" if isinstance(exc, Malformed) else ""
@@ -281,6 +326,15 @@ def persisted_model(function: EmbeddingFunction, *, written: bool = True) -> dic
             f"the configuration of {cls.__name__} cannot be stored as JSON{why}.", "use str, numbers, lists and dicts"
         ) from None
     return {**model, RESERVED: reserved_for(function, written=written)}
+
+
+def _built_in(cls: type[EmbeddingFunction]) -> bool:
+    return cls.__module__.startswith("embedreg.functions.")
+
+
+def _camel(name: str) -> str:
+    """Return a snake_case name as JavaScript spells it."""
+    return re.sub(r"(?<=[a-z0-9])_+([a-z0-9])", lambda match: match[1].upper(), name)
 
 
 def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[str, Any]:
@@ -300,7 +354,7 @@ def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[s
         learnt |= {k: v for k, v in function._declared.items() if k in LEARNT}
     made = {
         "format": FORMAT,
-        "ndims": int(function.ndims()),
+        "ndims": stated_ndims(function),
         **function.vector_traits(),
         "metric": base.metric_of(function),
         "fingerprint": identity.fingerprint(function),
@@ -314,6 +368,19 @@ def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[s
             f"{type(function).__name__}.vector_traits() has no JSON form.", "return str, numbers, lists and dicts"
         ) from None
     return plain
+
+
+def stated_ndims(function: EmbeddingFunction, stated: int | None = None) -> int:
+    """Return a function's width; where it cannot say it, the one that a schema states for it."""
+    state = state_of(function)
+    try:
+        return int(function.ndims())
+    except Exception:
+        # a model that is not here, or a service that does not answer: the schema's word is enough to declare
+        state.stated_ndims = stated if stated is not None else state.stated_ndims
+        if state.stated_ndims is None:
+            raise
+        return state.stated_ndims
 
 
 def entry_of(config: Any, *, written: bool = True) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _base64_cores(data: bytes) -> Iterator[str]:
             yield encode(b"\0" * offset + data).decode()[first:last]
 
 
-def guarded(method: Any, *, whole: bool = False, check: Callable[[Any], Any] | None = None) -> Callable[..., Any]:
+def guarded(method: Any, *, whole: bool = False, check: Callable[[Any, Any], Any] | None = None) -> Callable[..., Any]:
     """Wrap a method so that no secret leaves it in an error, its traceback, or what it says of a row.
 
     The outermost guarded call of an instance redacts, so that retries inside it still see the vendor's own error. An
@@ -84,7 +84,7 @@ def guarded(method: Any, *, whole: bool = False, check: Callable[[Any], Any] | N
     Args:
         method: a function, or another callable that a class may hold as a method (`functools.lru_cache` makes one).
         whole: turn an iterator that the method returns into a list, lest its errors come when nobody guards it.
-        check: what the result goes through as it leaves the outermost call.
+        check: what the instance and the result go through as the result leaves the outermost call.
     """
     plain = isinstance(method, FunctionType)
     call = method if plain else lambda self, *args, **kwargs: method.__get__(self, type(self))(*args, **kwargs)
@@ -101,7 +101,7 @@ def guarded(method: Any, *, whole: bool = False, check: Callable[[Any], Any] | N
             if whole and isinstance(result, Iterator):
                 result = list(result)
             if check is not None:
-                return check(result)
+                return check(self, result)
             if type(result) in (list, tuple) or isinstance(result, RowError):
                 return _rows_cleaned(self, result)
             return cleaned(result, _held_secrets(self)) if described else result
@@ -128,6 +128,11 @@ def _active() -> set[int]:
     """Return which instances this thread guards now; a function, since `guard` is pickled with what it names."""
     active: set[int] = _guarding.__dict__.setdefault("active", set())
     return active
+
+
+def is_active(instance: object) -> bool:
+    """Return whether this thread runs a guarded method of an instance now."""
+    return id(instance) in _active()
 
 
 def is_guarded(method: object) -> bool:

@@ -43,6 +43,10 @@ class State:
         given: the configuration that reached the base, by field name where it is one.
         resolved: the same with references looked up, while the fields are being validated.
         converted: field -> (what its references stood for, what a validator made of that), where the two differ.
+        assigned: fields that were set after the instance was built, by its own methods or by the reader's code.
+        own: those that its own methods set.
+        pending: fields that its class is to set by itself -> what the stored declaration says that they come to.
+        stated_ndims: the width that a schema states, for a class that cannot say it.
         cached: what cached properties hold that has a secret in it.
         seen: secrets that were resolved, which must not appear in any text even when they are no longer set.
     """
@@ -54,6 +58,10 @@ class State:
     given: dict[str, Any] = field(default_factory=dict)
     resolved: dict[str, Any] | None = None
     converted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    assigned: set[str] = field(default_factory=set)
+    own: set[str] = field(default_factory=set)
+    pending: dict[str, Any] = field(default_factory=dict)
+    stated_ndims: int | None = None
     cached: dict[str, Any] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 

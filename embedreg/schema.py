@@ -245,8 +245,10 @@ def arrow_fields(model: type[BaseModel]) -> list[pa.Field]:
 def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction) -> pa.DataType:
     import pyarrow as pa
 
-    ndims = function.ndims()
+    from embedreg import metadata
+
     if (vector := _vector_class(annotation)) is not None:
+        ndims = metadata.stated_ndims(function, vector.dim())
         if vector.dim() != ndims:
             raise SchemaError(
                 f"{where} is declared with {vector.dim()} dimensions, its function gives {ndims}.",
@@ -254,7 +256,7 @@ def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction)
             )
         return pa.list_(vector.value_arrow_type(), ndims)
     if get_origin(annotation) is list and get_args(annotation) == (float,):
-        return pa.list_(pa.float32(), ndims)
+        return pa.list_(pa.float32(), function.ndims())
     raise SchemaError(f"{where} is a vector field of type {annotation!r}.", "use Vector(fn.ndims()) or list[float]")
 
 

@@ -213,6 +213,9 @@ class Value(BaseModel):
             self._check_secret(name, value, self._held_secrets())
             state_of(self).converted.pop(name, None)
             state_of(self).cached.pop(name, None)
+            state_of(self).assigned.add(name)
+            if redaction.is_active(self):
+                state_of(self).own.add(name)
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -433,7 +436,7 @@ def _wrap(cls: type[Value]) -> None:
         if isinstance(method, staticmethod | classmethod) or not callable(method) or redaction.is_guarded(method):
             continue
         if not getattr(method, "__isabstractmethod__", False):
-            check = config_.bounded_ndims if name == "ndims" else None
+            check = _checked_ndims if name == "ndims" else None
             setattr(cls, name, redaction.guarded(method, whole=name != "ndims", check=check))
     for name in showing.METHODS if cls.__module__ != "embedreg.base" else ():
         method = inspect.getattr_static(cls, name, None)
@@ -442,6 +445,14 @@ def _wrap(cls: type[Value]) -> None:
             setattr(cls, name, showing.shown(method))
     if cls.model_config.get("extra") == "allow":
         cls.__getattr__ = _extra_or_private  # type: ignore[attr-defined]
+
+
+def _checked_ndims(self: Value, ndims: Any) -> Any:
+    if state_of(self).pending:
+        from embedreg import grants
+
+        grants.settle(cast("EmbeddingFunction", self))
+    return config_.bounded_ndims(ndims)
 
 
 def _after_references(method: Callable[..., None]) -> Callable[..., None]:

@@ -246,7 +246,7 @@ def _pairs(pairs: list[str]) -> Iterator[tuple[str, str]]:
     for pair in pairs:
         name, equals, variable = pair.partition("=")
         if not (name and equals and variable):
-            raise typer.BadParameter(f"--env {name}: write it as {_PAIR}.")
+            raise typer.BadParameter(f"write --env as {_PAIR}.")  # not quoted: it may be a key
         yield name, variable
 
 

@@ -292,7 +292,8 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
         types = {field.name: field.type for field in pydantic_to_schema(model)}
         pairs = {}
         for source, vector in schemas.pair(*schemas._markers(model.model_fields)):
-            kind, ndims = types[vector.field], vector.function.ndims()
+            kind = types[vector.field]
+            ndims = metadata.stated_ndims(vector.function, getattr(kind, "list_size", None))
             if getattr(kind, "list_size", None) != ndims:
                 raise SchemaError(
                     f"{model.__name__}.{vector.field} is stored as {kind}, its function gives {ndims} dimensions.",

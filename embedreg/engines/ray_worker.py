@@ -11,8 +11,8 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from embedreg import grants, identity, metadata, secrets
@@ -96,7 +96,7 @@ def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Parcel:
 
 
 def unpack(parcel: Parcel) -> Any:
-    """Open a parcel, on a worker.
+    """Open a parcel, on a worker, within `granted`.
 
     Raises:
         MissingExtraError: a class cannot be imported here. ConfigError: another embedreg made the parcel.
@@ -108,8 +108,6 @@ def unpack(parcel: Parcel) -> Any:
             f"embedreg is {__version__} here and {parcel.version} where the run was started.",
             f"pip install embedreg=={parcel.version} on every node",
         )
-    parcel.grants.__enter__()
-    allow_images(parcel.images)
     with contextlib.suppress(OSError):  # another machine need not have it
         os.chdir(parcel.folder)
     sys.path += [folder for folder in parcel.path if folder not in sys.path and os.path.isdir(folder)]
@@ -119,6 +117,14 @@ def unpack(parcel: Parcel) -> Any:
         raise
     except (ImportError, AttributeError) as exc:
         raise MissingExtraError(f"the function's class cannot be imported: {exc}.", SHIP) from exc
+
+
+@contextlib.contextmanager
+def granted(parcel: Parcel) -> Iterator[None]:
+    """Grant what the driver's process had granted, for as long as this work of its payload runs."""
+    # objects of this block alone: another thread may be inside the same payload, and ends its own
+    with replace(parcel.grants), allow_images(parcel.images):
+        yield
 
 
 def check(functions: Iterable[EmbeddingFunction]) -> None:
@@ -165,7 +171,7 @@ def plan(parcel: Parcel, given: pa.Schema, policy: dict[str, Any]) -> Plan | Emb
 
     The driver needs neither the model nor its library: this runs on a worker with what the actors will have.
     """
-    made: Plan | EmbedregError = _quietly(lambda: _plan(parcel, given, policy))
+    made: Plan | EmbedregError = _quietly(lambda: _plan(parcel, given, policy), parcel)
     return made
 
 
@@ -191,7 +197,7 @@ class Filler:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return a block with its vector columns filled in."""
-        return step(lambda: self._fill(block))
+        return step(lambda: self._fill(block), self._parcel)
 
     def _fill(self, block: pa.Table) -> pa.Table:
         if self._schema is None:
@@ -229,7 +235,7 @@ class Hand:
 
     def start(self) -> EmbedregError | None:
         """Open the parcel, and see that work can be done on this node."""
-        failed: EmbedregError | None = _quietly(self._start)
+        failed: EmbedregError | None = _quietly(self._start, self._parcel)
         return failed
 
     def _start(self) -> None:
@@ -239,7 +245,7 @@ class Hand:
 
     def run(self, piece: Piece, max_bad_rows: int | None) -> Outcome | EmbedregError:
         """Embed a piece and publish it."""
-        made: Outcome | EmbedregError = _quietly(lambda: self._run(piece, max_bad_rows))
+        made: Outcome | EmbedregError = _quietly(lambda: self._run(piece, max_bad_rows), self._parcel)
         self._rows = 0
         return made
 
@@ -306,17 +312,21 @@ def _is_ours(filename: str) -> bool:
     return filename.startswith(home.removesuffix("__init__.py"))
 
 
-def _quietly(work: Callable[[], Any]) -> Any:
-    """Do some work; an error is returned, since one that is raised fills Ray's logs and stderr with its frames."""
+def _quietly(work: Callable[[], Any], parcel: Parcel | None = None) -> Any:
+    """Do some work, with a payload's grants where it is of one.
+
+    An error is returned, since one that is raised fills Ray's logs and stderr with its frames.
+    """
     try:
-        return work()
+        with contextlib.nullcontext() if parcel is None else granted(parcel):
+            return work()
     except Exception as exc:  # noqa: BLE001  # the seam where a user's class, a vendor and Arrow meet Ray
         return located(exc)
 
 
-def step(work: Callable[[], Any]) -> Any:
+def step(work: Callable[[], Any], parcel: Parcel | None = None) -> Any:
     """Do some work in a step of a Ray dataset; an error meets the driver as one of ours, without Ray's wall."""
-    made = _quietly(work)
+    made = _quietly(work, parcel)
     if isinstance(made, EmbedregError):
         from ray.data import DataContext
 

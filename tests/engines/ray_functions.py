@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from embedreg import RowError, TextEmbeddingFunction, Traits, register
+from embedreg import RowError, TextEmbeddingFunction, Traits, grants, register
+from embedreg.images import current_policy
 
 KEY = "RAY_TEST_KEY"
 """The environment variable that the tests' cluster is started with."""
@@ -110,3 +111,11 @@ class Drifting(Whereabouts):
 
     def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
         return np.random.default_rng(os.getpid()).normal(size=(len(list(texts)), 8)).astype(np.float32)
+
+
+@register("ray-granted")
+class Granted(Lengths):
+    """How many folders stored metadata, and images in data, may be read from while it embeds."""
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        return [[len(grants.granted("paths")), len(current_policy().dirs)] for _ in texts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,9 @@ from embedreg.errors import (
     StorageError,
     VectorError,
 )
+from embedreg.schema import resolve
 from tests.engines.conftest import RAY_WARNS, Cluster
-from tests.engines.ray_functions import KEY, Drifting, Lengths, Mortal, Whereabouts
+from tests.engines.ray_functions import KEY, Drifting, Granted, Lengths, Mortal, Whereabouts
 
 pytestmark = RAY_WARNS
 
@@ -443,13 +445,59 @@ def test_what_data_may_name_images_in_goes_along(run_python: Callable[..., str],
     """The folders that the driver lets data name images in are allowed on a worker, and nothing else is."""
     code = (
         "import embedreg\n"
-        "from embedreg.engines.ray_worker import pack, unpack\n"
+        "from embedreg.engines.ray_worker import granted, pack, unpack\n"
         "from embedreg.images import current_policy\n"
-        "from embedreg.images.allowances import reset\n"
         f"with embedreg.allow_images(dirs=[{str(tmp_path)!r}], max_pixels=10_000):\n"
         "    parcel, policy = pack('nothing', []), current_policy()\n"
-        "assert current_policy() != policy\n"
-        "unpack(parcel)\n"
-        "print(current_policy() == policy)\n"
+        "before = current_policy()\n"
+        "with granted(parcel), granted(parcel):\n"
+        "    assert unpack(parcel) == 'nothing'\n"
+        "    during = current_policy()\n"
+        "print(during == policy and current_policy() == before != policy)\n"
     )
     assert run_python(code).strip() == "True"
+
+
+class Looker:
+    """An actor that fills blocks, and says what its process holds between them."""
+
+    def __init__(self, parcel: Any, made: Any) -> None:
+        from embedreg.engines.ray_worker import Filler
+
+        self.filler = Filler(parcel, made)
+
+    def fill(self, block: pa.Table) -> pa.Table:
+        """Fill a block."""
+        return self.filler(block)
+
+    def holds(self, stored: dict[str, str]) -> tuple[set[str], tuple[str, ...], str]:
+        """Return the granted folders, those of images, and what comes of a declaration with a path."""
+        from embedreg import grants
+        from embedreg.images import current_policy
+
+        problem = embedreg.functions_in(stored).problems.get("vector")
+        return grants.granted("paths"), current_policy().dirs, type(problem).__name__
+
+
+def test_grants_hold_on_a_worker_only_while_it_works_for_their_payload(cluster: Cluster, tmp_path: Path) -> None:
+    """They are there while a block is filled, in each block, and gone before and after: also where filling fails."""
+    from embedreg.engines.ray_worker import pack, plan
+
+    data = pa.table({"text": ["a", None]})
+    schema = resolve([Granted.create().bind("text", "vector")])
+    with embedreg.trust(paths=[tmp_path]), embedreg.allow_images(dirs=[tmp_path]):
+        parcel = pack(schema, [config.function for config in schema.configs])
+    made = plan(parcel, data.schema, {"on_error": "raise"})
+    entry = {"name": "sentence-transformers", "model": {"name": str(tmp_path)}, "source_column": "text"}
+    told = json.dumps([entry])
+    stored, nothing = {"embedding_functions": told}, (set(), (), "UntrustedError")
+    looker = ray.remote(num_cpus=1)(Looker).remote(parcel, made)
+    assert ray.get(looker.holds.remote(stored)) == nothing
+    for _ in range(2):
+        block = ray.get(looker.fill.remote(data))
+        assert matrix(block).tolist() == [[1, 1]]
+        assert ray.get(looker.holds.remote(stored)) == nothing
+    with pytest.raises(ray.exceptions.RayTaskError):
+        ray.get(looker.fill.remote(pa.table({"other": ["a"]})))
+    assert ray.get(looker.holds.remote(stored)) == nothing
+    assert embedreg.functions_in(stored).problems  # in the driver, which worked for the payload as it planned
