@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Embedded", "as_matrix", "complete_and_finite", "given_vectors", "numbers_of", "to_arrow", "zero_rows"]
+__all__ = [
+    "Embedded",
+    "as_matrix",
+    "complete_and_finite",
+    "given_vectors",
+    "numbers_of",
+    "refuse_outage",
+    "to_arrow",
+    "zero_rows",
+]
 
 _FEW = 8  # vectors that are not finite, and no other beside them: of more it is the function
 _NOT_FINITE = "its vector is not finite"
@@ -109,7 +118,7 @@ def as_matrix(
             raise _wrong_shape(n, d, array.shape)
         matrix, broken = _cleared(_floats(array))
         if len(broken) == n:
-            _refuse_outage(n, control)
+            refuse_outage(n, control)
         valid = np.ones(n, bool)
         valid[broken] = False
         return matrix, valid, dict.fromkeys(broken, _NOT_FINITE)
@@ -222,7 +231,7 @@ def _from_rows(
                 f"the function returned vectors that are not numbers, but {_kind(wrong['numbers'])}.",
                 "return lists of floats",
             )
-        _refuse_outage(given, control)
+        refuse_outage(given, control)
     return matrix, valid, reasons
 
 
@@ -262,7 +271,7 @@ def _cleared(matrix: np.ndarray) -> tuple[np.ndarray, list[int]]:
     return np.where(broken[:, None], matrix.dtype.type(0), matrix), np.flatnonzero(broken).tolist()
 
 
-def _refuse_outage(n: int, control: Callable[[], bool] | None) -> None:
+def refuse_outage(n: int, control: Callable[[], bool] | None) -> None:
     """Refuse n vectors of which none is finite, unless they may be the inputs' own fault: an outage is no bad row.
 
     One may be; a few may be, where the function still answers a good input.

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -21,6 +21,7 @@ from embedreg.errors import CallError, EmbedregError, InputError, RowError, Vect
 from embedreg.redaction import guarded, redact
 from embedreg.runtime.cache import ModelCache
 from embedreg.runtime.retry import DEADLINE_S, call_with_retry, http_status, is_transient
+from embedreg.vectors import refuse_outage
 
 __all__ = ["Refusal", "RemoteTextFunction", "client_key", "clients", "release"]
 
@@ -355,6 +356,8 @@ def _rows_of(result: Any, m: int) -> Any:
     """Turn what `request` returned into (m, d) float32, or a list of m where rows failed."""
     import numpy as np
 
+    if isinstance(result, str | bytes | Mapping | Set) or not hasattr(result, "__iter__"):
+        raise VectorError(f"request() gave {type(result).__name__} for {m} texts.", "return one vector for each text")
     if not isinstance(result, np.ndarray):
         result = list(result)
         if any(row is None or isinstance(row, RowError) for row in result):
@@ -362,13 +365,23 @@ def _rows_of(result: Any, m: int) -> Any:
                 raise _miscounted(len(result), m)
             return result
     try:
-        matrix = np.asarray(result, np.float32)
-    except (TypeError, ValueError):
+        matrix = np.asarray(result)
+        if matrix.dtype.kind not in "fiuO" or any(isinstance(item, str | bytes) for item in _items(matrix)):
+            raise TypeError  # numpy would read numbers out of texts
+        with np.errstate(over="ignore"):
+            matrix = matrix.astype(np.float32, copy=False)
+    except (OverflowError, TypeError, ValueError):
         what = "the server gave vectors of different widths, or what are no numbers."
         raise VectorError(what, "check that the endpoint serves embeddings") from None
     if matrix.ndim != 2 or len(matrix) != m:
         raise _miscounted(len(matrix) if matrix.ndim == 2 else 0, m)
+    if not np.isfinite(matrix).all(axis=1).any():
+        refuse_outage(m, lambda: True)  # of a few, whoever called decides
     return matrix
+
+
+def _items(matrix: Any) -> Any:
+    return matrix.flat if matrix.dtype == object else ()
 
 
 def _miscounted(got: int, m: int) -> VectorError:

@@ -248,7 +248,11 @@ def test_a_mistake_in_request_keeps_its_own_traceback() -> None:
         ([], "0 vectors for 2 texts"),
         ([[1.0, 2.0], [1.0]], "different widths"),
         ([[1.0, 2.0], ["x", "y"]], "no numbers"),
+        ([["1", "2"], ["3", "4"]], "no numbers"),
+        ([[1j, 2], [3, 4]], "no numbers"),
         ([None], "1 vectors for 2 texts"),
+        (None, "gave NoneType for 2 texts"),
+        ({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "gave dict for 2 texts"),
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused(result: Any, match: str) -> None:
@@ -263,6 +267,22 @@ def test_an_answer_that_does_not_fit_is_refused(result: Any, match: str) -> None
 
     with pytest.raises(VectorError, match=match):
         Odd().generate_embeddings(["a", "b"])
+
+
+def test_an_answer_without_a_finite_vector_is_an_outage() -> None:
+    """A request of many texts that is answered with NaN alone fails, while the others would have been written."""
+
+    class Down(RemoteTextFunction):
+        def ndims(self) -> int:
+            return 2
+
+        def request(self, batch: list[str]) -> Any:
+            return np.full((len(batch), 2), np.nan if "bad" in batch else 1.0)
+
+    texts = [str(number) for number in range(19)]
+    with pytest.raises(VectorError, match="none of the 10 vectors"):
+        embedreg.embed_column(Down(batch_size=10), [*texts[:15], "bad", *texts[15:]])
+    assert embedreg.embed_column(Down(batch_size=2), ["a", "b", "bad"]).valid.tolist() == [True, True, False]
 
 
 def test_request_may_fail_single_rows_itself() -> None:
