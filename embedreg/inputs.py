@@ -16,7 +16,7 @@ from embedreg import frames
 from embedreg.casting import Unfit, common_type, exactly, plain_array, shown
 from embedreg.display import plain
 from embedreg.errors import InputError, MissingColumnError, SchemaError
-from embedreg.values import NO_DEFAULTS, Defaults, array_of, numpy_array
+from embedreg.values import NO_DEFAULTS, Defaults, array_of, items_of, keys_of, numpy_array
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +38,7 @@ IMAGES_HINT = "images need a function of images, such as 'open-clip'; get_regist
 _MAX_STRING_BYTES = 2**31 - 1
 _WIDER = {"string": "large_string", "binary": "large_binary"}
 _NOTHING = object()
-_CHUNK = 65_536  # rows of an iterator that are turned into Arrow at a time where all of it is wanted
+_CHUNK = 8192  # rows that are turned into Arrow at a time: more do not stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -399,15 +399,11 @@ def _arrays(
     """Return the columns of some dicts: of all their keys, and of `names`."""
     import numpy as np
 
-    found = dict.fromkeys(itertools.chain(itertools.chain.from_iterable(rows), names))
+    found = dict.fromkeys(itertools.chain(keys_of(rows), names))
     made, required = {}, expected.required()
     for key in found:
         name = _named(key)
-        make = expected.defaults.made.get(name)
-        if make is None:
-            values = [row.get(key) for row in rows]
-        else:
-            values = [row[key] if key in row else make(row) for row in rows]
+        values = items_of(rows, key, expected.defaults.made.get(name))
         array = made[name] = _column(name, values, expected, wants.get(name), first_row)
         if name in required and array.null_count:
             row = int(np.argmax(np.asarray(array.is_null())))
@@ -427,12 +423,8 @@ def _from_dicts(
     import pyarrow as pa
 
     wants = expected.types()
-    if rows is not None:
-        arrays = _arrays(_dicts(rows, 0), expected, wants, 0)
-        table = pa.table(arrays) if arrays else _rows_of_nothing(len(rows))
-        return table.schema, _cut(table.to_batches(max_chunksize=batch_rows), batch_rows)
-    if whole:
-        return _unified(_chunks(items, _CHUNK, expected, wants), batch_rows)
+    if whole or rows is not None:
+        return _unified(_chunks(items, max(_CHUNK, batch_rows), expected, wants), batch_rows)
     first = _dicts(list(itertools.islice(items, batch_rows)), 0)
     wants |= {
         name: pa.list_(pa.float64()) for name in expected.vectors - wants.keys()
@@ -442,12 +434,6 @@ def _from_dicts(
     arrays = _arrays(first, expected, wants, 0, always)
     schema = pa.schema([(name, array.type) for name, array in arrays.items()])
     return schema, _stream(items, first, arrays, schema, expected, batch_rows)
-
-
-def _rows_of_nothing(rows: int) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.Table.from_struct_array(pa.array([{}] * rows, pa.struct([])))
 
 
 def _stream(
@@ -466,7 +452,7 @@ def _stream(
     del first, arrays
     while some := list(itertools.islice(items, batch_rows)):
         some = _dicts(some, done)
-        for name in dict.fromkeys(itertools.chain.from_iterable(some)).keys() - wants.keys():
+        for name in keys_of(some).keys() - wants.keys():
             for row, item in enumerate(some):
                 if item.get(name) is not None:
                     raise _late(name, done + row)

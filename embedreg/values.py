@@ -24,7 +24,7 @@ from embedreg.display import plain
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["NO_DEFAULTS", "Defaults", "array_of", "numpy_array"]
+__all__ = ["NO_DEFAULTS", "Defaults", "array_of", "items_of", "keys_of", "numpy_array"]
 
 
 class Defaults(NamedTuple):
@@ -451,6 +451,8 @@ def _list(values: list[Any], want: pa.DataType | None, defaults: Defaults) -> pa
     if inner is not None and kind_of(inner) != "list":
         row = next(row for row, value in enumerate(values) if value is not None)
         raise Unfit(row, f"{shown(values[row])} is no {want}")
+    if (made := _simple_lists(values)) is not None:
+        return made if want is None else exactly(made, want)
     lengths = np.fromiter((0 if value is None else len(value) for value in values), np.int64, len(values))
     flat = list(itertools.chain.from_iterable(value for value in values if value is not None))
     try:
@@ -465,6 +467,21 @@ def _list(values: list[Any], want: pa.DataType | None, defaults: Defaults) -> pa
     return made if want is None or made.type == want else exactly(made, want)
 
 
+def _simple_lists(values: list[Any]) -> pa.Array | None:
+    """Return lists of floats, of texts or of flags by Arrow's own conversion, which is exact for these; else None."""
+    import pyarrow as pa
+
+    found = set(map(type, itertools.chain.from_iterable(value for value in values if value is not None)))
+    found.discard(types.NoneType)
+    if len(found) != 1 or (kind := found.pop()) not in (float, str, bool):
+        return None
+    try:
+        made = pa.array(values, pa.list_({float: pa.float64(), str: pa.string(), bool: pa.bool_()}[kind]))
+    except UnicodeEncodeError:
+        return None
+    return made if isinstance(made, pa.Array) else None  # several chunks: over 2 GiB
+
+
 def _struct(values: list[Any], want: pa.DataType | None, defaults: Defaults) -> pa.Array:
     import numpy as np
     import pyarrow as pa
@@ -473,7 +490,7 @@ def _struct(values: list[Any], want: pa.DataType | None, defaults: Defaults) -> 
     if inner is not None and not pa.types.is_struct(inner):
         row = next(row for row, value in enumerate(values) if value is not None)
         raise Unfit(row, f"{shown(values[row])} is no {want}")
-    names = dict.fromkeys(itertools.chain.from_iterable(value for value in values if value is not None))
+    names = keys_of([value for value in values if value is not None])
     if odd := [name for name in names if type(name) is not str]:
         renamed = {name: str.__str__(name) for name in odd if isinstance(name, str)}
         if len(renamed) < len(odd):
@@ -490,32 +507,47 @@ def _struct(values: list[Any], want: pa.DataType | None, defaults: Defaults) -> 
                     raise Unfit(row, f"it is in no field of {want}", f".{plain(name, 60)}")
         names = dict.fromkeys(fields)
     missing = [value is None for value in values]
+    lacking = any(missing)
     if not names:
         return pa.array(values, pa.struct([]) if inner is None else inner)
     children = []
     for name in names:
         make = defaults.made.get(name)
-        column = [
-            None if value is None else value[name] if name in value else None if make is None else make(value)
-            for value in values
-        ]
+        if not lacking:
+            column = items_of(values, name, make)
+        else:
+            column = [None if value is None else items_of([value], name, make)[0] for value in values]
         try:
             child = array_of(column, fields[name].type if fields else None, defaults.inner.get(name, NO_DEFAULTS))
         except Unfit as exc:
             raise exc.inside(exc.row, f".{plain(name, 60)}") from None
         if fields and not fields[name].nullable and child.null_count:
-            lacking = np.asarray(child.is_null()) & ~np.array(missing)
-            if lacking.any():
-                raise Unfit(int(np.argmax(lacking)), "it is missing, and may not be", f".{plain(name, 60)}")
+            absent = np.asarray(child.is_null()) & ~np.array(missing)
+            if absent.any():
+                raise Unfit(int(np.argmax(absent)), "it is missing, and may not be", f".{plain(name, 60)}")
         children.append(child)
     made = pa.StructArray.from_arrays(
         children,
         fields=list(inner)
         if inner is not None
         else [pa.field(n, c.type) for n, c in zip(names, children, strict=True)],
-        mask=pa.array(missing) if any(missing) else None,
+        mask=pa.array(missing) if lacking else None,
     )
     return made if want is None or made.type == want else exactly(made, want)
+
+
+def keys_of(dicts: list[Any]) -> dict[Any, None]:
+    """Return the keys of all dicts, in the order in which they first appear."""
+    first = dict.fromkeys(dicts[0]) if dicts else {}
+    # most often all dicts have the same keys, which a set tells fastest
+    return first if set().union(*dicts) == first.keys() else dict.fromkeys(itertools.chain.from_iterable(dicts))
+
+
+def items_of(dicts: list[Any], key: Any, make: Callable[[Mapping[str, Any]], Any] | None = None) -> list[Any]:
+    """Return what dicts hold under a key; where they lack it, what `make` makes of the dict, or None."""
+    if make is None:
+        return [one.get(key) for one in dicts]
+    return [one[key] if key in one else make(one) for one in dicts]
 
 
 def _map(values: list[Any], want: pa.DataType) -> pa.Array:
