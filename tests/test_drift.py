@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import embedreg
-from embedreg import identity, metadata, register
+from embedreg import comments, identity, metadata, register
 from embedreg.errors import CallError, DriftError
 from tests.fakes import Lengths, Picky
 from tests.turning import KEY, DotModel, FarModel, Model, changed, made, reserved, wider
@@ -359,3 +361,46 @@ def test_two_tables_that_disagree_do_not_speak_for_each_other(monkeypatch: pytes
         with pytest.raises(DriftError):
             embedreg.embed_table(wider(old))
         assert embedreg.embed_table(wider(new))["vector"].null_count == 0
+
+
+FOUND: dict[str, Any] = {
+    "functions_in": lambda table: embedreg.functions_in(table)["vector"].function,
+    "parse_functions": lambda table: embedreg.get_registry().parse_functions(table.schema.metadata)["vector"].function,
+    "comments": lambda table: (
+        embedreg.functions_in_comments([comments.comment_of(metadata.entries(table.schema.metadata)[0])])[
+            "vector"
+        ].function
+    ),
+    "a copy": lambda table: copy.copy(embedreg.functions_in(table)["vector"].function),
+    "a pickle": lambda table: pickle.loads(pickle.dumps(embedreg.functions_in(table)["vector"].function)),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_what_is_found_by_a_column_is_compared_whoever_made_it(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that this process created has not been compared with every column that declares it."""
+    table, other = made(), made(Model(name="other"))
+    monkeypatch.setattr(Model, "angle", 1.0)
+    own = Model.create()
+    function = FOUND[found](table)
+    assert function == own
+    for use in (embedreg.embed_query, lambda fn, text: embedreg.embed_column(fn, [text])):
+        with pytest.raises(DriftError, match="no longer gives"):
+            use(function, "a")
+    embedreg.embed_query(own, "a")  # for whatever is embedded anew
+    assert reserved(embedreg.embed_table(table.drop_columns(["vector"]), own.bind("text", "vector"))) != reserved(table)
+    assert reserved(other)["probe"] == reserved(table)["probe"]
+
+
+def test_an_agreeing_probe_gives_the_very_instance() -> None:
+    """Once compared, the column's function is the reader's own; before, it shares the fields with it."""
+    table = made()
+    own = Model.create()
+    first = embedreg.functions_in(table)["vector"].function
+    assert first is not own
+    own.max_retries = 5
+    assert first.max_retries == 5
+    embedreg.embed_query(first, "a")
+    assert embedreg.functions_in(table)["vector"].function is own
+    identity.forget(own)
+    assert embedreg.functions_in(table)["vector"].function is not own

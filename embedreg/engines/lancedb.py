@@ -180,11 +180,12 @@ def add(
     Returns:
         What `table.add` does.
     Raises:
-        StorageError: lancedb could not write. EmbedregError: whatever embedding raises.
+        SchemaError: the table declares no function. StorageError: lancedb could not write.
+        EmbedregError: whatever embedding raises.
     """
     _refuse_async(table, "await embedreg.engines.lancedb.aadd(table, data)")
     schema = _newest_schema(table)
-    offer_stored(metadata.entries(schema.metadata))
+    offer_stored(_declared(schema, table.name))
     report = report if report is not None else tables.Report()
     before = report.embedded
     reader = tables.embed_batches(
@@ -233,7 +234,7 @@ async def aadd(
     before = report.embedded
 
     def planned() -> _Remembered:  # which loads the model, and embeds the probe
-        offer_stored(metadata.entries(schema.metadata))
+        offer_stored(_declared(schema, table.name))
         reader = tables.embed_batches(
             data,
             schema,
@@ -258,6 +259,22 @@ async def aadd(
                 await asyncio.to_thread(dataset.update_schema_metadata, {metadata.KEY: text})
                 await table.checkout_latest()
     return result
+
+
+def _declared(schema: pa.Schema, name: str) -> list[metadata.Entry]:
+    """Return the declarations of a table.
+
+    Raises:
+        SchemaError: there are none, so no vector would be made.
+    """
+    found = metadata.entries(schema.metadata)
+    if not found:
+        raise SchemaError(
+            f"table {plain(name)!r} declares no embedding function, so there is no vector column to fill (LanceDB's "
+            "add(mode='overwrite') drops declarations).",
+            "make the table with create_table(db, name, YourSchema); or declare what made its vectors: embedreg attach",
+        )
+    return found
 
 
 def _newest_schema(table: Any) -> pa.Schema:

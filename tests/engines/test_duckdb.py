@@ -19,6 +19,7 @@ from embedreg.engines import duckdb as engine
 from embedreg.engines import duckdb_sql
 from embedreg.errors import CallError, ConfigError, MetadataError, StorageError
 from tests.fakes import Lengths, Picky, lengths
+from tests.turning import Model
 
 ROWS = ["the cat sat on the mat", "a thread waits", None, "copy a file", "   ", "the cat sat on the mat"]
 
@@ -370,3 +371,16 @@ def test_a_temporary_table_hides_one_of_its_name(con: Any) -> None:
     con.execute("CREATE TEMP TABLE t AS FROM made")
     assert not engine.functions_in(con, "t")
     assert engine.functions_in(con, "memory.main.t")
+
+
+def test_a_function_that_has_changed_is_found_out_in_sql(
+    con: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe is compared at the first call, also where this process created the function."""
+    pq.write_table(embedreg.embed_table({"text": ["a"]}, Model().bind("text", "vector")), tmp_path / "t.parquet")
+    monkeypatch.setattr(Model, "angle", 1.0)
+    Model.create()
+    engine.install(con, tmp_path / "t.parquet")
+    for sql in ("SELECT ai_embed('a')", "SELECT ai_embed_query('a')"):
+        with pytest.raises(duckdb.Error, match="no longer gives the vectors that are stored"):
+            con.sql(sql).fetchall()

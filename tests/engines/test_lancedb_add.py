@@ -26,6 +26,7 @@ from embedreg.errors import (
     DriftError,
     InputError,
     MissingColumnError,
+    SchemaError,
     StorageError,
     VectorError,
 )
@@ -173,6 +174,25 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(table: Any) -> 
     with pytest.raises(StorageError, match="could not add the rows"):
         add(table, [{"text": "fig", "surplus": 1}])
     assert table.count_rows() == 0
+
+
+@pytest.mark.parametrize("kind", ["never declared", "overwritten", "async"])
+def test_a_table_without_declarations_is_an_error(db: Any, folder: Path, kind: str) -> None:
+    """Rows with null vectors are not written without a word, also after `mode="overwrite"`, which drops them."""
+    table = create_table(db, "t", notes(Letters.create()))
+    rows = [{"text": "fig", "vector": counts("fig")}]
+    if kind == "overwritten":
+        table.add(rows, mode="overwrite")
+    else:
+        table = db.create_table("t", schema=table.schema.remove_metadata(), mode="overwrite")
+    before = table.count_rows()
+
+    async def adding() -> None:
+        await aadd(await (await lancedb.connect_async(folder)).open_table("t"), [{"text": "kiwi"}])
+
+    with pytest.raises(SchemaError, match=r"table 't' declares no embedding function[\s\S]*embedreg attach"):
+        asyncio.run(adding()) if kind == "async" else add(table, [{"text": "kiwi"}])
+    assert db.open_table("t").count_rows() == before
 
 
 # -- the probe ---------------------------------------------------------------------------------------------------------
