@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given as given_of
+from hypothesis import settings
+from hypothesis import strategies as st
 
 import embedreg
 from embedreg import (
@@ -678,3 +681,60 @@ def test_images_for_a_function_of_text_are_named() -> None:
         with pytest.raises(InputError, match="a query is one text, not a") as caught:
             embed_query(function, query)
         assert "open-clip" in str(caught.value.hint)
+
+
+# -- any result --------------------------------------------------------------------------------------------------------
+
+NUMBER = st.floats(-1e3, 1e3, width=32).filter(lambda number: number != 0)
+VECTOR = st.lists(NUMBER, min_size=3, max_size=3)
+WRONG = st.one_of(
+    st.none(),
+    st.text(max_size=5).map(RowError),
+    st.lists(NUMBER, max_size=6).filter(lambda row: len(row) != 3),
+    st.permutations([NAN, 1.0, 2.0]),
+    st.text(max_size=5),
+    st.dictionaries(st.integers(), st.floats(), max_size=3),
+    st.binary(max_size=12),
+    st.complex_numbers(),
+    st.lists(st.text(max_size=3), min_size=3, max_size=3),
+)
+
+
+def is_vector(row: Any) -> bool:
+    """Say whether a row is three finite numbers."""
+    numbers = isinstance(row, list) and len(row) == 3 and all(isinstance(item, float) for item in row)
+    return numbers and bool(np.isfinite(row).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given_of(st.lists(st.one_of(VECTOR, VECTOR, WRONG), min_size=2, max_size=8), st.sampled_from([list, tuple, iter]))
+def test_each_row_is_what_the_function_gave_or_has_a_reason(rows: list[Any], kind: Callable[[Any], Any]) -> None:
+    """Whatever stands among right vectors: these are kept exactly, and each other row has its reason."""
+    right = [is_vector(row) for row in rows]
+    before = repr(rows)
+    texts = [f"text {number}" for number in range(len(rows))]
+    function = gives(lambda some: kind(rows))
+    if not any(right):
+        try:
+            made = embed_column(function, texts)
+        except VectorError:
+            return
+        assert not made.valid.any()
+        assert len(made.reasons) == len(rows)
+        return
+    made = embed_column(function, texts)
+    assert made.valid.tolist() == right
+    assert set(made.reasons) == {row for row, good in enumerate(right) if not good}
+    assert made.matrix[made.valid].tolist() == [row for row, good in zip(rows, right, strict=True) if good]
+    assert not made.matrix[~made.valid].any()
+    assert repr(rows) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given_of(st.text(max_size=30), st.text(max_size=30), st.sampled_from([str, str.upper, repr, Loud]))
+def test_no_words_around_a_key_let_it_through(before: str, after: str, spell: Callable[[str], str]) -> None:
+    """Wherever a function's reason has the key, the report has none of it."""
+    function = with_key(lambda texts: [RowError(f"{before}{spell(KEY)}{after}"), [1, 2, 3]])
+    (reason,) = embed_column(function, ["a", "b"]).reasons.values()
+    assert KEY.lower() not in reason.lower()
+    assert len(reason) <= 500
