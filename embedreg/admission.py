@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -32,13 +33,14 @@ from embedreg.guarding import (
     of_keys,
     snake,
     type_of,
+    value_guard,
 )
 from embedreg.semantics import MODEL_FIELDS, _lenient, defaults, effective
 
 if TYPE_CHECKING:
     from embedreg.base import EmbeddingFunction
 
-__all__ = ["admit", "guard_of", "snake"]
+__all__ = ["admit", "admit_built", "guard_of", "snake"]
 
 LONGEST_PATH = 4096  # characters that a message shows of a path; Linux takes no more
 MAX_DEFAULTS = 8  # references that are each other's defaults; one is what people write
@@ -67,6 +69,29 @@ def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -
     for name in sensitive & admitted.keys():
         _check_sensitive(alias, name, admitted[name], endpoint)
     return admitted
+
+
+def admit_built(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any], built: Mapping[str, Any]) -> None:
+    """Check what validators of a class made of admitted values: a path or an address that no annotation spoke of.
+
+    Args:
+        stored: the fields that the file gives.
+        built: the values that the instance has.
+    Raises:
+        UntrustedError: one is not granted.
+    """
+    known = defaults(cls)
+    for name, value in built.items():
+        if name in stored and not (name in known and _same(stored[name], known[name])):
+            waiting, depth = [value], 0
+            while waiting and depth < 1000:
+                item, depth = waiting.pop(), depth + 1
+                if (guard := value_guard(item)) is not None:
+                    _check(alias, name, os.fspath(item) if isinstance(item, os.PathLike) else str(item), guard)
+                elif (items := secrets.items_of(item)) is not None:
+                    usual = dict(defaults_in((type(item),)))  # of a model inside: its class's own
+                    waiting += [part for key, part in items if key not in usual or part != usual[key]]
+                    waiting += item if isinstance(item, dict) else ()
 
 
 # How much work, waiting or memory a stored runtime field may ask for.

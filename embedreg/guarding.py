@@ -36,6 +36,7 @@ __all__ = [
     "of_keys",
     "snake",
     "type_of",
+    "value_guard",
 ]
 
 Guard = Literal["address", "path", "other"]
@@ -231,6 +232,11 @@ def _own_guard(leaf: Any) -> Guard | None:
         return "address"
     names = [base.__name__ for base in leaf.__mro__ if base is not object]
     return next((g for g, pattern in _TYPE_NAMES.items() if any(pattern.fullmatch(name) for name in names)), None)
+
+
+def value_guard(value: object) -> Guard | None:
+    """Return what a value is by its own type: a path, an address; None for texts, numbers and containers."""
+    return None if isinstance(value, str | int | float | BaseModel) else _own_guard(type(value))
 
 
 def _fields(cls: type) -> Mapping[str, Any]:

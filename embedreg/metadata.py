@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from embedreg import base, grants, strictjson
-from embedreg.admission import admit, snake
+from embedreg.admission import admit, admit_built, snake
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.config import names_by_key, runtime_fields, secret_values
 from embedreg.engines import unwrap
@@ -196,6 +196,8 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
 
             def make() -> EmbeddingFunction:
                 made = base.from_stored(cls, admitted, alias, unknown)
+                if not _built_in(cls):
+                    admit_built(cls, alias, admitted, made.raw_fields())
                 made._declared = reserved
                 return made
 

@@ -11,6 +11,7 @@ import pytest
 from pydantic import (
     AnyUrl,
     BaseModel,
+    BeforeValidator,
     DirectoryPath,
     Field,
     FilePath,
@@ -178,3 +179,41 @@ def test_names_are_judged_in_every_spelling() -> None:
         guard_by_name(n) for n in ["httpheaders", "extraHeaders", "shellcmd", "trustRemoteCode", "trustremotecode"]
     } == {"other"}
     assert {name: guard_by_name(name) for name in PLAIN.split() if guard_by_name(name)} == {}
+
+
+@pytest.mark.parametrize("value", ["models", ["models"], {"a": [{"b": "models"}]}])
+def test_what_only_a_validator_makes_a_path_is_refused_too(value: Any, tmp_path: pathlib.Path) -> None:
+    """By the value that the instance has; the one that is granted passes."""
+
+    def paths(each: Any) -> Any:
+        if isinstance(each, dict):
+            return {key: paths(item) for key, item in each.items()}
+        return [paths(item) for item in each] if isinstance(each, list) else pathlib.Path(each)
+
+    @embedreg.register("makes-paths")
+    class MakesPaths(Base):
+        thing: Annotated[Any, BeforeValidator(paths)] = "here"
+
+    told = {**LENGTHS, "name": "makes-paths", "model": {"thing": value}}
+    assert isinstance(embedreg.functions_in(stored(told)).problems["vector"], UntrustedError)
+    told["model"] = {"thing": [str(tmp_path / "x")]}
+    with embedreg.trust(paths=[tmp_path]):
+        assert embedreg.functions_in(stored(told))["vector"].function.thing == [tmp_path / "x"]  # type: ignore[attr-defined]
+    told["model"] = {"thing": "here"}
+    assert "vector" in embedreg.functions_in(stored(told))
+
+
+def test_nothing_recorded_of_vectors_holds_a_secret() -> None:
+    """A class that would store its key beside its vectors stores stars."""
+    embedreg.get_registry().set_var("traits_key", "sk-0123456789")
+
+    @embedreg.register("tells-traits")
+    class Tells(Base):
+        api_key: str = "$var:traits_key"
+
+        def vector_traits(self) -> dict[str, Any]:
+            return {"prompts": {"header": self.api_key}}
+
+    stored_ = embedreg.get_registry().get_table_metadata([Tells.create().bind("a", "b")])
+    assert b"***" in next(iter(stored_.values()))  # type: ignore[union-attr]
+    assert b"0123456789" not in next(iter(stored_.values()))  # type: ignore[union-attr]
