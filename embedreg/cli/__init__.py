@@ -5,10 +5,10 @@ Nothing but `main` lives here, and typer and rich are imported when it runs: the
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Sequence
+
+from embedreg.cli import signals
 
 __all__ = ["main"]
 
@@ -19,9 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process for None.
     """
-    if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-        # SIGTERM must pass through `finally` blocks, or half-written files would stay.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signals.listen()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can
@@ -33,13 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("embedreg: stopped.", file=sys.stderr)
         code = 130
     except ModuleNotFoundError as exc:
-        if exc.name not in {"typer", "rich"}:
+        if signals.asked() is None and exc.name not in {"typer", "rich"}:
             raise
-        print(
-            f"embedreg: the library {exc.name!r} is missing.\nHint: pip install --force-reinstall embedreg",
-            file=sys.stderr,
-        )
-        return 5
+        code = 5
+        if signals.asked() is None:
+            print(
+                f"embedreg: the library {exc.name!r} is missing.\nHint: pip install --force-reinstall embedreg",
+                file=sys.stderr,
+            )
+    except BaseException:
+        if signals.asked() is None:
+            raise
+        code = 0
+    code = signals.asked() or code  # whatever has become of the exception that the signal raised
     # Where an interrupt ended the `exec` of a text, as in the making of a dataclass, Python remembers it, and would end
     # by the signal instead of with our code. The next `exec` makes it forget.
     exec("")

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from embedreg.cli import exits, terminal, user_config
+from embedreg.cli import exits, signals, terminal, user_config
 from embedreg.display import plain
 from embedreg.errors import EmbedregError
 from embedreg.imports import did_you_mean
@@ -261,11 +261,11 @@ def _bind(env: Mapping[str, str]) -> None:
 
 def report(exc: BaseException) -> int:
     """Print an error in one line and a hint; return its exit code."""
-    code = exits.code_of(exc)
+    code = signals.asked() or exits.code_of(exc)
     if code == exits.BROKEN_PIPE:
         # Nobody reads stdout any more: what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    elif code == exits.INTERRUPTED:
+    elif code in (exits.INTERRUPTED, exits.TERMINATED):
         terminal.error("stopped.", None)
     elif (name := getattr(exc, "raised_by", None)) is not None:
         said = exc.message if isinstance(exc, EmbedregError) else f"{type(exc).__name__}: {exc}"

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from embedreg import manifest, metadata
 from embedreg.engines.ray_cluster import plain_errors
 from embedreg.engines.ray_worker import step
-from embedreg.errors import ConfigError, DriftError, EmbedregError, StorageError, VectorError
+from embedreg.errors import ConfigError, DriftError, StorageError, VectorError
 from embedreg.imports import attempt_import_or_raise
 from embedreg.vectors import given_vectors, to_arrow
 
@@ -46,24 +46,25 @@ def write_parquet(ds: Dataset, path: str, *, declared_by: Dataset | None = None,
         ConfigError: it is not known what declares the vectors. DriftError: the folder holds those of another function.
         EmbedregError: whatever embedding raises, as itself.
     """
-    from pyarrow import fs
+    from pathlib import Path
+
+    from embedreg.jobs.storage import Storage
 
     sealed, text = _sealed(ds, declared_by)
-    system, root = options.get("filesystem"), path
-    if system is None:
-        system, root = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    place = f"{root.rstrip('/')}/{manifest.NAME}"
+    folder = Storage(path.removeprefix("file://"), filesystem=options.get("filesystem"))
     if str(getattr(options.get("mode"), "value", options.get("mode", "append"))) == "append":
-        _refuse_mixture(_read(system, place), text, path)
+        there = folder.read(manifest.NAME, manifest.MAX_BYTES)
+        _refuse_mixture(None if there is None else manifest.declaration(there), text, path)
     with plain_errors():
         sealed.write_parquet(path, **options)
     try:
-        system.create_dir(place.rpartition("/")[0], recursive=True)
-        with system.open_output_stream(place) as file:
-            file.write(manifest.content(text))
-    except OSError as exc:
+        if folder.local is not None:
+            manifest.write(Path(folder.uri), text)
+        else:
+            folder.write(manifest.NAME, manifest.content(text))
+    except StorageError as exc:
         raise StorageError(
-            f"the rows are written, the manifest {place} is not: {exc}.", "check the folder's permissions"
+            f"the rows are written, the manifest is not: {exc.message}", "check the folder's permissions"
         ) from exc
 
 
@@ -191,18 +192,6 @@ def _vectors(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
         )
     given, _ = given_vectors(stored, kind.list_size, name)
     return to_arrow(given.matrix, given.valid, kind)
-
-
-def _read(system: Any, place: str) -> bytes | None:
-    try:
-        with system.open_input_stream(place) as file:
-            return manifest.declaration(file.read())
-    except FileNotFoundError:
-        return None
-    except EmbedregError:
-        raise
-    except OSError as exc:
-        raise StorageError(f"{place} cannot be read: {exc}.", "check the path, and what may read it") from exc
 
 
 def _refuse_mixture(there: bytes | None, text: bytes, where: str) -> None:

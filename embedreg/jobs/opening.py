@@ -240,7 +240,12 @@ def open_job(
     ended = claims.ended(target, ledger) if resume and not force else None
     appeared = ended is None and not anew and claims.appeared(target, ledger)
     if ended is None and not appeared:
-        claims.refuse_existing(target, ledger, force)
+        try:
+            claims.refuse_existing(target, ledger, force)
+        except StorageError:
+            if target.kind != "folder" and not there:
+                _tidy(target, ledger)
+            raise
     # of what is thrown away nothing is read: it may be what cannot be
     begun = None if anew or ended is not None else ledger.job()
     known, planned = (None if begun is None else _plan(ledger, place.kind)) or (None, frozenset[str]())
@@ -290,6 +295,19 @@ def open_job(
     if known is None or not _same_plan(known, planned, source, pieces):
         ledger.keep_plan(source.schema, source.inputs, pieces, source.reading)
     return Opened(target, ledger, claim, work, pieces, done, removed, appeared, None, not anew)
+
+
+def _tidy(target: Target, ledger: Ledger) -> None:
+    """Remove the empty folders, and the lock, of a run that was stopped behind the last of its work."""
+    root = ledger.root
+    if root.local is None or not root.local.is_dir():
+        return
+    claim = Claim(target, ledger, Lock(root), None, keep=False)
+    with contextlib.suppress(EmbedregError):  # another run is at work there, or it is none of ours
+        try:
+            claim.lock.acquire()
+        finally:
+            claim.release()
 
 
 def _plan(ledger: Ledger, kind: Kind) -> tuple[Known, frozenset[str]] | None:

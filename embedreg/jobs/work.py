@@ -137,10 +137,17 @@ class JobSpec:
         import pyarrow as pa
 
         def batches() -> Iterator[pa.RecordBatch]:
-            if piece.rows != 0:
+            if piece.rows == 0:
+                return
+            try:
                 for batch in self.source.read(piece.input.path, piece.span, self._read, self.batch_rows):
                     counted["read"] += batch.num_rows
                     yield batch.replace_schema_metadata(schema.metadata)
+            except (IndexError, OverflowError) as exc:  # a span of what an earlier look has seen, or a plan has said
+                raise StorageError(
+                    f"{self.source.place.storage.shown(piece.input.path)} is not as it was when it was looked at.",
+                    "run the same command again; if that does not help, --fresh starts anew (in Python: resume=False)",
+                ) from exc
 
         schema = self._read
         if any(column in self.source.schema.names for column in self.functions):

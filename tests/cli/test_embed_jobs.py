@@ -142,3 +142,33 @@ def test_options_of_a_filesystem_hold_no_secret(cli: Callable, folder: Path) -> 
     assert "hard-coded" in refused.err
     assert "hunter2" not in refused.err + refused.out
     assert cli(*arguments[:-1], "secret_key", expect=exits.USAGE).code == exits.USAGE
+
+
+UNHELPFUL = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "lance":
+            try:
+                os.kill(os.getpid(), signal.{stop})
+                os.getpid()
+            except BaseException as exc:
+                raise {error}("the module could not be set up") from exc
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "ImportError"])
+@pytest.mark.parametrize(("stop", "code"), [("SIGINT", exits.INTERRUPTED), ("SIGTERM", exits.TERMINATED)])
+def test_a_signal_while_a_library_is_imported_has_its_exit_code(
+    cli: Callable, folder: Path, tmp_path: Path, stop: str, code: int, error: str
+) -> None:
+    """A library may turn what the signal raised into an error of its own: the code is the signal's all the same."""
+    (tmp_path / "unhelpful.py").write_text(UNHELPFUL.format(stop=stop, error=error))
+    line = [sys.executable, "-m", "embedreg", "embed", "docs", "db/out.lance", "-f", "hashing"]
+    done = subprocess.run([*line, "--import", "unhelpful.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert "please report" not in done.stderr
+    assert not (tmp_path / "db").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,3 +81,17 @@ def run_killed_at_sync(number: int, *args: Any, **options: Any) -> None:
 
     os.fsync = counting
     run(*args, **options)
+
+
+def run_killed_at_removal(number: int, src: str, dst: str, *args: Any, **options: Any) -> None:
+    """Run a job and kill this process before the nth thing that is removed once the destination is there."""
+    left, target = [number], Path(dst)
+
+    def counting(event: str, _: tuple[Any, ...]) -> None:
+        if event in ("os.remove", "os.rmdir") and target.exists():
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(counting)
+    run(src, dst, *args, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections import Counter
@@ -13,7 +14,8 @@ import lance
 import pyarrow.parquet as pq
 import pytest
 
-from embedreg.jobs import embed
+from embedreg.errors import StorageError
+from embedreg.jobs import Job, embed
 from tests.jobs import children
 from tests.jobs.children import Logged
 
@@ -129,3 +131,79 @@ def test_one_job_killed_again_and_again_ends(
     assert process.exitcode == 0
     assert kills >= 3
     check(path, log, expected, kills)
+
+
+# -- Lance's fragments, and the last steps -----------------------------------------------------------------------------
+
+
+def test_fragments_are_on_the_disk_before_they_are_recorded(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file of Lance's is pushed to the disk before its record is written."""
+    pushed, sync = list[str](), os.fsync
+
+    def noting(handle: int) -> None:
+        pushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    path = tmp_path / NAMES["table"]
+    with Job.open(dataset, path, Logged().bind("text", "vector"), **OPTIONS) as job:
+        outcome = job.work.run(job.pending()[0])
+        monkeypatch.setattr(os, "fsync", noting)
+        outcome = job.work.run(job.pending()[1])
+        data = path.parent / ".out.lance.embedreg" / "table.lance" / "data"
+        names = [file["path"] for each in outcome.stored["fragments"] for file in each["files"]]
+        assert set(pushed) == {str(data), *(str(data / name) for name in names)}
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed"])
+def test_a_fragment_that_is_not_whole_is_done_again(
+    uninterrupted: Callable, dataset: Path, tmp_path: Path, damage: str
+) -> None:
+    """A recorded fragment whose file is shorter than it was counts for nothing."""
+    expected, log, path = uninterrupted("table"), tmp_path / "log", tmp_path / NAMES["table"]
+    declaration = Logged(log=str(log)).bind("text", "vector")
+    with Job.open(dataset, path, declaration, **OPTIONS) as job:
+        outcomes = [job.work.run(piece) for piece in job.pending()[:2]]
+        for outcome in outcomes:
+            job.record(outcome)
+    name = outcomes[0].stored["fragments"][0]["files"][0]["path"]
+    file = path.parent / ".out.lance.embedreg" / "table.lance" / "data" / name
+    if damage == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-7] if damage == "cut" else b"")
+    assert embed(dataset, path, declaration, **OPTIONS).reused == 1
+    assert content(path) == expected
+    assert left_over(path) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "table"])
+def test_a_run_that_is_stopped_while_it_clears_up_is_known_to_have_ended(
+    start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path, kind: str
+) -> None:
+    """Ended before any of its last removals, what it made is whole: the next run says so, and clears up.
+
+    Where nothing but a lock and empty folders is left it is a job that has ended, like any: its output exists.
+    """
+    expected, log = uninterrupted(kind), tmp_path / "log"
+    number, known, existing = 1, 0, 0
+    while True:
+        path = tmp_path / str(number) / NAMES[kind]
+        process = start(children.run_killed_at_removal, number, dataset, path, log, **OPTIONS)
+        process.join()
+        if process.exitcode == 0:
+            break
+        try:
+            report = embed(dataset, path, Logged().bind("text", "vector"), **OPTIONS)
+        except StorageError:
+            existing += 1
+        else:
+            assert report.nothing_to_do
+            assert (report.rows, report.pieces, report.reused, report.reused_rows) == (ROWS, 7, 7, ROWS)
+            known += 1
+        assert content(path) == expected
+        assert sorted(each.name for each in path.parent.iterdir()) == [path.name]
+        number += 2
+    assert known > 5
+    assert existing <= 3

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import embedreg
@@ -18,6 +20,7 @@ from embedreg.jobs.lock import Lock
 from embedreg.jobs.storage import Storage
 from tests.jobs import children
 from tests.jobs.children import Logged
+from tests.jobs.conftest import texts
 
 OPTIONS: dict[str, Any] = {"piece_rows": 100, "batch_rows": 20}
 
@@ -138,3 +141,131 @@ def test_a_run_that_ended_while_this_one_was_opening_is_left_alone(
     with pytest.raises(StorageError, match="another run has begun or ended"):
         embedreg.embed(dataset, out, declaration, **OPTIONS)
     assert embedreg.embed(dataset, out, declaration, **OPTIONS).reused == 7
+
+
+# -- a run that was taken for dead -------------------------------------------------------------------------------------
+
+NAMES = {"folder": "out", "file": "out.parquet", "table": "db/out.lance"}
+
+
+def hidden(tmp_path: Path, kind: str) -> Path:
+    """The folder that holds a job's `_embedreg/`."""
+    path = tmp_path / NAMES[kind]
+    return path if kind == "folder" else path.parent / f".{path.name}.embedreg"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Callable[..., None]:
+    """Let every lock of a destination be one of another machine's that was last heard of long ago."""
+
+    def age(kind: str) -> None:
+        for path in (hidden(tmp_path, kind) / lock.FOLDER).iterdir():
+            path.write_text(json.dumps({**processes.myself(), "boot": "another machine"}))
+            os.utime(path, (1, 1))
+
+    return age
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """Every file below a folder, hidden ones too, with its content and its inode."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.read_bytes() if path.is_file() else None)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("recorded", [0, 2])
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_run_that_lost_its_lock_touches_nothing(
+    dataset: Path, tmp_path: Path, elsewhere: Callable[[str], None], kind: str, ended: bool, recorded: int
+) -> None:
+    """Another run took over, and has begun or ended: this one cannot record, finish or clear up."""
+    declaration, path = Logged().bind("text", "vector"), tmp_path / NAMES[kind]
+    first = Job.open(dataset, path, declaration, **OPTIONS)
+    pieces = first.pending()
+    for piece in pieces[:recorded]:
+        first.record(first.work.run(piece))
+    outcome = first.work.run(pieces[recorded])
+    elsewhere(kind)
+    second = Job.open(dataset, path, declaration, **OPTIONS)
+    for piece in second.pending() if ended else second.pending()[:1]:
+        second.record(second.work.run(piece))
+    if ended:
+        second.finish()
+        second.close()
+    before = everything(tmp_path)
+    with pytest.raises(StorageError, match="took over"):
+        first.record(outcome)
+    with pytest.raises(StorageError, match="took over"):
+        first.work.run(pieces[-1])
+    first._done = {piece.output: outcome for piece in pieces}  # as if it had got all of them done before
+    with pytest.raises(StorageError, match="took over"):
+        first.finish()
+    first.close()
+    assert everything(tmp_path) == before
+    second.close()
+    if not ended:
+        assert embedreg.embed(dataset, path, declaration, **OPTIONS).reused == recorded + 1
+
+
+def test_a_run_that_lives_here_keeps_its_lock_whatever_its_age(start: Callable, dataset: Path, tmp_path: Path) -> None:
+    """A clock that jumps, or a process that is stopped for hours, makes no other run take over."""
+    log, out = tmp_path / "log", tmp_path / "out"
+    first = start(children.run, dataset, out, log, pause_s=0.02, **OPTIONS)
+    while not children.embedded(log):
+        assert first.exitcode is None
+        first.join(0.01)
+    os.kill(first.pid, signal.SIGSTOP)
+    for path in (out / lock.FOLDER).iterdir():
+        os.utime(path, (1, 1))
+    with pytest.raises(StorageError, match=f"another run is writing to .*process {first.pid} on"):
+        embedreg.embed(dataset, out, Logged().bind("text", "vector"), **OPTIONS)
+    os.kill(first.pid, signal.SIGCONT)
+    first.join()
+    assert first.exitcode == 0
+    assert embedreg.embed(dataset, out, Logged().bind("text", "vector"), **OPTIONS).nothing_to_do
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"null", b'{"pid": true}', b'{"pid": -1, "boot": 3}', b"\0" * 10, b"[" * 9999, b'{"host": {}}']
+)
+def test_an_odd_lock_is_one_until_it_is_old(held: Callable[..., Path], tmp_path: Path, content: bytes) -> None:
+    """Whatever it holds, it is judged by its age."""
+    path = held()
+    path.write_bytes(content)
+    root = Storage(str(tmp_path / "out"))
+    with pytest.raises(StorageError, match="another run"):
+        Lock(root).__enter__()
+    os.utime(path, (1, 1))
+    with Lock(root):
+        assert not path.exists()
+
+
+# -- inputs that change ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("change", ["longer", "touched", "gone"])
+def test_an_input_that_changes_while_the_job_runs_is_noticed(
+    dataset: Path, tmp_path: Path, kind: str, change: str
+) -> None:
+    """One whose pieces are done already: the end is refused, and the next run holds the new rows only."""
+    path, first = tmp_path / NAMES[kind], dataset / "lang=de" / "a.parquet"
+    declaration = Logged().bind("text", "vector")
+    with Job.open(dataset, path, declaration, **OPTIONS) as job:
+        for piece in job.pending():
+            job.record(job.work.run(piece))
+        if change == "longer":
+            pq.write_table(texts(5000, 300), first, row_group_size=50)
+        elif change == "touched":
+            os.utime(first, (1, 1))
+        else:
+            first.unlink()
+        with pytest.raises(StorageError, match=r"1 input\(s\) changed while the job ran: lang=de/a\.parquet"):
+            job.finish()
+    if change == "gone":
+        return
+    report = embedreg.embed(dataset, path, declaration, **OPTIONS)
+    assert report.rows == (650 if change == "longer" else 600)
+    assert report.reused == 4
