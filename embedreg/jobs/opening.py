@@ -63,10 +63,10 @@ class Claim:
             return
         root, mine, refused = self.ledger.root, self.lock.is_mine(), self.lock.held or self.lock.refused
         with contextlib.suppress(EmbedregError):  # what brought us here is the error to show; the next run sweeps too
-            if mine and not self.keep:
-                self._remove()
             if mine and root.local is not None:
                 root.remove_all(SCRATCH)
+            if mine and not self.keep:
+                self._remove()
         self.lock.release()
         if root.local is not None and (mine or not refused) and not self._is_kept():
             for folder in (SCRATCH, LOCK, manifest.FOLDER):
