@@ -300,8 +300,15 @@ def _recorded(schema: pa.Schema) -> str | None:
         identity.learn(config.function, metadata.declared_by(config))
     text = metadata.encode(configs, found).decode()
     # where nothing changes there are another client's entries alone, which stay as they are
-    changes = [entry.raw for entry in metadata.entries({metadata.KEY: text})] != [entry.raw for entry in found]
-    return text if changes else None
+    if [entry.raw for entry in metadata.entries({metadata.KEY: text})] == [entry.raw for entry in found]:
+        return None
+    old = metadata.serialized(schema.metadata)
+    # in LanceDB's own layout where it was in that: LanceDB compares it when it opens a table that it was to create
+    return _laid_out(text) if old is not None and _laid_out(old) == old else text
+
+
+def _laid_out(text: str) -> str:
+    return json.dumps(json.loads(text), indent=2)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Importing this module does that; it is imported by itself in a process where emb
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import weakref
 from types import FrameType
@@ -89,7 +90,9 @@ class Adapter(LanceBase):
         return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from type checkers
 
     def safe_model_dump(self) -> dict[str, Any]:
-        """Return the persisted form, which lancedb stores."""
+        """Return the persisted form, which lancedb stores; where a table may be there already, what it records."""
+        if (stored := _stored_model()) is not None:
+            return stored
         model = metadata.persisted_model(self._use(), written=False)
         model[metadata.RESERVED].pop("dtype", None)
         if self._dtype is not None:  # else lancedb alone knows the column's type
@@ -214,6 +217,43 @@ def _asking_table() -> Any:
         if frame.f_code.co_name == "embedding_functions" and isinstance(table := frame.f_locals.get("self"), Table):
             return table
         frame = frame.f_back
+    return None
+
+
+def _stored_model() -> dict[str, Any] | None:
+    """Return what a local table records of a function that lancedb's `create_table(..., exist_ok=True)` asks about.
+
+    LanceDB compares metadata byte for byte, where the probe and versions are recorded too. The table's own record is
+    what says the same; None where there is none, or it declares something else.
+    """
+    config: Any = None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("lancedb."):
+        values = frame.f_locals
+        if frame.f_code.co_name == "function_to_metadata":
+            config = values.get("conf")
+        elif frame.f_code.co_name == "create_table" and {"self", "name", "mode", "exist_ok"} <= values.keys():
+            wanted = values["exist_ok"] or values["mode"] == "exist_ok"
+            elsewhere = values.get("namespace_path") or values.get("location")
+            if config is None or not wanted or elsewhere:
+                return None
+            return _recorded(config, os.path.join(str(getattr(values["self"], "uri", "")), f"{values['name']}.lance"))
+        frame = frame.f_back
+    return None
+
+
+def _recorded(config: Any, path: str) -> dict[str, Any] | None:
+    if not os.path.isdir(path):
+        return None
+    try:
+        import lance  # the sync and the async client are both in their event loop here
+
+        found = metadata.entries(lance.dataset(path).schema.metadata)
+    except (ImportError, OSError, RuntimeError, ValueError):
+        return None
+    for entry in found:
+        if (entry.vector_column, entry.source_column) == (config.vector_column, config.source_column):
+            return entry.model if metadata.says_same(config, entry) else None
     return None
 
 
