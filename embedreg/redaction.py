@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import html
 import json
@@ -181,8 +182,10 @@ def _blame(holder: Any, exc: Exception) -> None:
     """Let an error that is none of embedreg's say which function raised it."""
     if isinstance(exc, EmbedregError) or hasattr(exc, "raised_by"):
         return
-    exc.add_note(f"raised by {called(holder)} ({type(holder).__module__}.{type(holder).__qualname__})")
-    exc.raised_by = _name_of(holder) if _is_users(holder) else None  # type: ignore[attr-defined]  # see EmbedregError
+    with contextlib.suppress(Exception):  # a class that cannot be changed, as a frozen dataclass
+        exc.add_note(f"raised by {called(holder)} ({type(holder).__module__}.{type(holder).__qualname__})")
+    with contextlib.suppress(Exception):
+        exc.raised_by = _name_of(holder) if _is_users(holder) else None  # type: ignore[attr-defined]  # see EmbedregError
 
 
 def _stand_in(holder: Any, exc: Exception) -> EmbedregError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import UserList
 from collections.abc import Callable, Iterator
@@ -482,6 +483,21 @@ def test_an_error_says_whose_it_is() -> None:
     with pytest.raises(RuntimeError):
         embed_column(gives(fail), ["a"])
     assert len(problem.__notes__) == 1
+
+
+def test_an_error_that_cannot_be_changed_comes_out_as_it_is() -> None:
+    """A frozen dataclass takes no note; it is raised all the same."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        code: int
+
+    def fail(texts: list[str]) -> Any:
+        raise Frozen(7)
+
+    with pytest.raises(Exception, match="7") as caught:
+        gives(fail).generate_embeddings(["a"])
+    assert type(caught.value).__name__ == "Frozen"
 
 
 def test_a_stop_iteration_does_not_end_the_data() -> None:
