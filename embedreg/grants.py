@@ -10,7 +10,6 @@ import functools
 import inspect
 import json
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from cachetools import LRUCache
 from embedreg import references, secrets
 from embedreg.addresses import folder_given, forms, is_path, local_path, parse_host, texts_given
 from embedreg.errors import ConfigError, UntrustedError
+from embedreg.forks import ForkSafeLock
 from embedreg.semantics import canonical, defaults, effective, semantic_config
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["Grant", "is_path", "may_read", "path_granted", "trust"]
 
 _grants: list[Grant] = []
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 # Instances are small (weights live in the runtime's cache), yet a LanceDB-style class may keep its model in one:
 # the bound is what a process with a great many tables would still want at hand.
 _vouched: LRUCache[tuple[type, str], EmbeddingFunction] = LRUCache(maxsize=256)  # by its configuration as created
 # Engines rebuild a function for every add and every search: what one declaration asks for is built once, so that a
 # LanceDB-style class that loads its model in __init__ loads it once. Few, since such a model stays with its instance.
 _rebuilt: LRUCache[tuple[type, str, str], tuple[EmbeddingFunction, dict[str, Any]]] = LRUCache(maxsize=16)
-_building = threading.RLock()  # not _lock: what is built may load a model, which may ask for grants
+_building = ForkSafeLock(outer=True)  # not _lock: what is built may load a model, which may ask for grants
 
 
 @dataclass(frozen=True, eq=False)

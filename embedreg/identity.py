@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import logging
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from embedreg.admission import guard_of
 from embedreg.base import EmbeddingFunction, metric_of, registered_name
 from embedreg.config import sensitive_fields
 from embedreg.errors import CallError, ConfigError, DriftError, InputError
+from embedreg.forks import ForkSafeLock
 from embedreg.semantics import MODEL_FIELDS, semantic_config
 from embedreg.strictjson import jsonable
 from embedreg.value import shared
@@ -77,12 +77,12 @@ class _State:
 
     verified: set[str] = field(default_factory=set)
     learnt: dict[str, str] = field(default_factory=dict)
-    turn: threading.RLock = field(default_factory=threading.RLock)
+    turn: ForkSafeLock = field(default_factory=lambda: ForkSafeLock(outer=True))
     declared: Mapping[str, Any] | None = None  # of the one column that it was found by
 
 
 _states: dict[int, tuple[weakref.ref[EmbeddingFunction], _State]] = {}  # by identity: equal instances may be drifting
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def _state(function: EmbeddingFunction) -> _State:

@@ -6,7 +6,6 @@ import functools
 import importlib
 import inspect
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchema
 from embedreg import engines, secrets
 from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, MissingExtraError, UnknownFunctionError
+from embedreg.forks import ForkSafeLock
 from embedreg.imports import did_you_mean, importable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class EmbeddingFunctionRegistry:
     def __init__(self) -> None:
         self._registered: dict[str, type[EmbeddingFunction]] = {}
         self._plugins: dict[str, _Points] | None = None
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
 
     @classmethod
     def get_instance(cls) -> EmbeddingFunctionRegistry:

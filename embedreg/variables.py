@@ -6,12 +6,12 @@ import contextlib
 import contextvars
 import os
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from embedreg.errors import ConfigError, MissingVariableError
+from embedreg.forks import ForkSafeLock
 from embedreg.imports import did_you_mean
 from embedreg.sensitive import holds_credentials
 
@@ -53,7 +53,7 @@ class Variables:
 
     def __init__(self) -> None:
         self._known: dict[str, _Variable] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._scope: contextvars.ContextVar[Mapping[str, _Variable] | None] = contextvars.ContextVar(
             "embedreg_variables", default=None
         )

@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr
 from embedreg import grants
 from embedreg.base import IMAGES, EmbeddingFunction, Traits
 from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError
-from embedreg.runtime import cache, clip, clip_files, device, precision, progress, queries
+from embedreg.runtime import cache, clip, clip_files, device, precision, progress, queries, workers
 from embedreg.runtime.pictures import embed_picture, embed_pictures
 from embedreg.runtime.precision import Precision
 from embedreg.secrets import is_reference
@@ -101,7 +101,7 @@ class OpenClipEmbeddings(EmbeddingFunction):
         if not isinstance(query, str):
             try:
                 with self._failing(1):
-                    return embed_picture(self._pictures(), query)
+                    return workers.alone(embed_picture, self._pictures(), query)
             except RowError as exc:
                 return [exc]
         loaded = self._loaded()
@@ -109,7 +109,7 @@ class OpenClipEmbeddings(EmbeddingFunction):
         known = queries.recent.get(key, query)
         if known is None:
             with self._failing(1):
-                known = loaded.embed_texts([query], self.normalize)
+                known = workers.alone(loaded.embed_texts, [query], self.normalize)
             queries.recent.put(key, query, known)
         return known
 
@@ -120,7 +120,7 @@ class OpenClipEmbeddings(EmbeddingFunction):
     def generate_image_embedding(self, image: Any) -> np.ndarray:
         """Embed one image: (d,) float32; LanceDB's method of this name, where a `str` is a path or a URL."""
         with self._failing(1):
-            return embed_picture(self._pictures(), image)[0]  # type: ignore[no-any-return]
+            return workers.alone(embed_picture, self._pictures(), image)[0]  # type: ignore[no-any-return]
 
     # -- sources ----------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class OpenClipEmbeddings(EmbeddingFunction):
             return device.resolve("auto")  # it was another machine's device, and no device changes a vector
 
     def _loaded(self) -> clip.Clip:
-        return cache.get(self._cache_key(), self._load, clip.Clip.held_bytes)
+        return cache.get(self._cache_key(), lambda: workers.alone(self._load), clip.Clip.held_bytes)
 
     def _load(self) -> clip.Clip:
         if not self.from_metadata:  # stored vectors have to be matched, at whatever speed

@@ -7,6 +7,7 @@ its model was trained with. The runtime only batches and runs them in its own wa
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         if self._ndims is None:
             width = folder.ndims(self._model_folder().path)
             if width is None:
-                width = int(self._loaded().encode(["x"], show_progress_bar=False).shape[1])
+                width = int(workers.alone(library.encode, self._loaded(), ["x"], "encode").shape[1])
             self._ndims = width if self.truncate_dim is None else min(width, self.truncate_dim)
         return int(self._ndims)
 
@@ -134,7 +135,8 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         if known is not None:
             return known
         with self._failing(1):
-            vector, truncated = pipeline.one(text)
+            # not in this thread, from which a child may be forked: see `workers`
+            vector, truncated = workers.alone(pipeline.one, text) if first == "cpu" else pipeline.one(text)
         if truncated.any():
             return self._settled(Made(vector, truncated), model)
         queries.recent.put(name, text, vector)
@@ -260,7 +262,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     def _loaded(self, on: str | None = None) -> Any:
         """Return the model, loaded on one of the devices; None for the first."""
         on, key = on or self._devices()[0], self._cache_key()
-        return cache.get((*key, on), lambda: self._load(on), library.held_bytes, group=key)
+        return cache.get((*key, on), lambda: workers.alone(self._load, on), library.held_bytes, group=key)
 
     def _load(self, on: str) -> Any:
         found = self._model_folder()
@@ -282,14 +284,14 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             raise ConfigError(f"backend='openvino' runs on a CPU, not on {self.device!r}.", "device='cpu'")
         self._check_precision("cpu")
         streams, group = self.num_threads or workers.lanes(), self._cache_key()
-        key = (*group, "cpu", "openvino", self.precision, streams)
+        key = (*group, "cpu", "openvino", cache.THREADED, self.precision, streams)
         identity = None if self.trust_remote_code else self.model_identity()  # code of its own is not in the identity
 
         def compiled() -> openvino.Compiled:
             with progress.stage(f"preparing {self.name} for OpenVINO"):
                 return openvino.Compiled(model, self.precision, streams, identity)
 
-        return cache.get(key, compiled, lambda made: made.size, group=group)
+        return cache.get(key, lambda: workers.alone(compiled), lambda made: made.size, group=group)
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -322,7 +324,8 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             raise ConfigError(f"OpenVINO cannot run the model {self.name!r} as the library does.", "backend='torch'")
         said = self._prompts()[role == "document"]
         with self._failing(len(rows)):
-            vectors = library.encode(
+            encode = functools.partial(
+                library.encode,
                 model,
                 rows,
                 "encode" if self._as_stock() else f"encode_{role}",
@@ -331,6 +334,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
                 normalize_embeddings=self.normalize,
                 truncate_dim=self.truncate_dim,
             )
+            vectors = workers.alone(encode)
             counted = [] if self.truncate == "silent" else rows
             return Made(vectors, library.truncated(model, [said + text for text in counted], len(rows)))
 

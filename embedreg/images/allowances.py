@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from embedreg.addresses import Host, folder_given, parse_host, texts_given
 from embedreg.errors import ConfigError
+from embedreg.forks import ForkSafeLock
 
 __all__ = ["Allowance", "ImagePolicy", "allow_images", "current_policy", "host_covered", "reset"]
 
@@ -97,7 +97,7 @@ class Allowance:
                 _combine()
 
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _allowances: list[Allowance] = []
 
 

@@ -10,13 +10,13 @@ import contextlib
 import importlib
 import io
 import re
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import ConfigError, RowError
+from embedreg.forks import ForkSafeLock
 from embedreg.images import allowances, fetching, files, memory
 from embedreg.images.allowances import ImagePolicy
 from embedreg.imports import attempt_import_or_raise
@@ -316,14 +316,14 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
 
 # -- threads and warnings ----------------------------------------------------------------------------------------------
 
-_quiet_lock = threading.Lock()
+_quiet_lock = ForkSafeLock()
 _quiet_now = 0
 # As `warnings.filterwarnings("ignore", module=...)` would put it.
 _IGNORE: Any = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
-_pil_locks = [threading.Lock() for _ in range(64)]
+_pil_locks = [ForkSafeLock() for _ in range(64)]
 
 
-def _lock_of(image: Image) -> threading.Lock:
+def _lock_of(image: Image) -> ForkSafeLock:
     """Return the lock of a PIL image: one that is read from a file when it is first used must be read by one thread."""
     return _pil_locks[id(image) // 64 % len(_pil_locks)]
 

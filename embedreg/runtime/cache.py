@@ -6,7 +6,6 @@ Weights are a cache. What is evicted or released while a call is using it stays 
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import threading
 import weakref
@@ -15,34 +14,19 @@ from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
+from embedreg import forks
 from embedreg.errors import ConfigError
+from embedreg.forks import ForkSafeLock
 
 __all__ = ["ForkSafeLock", "ModelCache", "configure", "get", "release"]
 
 T = TypeVar("T")
 
+THREADED = "threaded"  # in the key of a model that has threads of its own, which a forked child does not have
 MAX_MODELS = 4  # a query model, a document model and one of each being compared; more is a leak as often as a wish
 
-_after_fork: weakref.WeakSet[Any] = weakref.WeakSet()
+_abandoned: list[Any] = []  # in a forked child: see `ModelCache.in_child`
 _caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()
-
-
-class ForkSafeLock:
-    """A reentrant lock that is free in a forked child, whoever held it in the parent."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        _after_fork.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
-
-    def reset(self) -> None:
-        """Forget who holds it; only for a forked child, where no other thread is left."""
-        self._lock = threading.RLock()
 
 
 class ModelCache:
@@ -51,17 +35,23 @@ class ModelCache:
     Args:
         max_models: how many models may stay, at least 1; the copies and compiled forms of one model count as one.
         max_bytes: how much memory they may hold in all, where sizes are known; one model always may. None: no bound.
+        stays: says of a key whether its model can be used in a forked child; None for yes.
     """
 
-    def __init__(self, max_models: int = MAX_MODELS, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        max_models: int = MAX_MODELS,
+        max_bytes: int | None = None,
+        stays: Callable[[Hashable], bool] | None = None,
+    ) -> None:
         self._lock = ForkSafeLock()
         self._loading: dict[Hashable, threading.Lock] = {}
         self._sizes: dict[Hashable, int] = {}
         self._groups: dict[Hashable, Hashable] = {}
         self._models: LRUCache[Hashable, Any] = LRUCache(maxsize=sys.maxsize)
         self.max_models, self.max_bytes = max_models, max_bytes
+        self._stays = stays
         self.configure(max_models, max_bytes)
-        _after_fork.add(self)
         _caches.add(self)
 
     def configure(self, max_models: int = MAX_MODELS, max_bytes: int | None = None) -> None:
@@ -135,9 +125,17 @@ class ModelCache:
         with self._lock:
             return list(self._models)
 
-    def reset_locks(self) -> None:
-        """Start afresh in a forked child: loads that were under way belong to threads that are not there."""
+    def in_child(self) -> None:
+        """Start afresh in a forked child: loads that were under way belong to threads that are not there.
+
+        What the child cannot use is not freed but forgotten: to end its threads or connections would be to wait for
+        them, or to end the parent's.
+        """
         self._loading = {}
+        stays = self._stays
+        for key in list(self._models):
+            if stays is not None and not stays(key):
+                _abandoned.append(self._drop(key))
 
     def _drop(self, key: Hashable) -> Any:
         self._sizes.pop(key, None)
@@ -173,17 +171,18 @@ def _free(models: list[Any]) -> None:
 
 
 def _in_child() -> None:
-    for item in list(_after_fork):
-        if isinstance(item, ForkSafeLock):
-            item.reset()
-        else:
-            item.reset_locks()
+    for each in list(_caches):
+        each.in_child()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_in_child)
+forks.in_child(_in_child)
 
-models = ModelCache()
+
+def _outlives_fork(key: Hashable) -> bool:
+    return not (isinstance(key, tuple) and THREADED in key)
+
+
+models = ModelCache(stays=_outlives_fork)
 get = models.get
 configure = models.configure
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from embedreg.errors import ConfigError, StorageError
-from embedreg.runtime.cache import ForkSafeLock
+from embedreg.forks import ForkSafeLock
 
 __all__ = ["MIN_BYTES", "CacheFile"]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import CallError, ConfigError
+from embedreg.forks import ForkSafeLock
 from embedreg.imports import attempt_import_or_raise
 from embedreg.runtime import products, progress, workers
-from embedreg.runtime.cache import ForkSafeLock
 from embedreg.runtime.clip_files import CONFIG, EXTRA, FOLDER_PREFIX, ClipFiles, library
 from embedreg.runtime.folder import read_object
 from embedreg.runtime.precision import Precision
@@ -76,7 +76,7 @@ class Clip:
             return start, self.embed_texts(texts[start : start + batch_size], normalize)
 
         if self.device != "cpu" or len(starts) == 1:
-            yield from map(work, starts)
+            yield from (workers.alone(work, start) for start in starts)
         else:
             yield from workers.run(work, starts, threads or workers.lanes())
 

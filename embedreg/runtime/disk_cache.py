@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sqlite3
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from embedreg import identity
 from embedreg.base import EmbeddingFunction
 from embedreg.errors import CallError, EmbedregError
+from embedreg.forks import ForkSafeLock
 from embedreg.runtime.cache_file import CacheFile
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ PROBE_BITS = 10  # of a probe that count: what is less is the noise of another b
 Role: TypeAlias = Literal["source", "query"]
 
 _open: list[VectorCache] = []
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ class VectorCache:
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self.path = path
         self.hits = self.misses = self.stored = 0
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._file: CacheFile | None = None
         self._readable = self._writable = True
         self._owners: dict[int, tuple[weakref.ref[EmbeddingFunction], dict[tuple[str, str], bytes | None]]] = {}

@@ -175,7 +175,7 @@ class _Cpu:
         if padded_tokens(tokens.lengths, batches) <= _ALONE:
             lanes = 1
             for rows in batches:
-                progress.report(work(rows))
+                progress.report(workers.alone(work, rows))
         else:
             for step in workers.run(work, batches, lanes):
                 progress.report(step)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from cachetools import LRUCache
 
 from embedreg.errors import ModelNotFoundError, UntrustedError
+from embedreg.forks import ForkSafeLock
 from embedreg.runtime import hub
 from embedreg.runtime.folder import CONFIG_NAMES, Module, flat, modules, read_json, read_object
 
@@ -41,7 +41,7 @@ _CONFIGS = (
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "bpe.codes")
 
 _digests: LRUCache[tuple[str | int, ...], str] = LRUCache(maxsize=4096)
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def missing(folder: Path, known_absent: Callable[[str], bool], *, code: bool = False) -> list[str]:

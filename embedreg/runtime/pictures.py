@@ -172,7 +172,7 @@ class _Run:
             return batch, self._embed(batch, lanes)
 
         if len(self.rows) == 1:
-            self._tell(*work(self.rows))
+            self._tell(*workers.alone(work, self.rows))
             return
         for batch, step in workers.run(work, _cut(self.rows, batch_size, lanes), lanes):
             self._tell(batch, step)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedreg.runtime.cache import ForkSafeLock
+from embedreg.forks import ForkSafeLock
 from embedreg.runtime.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import os
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
 
-from embedreg.runtime.cache import ForkSafeLock
+from embedreg import forks
+from embedreg.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,8 +59,7 @@ def _executor() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, "embedreg-query")
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has none of the threads
-    os.register_at_fork(after_in_child=_executor.cache_clear)
+forks.in_child(_executor.cache_clear)  # a forked child has none of the threads
 
 
 async def acompute(function: Any, query: Any) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from embedreg.forks import ForkSafeLock
 from embedreg.vectors import Embedded
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class RecentVectors:
 
         self.ndims = ndims
         self.capacity = max(0, min(max_rows, max_bytes // (4 * ndims + KEY_BYTES)))
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._slots: dict[Hashable, int] = {}
         self._keys: list[Hashable] = []
         self._free: list[int] = []

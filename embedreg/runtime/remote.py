@@ -35,7 +35,7 @@ ECHO_CHARACTERS = 16  # long enough not to strike by chance, short enough to lie
 Batch: TypeAlias = list[tuple[int, str]]
 """Rows of one request: their numbers in the call, and their texts."""
 
-clients = ModelCache(max_models=32)
+clients = ModelCache(max_models=32, stays=lambda key: False)
 """API clients by `client_key`, connections included; a client in use outlives its eviction."""
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from cachetools import LRUCache
 
 from embedreg import grants
 from embedreg.errors import ConfigError, ModelNotFoundError, UntrustedError
+from embedreg.forks import ForkSafeLock
 from embedreg.runtime import hub, integrity
 
 __all__ = ["ResolvedModel", "resolve_model"]
@@ -45,7 +45,7 @@ WHEEL_SHA256 = {
     "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
 }
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _found: LRUCache[tuple[Any, ...], ResolvedModel] = LRUCache(maxsize=256)
 _verified: set[Path] = set()
 

@@ -1,7 +1,9 @@
 """Worker threads of one torch thread each, shared by the whole process; the user's own thread settings stay.
 
 Two workers that run whole batches on one core each are quicker than one that spreads each product over both: they
-never wait for each other.
+never wait for each other. What is too little for that runs in one thread, on all cores: never in the caller's own,
+since torch's OpenMP threads belong to the thread that used them first, and a child forked from it would wait for them
+for ever.
 """
 
 from __future__ import annotations
@@ -12,16 +14,21 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["cores", "lanes", "run"]
+from embedreg import forks
+from embedreg.runtime.threads import Threads
+
+__all__ = ["alone", "cores", "lanes", "run"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
-_lock = threading.Lock()
-_setting = threading.Lock()
+_alone = Threads("embedreg-alone", computes=True)
+_here = threading.local()  # `busy`: in a worker, the lock that a fork waits for
+_lock = forks.ForkSafeLock(outer=True)  # waits for threads that take the other one
+_setting = forks.ForkSafeLock()
 _QUEUED = 2  # batches a lane: one that runs and one that waits, so that another caller's batches come soon
 
 
@@ -38,6 +45,25 @@ def lanes() -> int:
 
     # torch's own number is what the user, or a scheduler through OMP_NUM_THREADS, leaves us
     return max(1, min(cores(), torch.get_num_threads()))
+
+
+def alone(work: Callable[..., R], /, *args: Any) -> R:
+    """Do work that needs no workers: in one thread, with as many torch threads as the caller has.
+
+    Called from a worker, it is done there. An interrupt ends it.
+    """
+    if getattr(_here, "busy", None) is not None:
+        return work(*args)
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch is not None else None
+    done: R = _alone.call(_with_threads, threads, work, args)
+    return done
+
+
+def _with_threads(threads: int | None, work: Callable[..., R], args: tuple[Any, ...]) -> R:
+    if threads is not None:
+        _set_threads(threads)
+    return work(*args)
 
 
 def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
@@ -61,7 +87,7 @@ def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R
                 item = next(left)
             except StopIteration:
                 return
-            running.add(pool.submit(contextvars.copy_context().run, work, item))
+            running.add(pool.submit(contextvars.copy_context().run, _busy, work, item))
 
     try:
         fill()
@@ -90,26 +116,43 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         return _pools[threads]
 
 
+def _busy(work: Callable[[T], R], item: T) -> R:
+    with _here.busy:
+        return work(item)
+
+
 def _single_threaded() -> None:
-    """Give this thread one torch thread, and give back the default that other new threads take over."""
+    """Give this worker one torch thread."""
+    _here.busy = forks.ForkSafeLock(outer=True)
+    _set_threads(1)
+
+
+def _set_threads(threads: int) -> None:
+    """Give this thread a number of torch threads, and give back the default that other new threads take over."""
     import torch
 
+    if torch.get_num_threads() == threads:
+        return
     with _setting:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        # It sets this thread's own number, and the process's default for threads to come. Only another thread can set
-        # the default back, since whoever calls gets the number too.
-        restore = threading.Thread(target=torch.set_num_threads, args=(before,), name="embedreg-restore")
-        restore.start()
-        restore.join()
+        # It sets this thread's own number, and the process's default for threads to come. Only another thread can tell
+        # what that was and set it back, since whoever calls gets the number too.
+        known, set_back = threading.Event(), threading.Event()
+
+        def keep() -> None:
+            default = torch.get_num_threads()
+            known.set()
+            set_back.wait()
+            torch.set_num_threads(default)
+
+        keeper = threading.Thread(target=keep, name="embedreg-restore", daemon=True)
+        keeper.start()
+        try:
+            known.wait()
+            torch.set_num_threads(threads)
+        finally:
+            set_back.set()
+            keeper.join()
 
 
-def _in_child() -> None:
-    """Forget the pools: a forked child has none of their threads."""
-    global _lock, _setting
-    _lock, _setting = threading.Lock(), threading.Lock()
-    _pools.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_in_child)
+# a forked child has none of their threads
+forks.in_child(_pools.clear)
