@@ -8,6 +8,7 @@ that none is inside torch or SQLite, whose own locks nobody can renew.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -18,6 +19,7 @@ __all__ = ["ForkSafeLock", "in_child"]
 
 WAIT_S = 0.5  # for all locks together; a model may load for a minute, and a fork must not take as long
 
+_bootstrap = sys.modules.get("_frozen_importlib")
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 _callbacks: list[Callable[[], Any]] = []
 _taken: dict[int, list[ForkSafeLock]] = {}  # by the thread that forks
@@ -63,9 +65,17 @@ def in_child(callback: Callable[[], Any]) -> None:
 def _before() -> None:
     until = time.monotonic() + WAIT_S
     taken = _taken[threading.get_ident()] = []
+    while _importing() and time.monotonic() < until:  # a child would wait for ever for a module that is half imported
+        time.sleep(0.001)
     for lock in sorted(_known(), key=lambda lock: not lock._outer):
         if lock.acquire(timeout=max(0.0, until - time.monotonic())):
             taken.append(lock)
+
+
+def _importing() -> bool:
+    """Say whether another thread is importing a module; of use where this Python has the lock where it was."""
+    locks = [found for ref in list(getattr(_bootstrap, "_module_locks", {}).values()) if (found := ref()) is not None]
+    return any(getattr(lock, "owner", None) not in (None, threading.get_ident()) for lock in locks)
 
 
 def _known() -> list[ForkSafeLock]:

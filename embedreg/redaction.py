@@ -19,7 +19,7 @@ from urllib.parse import quote, quote_plus
 
 from embedreg.errors import CallError, EmbedregError, RowError, reason_of
 
-__all__ = ["called", "cleaned", "guarded", "redact", "redacted"]
+__all__ = ["called", "carried", "cleaned", "guarded", "redact", "redacted"]
 
 log = logging.getLogger("embedreg")
 MARK = "***"
@@ -134,6 +134,22 @@ def _active() -> set[int]:
 def is_active(instance: object) -> bool:
     """Return whether this thread runs a guarded method of an instance now."""
     return id(instance) in _active()
+
+
+def carried(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap work for another thread, which then guards what this one guards: whoever waits for it redacts."""
+    mine = frozenset(_active())
+
+    def carry(*args: Any) -> Any:
+        active = _active()
+        added = mine - active
+        active |= added
+        try:
+            return work(*args)
+        finally:
+            active -= added
+
+    return carry
 
 
 def is_guarded(method: object) -> bool:

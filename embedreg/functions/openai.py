@@ -7,10 +7,14 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import sys
 import threading
+import time
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,7 +23,7 @@ from embedreg.base import Traits
 from embedreg.config import MAX_NDIMS
 from embedreg.errors import CallError, ConfigError, MissingVariableError, UntrustedError, VectorError
 from embedreg.imports import attempt_import_or_raise
-from embedreg.runtime.remote import Refusal, RemoteTextFunction, client_key, clients
+from embedreg.runtime.remote import AnswerError, Refusal, RemoteTextFunction, client_key, clients, host_of
 from embedreg.runtime.retry import http_status
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ NDIMS = {
     "text-embedding-3-large": (3072, True),
 }
 MAX_ROW_TOKENS = 8192  # of each model in NDIMS; other servers say for themselves what is too long
+
+MAX_ANSWER_BYTES = 256 * 2**20  # 2,048 vectors of 4,096 numbers written out, and some more
 
 NO_KEY = "no-key"  # the SDK insists on one; a server without accounts ignores it
 
@@ -184,11 +190,18 @@ class OpenAIEmbeddings(RemoteTextFunction):
         answer = self._client().embeddings.create(
             input=batch, model=self.name, encoding_format=self.encoding_format, **options
         )
-        items = _in_order(getattr(answer, "data", None) or [], len(batch))
-        vectors = [_decode(item.embedding) for item in items]
+        if isinstance(answer, str) and answer.lstrip().startswith("<"):
+            raise CallError("the endpoint answers with a web page.", "check base_url: most servers want /v1 at its end")
+        items = _in_order(getattr(answer, "data", None), len(batch))
+        vectors = [_decode(getattr(item, "embedding", None)) for item in items]
         widths = {len(vector) for vector in vectors}
         expected = self._known_ndims()
-        if len(widths) > 1 or (expected is not None and widths != {expected}):
+        if len(widths) > 1:
+            raise AnswerError(
+                f"the server's answer holds vectors of {', '.join(map(str, sorted(widths)))} dimensions.",
+                "check which model it serves",
+            )
+        if expected is not None and widths != {expected}:
             raise VectorError(
                 f"{self.name!r} gave vectors of {', '.join(map(str, sorted(widths)))} dimensions"
                 f"{f', not {expected}' if expected is not None else ''}.",
@@ -202,6 +215,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
     def explain(self, exc: Exception) -> Refusal | None:
         status, code, param = http_status(exc), getattr(exc, "code", None), getattr(exc, "param", None)
         message = self.words_of(exc)
+        if isinstance(exc.__cause__, CallError):  # of `_Bounded`, which the SDK takes for a connection's
+            return Refusal("call", exc.__cause__.message, exc.__cause__.hint)
         if code in _NO_CREDIT or getattr(exc, "type", None) in _NO_CREDIT:
             return Refusal("call", message, "the account has no credit or has reached its limit: see the billing page")
         if status in (400, 413, 422):
@@ -306,7 +321,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
     def _connect(self, settings: dict[str, Any]) -> Any:
         openai = attempt_import_or_raise("openai", extra="openai")
         # An embeddings endpoint does not redirect: following one would take texts and headers to another host.
-        http_client = openai.DefaultHttpxClient(follow_redirects=False)
+        http_client = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_bound]})
         try:
             # Retries are ours: they are visible, bounded in time, and know what a row's own fault is.
             client = (openai.AzureOpenAI if self.use_azure else openai.OpenAI)(
@@ -317,10 +332,16 @@ class OpenAIEmbeddings(RemoteTextFunction):
             raise ConfigError(
                 f"the openai client cannot be made: {exc}.", "set the field or the variable that it names"
             ) from None
-        weakref.finalize(client, http_client.close)
+        # Not at the end of the process, where sockets close by themselves, nor in a forked child: its parent has them.
+        weakref.finalize(client, _close, http_client, os.getpid()).atexit = False
         if self._foreign():
             client.organization, client.project = settings["organization"], None  # not those of this environment
         return client
+
+    def _address(self) -> str | None:
+        asked = os.environ.get("AZURE_OPENAI_ENDPOINT" if self.use_azure else "OPENAI_BASE_URL")
+        url = self.base_url or (None if self._foreign() else asked)
+        return host_of(url or ("" if self.use_azure else "https://api.openai.com"))
 
     def _held_secrets(self) -> list[str]:
         own = [value for name in _SECRET_ENVIRONMENT if (value := os.environ.get(name))]
@@ -328,13 +349,52 @@ class OpenAIEmbeddings(RemoteTextFunction):
         return [*super()._held_secrets(), *own, *filter(None, (line.partition(":")[2].strip() for line in lines))]
 
 
-def _in_order(items: list[Any], m: int) -> list[Any]:
+def _close(http_client: Any, process: int) -> None:
+    if os.getpid() == process:
+        http_client.close()
+
+
+class _Bounded:
+    """Ends an answer that is longer than any that was asked for, or drips for longer than one may take."""
+
+    def __init__(self, response: Any) -> None:
+        self._stream, self._left = response.stream, MAX_ANSWER_BYTES
+        limit_s = response.request.extensions.get("timeout", {}).get("read")
+        self._until = math.inf if limit_s is None else time.monotonic() + limit_s
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise CallError(
+                    f"the server's answer is longer than {MAX_ANSWER_BYTES // 2**20} MiB.",
+                    "check the endpoint, or choose a smaller batch_size",
+                )
+            if time.monotonic() > self._until:
+                raise TimeoutError("the answer drips")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _bound(response: Any) -> None:
+    """Bound an answer's body; the client is httpx's, or httpx2's under a newer SDK, and asks for its own kind."""
+    library = sys.modules[type(response).__module__.partition(".")[0]]
+    response.stream = type("Bounded", (_Bounded, library.SyncByteStream), {})(response)
+
+
+def _in_order(items: Any, m: int) -> list[Any]:
     """Put the items of an answer in the order of the request, by their `index`; some servers leave it out."""
+    if not isinstance(items, list):
+        raise AnswerError(
+            "the server's answer holds no vectors.", "check that base_url leads to an embeddings endpoint"
+        )
     places = [getattr(item, "index", None) for item in items]
     if len(items) == m and all(place is None for place in places):
         return items
     if sorted(place if isinstance(place, int) else -1 for place in places) != list(range(m)):
-        raise VectorError(
+        raise AnswerError(
             f"the server's answer does not say which of its {len(items)} vectors belongs to which of {m} texts.",
             "check that base_url leads to an embeddings endpoint",
         )
@@ -352,7 +412,7 @@ def _decode(embedding: Any) -> np.ndarray:
     except (TypeError, ValueError):
         vector = np.empty(0, np.float32)
     if vector.ndim != 1 or not vector.size:
-        raise VectorError(
+        raise AnswerError(
             "the server's answer holds what is not a vector.", "create(..., encoding_format='float')"
         ).for_shell("--set encoding_format=float")
     return vector

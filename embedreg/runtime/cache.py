@@ -5,6 +5,7 @@ Weights are a cache. What is evicted or released while a call is using it stays 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 import threading
@@ -25,7 +26,6 @@ T = TypeVar("T")
 THREADED = "threaded"  # in the key of a model that has threads of its own, which a forked child does not have
 MAX_MODELS = 4  # a query model, a document model and one of each being compared; more is a leak as often as a wish
 
-_abandoned: list[Any] = []  # in a forked child: see `ModelCache.in_child`
 _caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()
 
 
@@ -135,7 +135,9 @@ class ModelCache:
         stays = self._stays
         for key in list(self._models):
             if stays is not None and not stays(key):
-                _abandoned.append(self._drop(key))
+                ctypes.pythonapi.Py_IncRef(
+                    ctypes.py_object(self._drop(key))
+                )  # for good: the end of a process frees too
 
     def _drop(self, key: Hashable) -> Any:
         self._sizes.pop(key, None)

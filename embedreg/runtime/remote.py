@@ -9,21 +9,24 @@ import contextvars
 import json
 import os
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from embedreg.base import TextEmbeddingFunction, Traits
 from embedreg.errors import CallError, EmbedregError, InputError, RowError, VectorError
-from embedreg.redaction import guarded, redact
+from embedreg.redaction import carried, guarded, redact
 from embedreg.runtime.cache import ModelCache
 from embedreg.runtime.retry import DEADLINE_S, call_with_retry, http_status, is_transient
+from embedreg.runtime.threads import Threads
 from embedreg.vectors import refuse_outage
 
-__all__ = ["Refusal", "RemoteTextFunction", "client_key", "clients", "release"]
+__all__ = ["AnswerError", "Refusal", "RemoteTextFunction", "client_key", "clients", "release"]
 
 # How many more requests one refused batch may cost. To find a row among 512 by halving takes up to 18: this finds a
 # dozen or more, and a batch that is refused throughout ends in about a minute instead of after a thousand requests.
@@ -50,6 +53,12 @@ def release() -> int:
 
 
 Fault: TypeAlias = Literal["row", "call", "unknown"]
+
+
+_LEAST_S = 1.0  # what a last attempt gets where the deadline is near: less would be none
+_requests = Threads("embedreg-request", computes=False)
+_NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
+_ADDRESSES = ("base_url", "endpoint", "api_base", "url", "host")
 
 
 class Refusal(NamedTuple):
@@ -90,6 +99,10 @@ class _Refused(EmbedregError):
         self.where = ", ".join(part for part in (kind, f"HTTP {status}" if status is not None else "") if part)
 
 
+class AnswerError(VectorError):
+    """An answer that says "success" and holds no vectors: empty, cut off, or of another shape. It is tried again."""
+
+
 class _Stopped(CallError):
     """Ends a request that is no longer wanted."""
 
@@ -105,8 +118,8 @@ class RemoteTextFunction(TextEmbeddingFunction):
         batch_size: texts in one request, at most.
         max_batch_tokens: tokens in one request, at most, as `count_tokens` counts; a longer text goes alone.
         concurrency: requests under way at a time, at most.
-        timeout_s: how long one request may take; `request` hands it to its client.
-        deadline_s: no request is tried again later than this after it was first sent.
+        timeout_s: how long one request may take, from first to last, whatever its server does meanwhile.
+        deadline_s: how long a batch may take with all that is tried again; to find refused texts it has as long again.
     """
 
     # Several requests' worth of rows at a time; the retries are per request, so the whole call is not tried again.
@@ -138,8 +151,6 @@ class RemoteTextFunction(TextEmbeddingFunction):
 
     def explain(self, exc: Exception) -> Refusal | None:
         """Say what an error of `request` means, or None where it is no refusal; the default goes by the HTTP status."""
-        if isinstance(exc, json.JSONDecodeError):
-            return Refusal("call", "the answer is not JSON", _MEANING[405][1])
         status = http_status(exc)
         if status is None or status not in _MEANING:
             return None
@@ -236,22 +247,29 @@ class RemoteTextFunction(TextEmbeddingFunction):
     def _embed(self, batch: Batch, stopped: threading.Event) -> Any:
         """Embed one batch, and stop the others if it fails: (m, d), or a list of m with RowErrors for refused texts."""
         try:
-            result = self._send(batch, stopped)
+            result = self._send(batch, stopped, time.monotonic() + self.deadline_s)
             if not isinstance(result, _Refused):
                 return result
-            if result.fault == "unknown" and isinstance(self._send([(-1, CONTROL_TEXT)], stopped), _Refused):
+            until = time.monotonic() + self.deadline_s
+            if result.fault == "unknown" and isinstance(self._send([(-1, CONTROL_TEXT)], stopped, until), _Refused):
                 result.fault = "call"  # it is not about these texts
             if result.fault == "call":
                 raise self._call_error(result, batch)
             found: list[Any] = []
-            self._halve(batch, result, stopped, found, [BLAME_REQUESTS])
+            self._halve(batch, result, stopped, found, [BLAME_REQUESTS], until)
             return found
         except BaseException:
             stopped.set()  # here, not where it is waited for: that thread may be slow to wake
             raise
 
     def _halve(
-        self, batch: Batch, refused: _Refused, stopped: threading.Event, found: list[Any], left: list[int]
+        self,
+        batch: Batch,
+        refused: _Refused,
+        stopped: threading.Event,
+        found: list[Any],
+        left: list[int],
+        until: float,
     ) -> None:
         """Split a refused batch until only single rows are refused; `left` holds the requests that remain."""
         if len(batch) == 1:
@@ -267,17 +285,19 @@ class RemoteTextFunction(TextEmbeddingFunction):
                     "shorten or drop such texts first; with batch_size=64 every one is found, by more requests",
                 )
             left[0] -= 1
-            result = self._send(half, stopped)
+            result = self._send(half, stopped, until)
             if not isinstance(result, _Refused):
                 found.extend(result)
             elif result.fault == "call":
                 raise self._call_error(result, half)
             else:
-                self._halve(half, result, stopped, found, left)
+                self._halve(half, result, stopped, found, left, until)
 
-    def _send(self, batch: Batch, stopped: threading.Event) -> Any:
+    def _send(self, batch: Batch, stopped: threading.Event, until: float) -> Any:
         """Send one request, again while its error may pass: (m, d), a list of m, or a refusal.
 
+        Args:
+            until: when it is over, by `time.monotonic`.
         Raises:
             CallError: it failed for good.
         """
@@ -287,7 +307,10 @@ class RemoteTextFunction(TextEmbeddingFunction):
             if stopped.is_set():
                 raise _Stopped("another request of the same call has failed.")
             try:
-                return self.request(texts)
+                # In a thread that can be left: a client's own timeouts begin anew with each byte, and none of them
+                # covers the look-up of a name.
+                limit_s = min(self.timeout_s, max(_LEAST_S, until - time.monotonic()))
+                return _requests.call(carried(self.request), texts, timeout_s=limit_s)
             except EmbedregError:
                 raise
             except Exception as exc:
@@ -297,20 +320,39 @@ class RemoteTextFunction(TextEmbeddingFunction):
                 raise _Refused(refusal, http_status(exc)) from exc
 
         try:
-            result = call_with_retry(attempt, max_retries=self.max_retries, deadline_s=self.deadline_s)
+            result = call_with_retry(
+                attempt,
+                max_retries=self.max_retries,
+                deadline_s=max(0.0, until - time.monotonic()),
+                transient=_passes,
+            )
         except _Refused as refused:
             return refused.with_traceback(None)  # a value from here on
         except EmbedregError:
             raise
         except Exception as exc:
             status = http_status(exc)
-            if status is None and not is_transient(exc) and not isinstance(exc, OSError):
+            if status is None and not _passes(exc) and not isinstance(exc, OSError):
                 raise  # a mistake in `request`: its own traceback says more
-            failure = _Refused(Refusal("call", self.words_of(exc), _hint_for(status)), status, type(exc).__name__)
+            if isinstance(exc, _NO_JSON):
+                refusal = Refusal("call", "the answer is not JSON", _MEANING[405][1])
+            else:
+                refusal = Refusal("call", self.words_of(exc), _hint_for(status))
+            address = self._address() if status is None else None
+            kind = type(exc).__name__ + (f" at {address}" if address else "")
+            failure = _Refused(refusal, status, kind)
             failure.__cause__ = exc
         else:
             return _rows_of(result, len(batch))
         raise self._call_error(failure, batch)
+
+    def _address(self) -> str | None:
+        """Return the host and port that requests go to, where a field says them; for errors."""
+        for name in _ADDRESSES:
+            value = getattr(self, name, None) if name in type(self).model_fields else None
+            if isinstance(value, str) and (found := host_of(value)) is not None:
+                return found
+        return None
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
@@ -333,6 +375,24 @@ class RemoteTextFunction(TextEmbeddingFunction):
             words = f"{words[:SHOWN_CHARACTERS]}..."
         said = f"{what} ({refused.where})" if refused.where else what
         return redact(f"{said}: {words}" if words else said, self._held_secrets())
+
+
+def _passes(exc: BaseException) -> bool:
+    """Say whether an error of a request may pass by itself; what claims success and is no answer may too."""
+    status = http_status(exc)
+    return (
+        isinstance(exc, (AnswerError, *_NO_JSON)) or is_transient(exc) or (status is not None and 200 <= status < 300)
+    )
+
+
+def host_of(url: str) -> str | None:
+    """Return the host and port of a URL, without its user and password; None where it has none."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    return None if host is None else host if port is None else f"{host}:{port}"
 
 
 def _hint_for(status: int | None) -> str:

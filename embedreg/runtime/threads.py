@@ -22,7 +22,7 @@ KEPT = 8  # idle threads; more end when their call does
 
 
 class _Interrupted(BaseException):
-    """Raised in a thread whose caller does not wait for its result any more."""
+    """Raised in a thread whose caller was interrupted."""
 
 
 class _Call:
@@ -95,12 +95,13 @@ class Threads:
     def call(self, work: Callable[..., Any], /, *args: Any, timeout_s: float | None = None) -> Any:
         """Call a function in a thread, with the caller's context variables; return what it returns, or raise its error.
 
-        From one of these threads it is called directly. An interrupt of the caller interrupts the thread too.
+        From one of these threads it is called directly. An interrupt of the caller interrupts a thread that computes.
 
         Args:
             timeout_s: how long to wait, in seconds; None for as long as it takes.
         Raises:
-            TimeoutError: it took longer. The thread is interrupted, and ends when it is next back in Python.
+            TimeoutError: it took longer. The thread goes on until its work ends by itself: an interrupt could come in
+                the middle of an import, and leave half a module behind.
         """
         if getattr(self.here, "thread", None) is not None:
             return work(*args)
@@ -111,11 +112,11 @@ class Threads:
         try:
             ended = call.over.acquire(timeout=-1 if timeout_s is None else timeout_s)
         except BaseException:
-            if self._interrupt(thread, call) and self.computes:
+            if self.computes and self._interrupt(thread, call):
                 call.over.acquire()
             raise
-        if not ended and self._interrupt(thread, call):
-            raise TimeoutError(f"it took longer than {timeout_s:g} s")
+        if not ended:
+            raise TimeoutError(f"timed out: no whole answer within {timeout_s:.3g} s")
         if call.failure is not None:
             try:
                 raise call.failure

@@ -289,6 +289,7 @@ def test_hashing_with_a_vector_cache_open(runs: Callable[..., str]) -> None:
     code = """
 import sqlite3
 fn = embedreg.get("hashing").create(dim=8)
+embedreg.embed_column(fn, ["what is imported late"])
 stop = threading.Event()
 with embedreg.vector_cache("cache") as cache:
     def keep(number):
