@@ -207,9 +207,9 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
                 function = _of_its_class(cls, alias, config, unknown, reserved)
                 if function is None:
                     raise
-                return function, []
-            # what else an instance knows: another writer's declaration can mean other defaults
-            function = grants.rebuilt(cls, admitted, [alias, unknown, reserved], make)
+            else:
+                # what else an instance knows: another writer's declaration can mean other defaults
+                function = grants.rebuilt(cls, admitted, [alias, unknown, reserved], make)
     except (EmbedregError, Warning):
         raise
     except Exception as exc:  # noqa: BLE001  # a user's own __init__ may raise anything; what it read is metadata
@@ -240,14 +240,19 @@ def _of_its_class(
         except EmbedregError:
             refused.append(name)
     kept = {name: value for name, value in config.items() if name not in refused}
+    rest = {name: config[name] for name in refused}
+
+    def make() -> EmbeddingFunction:
+        made = base.from_stored(cls, admitted, alias, unknown)
+        made._declared = reserved
+        return made
+
     try:
         admitted = admit(cls, alias, kept)
-        made = grants.set_by_class(cls, config, refused, lambda: base.from_stored(cls, admitted, alias, unknown))
+        declaration = [alias, unknown, reserved, rest]
+        return grants.set_by_class(cls, config, refused, lambda: grants.rebuilt(cls, admitted, declaration, make))
     except Exception:  # noqa: BLE001  # it does not work without them: they are asked of the file after all
         return None
-    if made is not None:
-        made._declared = reserved
-    return made
 
 
 def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
