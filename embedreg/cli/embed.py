@@ -15,6 +15,7 @@ from embedreg.cli import estimate as estimates
 from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
 from embedreg.errors import EmbedregError, MissingColumnError
+from embedreg.images.allowances import allow_images
 from embedreg.jobs import places
 from embedreg.jobs.reading import Reading
 
@@ -230,7 +231,9 @@ def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: 
                 raise MissingColumnError(
                     f"{data.place} has no column {config.source_column!r}.", f"columns: {', '.join(data.schema.names)}"
                 )
-    found = [{"vector_column": c.vector_column, **estimates.estimate(data, c, batch_rows)} for c in configs]
+    folders = [data.place.storage.full("")] if data.place.kind == "images" else []
+    with allow_images(dirs=folders):
+        found = [{"vector_column": c.vector_column, **estimates.estimate(data, c, batch_rows)} for c in configs]
     if as_json:
         terminal.print_json(found)
         return

@@ -77,7 +77,7 @@ def read(path: str) -> Settings:
         StorageError: it cannot be read. ConfigError: it is no TOML, or says something that is not known.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a byte order mark
         found = tomllib.loads(text)
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {exc.strerror}.", "check the path") from None

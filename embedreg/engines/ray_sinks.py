@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
+    from embedreg.jobs.storage import Storage
+
 __all__ = ["remember", "write_lance", "write_parquet"]
 
 FRAGMENT_ROWS = 131_072  # 200 MB of 384-dimensional vectors in the memory of the task that writes them
@@ -36,6 +38,8 @@ def remember(ds: Dataset, made: pa.Schema) -> None:
 
 def write_parquet(ds: Dataset, path: str, *, declared_by: Dataset | None = None, **options: Any) -> None:
     """Write an embedded dataset as a folder of Parquet files, each with the declaration, and a manifest beside them.
+
+    A dataset without rows becomes one file without rows.
 
     Args:
         ds: what `embed_dataset` returned, or what you made of it.
@@ -58,6 +62,7 @@ def write_parquet(ds: Dataset, path: str, *, declared_by: Dataset | None = None,
     with plain_errors():
         sealed.write_parquet(path, **options)
     try:
+        _keep_schema(folder, _schema_of(sealed, ds, declared_by))
         if folder.local is not None:
             manifest.write(Path(folder.uri), text)
         else:
@@ -109,12 +114,14 @@ def write_lance(
             batch_size=rows_per_fragment,
             batch_format="pyarrow",
         ).take_all()
-    if not rows:
-        raise StorageError("the dataset has no rows, and no table was made of it.", "check what it reads")
     import pyarrow as pa
 
+    if not rows and there is not None and mode == "append":
+        return
     fragments = [lance.FragmentMetadata.from_json(row["fragment"]) for row in rows]
-    schema = pa.ipc.read_schema(pa.BufferReader(rows[0]["schema"]))
+    # of no rows a table without rows, for a reader to find its columns and its declaration
+    known = pa.ipc.read_schema(pa.BufferReader(rows[0]["schema"])) if rows else None
+    schema = known if known is not None else _schema_of(sealed, ds, declared_by)
     appending = there is not None and mode == "append"
     operation = (
         lance.LanceOperation.Append(fragments) if appending else lance.LanceOperation.Overwrite(schema, fragments)
@@ -128,6 +135,33 @@ def write_lance(
             f"the fragments could not be made a table at {uri}: {str(exc).partition(chr(10))[0]}",
             "what was there before is as it was; check the columns' types",
         ) from exc
+
+
+def _keep_schema(folder: Storage, schema: pa.Schema) -> None:
+    """Write a file without rows where Ray, of a dataset without rows, has written none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not any(file.path.endswith(".parquet") for file in folder.files()):
+        made = pa.BufferOutputStream()
+        pq.write_table(schema.empty_table(), made)
+        folder.write("empty.parquet", made.getvalue().to_pybytes())
+
+
+def _schema_of(sealed: Dataset, ds: Dataset, declared_by: Dataset | None) -> pa.Schema:
+    """Return the schema of what was to be written: Ray's, where it knows it, else that of what was embedded."""
+    import pyarrow as pa
+
+    made = _made[ds if declared_by is None else declared_by]
+    if ds in _made:
+        return made
+    with plain_errors():
+        known = sealed.schema(fetch_if_missing=False)
+    own = getattr(known, "base_schema", None)
+    if not isinstance(own, pa.Schema) or not len(own):
+        return made
+    fields = [made.field(item.name) if item.name in made.names else item for item in own]
+    return pa.schema(fields, metadata={**(own.metadata or {}), **made.metadata})
 
 
 def _write_fragments(block: pa.Table, uri: str, storage_options: dict[str, str] | None) -> pa.Table:

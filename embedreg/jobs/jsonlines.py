@@ -31,13 +31,14 @@ _EXACT_CHARS = 17  # as many digits tell a float from every other
 def look_jsonl(storage: Storage, path: str, reading: Reading) -> Look:
     """Read all lines, for their types."""
     columns, units, where, number = dict[str, Seen](), list[Unit](), storage.shown(path), 1
+    declared = {name: str(reading.type_of(name)) for name in (*reading.sources, *dict(reading.types))}
     with texts.open_text(storage, path, reading) as text:
         for start, stop, lines in texts.growing(text, text.start, None, _whole):
             rows = 0
             for at, line in _numbered(start, lines):
                 if line.strip(_BLANKS):
                     row = _parsed(line, at, _EXACTLY)
-                    _see(row, line, at, columns, where, number, reading)
+                    _see(row, line, at, columns, where, number, declared, reading)
                     rows += 1
                 number += 1
             units.append(Unit(start, stop, rows, stop - start))
@@ -47,7 +48,14 @@ def look_jsonl(storage: Storage, path: str, reading: Reading) -> Look:
 
 
 def _see(
-    row: dict[str, Any], line: bytes, at: int, columns: dict[str, Seen], where: str, number: int, reading: Reading
+    row: dict[str, Any],
+    line: bytes,
+    at: int,
+    columns: dict[str, Seen],
+    where: str,
+    number: int,
+    declared: dict[str, str],
+    reading: Reading,
 ) -> None:
     surrogates = b"\\ud" in line or b"\\uD" in line
     for name, value in row.items():
@@ -58,9 +66,9 @@ def _see(
             if len(columns) >= MAX_FIELDS:
                 raise Fault(at, f"there are more than {MAX_FIELDS:,} different keys", _FLAT)
             found = columns[name] = Seen()
-        kind = reading.type_of(name)
-        if kind is not None:
-            _declared([value], kind, name, [(at, line)])
+        if (kind := declared.get(name)) is not None:
+            if kind != "string":  # which every value can be
+                _declared([value], reading.type_of(name), name, [(at, line)])
             continue
         try:
             found.see(value, where, number)

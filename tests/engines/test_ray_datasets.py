@@ -190,6 +190,24 @@ def test_what_rows_and_numpy_lose_the_sinks_put_back(cluster: Cluster, tmp_path:
         engine.write_parquet(out.map_batches(lambda batch: batch), str(tmp_path / "not"), declared_by=out)
 
 
+def test_a_dataset_without_rows_has_its_columns(cluster: Cluster, tmp_path: Path) -> None:
+    """As Parquet and as Lance, a reader finds the columns, the vectors' type and the declaration, and no row."""
+    declared = embedreg.get("hashing").create(dim=8).bind("text", "vector")
+    data = pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())})
+    out = engine.embed_dataset(ray.data.from_arrow(data), declared, actors=1).materialize()
+    lazy = engine.embed_dataset(ray.data.from_arrow(data), declared, actors=1)
+    engine.write_parquet(out, str(tmp_path / "out"), declared_by=lazy)
+    engine.write_lance(out, str(tmp_path / "out.lance"), declared_by=lazy)
+    want = embedreg.embed_table(data, declared).schema
+    for schema in (
+        pq.read_table(tmp_path / "out", partitioning=None).schema,
+        lance.dataset(tmp_path / "out.lance").schema,
+    ):
+        assert schema.names == want.names
+        assert schema.field("vector").type.list_size == 8
+        assert embedreg.functions_in(schema)["vector"].function == declared.function
+
+
 def test_lance_is_made_in_one_commit(cluster: Cluster, tmp_path: Path) -> None:
     """A Lance table has the rows, the vectors' type and the declaration; it is not replaced unasked, and can grow."""
     declared = embedreg.get("hashing").create(dim=8).bind("text", "vector")
