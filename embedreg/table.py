@@ -19,6 +19,7 @@ from embedreg.column import (
     readable,
     zero_policy,
 )
+from embedreg.display import plain
 from embedreg.errors import (
     BadRowsError,
     ConfigError,
@@ -40,6 +41,8 @@ Progress = Callable[[int, int | None], None]
 
 BATCH_ROWS = 8192  # enough for a local model to sort by length, 12 MB of 384-dimensional vectors
 SHOWN = 5  # bad rows that a message names
+_KEY_COLUMNS = ("id", "_id", "key", "uuid", "path", "file", "file_name", "filename", "url", "name")
+_KEY_SHOWN = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,13 @@ class BadRow:
         row: its number in the data, from 0.
         column: the source column.
         reason: why, without the input itself.
+        key: what tells the row apart in its data, such as "id=17" or "path=photos/a.jpg"; None where no column does.
     """
 
     row: int
     column: str
     reason: str
+    key: str | None = None
 
 
 @dataclass
@@ -361,6 +366,18 @@ class _Tally:
         ).for_shell("--on-error null keeps such rows with a null vector, --on-error drop leaves them out")
 
 
+def _key(batch: pa.RecordBatch, row: int, config: EmbeddingFunctionConfig) -> str | None:
+    """Return the name and value of the column that tells a row apart: a key, or the name of its image."""
+    images = config.function.traits.modality.startswith("image")
+    for name in (*_KEY_COLUMNS, *([config.source_column] if images else [])):
+        if name in batch.schema.names and (images or name != config.source_column):
+            value = batch.column(name)[row].as_py()
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                shown = str(value).partition("?")[0]  # what follows in an address may be a key of another kind
+                return f"{name}={plain(shown, _KEY_SHOWN)}"
+    return None
+
+
 def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch | None:
     """Fill one batch; None when every row of it was dropped."""
     import numpy as np
@@ -380,7 +397,7 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
         if NOT_UNICODE in why.values():
             broken.add(config.source_column)
         for row, reason in why.items():
-            bad.setdefault(row, BadRow(first + row, config.source_column, reason))
+            bad.setdefault(row, BadRow(first + row, config.source_column, reason, _key(batch, row, config)))
     tally.report.rows += batch.num_rows
     if bad:
         tally.failed([bad[row] for row in sorted(bad)], strict)

@@ -274,10 +274,11 @@ def _going_on(dst: str, options: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        from embedreg.jobs.opening import is_begun
+        from embedreg.jobs.opening import kept_rows
 
-        if is_begun(dst, options):
-            terminal.note(f"what is done is kept; to go on: {_this_command()}")
+        kept = kept_rows(dst, options)
+        if kept is not None:
+            terminal.note(f"what is done is kept ({terminal.count(kept, 'row')}); to go on: {_this_command()}")
         raise
 
 
@@ -299,7 +300,10 @@ def _progress() -> Iterator[Progress]:
 
 
 def _summary(report: JobReport) -> dict[str, Any]:
-    bad = [{"input": name, "row": row.row, "column": row.column, "reason": row.reason} for name, row in report.bad]
+    bad = [
+        {"input": name, "row": row.row, "column": row.column, "key": row.key, "reason": row.reason}
+        for name, row in report.bad
+    ]
     counts = {
         name: getattr(report, name) for name in ("rows", "written", "embedded", "cached", "given", "nulls", "zeros")
     }
@@ -337,7 +341,7 @@ def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
     ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
     lines = []
     for (name, reason), rows in ordered[:_SHOWN_BAD_ROWS]:
-        numbers = ", ".join(f"{row.row:,}" for row in rows[:_SHOWN_BAD_ROWS])
+        numbers = ", ".join(f"{r.row:,}" + (f" ({r.key})" if r.key else "") for r in rows[:_SHOWN_BAD_ROWS])
         more = f" and {len(rows) - _SHOWN_BAD_ROWS:,} more" if len(rows) > _SHOWN_BAD_ROWS else ""
         lines.append(f"{name}, row{'s' if len(rows) > 1 else ''} {numbers}{more}: {reason}")
     if len(ordered) > _SHOWN_BAD_ROWS:

@@ -207,8 +207,8 @@ def digest(inputs: Iterable[Input]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _bad(row: BadRow) -> tuple[int, str, str]:
-    return row.row, row.column, row.reason
+def _bad(row: BadRow) -> tuple[int, str, str, str | None]:
+    return row.row, row.column, row.reason, row.key
 
 
 def _unit(unit: Unit) -> tuple[int, int, int | None, int]:

@@ -31,7 +31,7 @@ from embedreg.strictjson import Malformed
 from embedreg.table import BATCH_ROWS, BadRow, OnError, embed_batches
 from embedreg.writing import remove_empty
 
-__all__ = ["KINDS", "Opened", "is_begun", "open_job"]
+__all__ = ["KINDS", "Opened", "kept_rows", "open_job"]
 
 KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance", "images")
 _ANEW = "write to another place; or --fresh starts anew (in Python: resume=False)"
@@ -184,7 +184,7 @@ class Opened:
             )
         with self.work.sink.list_bad_rows(self.target, path) as growing, growing.open("w", encoding="utf-8") as file:
             for source, bad in self.ledger.bad_rows(outputs):
-                line = {"input": source, "row": bad.row, "column": bad.column, "reason": bad.reason}
+                line = {"input": source, "row": bad.row, "column": bad.column, "key": bad.key, "reason": bad.reason}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 if len(first) < shown:
                     first.append((source, bad))
@@ -348,12 +348,13 @@ def _of_end(ended: Done, source: Source, configs: Sequence[EmbeddingFunctionConf
     return job
 
 
-def is_begun(dst: str, storage_options: Mapping[str, Any] | None = None, filesystem: Any = None) -> bool:
-    """Return whether a destination holds something to go on with."""
-    with contextlib.suppress(EmbedregError):  # asked when something went wrong already
+def kept_rows(dst: str, storage_options: Mapping[str, Any] | None = None, filesystem: Any = None) -> int | None:
+    """Return how many rows a destination's records hold already; None where no job was begun there."""
+    with contextlib.suppress(EmbedregError):
         target = places.destination(dst, options=storage_options, filesystem=filesystem)
-        return sink_for(target).root.exists(JOB)
-    return False
+        root = sink_for(target).root
+        return sum(each.rows for each in Ledger(root).records().values()) if root.exists(JOB) else None
+    return None
 
 
 def _check_policies(on_error: str, batch_rows: int, piece_rows: int | None) -> None:

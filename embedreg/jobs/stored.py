@@ -123,7 +123,7 @@ class Record(_Stored):
     given: Count
     nulls: Count
     bad_rows: Count
-    bad: list[tuple[Count, str, str]]
+    bad: list[tuple[Count, str, str] | tuple[Count, str, str, str | None]]  # keys came later
     stored: dict[str, Any]
     zeros: Count = 0  # which earlier versions did not count
     zero_vectors: Literal["null", "keep", "error"] | None = None

@@ -194,7 +194,9 @@ def test_bad_rows_follow_the_policy(cli: Callable, picky: tuple[str, ...], tmp_p
     assert "row 1" in refused.err
     assert not Path("out.parquet").exists()
     kept = cli("embed", "source.parquet", "null.parquet", *picky, "--on-error", "null", "--json").json
-    assert kept["bad"] == [{"input": "source.parquet", "row": 1, "column": "text", "reason": "it says bad"}]
+    assert kept["bad"] == [
+        {"input": "source.parquet", "row": 1, "column": "text", "key": None, "reason": "it says bad"}
+    ]
     assert vectors("null.parquet") == [[1.0, 4.0], None, [1.0, 6.0]]
     cli("embed", "source.parquet", "drop.parquet", *picky, "--on-error", "drop")
     assert vectors("drop.parquet") == [[1.0, 4.0], [1.0, 6.0]]

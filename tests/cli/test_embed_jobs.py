@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_a_folder_becomes_a_folder_and_search_finds_it(cli: Callable, folder: Pa
     assert cli("search", "out", "text number 17", "--json").json[0]["text"] == "text number 17"
     assert cli("inspect", "out", "--json").json["rows"] == 300
     again = cli("embed", "docs", "out", *JOB)
-    assert "6 of 6 pieces were done before" in again.out
+    assert "nothing to do, 300 rows done before" in again.out
     assert "300 rows were embedded by an earlier run" in again.err
 
 
@@ -88,7 +89,13 @@ def test_bad_rows_go_to_a_file(cli: Callable, folder: Path, tmp_path: Path) -> N
         assert "10 bad" in result.out
         assert side in result.err
         lines = [json.loads(line) for line in Path(side).read_text().splitlines()]
-        assert lines[1] == {"input": "source.parquet", "row": 3, "column": "text", "reason": "it says bad"}
+        assert lines[1] == {
+            "input": "source.parquet",
+            "row": 3,
+            "column": "text",
+            "key": "id=3",
+            "reason": "it says bad",
+        }
         assert len(lines) == 10
 
 
@@ -119,7 +126,7 @@ def test_a_run_that_is_stopped_is_gone_on_with(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
-    assert "the same command goes on from there" in err
+    assert re.search(r"what is done is kept \(\d+ rows?\); to go on: embedreg embed docs ", err)
     assert name == "out" or not (tmp_path / name).exists()
     found = cli("embed", *job, "--set", "pause_s=0.05", "--json").json
     assert found["reused"] >= 1

@@ -57,6 +57,9 @@ def test_equal_reasons_are_one_line() -> None:
         "a.csv, rows 0, 1, 2, 3, 4 and 495 more: is not an image",
         "a.csv, row 3: cannot be read",
     ]
+    assert _bad_lines([("a.csv", BadRow(7, "image", "is not an image", "path=b.jpg"))]) == [
+        "a.csv, row 7 (path=b.jpg): is not an image"
+    ]
     lines = _bad_lines([("a.csv", BadRow(row, "image", f"reason {row}")) for row in range(9)])
     assert lines[-1] == "and 4 other reasons"
 
