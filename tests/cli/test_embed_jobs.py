@@ -47,7 +47,7 @@ def test_a_folder_becomes_a_folder_and_search_finds_it(cli: Callable, folder: Pa
     assert cli("inspect", "out", "--json").json["rows"] == 300
     again = cli("embed", "docs", "out", *JOB)
     assert "nothing to do, 300 rows done before" in again.out
-    assert "300 rows were embedded by an earlier run" in again.err
+    assert "300 rows embedded by an earlier run" in again.err
 
 
 def test_another_configuration_has_its_exit_code_and_its_way_out(cli: Callable, folder: Path) -> None:
