@@ -108,6 +108,13 @@ class Limits:
         coalesce_rows: the most inputs of a shared run.
         coalesce_tokens: the most tokens of a shared run, counted as four bytes of text each.
         max_text_bytes: a longer input is a bad row.
+        max_message_bytes: the largest message that is read; Databend sends a block of rows as one.
+        max_expanded_bytes: what a compressed, dictionary or view column may become when it is decoded, in bytes.
+        max_rows: the most rows of a message.
+        memory_bytes: memory for the batches of all calls together; what does not fit waits.
+        stall_s: how long a call may go on without its client sending or taking anything, in seconds. Where others
+            need its place, half a second for a client that sends nothing, five for one that takes nothing.
+        calls_per_client: calls that one address may have open.
         drain_s: how long a shutdown waits for the calls in flight, in seconds.
     Raises:
         ConfigError: a number that leaves no room for any work.
@@ -123,6 +130,12 @@ class Limits:
     coalesce_rows: int = 256
     coalesce_tokens: int = 8192
     max_text_bytes: int = 2**20
+    max_message_bytes: int = 2**28
+    max_expanded_bytes: int = 2**25
+    max_rows: int = 2**17
+    memory_bytes: int = 3 * 2**26
+    stall_s: float = 60.0
+    calls_per_client: int = 256
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -274,6 +287,7 @@ def serve(
     """
     attempt_import_or_raise("prometheus_client", "prometheus-client", extra="databend")
     attempt_import_or_raise("databend_udf.udf", "databend-udf", extra="databend")
+    attempt_import_or_raise("grpc", "grpcio", extra="databend")
     from embedreg.engines.databend_function import SqlFunction
     from embedreg.engines.databend_metrics import Health, Tally
     from embedreg.engines.databend_server import BUILTINS, FlightServer, Gate
@@ -301,9 +315,8 @@ def serve(
         lanes = {key: Lane(key[0], key[1], limits, part, tally, zero_vectors) for key in set(keys)}
         gate.most += sum(lane.passes.passes for lane in lanes.values())
         made = [SqlFunction(item, lanes[key], on_error) for item, key in zip(served, keys, strict=True)]
-        location = f"{'grpc+tls' if certificates else 'grpc'}://{_bracketed(host)}:{port}"
         _refuse_taken(host, port)
-        flight = FlightServer(location, made, gate, tally, limits.call_deadline_s, certificates, auth_token)
+        flight = FlightServer(_bracketed(host), port, made, gate, tally, limits, certificates, auth_token)
         url = ("https" if certificates else "http", _reachable(host))
         server = Server(served, limits, url, auth_token is not None, flight, lanes.values(), tally, health)
         undo.enter_context(server)

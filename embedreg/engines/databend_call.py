@@ -5,32 +5,39 @@ A SQL user sees one line with the function's name: no traceback, no path, no inp
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import logging
-import re
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pyarrow.flight as flight
 
+from embedreg.display import plain
+from embedreg.engines.databend_message import in_one_line
 from embedreg.errors import EmbedregError
 
-__all__ = ["Call", "in_one_line", "outcome", "told"]
+if TYPE_CHECKING:
+    from embedreg.engines.databend_gate import Memory
+
+__all__ = ["Call", "EndedError", "StalledError", "in_one_line", "outcome", "told"]
 
 log = logging.getLogger("embedreg")
 
-MAX_CHARS = 400  # of a message
-_QUOTED = 16  # characters; where a message shares as many with an input, they are taken out
-_WHOLE = 6  # characters of an input that is so short, if it is there as a whole
-_SCANNED = 4096  # inputs that a message is compared with
-_READ = 2000  # characters of a message that are compared
 
-# From the root, a drive or the home, wherever it begins a word; a URL's "//" and a model's "owner/name" do neither.
-_PATH = re.compile(r"""(?x) (?<![\w:/.~-]) (?: ~?/ | [A-Za-z]:[\\/] | \\\\ ) (?: [^\s'",;:()<>|]+ )""")
-_QUOTED_PATH = re.compile(r"""(?x) (?P<q>['"]) (?: ~?/ | [A-Za-z]:[\\/] | \\\\ ) (?: (?!(?P=q)). )+ (?P=q)""")
+class EndedError(flight.FlightUnavailableError):  # type: ignore[misc]  # it ships no types
+    """A call that was let in, and ended by a shutdown."""
 
+
+class StalledError(flight.FlightTimedOutError):  # type: ignore[misc]  # it ships no types
+    """A call whose client sent nothing, or took nothing."""
+
+
+# The first that fits: what is more special stands above.
 _COUNTED = {
+    EndedError: "failed",
+    StalledError: "stalled",
     flight.FlightCancelledError: "cancelled",
     flight.FlightTimedOutError: "expired",
     flight.FlightUnavailableError: "refused",
@@ -43,8 +50,9 @@ class Call:
     Args:
         name: of the SQL function.
         deadline_s: how long it may last, in seconds.
-        cancelled: says whether its query is over.
-        stopping: says whether the server will wait for it no longer.
+        cancelled: returns whether its query is over.
+        stopping: returns whether the server will wait for it no longer.
+        memory: what its vectors may take; None where nobody counts.
     """
 
     def __init__(
@@ -53,21 +61,46 @@ class Call:
         deadline_s: float,
         cancelled: Callable[[], bool],
         stopping: Callable[[], bool] = lambda: False,
+        memory: Memory | None = None,
     ) -> None:
         self.name, self.deadline_s = name, deadline_s
-        self._cancelled, self._stopping = cancelled, stopping
+        self._cancelled, self._stopping, self._memory = cancelled, stopping, memory
         self._over = time.monotonic() + deadline_s
+        self._held = 0
 
     def check(self) -> None:
         """Raise a FlightError if nobody waits for this call, or nobody should."""
         if self._cancelled():
             raise flight.FlightCancelledError(f"{self.name}: the query was cancelled")
         if self._stopping():
-            raise flight.FlightUnavailableError(f"{self.name}: the server is shutting down; run the query again later")
-        if time.monotonic() > self._over:
-            raise flight.FlightTimedOutError(
-                f"{self.name}: the call took longer than the {self.deadline_s:g} s that the server allows"
-            )
+            raise EndedError(f"{self.name}: the server is shutting down; run the query again later")
+        if self.overdue:
+            raise self.late()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its time is over."""
+        return time.monotonic() > self._over
+
+    def late(self) -> flight.FlightTimedOutError:
+        """Return the error of a call whose time is over."""
+        return flight.FlightTimedOutError(
+            f"{self.name}: the call took longer than the {self.deadline_s:g} s that the server allows"
+        )
+
+    def keeping(self, count: int) -> contextlib.AbstractContextManager[None]:
+        """Hold memory for vectors that later rows of a batch need again."""
+        return contextlib.nullcontext() if self._memory is None else self._memory.kept.held(count, self.check)
+
+    def take(self, count: int) -> None:
+        """Take memory for the vectors of a chunk; whoever sends them gives it back."""
+        if self._memory is not None:
+            self._held += self._memory.vectors.take(count, self.check)
+
+    def handed(self) -> int:
+        """Return what was taken since the last time, for whoever gives it back."""
+        held, self._held = self._held, 0
+        return held
 
 
 def told(name: str, exc: BaseException) -> flight.FlightError:
@@ -84,7 +117,7 @@ def told(name: str, exc: BaseException) -> flight.FlightError:
         message = in_one_line(exc.message)
         log.warning("%s failed: %s%s", name, message, f" Hint: {in_one_line(exc.hint)}" if exc.hint else "")
     else:
-        kind = type(exc).__name__
+        kind = plain(type(exc).__name__, 60)
         message = f"the function failed with {kind}; the server's log says where"
         frames = traceback.extract_tb(exc.__traceback__)
         where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
@@ -97,27 +130,3 @@ def told(name: str, exc: BaseException) -> flight.FlightError:
 def outcome(exc: BaseException) -> str:
     """Return the counter of a call that ended with an error."""
     return next((counter for kind, counter in _COUNTED.items() if isinstance(exc, kind)), "failed")
-
-
-def in_one_line(text: str, inputs: Iterable[str] = ()) -> str:
-    """Clean a message: one line of bounded length, without paths, and without the inputs where it quotes them."""
-    text = _without_inputs(text[:_READ], inputs)
-    text = _PATH.sub("<path>", _QUOTED_PATH.sub("<path>", text))
-    text = " ".join(text.split())
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 3] + "..."
-
-
-def _without_inputs(text: str, inputs: Iterable[str]) -> str:
-    """Replace what a text shares with inputs, be it a part that was cut out of one."""
-    values = list(itertools.islice(inputs, _SCANNED))
-    everything = "\0".join(values)
-    quoted = [False] * len(text)
-    for start in range(len(text) - _QUOTED + 1):
-        if text[start : start + _QUOTED] in everything:
-            quoted[start : start + _QUOTED] = [True] * _QUOTED
-    for value in {value for value in values if _WHOLE <= len(value) < _QUOTED and value in text}:
-        for found in re.finditer(re.escape(value), text):
-            quoted[found.start() : found.end()] = [True] * len(value)
-    runs = itertools.groupby(zip(text, quoted, strict=True), key=lambda pair: pair[1])
-    return "".join("..." if inside else "".join(character for character, _ in run) for inside, run in runs)

@@ -15,6 +15,7 @@ import pyarrow.flight as flight
 from databend_udf.udf import ARROW_EXT_TYPE_VECTOR, EXTENSION_KEY, Headers, UserDefinedFunction
 
 from embedreg.column import distinct_inputs
+from embedreg.display import plain
 from embedreg.engines.databend_call import Call, in_one_line, told
 from embedreg.engines.databend_lane import Lane
 from embedreg.errors import InputError
@@ -71,20 +72,25 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             return
         raise problem  # outside the handler, so that it carries nothing of what it stands for
 
+    def check(self, schema: pa.Schema) -> None:
+        """Raise an InputError unless rows of a schema are what this function takes."""
+        wanted = SQL_INPUT[self.served.input]
+        if len(schema) != 1:
+            raise InputError(f"it takes one {wanted}, and got {len(schema)} arguments.", "check CREATE FUNCTION")
+        kind = schema.field(0).type
+        plainly = kind.value_type if pa.types.is_dictionary(kind) else kind
+        text = pa.types.is_string(plainly) or pa.types.is_large_string(plainly) or pa.types.is_string_view(plainly)
+        binary = pa.types.is_binary(plainly) or pa.types.is_large_binary(plainly) or pa.types.is_binary_view(plainly)
+        if not (text if self.served.input == "text" else binary):
+            raise InputError(f"it takes {wanted}, and got a column of type {plain(kind, 60)}.", "cast it in SQL")
+
     def _input(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the one column as plain strings or binaries."""
-        wanted = SQL_INPUT[self.served.input]
-        if batch.num_columns != 1:
-            raise InputError(f"it takes one {wanted}, and got {batch.num_columns} arguments.", "check CREATE FUNCTION")
+        self.check(batch.schema)
         column = batch.column(0)
         if pa.types.is_binary_view(column.type):
             column = column.cast(pa.large_binary())
-        column = column_of(column, "any")
-        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-        if not (text if self.served.input == "text" else binary):
-            raise InputError(f"it takes {wanted}, and got a column of type {batch.column(0).type}.", "cast it in SQL")
-        return column
+        return column_of(column, "any")
 
     # -- chunks -----------------------------------------------------------------------------------------------------
 
@@ -92,44 +98,58 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         """Embed the rows in their order; an input that comes again is never embedded again."""
         tally, lane, n = self.lane.tally, self.lane, len(column)
         tally.add(self._name, "rows", n)
+        column, long = self._without_long(column)
         distinct, index = distinct_inputs(column)
         reached = np.maximum.accumulate(index) if n else index  # distinct inputs are numbered as they appear
-        earlier = _Earlier(index, len(distinct), lane.ndims)
+        repeated = _repeated(index, len(distinct))
         row = seen = 0
-        while row < n or n == row == 0:
-            call.check()
-            fit = int(np.searchsorted(reached, seen + lane.chunk_rows))
-            stop = max(min(fit, row + lane.limits.chunk_rows, n), min(row + 1, n))
-            upto = max(int(reached[stop - 1]) + 1, seen) if n else 0
-            fresh = self._embed(distinct.slice(seen, upto - seen), call)
-            part = index[row:stop]
-            chunk = earlier.laid_out(part, seen, fresh)
-            tally.add(self._name, "nulls", int((part < 0).sum()))
-            tally.add(self._name, "bad", int((~chunk.valid & (part >= 0)).sum()))
-            yield self._batch(chunk)
-            earlier.keep(seen, fresh, stop)
-            row, seen = stop, upto
-            if n == 0:
-                return
+        with call.keeping(int(repeated.sum()) * lane.ndims * 4):
+            earlier = _Earlier(index, repeated, lane.ndims)
+            while row < n or n == row == 0:
+                call.check()
+                fit = int(np.searchsorted(reached, seen + lane.chunk_rows))
+                stop = max(min(fit, row + lane.limits.chunk_rows, n), min(row + 1, n))
+                upto = max(int(reached[stop - 1]) + 1, seen) if n else 0
+                # computed, laid out, and as it is sent
+                call.take((2 * (stop - row) + (upto - seen)) * lane.ndims * 4)
+                fresh = self._embed(distinct.slice(seen, upto - seen), call)
+                part = index[row:stop]
+                chunk = earlier.laid_out(part, seen, fresh)
+                too_long = 0 if long is None else int(long[row:stop].sum())
+                tally.add(self._name, "nulls", int((part < 0).sum()) - too_long)
+                tally.add(self._name, "bad", int((~chunk.valid & (part >= 0)).sum()) + too_long)
+                yield self._batch(chunk)
+                earlier.keep(seen, fresh, stop)
+                row, seen = stop, upto
+                if n == 0:
+                    return
+
+    def _without_long(self, column: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
+        """Take out the inputs that are too long, before anything reads them: each is a bad row.
+
+        Returns:
+            The column with nulls in their place, and which rows they were; None for no row.
+        """
+        limit = self.lane.limits.max_text_bytes
+        longest = pc.max(pc.binary_length(column)).as_py() if len(column) else None
+        if longest is None or longest <= limit:
+            return column, None
+        long = pc.greater(pc.binary_length(column), limit).fill_null(False)
+        count = pc.sum(long).as_py()
+        self.lane.tally.add(self._name, "too_long", count)
+        problem = f"{self._name}: {count} input(s) have no vector: over limits.max_text_bytes, {limit:,} bytes"
+        if self.on_error == "raise":
+            raise flight.FlightServerError(problem)
+        log.warning("%s; the longest has %s", problem, f"{longest:,}")
+        return pc.replace_with_mask(column, long, pa.scalar(None, column.type)), long.to_numpy(zero_copy_only=False)
 
     def _embed(self, values: pa.Array, call: Call) -> Embedded:
-        """Embed new inputs; what is too long is a bad row and stays here."""
+        """Embed new inputs."""
         if not len(values):
             return Embedded.empty(0, self.lane.ndims)
-        limit = self.lane.limits.max_text_bytes
-        short = np.asarray(pc.less_equal(pc.binary_length(values), limit))
-        if short.all():
-            made = self.lane.embed(self._name, values, call.check)
-        else:
-            rows = np.flatnonzero(short)
-            some = self.lane.embed(self._name, values.take(pa.array(rows)), call.check) if len(rows) else None
-            made = Embedded.empty(len(values), self.lane.ndims)
-            made.reasons.update(dict.fromkeys(np.flatnonzero(~short).tolist(), f"it is longer than {limit} bytes"))
-            if some is not None:
-                made.matrix[rows], made.valid[rows] = some.matrix, some.valid
-                made.reasons.update({int(rows[row]): why for row, why in some.reasons.items()})
+        made = self.lane.embed(self._name, values, call.check)
         if made.reasons:
-            why = in_one_line(next(iter(made.reasons.values())), _texts(values))
+            why = in_one_line(next(iter(made.reasons.values())), _plainly(values))
             problem = f"{self._name}: {len(made.reasons)} input(s) have no vector: {why}"
             if self.on_error == "raise":
                 raise flight.FlightServerError(problem)
@@ -155,12 +175,12 @@ class _Earlier:
 
     Args:
         index: (n,) which distinct input each row has, -1 for none.
-        distinct: m, how many there are.
+        repeated: (m,) which distinct inputs come more than once.
         ndims: d.
     """
 
     index: np.ndarray
-    distinct: int
+    repeated: np.ndarray
     ndims: int
     matrix: np.ndarray = field(init=False)
     valid: np.ndarray = field(init=False)
@@ -168,11 +188,10 @@ class _Earlier:
 
     def __post_init__(self) -> None:
         rows = np.flatnonzero(self.index >= 0)
-        places = self.index[rows]
-        self.last = np.full(self.distinct, -1)
-        self.last[places] = rows  # of equal places the last one stays
-        repeated = int((np.bincount(places, minlength=self.distinct) > 1).sum()) if len(places) else 0
-        self.slot = np.full(self.distinct, -1)
+        repeated = int(self.repeated.sum())
+        self.last = np.full(len(self.repeated), -1)
+        self.last[self.index[rows]] = rows  # of equal places the last one stays
+        self.slot = np.full(len(self.repeated), -1)
         self.matrix = np.empty((repeated, self.ndims), np.float32)  # untouched pages cost nothing
         self.valid = np.zeros(repeated, bool)
 
@@ -220,9 +239,13 @@ def _call(function: SqlFunction, headers: Headers | None) -> Call:
     return Call(function._name, function.lane.limits.call_deadline_s, cancelled)
 
 
-def _texts(values: pa.Array) -> Iterator[str]:
-    """Yield texts, for keeping them out of messages."""
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        for value in values:
-            with contextlib.suppress(UnicodeDecodeError):  # no message can quote it
-                yield value.as_py()
+def _repeated(index: np.ndarray, distinct: int) -> np.ndarray:
+    """Return which of the distinct inputs come more than once, (m,) bool."""
+    return np.bincount(index[index >= 0], minlength=distinct) > 1
+
+
+def _plainly(values: pa.Array) -> Iterator[str | bytes]:
+    """Yield inputs, for keeping them out of messages."""
+    for value in values:
+        with contextlib.suppress(UnicodeDecodeError):  # no message can quote it
+            yield value.as_py()

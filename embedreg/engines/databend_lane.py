@@ -181,7 +181,7 @@ class Lane:
             from embedreg.engines.databend_call import in_one_line  # which loads Flight
 
             # here, where all inputs are known: it goes to everybody who shared the run
-            exc.message = in_one_line(exc.message, values.to_pylist() if _is_text(values) else ())
+            exc.message = in_one_line(exc.message, (value.as_py() for value in values))
             raise
         if len(requests) == 1:
             return [made]
