@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +18,6 @@ from embedreg.cli.ddl import ReturnType, TokenEnv, Version, as_comment, describe
 from embedreg.cli.serve_config import Settings
 from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
 from embedreg.cli.session import TRUST, AsJson, command
-from embedreg.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -89,23 +90,36 @@ def databend(
         groups = [build(each, returns_of(sql_version, said.returns)) for each in said.function]
         # what the statements refuse, they refuse before anything is loaded
         _statements(groups, said, sql_version, said.address or "http://127.0.0.1:8815")
-        with terminal.status("loading the model"):
-            server = _serve(groups, said)
-    with server, _Signals() as signals:
-        found = _statements(groups, said, sql_version, said.address or server.address)
+    with _Signals() as signals:
+        try:
+            # heard from before the port opens: whoever sees an answer may stop this process
+            with hints_as_options(), terminal.status("loading the model"), signals.ending():
+                server = _serve(groups, said)
+        except _StoppedError:
+            terminal.note("stopped before it was ready")
+            return
+        _until_stopped(server, signals, groups, said, as_json)
+
+
+serve.command("databend", cls=Grouped, epilog=TRUST, short_help="To Databend, over Arrow Flight.")(databend)
+
+
+def _until_stopped(server: Server, signals: _Signals, groups: list[Group], said: Settings, as_json: bool) -> None:
+    """Print what is served, and wait for a signal and for the calls in flight."""
+    with server:
+        version = said.databend_version or "1.2.453"
+        found = _statements(groups, said, version, said.address or server.address)
         _print(found | {"port": server.port, "metrics_port": server.metrics_port}, as_json)
+        if server.metrics_port is not None:
+            terminal.note(f"/metrics, /live and /ready over HTTP at {_metrics_place(said, server.metrics_port)}")
         terminal.note(f"serving at {found['address']}; Ctrl-C or SIGTERM stops it when its calls are done")
         signals.wait()
         threading.Thread(target=_drain, args=(server, signals), daemon=True).start()
         if second := signals.wait():
             os._exit(128 + second)  # without another word: a call that hangs would hold up every other end
     done = server.counts()
-    terminal.note(
-        f"stopped after {done['calls']:,} calls with {done['rows']:,} rows, {done['failed']:,} of them failed"
-    )
-
-
-serve.command("databend", cls=Grouped, epilog=TRUST, short_help="To Databend, over Arrow Flight.")(databend)
+    failed = done["failed"] + done["expired"] + done["stalled"]
+    terminal.note(f"stopped after {done['calls']:,} calls with {done['rows']:,} rows, {failed:,} of them failed")
 
 
 _PASSED = ("bind", "tls_cert", "tls_key", "insecure", "limits", "metrics_bind", "on_error", "zero_vectors", "warm")
@@ -115,12 +129,17 @@ def _bind_variables(said: Settings) -> None:
     from embedreg import get_registry
 
     for name, variable in said.env.items():
+        serve_config.check_variable(f"env.{name}", variable)
         get_registry().bind_env(name, variable)
 
 
 def _serve(groups: list[Group], said: Settings) -> Server:
+    import pyarrow as pa
+
     from embedreg.engines import databend
 
+    # this process is ours: Arrow's own allocator keeps for each thread what its largest batch took
+    pa.set_memory_pool(pa.system_memory_pool())
     given: dict[str, Any] = {name: getattr(said, name) for name in _PASSED if getattr(said, name) is not None}
     return databend.serve(
         [item for group in groups for item in group.served], auth_token=_token(said.auth_token_env), **given
@@ -130,11 +149,12 @@ def _serve(groups: list[Group], said: Settings) -> Server:
 def _token(variable: str | None) -> str | None:
     if variable is None:
         return None
-    if not os.environ.get(variable):
-        raise ConfigError(
-            f"the environment variable {variable!r}, which holds the token, is not set.", f"export {variable}=..."
-        )
+    serve_config.check_variable("--auth-token-env", variable)
     return os.environ[variable]
+
+
+def _metrics_place(said: Settings, port: int) -> str:
+    return f"http://{str(said.metrics_bind).rpartition(':')[0]}:{port}"
 
 
 def _statements(groups: list[Group], said: Settings, version: str, address: str) -> dict[str, Any]:
@@ -168,6 +188,10 @@ def _drain(server: Server, signals: _Signals) -> None:
         signals.wake()
 
 
+class _StoppedError(BaseException):
+    """A signal that came before the server was ready. No Exception, so that nothing takes it for a failure."""
+
+
 class _Signals:
     """SIGTERM and SIGINT, to be waited for.
 
@@ -179,11 +203,26 @@ class _Signals:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before: dict[int, Any] = {}
+        self._ending = False
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             self._fd = signal.set_wakeup_fd(self._writer.fileno())
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, lambda *_: None)
+                self._before[number] = signal.signal(number, self._heard)
         return self
+
+    def _heard(self, *_: object) -> None:
+        if self._ending:
+            self._ending = False
+            raise _StoppedError
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """End a block when a signal comes; what comes later is for `wait`."""
+        self._ending = True
+        try:
+            yield
+        finally:
+            self._ending = False
 
     def __exit__(self, *_: object) -> None:
         if self._before:

@@ -6,26 +6,33 @@ Secrets do not stand in it: the token is named by its environment variable, a fu
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from embedreg import secrets
 from embedreg.cli.served import Wanted
+from embedreg.display import plain
 from embedreg.errors import ConfigError, StorageError
 from embedreg.imports import did_you_mean
+from embedreg.sensitive import looks_sensitive
 
 if TYPE_CHECKING:
     from embedreg.engines.databend import Limits, Returns
 
-__all__ = ["Settings", "read"]
+__all__ = ["Settings", "check_variable", "read"]
 
 # What each value has to be, and what an error calls it.
 _KINDS: dict[type, str] = {str: "a text", bool: "true or false", dict: "a table", list: "a list of tables"}
 _FUNCTION: dict[str, type] = {
     "name": str, "like": str, "as": str, "vector": str, "role": str, "input": str, "returns": str, "set": dict,
 }  # fmt: skip
+# What is shown of a variable that is not set: words in capitals, with a number behind them at most. A key has digits.
+_SHOWN = re.compile(r"[A-Z]{1,16}(?:_[A-Z]{1,16}){0,5}(?:_[0-9]{1,2})?")
 _SECRETS = {"auth_token": "auth_token_env", "token": "auth_token_env"}
 
 
@@ -88,6 +95,22 @@ def read(path: str) -> Settings:
     return _settings(path, found)
 
 
+def check_variable(what: str, variable: str) -> None:
+    """Refuse what is not the name of an environment variable that is set; it may be a secret, and is not shown then.
+
+    Raises:
+        ConfigError: naming what said it.
+    """
+    if os.environ.get(variable):
+        return
+    if _SHOWN.fullmatch(variable) is None:
+        raise ConfigError(
+            f"{what} is not the name of an environment variable that is set; secrets are not written here.",
+            "the variable's name, such as OPENAI_API_KEY, and export OPENAI_API_KEY=...",
+        )
+    raise ConfigError(f"{what}: the environment variable {variable!r} is not set.", f"export {variable}=...")
+
+
 def _settings(path: str, found: dict[str, Any]) -> Settings:
     from embedreg.engines.databend import Limits
 
@@ -102,6 +125,9 @@ def _settings(path: str, found: dict[str, Any]) -> Settings:
         if name in found:
             found[name] = str(folder / found[name])
     _check(path, "env.", found.get("env", {}), dict.fromkeys(found.get("env", {}), str))
+    for name, value in found.items():
+        if name not in ("env", "function", "limits"):  # a function's fields are judged by its class
+            secrets.refuse_hardcoded(f"{path}: {name}", value, sensitive=False)
     if "limits" in found:
         limits = found["limits"]
         _known(path, "limits.", limits, [field.name for field in dataclasses.fields(Limits)])
@@ -125,6 +151,8 @@ def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
             raise ConfigError(f"{path}: {where}{key} does not go with {other}.", f"take {key} out")
     for key in ("role", "input", "returns"):
         _choice(path, where, found, key, key.title())
+    for key in ("name", "like", "as"):
+        secrets.refuse_hardcoded(f"{path}: {where}{key}", found.get(key), sensitive=False)
     like = str(folder / found["like"]) if "like" in found else None
     chosen = {key: found[key] for key in ("vector", "role", "input", "returns") if key in found}
     return Wanted(function=found.get("name"), like=like, name=found.get("as"), settings=found.get("set", {}), **chosen)
@@ -145,6 +173,11 @@ def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[st
         if not where and key in _SECRETS:
             raise ConfigError(
                 f"{path}: a token does not stand in a file.", f'{_SECRETS[key]} = "THE_ENVIRONMENT_VARIABLE"'
+            )
+        if looks_sensitive(key):
+            raise ConfigError(
+                f"{path}: {plain(f'{where}{key}', 80)} is no setting, and a secret does not stand in a file.",
+                'a field of set = { ... } as "$var:name", and its environment variable under [env]',
             )
         hint = f"{did_you_mean(key, known)}known: {', '.join(known)}"
         raise ConfigError(f"{path}: there is no setting {f'{where}{key}'!r}.", hint)

@@ -192,7 +192,7 @@ KINDS: dict[str, Callable[[], Iterable[bytes]]] = {
     "negative offsets": lambda: far(-5),
     "a wide schema": lambda: wide(20_000),
     "a large annotation": lambda: annotated(3_900_000),
-    "many batches": lambda: itertools.islice(endless(), 5000),
+    "many batches": lambda: itertools.islice(endless(), 1000),
     "many small texts": lambda: stream("f", column(texts(131_000, 20))),
     "texts that come twice": lambda: stream("f", column(pa.concat_arrays([texts(65_000, 16)] * 2))),
     "one long text": lambda: stream("f", column(pa.array(["l" * 4_000_000]))),
