@@ -113,7 +113,7 @@ class Limits:
         max_rows: the most rows of a message.
         memory_bytes: memory for the batches of all calls together; what does not fit waits.
         stall_s: how long a call may go on without its client sending or taking anything, in seconds. Where others
-            need its place, half a second for a client that sends nothing, five for one that takes nothing.
+            need its place, half a second before it has named a function, then two.
         calls_per_client: calls that one address may have open.
         drain_s: how long a shutdown waits for the calls in flight, in seconds.
     Raises:

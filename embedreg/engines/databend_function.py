@@ -33,6 +33,10 @@ ARROW_INPUT = {"text": pa.large_utf8(), "image": pa.large_binary()}
 SQL_INPUT = {"text": "STRING", "image": "BINARY"}
 
 
+CHUNK_BYTES = 2**20  # of texts that are embedded at a time: a function may take a hundred times their size
+CHUNK_IMAGE_BYTES = 2**26
+
+
 class CallHeaders(Headers):  # type: ignore[misc]  # it ships no types
     """What a server hands a function beside the rows: the call that they belong to."""
 
@@ -102,12 +106,16 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         distinct, index = distinct_inputs(column)
         reached = np.maximum.accumulate(index) if n else index  # distinct inputs are numbered as they appear
         repeated = _repeated(index, len(distinct))
+        sizes = np.cumsum(pc.binary_length(distinct).to_numpy(zero_copy_only=False), dtype=np.int64)
+        most = CHUNK_BYTES if self.served.input == "text" else CHUNK_IMAGE_BYTES
         row = seen = 0
         with call.keeping(int(repeated.sum()) * lane.ndims * 4):
             earlier = _Earlier(index, repeated, lane.ndims)
             while row < n or n == row == 0:
                 call.check()
-                fit = int(np.searchsorted(reached, seen + lane.chunk_rows))
+                before = int(sizes[seen - 1]) if seen else 0
+                some = int(np.searchsorted(sizes, before + most, "right")) - seen
+                fit = int(np.searchsorted(reached, seen + max(1, min(some, lane.chunk_rows))))
                 stop = max(min(fit, row + lane.limits.chunk_rows, n), min(row + 1, n))
                 upto = max(int(reached[stop - 1]) + 1, seen) if n else 0
                 # computed, laid out, and as it is sent

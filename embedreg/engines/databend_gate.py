@@ -13,7 +13,7 @@ __all__ = ["READ_BYTES", "Budget", "Gate", "Memory", "Reads"]
 
 _SMALL = 2**18  # bytes that need not wait: small calls are not held up by large ones
 _POLL_S = 0.05  # how often one that waits asks whether it is still wanted
-READ_BYTES = 2**22  # what a read is taken to bring until it is known
+READ_BYTES = 2**21  # what a read is taken to bring until it is known
 
 
 class Gate:
@@ -132,11 +132,16 @@ class Reads:
         """How many reads wait."""
         return len(self._queue)
 
-    async def take(self) -> int:
-        """Wait until a message may be read; return what is set aside for it. Who came last is first.
+    async def take(self, have: int) -> int:
+        """Wait until a message may be read; return what is then set aside for a call. Who came last is first.
 
         Silent clients that come in numbers then keep nobody waiting but each other.
+
+        Args:
+            have: what is set aside for it already.
         """
+        if have >= READ_BYTES:
+            return have
         while self._taken + READ_BYTES > self.most:
             place = asyncio.get_running_loop().create_future()
             self._queue.append(place)
@@ -145,7 +150,7 @@ class Reads:
             finally:
                 if place in self._queue:
                     self._queue.remove(place)
-        self._taken += READ_BYTES
+        self._taken += READ_BYTES - have
         return READ_BYTES
 
     def change(self, taken: int, wanted: int) -> int:

@@ -47,7 +47,7 @@ _CLOSE_S = 2.0  # for connections that were cut
 _LOOK_S = 0.1  # between two looks of the watchdog
 TRIM_BYTES = 2**25  # of batches, after which free memory is given back,
 _TRIM_S = 0.25  # but not more often than this
-_PATIENCE_S = 5.0  # what a client that does nothing has where others wait for its place,
+_PATIENCE_S = 2.0  # what a client that does nothing has where others wait for its place,
 _PATIENCE_UNKNOWN_S = 0.5  # and one that has not even said what it calls
 _INPUT_COUNT = b"input_count"  # databend-udf's key in the schema of get_flight_info
 
@@ -82,6 +82,7 @@ class _Exchange:
         name: of the SQL function, once it is known.
         client: the address that it comes from.
         taken: bytes that are set aside for its messages.
+        kept: those of its dictionaries.
         since: when the wait for its client began; None while the server works.
         waits: what its client does next, "sends" or "takes".
         problem: why it was ended from outside.
@@ -89,7 +90,7 @@ class _Exchange:
 
     def __init__(self, client: str, limits: Limits, stopping: Callable[[], bool], memory: Memory) -> None:
         self.name, self.client, self.gone = "", client, False
-        self.taken = 0
+        self.taken = self.kept = 0
         self.admitted = False
         self.since: float | None = None
         self.waits = "sends"
@@ -267,7 +268,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 f"the server is busy with {many - 1} calls of this client; try again later"
             )
         if len(self._open) - self._gate.open_calls > MAX_IDLE_CALLS:
-            self._press(1)
+            self._press(8)
             raise flight.FlightUnavailableError(f"the server is busy with {len(self._open) - 1} calls; try again later")
 
     def _failed(self, open_: _Exchange, exc: BaseException) -> tuple[Any, str, str]:
@@ -310,10 +311,13 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 function.check(incoming.schema)
             if seen.kind == "batch":
                 self._admit(open_)
+                if not self._memory.reads.waiting:  # else it keeps its place for the next message
+                    open_.taken = self._memory.reads.change(open_.taken, incoming.kept + len(message))
                 self._worked += seen.cost + 4 * _width(function) * seen.rows
                 await self._answer(open_, context, self._work(open_, function, incoming, message, seen.cost))
             message = b""
-            open_.taken = self._memory.reads.change(open_.taken, incoming.kept)
+            open_.kept = incoming.kept
+            open_.taken = self._memory.reads.change(open_.taken, max(open_.kept, min(open_.taken, READ_BYTES)))
 
     def _admit(self, open_: _Exchange) -> None:
         """Let a call in that brings work, or raise FlightUnavailableError."""
@@ -321,7 +325,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
             return
         if not self._gate.enter():
             why = "shutting down" if self._gate.closed else f"busy with {self._gate.open_calls} calls"
-            self._press(1)
+            self._press(8)
             raise flight.FlightUnavailableError(f"{open_.name}: the server is {why}; run the query again later")
         open_.admitted = True
         self._tally.add(open_.name, "calls")
@@ -352,12 +356,12 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
     async def _read(self, open_: _Exchange, context: Any) -> Any:
         """Return the next message of a call, once there is room for it."""
         open_.since, open_.waits = time.monotonic(), "room"
-        open_.taken += await self._memory.reads.take()
+        open_.taken = await self._memory.reads.take(open_.taken)
         open_.since, open_.waits = time.monotonic(), "sends"
         message = await context.read()
         open_.since = None
         size = 0 if message is grpc.aio.EOF else len(message)
-        open_.taken = self._memory.reads.change(open_.taken, open_.taken - READ_BYTES + size)
+        open_.taken = self._memory.reads.change(open_.taken, max(open_.taken, open_.kept + size))
         return message
 
     async def _write(self, open_: _Exchange, context: Any, *messages: bytes) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import pytest
 
 import embedreg
-from embedreg.engines.databend import serve
+from embedreg.engines.databend import Limits, serve
 from embedreg.engines.databend_call import in_one_line
+from embedreg.engines.databend_message import WITHHELD
 from embedreg.errors import CallError
 from tests.engines.databend_flight import Client, Scripted
 from tests.fakes import Lengths
@@ -32,6 +34,15 @@ HERE = "127.0.0.1:0"
         ("two\nlines\tand \x1b[31mcolour", "two lines and ?[31mcolour"),
         ("1/2 of 3 / 4", "1/2 of 3 / 4"),
         ("x" * 1000, "x" * 397 + "..."),
+        ("cannot open local-dir:/srv/models", "cannot open <path>"),
+        ("see file:///srv/a or FILE:/srv/a", "see <path> or <path>"),
+        ("path=/srv/x (/srv) [/srv/a]", "path=<path> (<path>) [<path>]"),
+        ("s3://bucket/key?secret_key=abc", "<path>"),
+        ("../up/x and $HOME/x and data/private/x.parquet", "<path> and <path> and <path>"),
+        ("'local-dir:/srv/a b/c'", "<path>"),
+        (r"\\\\host\share\a", "<path>"),
+        ("file%3A%2F%2Fsrv", "<path>"),
+        ("text/plain of an owner/name", "text/plain of an owner/name"),
     ],
 )
 def test_a_message_is_one_line_without_paths(text: str, said: str) -> None:
@@ -53,6 +64,50 @@ def test_a_message_quotes_no_input(quoted: str) -> None:
     """Neither whole nor a part that was cut out of it."""
     inputs = ["other", "a private letter to the bank", "secret"]
     assert in_one_line(f"the service refused {quoted!r}", inputs) == "the service refused '...'"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("the service says: A PRIVATE LETTER TO THE BANK", "the service says: ..."),
+        ("bad: private-letter", "bad: ..."),
+        ("bad: 'priv'", "bad: '...'"),
+        ("Zoe\u0308 failed", None),
+        ("zo\\u00eb failed", None),
+        ("ab is bad", "... is bad"),
+        ("the tab of the table", "the tab of the table"),
+        ("card 4111-1111", "card ..."),
+        ("card 4111111111111111", "card ..."),
+        ("mail X@Y.Z", "mail ..."),
+        ("STRASSE 5 failed", "... failed"),
+        ("number 234567", "number ..."),
+        ("hex 736563726574", "hex ..."),
+        ("a%20private%20letter", None),
+        ("\u2702\u2702 failed", "... failed"),
+    ],
+)
+def test_an_input_of_any_length_and_spelling_stays_out(message: str, said: str | None) -> None:
+    """Upper case, escapes, other signs between, short ones, numbers cut out of long ones."""
+    inputs = [
+        "a private letter to the bank",
+        "Zo\u00eb",
+        "ab",
+        "4111 1111 1111 1111",
+        "x@y.z",
+        "stra\u00dfe 5",
+        "1234567",
+    ]
+    cleaned = in_one_line(message, [*inputs, "secret", "\u2702\u2702"])
+    assert said is None or cleaned == said
+    assert not any(part in cleaned.lower() for part in ("zo", "private", "4111", "x@y", "stra", "3456", "7365"))
+
+
+@pytest.mark.parametrize("inputs", [["x" * 2_000_000], ["y" * 1000] * 2000, [str(n) for n in range(10_000)]])
+def test_inputs_that_are_too_large_to_compare_withhold_the_message(inputs: list[str]) -> None:
+    """The comparison is bounded; what cannot be compared is not shown."""
+    began = time.process_time()
+    assert in_one_line("the service said xxxx", iter(inputs)) == WITHHELD
+    assert time.process_time() - began < 1
 
 
 def test_the_secrets_of_a_function_stay_out(run_python: Any) -> None:
@@ -96,3 +151,18 @@ def test_the_log_counts_bad_rows_and_says_why(caplog: pytest.LogCaptureFixture) 
     ):
         Client(server.address).call("f", ["fine", "bad", "bad", None])
     assert "f: 1 input(s) have no vector: refused by hand" in caplog.text
+
+
+def test_a_text_over_the_limit_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """It is NULL for the SQL user; whoever runs the server reads why, and the text reaches no function."""
+    fn = Scripted.create(script="long")
+    limits = Limits(max_text_bytes=10)
+    with serve({"f": fn}, bind=HERE, limits=limits, warm=False) as server, caplog.at_level(logging.WARNING, "embedreg"):
+        long = "far too long a text"
+        made = Client(server.address).call("f", ["short", long, None, long, "\u00e9" * 6]).to_pylist()
+        assert [vector is None for vector in made] == [False, True, True, True, True]
+        counts = server.counts("f")
+        assert (counts["too_long"], counts["bad"], counts["nulls"]) == (3, 3, 1)
+        assert fn.behaviour.seen == ["short"]
+    assert "f: 3 input(s) have no vector: over limits.max_text_bytes, 10 bytes; the longest has 19" in caplog.text
+    assert "far too" not in caplog.text
