@@ -125,7 +125,7 @@ class Limits:
     call_deadline_s: float = 1800.0
     chunk_rows: int = 8192
     cache_rows: int = 100_000
-    cache_bytes: int = 2**28
+    cache_bytes: int = 2**27
     coalesce_window_s: float = 0.003
     coalesce_rows: int = 256
     coalesce_tokens: int = 8192

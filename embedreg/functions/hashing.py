@@ -33,6 +33,8 @@ Range = tuple[int, int]
 HASH_BYTES = 8
 MAX_NGRAM = 16
 CHUNK_COUNTS = 2**20  # buckets of the rows that are counted at a time: 8 MiB, which stays near the processor
+MAX_KNOWN = 256  # characters of a word that is kept
+SLICE = 2**18  # hashes that are counted at a time
 MEMO = 100_000  # words, and as many runs of words, whose hashes are kept: some tens of megabytes
 
 _WORD = re.compile(r"\w+")
@@ -106,13 +108,17 @@ def _count(features: list[bytes], dim: int) -> np.ndarray:
 
     lengths = np.fromiter((len(item) // HASH_BYTES for item in features), np.int64, len(features))
     hashes = np.frombuffer(b"".join(features), "<u8")
-    buckets = (hashes % np.uint64(dim)).astype(np.int64)
-    signs = np.where(hashes >> np.uint64(63), -1.0, 1.0)
-    rows = np.repeat(np.arange(len(features)) * dim, lengths)
-    counts = np.bincount(rows + buckets, signs, len(features) * dim).reshape(len(features), dim)
+    ends = np.cumsum(lengths)
+    counts = np.zeros(len(features) * dim)
+    for start in range(0, len(hashes), SLICE):  # whole numbers: their sum is the same in any order
+        part = hashes[start : start + SLICE]
+        rows = np.searchsorted(ends, np.arange(start, start + len(part)), "right")
+        signs = np.where(part >> np.uint64(63), -1.0, 1.0)
+        counts += np.bincount(rows * dim + (part % np.uint64(dim)).astype(np.int64), signs, len(counts))
+    counts = counts.reshape(len(features), dim)
     # Signs may cancel altogether, above all where dim is small, and a vector of zeros has no direction to compare.
     for row in np.flatnonzero(~counts.any(axis=1)):
-        counts[row, buckets[lengths[:row].sum()]] = 1.0
+        counts[row, int(hashes[ends[row] - lengths[row]] % np.uint64(dim))] = 1.0
     return counts
 
 
@@ -154,11 +160,18 @@ class _Features:
         if self.characters is not None:
             low, high = self.characters
             whole = f"<{word}>"
-            features += [f"c:{whole[at : at + n]}" for n in range(low, high + 1) for at in range(len(whole) - n + 1)]
+            grams = (f"c:{whole[at : at + n]}" for n in range(low, high + 1) for at in range(len(whole) - n + 1))
+            if len(word) > MAX_KNOWN:  # a text without spaces: neither a list of all its parts nor a place in the memo
+                made = bytearray().join(map(self._hash, features))
+                for gram in grams:
+                    made += self._hash(gram)
+                return bytes(made)
+            features += grams
         return _keep(self._known_words, word, b"".join([self._hash(feature) for feature in features]))
 
     def _learn_run(self, run: str) -> bytes:
-        return _keep(self._known_runs, run, self._hash(f"w:{run}"))
+        made = self._hash(f"w:{run}")
+        return made if len(run) > MAX_KNOWN else _keep(self._known_runs, run, made)
 
     def _hash(self, feature: str) -> bytes:
         state = self._start.copy()  # half the time of starting with the salt anew

@@ -196,7 +196,7 @@ KINDS: dict[str, Callable[[], Iterable[bytes]]] = {
     "many small texts": lambda: stream("f", column(texts(131_000, 20))),
     "texts that come twice": lambda: stream("f", column(pa.concat_arrays([texts(65_000, 16)] * 2))),
     "one long text": lambda: stream("f", column(pa.array(["l" * 4_000_000]))),
-    "one word without end": lambda: stream("f", column(pa.array(["w" * 2**20] * 3))),
+    "words without end": lambda: stream("f", column(pa.array(["w" * 2**17 + str(n) for n in range(30)]))),
     "no protobuf": lambda: [b"\xff" * 4_000_000],
     "lengths without end": lambda: [b"\x12" + b"\xff" * 9 + b"\x01" + b"x" * 100],
     "a long name": lambda: [flight_data(path=descriptor(b"n" * 4_000_000))],

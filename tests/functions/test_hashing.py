@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import pickle
 import subprocess
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -205,3 +206,17 @@ embedreg.get("hashing").create().generate_embeddings(["a"])
 print(sorted({"pyarrow", "torch", "pandas", "stamina", "openai", "lancedb"} & set(sys.modules)))
 """
     assert run_python(code).strip() == "[]"
+
+
+def test_a_text_without_spaces_takes_memory_of_its_own_size() -> None:
+    """A megabyte in one word has two million parts; they are counted as they come, and none of them is kept."""
+    function = embedreg.get("hashing").create(dim=64)
+    function.generate_embeddings(["a first text"])
+    tracemalloc.start()
+    try:
+        function.generate_embeddings(["w" * 2**19 + " " + "v" * 2**19])
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 2**20
+    assert kept < 2**20
