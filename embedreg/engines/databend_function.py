@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from databend_udf.udf import ARROW_EXT_TYPE_VECTOR, EXTENSION_KEY, Headers, User
 
 from embedreg.column import distinct_inputs
 from embedreg.display import plain
-from embedreg.engines.databend_call import Call, in_one_line, told
+from embedreg.engines.databend_call import Call, told
 from embedreg.engines.databend_lane import Lane
+from embedreg.engines.databend_message import in_one_line, inputs_of
 from embedreg.errors import InputError
 from embedreg.inputs import column_of
 from embedreg.vectors import Embedded
@@ -157,7 +157,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             return Embedded.empty(0, self.lane.ndims)
         made = self.lane.embed(self._name, values, call.check)
         if made.reasons:
-            why = in_one_line(next(iter(made.reasons.values())), _plainly(values))
+            why = in_one_line(next(iter(made.reasons.values())), inputs_of(values))
             problem = f"{self._name}: {len(made.reasons)} input(s) have no vector: {why}"
             if self.on_error == "raise":
                 raise flight.FlightServerError(problem)
@@ -250,10 +250,3 @@ def _call(function: SqlFunction, headers: Headers | None) -> Call:
 def _repeated(index: np.ndarray, distinct: int) -> np.ndarray:
     """Return which of the distinct inputs come more than once, (m,) bool."""
     return np.bincount(index[index >= 0], minlength=distinct) > 1
-
-
-def _plainly(values: pa.Array) -> Iterator[str | bytes]:
-    """Yield inputs, for keeping them out of messages."""
-    for value in values:
-        with contextlib.suppress(UnicodeDecodeError):  # no message can quote it
-            yield value.as_py()

@@ -178,10 +178,10 @@ class Lane:
         try:
             made = self._distinct(requests[0].name, values, keys, each)
         except EmbedregError as exc:
-            from embedreg.engines.databend_call import in_one_line  # which loads Flight
+            from embedreg.engines.databend_message import in_one_line, inputs_of
 
             # here, where all inputs are known: it goes to everybody who shared the run
-            exc.message = in_one_line(exc.message, (value.as_py() for value in values))
+            exc.message = in_one_line(exc.message, inputs_of(values))
             raise
         if len(requests) == 1:
             return [made]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import itertools
 import json
@@ -10,10 +11,11 @@ import re
 import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from embedreg.display import plain
 
-__all__ = ["WITHHELD", "in_one_line", "without_paths"]
+__all__ = ["WITHHELD", "in_one_line", "inputs_of", "without_paths"]
 
 MAX_CHARS = 400  # of a message
 WITHHELD = "the message is withheld, since it may quote inputs; the server's log says what failed"
@@ -80,6 +82,13 @@ def without_paths(text: str) -> str:
     )
     text = _PATH.sub("<path>", _URL.sub(keep, text))
     return re.sub(r"\0(\d+)\0", lambda found: kept[int(found[1])], text)
+
+
+def inputs_of(values: Iterable[Any]) -> Iterator[str | bytes]:
+    """Yield the inputs of an Arrow array one by one, for keeping them out of messages."""
+    for value in values:
+        with contextlib.suppress(UnicodeDecodeError):  # no message can quote it
+            yield value.as_py()
 
 
 def _bounded(inputs: Iterable[str | bytes]) -> list[str] | None:

@@ -109,13 +109,13 @@ def _count(features: list[bytes], dim: int) -> np.ndarray:
     lengths = np.fromiter((len(item) // HASH_BYTES for item in features), np.int64, len(features))
     hashes = np.frombuffer(b"".join(features), "<u8")
     ends = np.cumsum(lengths)
-    counts = np.zeros(len(features) * dim)
+    flat = np.zeros(len(features) * dim)
     for start in range(0, len(hashes), SLICE):  # whole numbers: their sum is the same in any order
         part = hashes[start : start + SLICE]
         rows = np.searchsorted(ends, np.arange(start, start + len(part)), "right")
         signs = np.where(part >> np.uint64(63), -1.0, 1.0)
-        counts += np.bincount(rows * dim + (part % np.uint64(dim)).astype(np.int64), signs, len(counts))
-    counts = counts.reshape(len(features), dim)
+        flat += np.bincount(rows * dim + (part % np.uint64(dim)).astype(np.int64), signs, len(flat))
+    counts = flat.reshape(len(features), dim)
     # Signs may cancel altogether, above all where dim is small, and a vector of zeros has no direction to compare.
     for row in np.flatnonzero(~counts.any(axis=1)):
         counts[row, int(hashes[ends[row] - lengths[row]] % np.uint64(dim))] = 1.0
