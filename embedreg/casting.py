@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Unfit", "common_type", "exactly", "kept_rows", "kind_of", "list_of", "plain_array", "shown", "taken"]
+__all__ = [
+    "Unfit",
+    "common_type",
+    "exactly",
+    "kept_rows",
+    "kind_of",
+    "list_of",
+    "plain_array",
+    "shown",
+    "storable_type",
+    "taken",
+]
 
 _SHOWN = 60  # characters of a value that a message quotes
 
@@ -156,7 +167,11 @@ def exactly(array: pa.Array, want: pa.DataType) -> pa.Array:
     if pa.types.is_map(have):
         return _maps(array, want)
     if kind == "timestamp" and (have.tz is None) != (want.tz is None):
-        raise _unfit(array, _first_valid(array), f"{'has no' if have.tz is None else 'has a'} time zone, unlike {want}")
+        raise _unfit(
+            array,
+            _first_valid(array),
+            f"{'has no' if have.tz is None else 'has a'} time zone, unlike {want} (pydantic's AwareDatetime has one)",
+        )
     return _safely(array, want)
 
 
@@ -240,7 +255,7 @@ def _numbers(array: pa.Array, want: pa.DataType) -> pa.Array:
             raise _unfit(array, int(np.argmax(grown)), f"is too large for {want}")
         return pa.array(made, want, mask=_mask(array))
     mixed = (is_.is_decimal(have) or is_.is_decimal(want)) and have.__class__ is not want.__class__
-    if not mixed:
+    if not mixed and not is_.is_float16(want):  # Arrow takes 2049 for a half float, which has no such number
         try:
             return array.cast(want)
         except pa.ArrowException:
@@ -401,6 +416,25 @@ def _maps(array: pa.Array, want: pa.DataType) -> pa.Array:
         None if null else int(at) for at, null in zip(offsets[:-1] - start, array.is_null().to_pylist(), strict=True)
     ]
     return pa.MapArray.from_arrays(pa.array([*starts, stop - start], pa.int32()), *sides, type=want)
+
+
+def storable_type(type_: pa.DataType) -> pa.DataType:
+    """Return a type with dictionaries of plain texts or bytes in the place of those of views."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(type_) and (wide := _TAKEN.get(str(type_.value_type))) is not None:
+        narrow = pa.type_for_alias(wide.removeprefix("large_"))
+        return pa.dictionary(type_.index_type, narrow, ordered=type_.ordered)
+    if pa.types.is_struct(type_):
+        return pa.struct([item.with_type(storable_type(item.type)) for item in type_])
+    if kind_of(type_) == "list":
+        inner = type_.value_field.with_type(storable_type(type_.value_type))
+        if inner.type == type_.value_type:
+            return type_
+        if pa.types.is_fixed_size_list(type_):
+            return pa.list_(inner, type_.list_size)
+        return (pa.large_list if "large" in str(type_) else pa.list_)(inner)
+    return type_
 
 
 # -- two types ---------------------------------------------------------------------------------------------------------

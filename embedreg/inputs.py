@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg import frames
-from embedreg.casting import Unfit, common_type, exactly, plain_array, shown
+from embedreg.casting import Unfit, common_type, exactly, plain_array, shown, storable_type
 from embedreg.display import plain
 from embedreg.errors import InputError, MissingColumnError, SchemaError
 from embedreg.values import NO_DEFAULTS, Defaults, array_of, items_of, keys_of, numpy_array
@@ -31,6 +31,7 @@ __all__ = [
     "is_picture",
     "made_column",
     "not_texts",
+    "storable",
     "total_rows",
 ]
 
@@ -108,9 +109,9 @@ def batches_of(
     if isinstance(data, pa.RecordBatch):
         data = pa.Table.from_batches([data])
     if isinstance(data, pa.Table):
-        return data.schema, _cut(data.to_batches(max_chunksize=batch_rows), batch_rows)
+        return storable(data.schema, _cut(data.to_batches(max_chunksize=batch_rows), batch_rows))
     if isinstance(data, pa.RecordBatchReader):
-        return data.schema, _cut(data, batch_rows)
+        return storable(data.schema, _cut(data, batch_rows))
     if (series := frames.series_of(data)) is not None:
         return batches_of(series, expected, batch_rows)
     if frames.is_pandas(data, "DataFrame"):
@@ -127,9 +128,9 @@ def batches_of(
                 f"a {type(data).__name__} is no table that Arrow can read: {plain(exc, 200)}.",
                 "pass a table, with a column for each name",
             ) from None
-        return reader.schema, _cut(reader, batch_rows)
+        return storable(reader.schema, _cut(reader, batch_rows))
     if hasattr(data, "to_batches") and hasattr(data, "schema"):  # pyarrow.dataset, Lance
-        return data.schema, _cut(data.to_batches(), batch_rows)
+        return storable(data.schema, _cut(data.to_batches(), batch_rows))
     if isinstance(data, Mapping):
         return batches_of(_table(data, expected), expected, batch_rows)
     if isinstance(data, str | bytes | pa.Array | pa.ChunkedArray) or not isinstance(data, Iterable):
@@ -146,10 +147,33 @@ def _cut(batches: Iterable[pa.RecordBatch], batch_rows: int) -> Iterator[pa.Reco
             yield batch.slice(start, batch_rows)
 
 
+def storable(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return batches without dictionaries of views, as polars has categories: neither Parquet nor Lance writes them."""
+    import pyarrow as pa
+
+    made = pa.schema([item.with_type(storable_type(item.type)) for item in schema], metadata=schema.metadata)
+    if made.types == schema.types:
+        return schema, batches
+    return made, (
+        pa.RecordBatch.from_arrays(
+            [exactly(column, kind) for column, kind in zip(batch.columns, made.types, strict=True)], schema=made
+        )
+        for batch in batches
+    )
+
+
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 
 def _unfit(name: str, exc: Unfit, first_row: int, want: pa.DataType | None) -> InputError:
+    import pyarrow as pa
+
+    if want is not None and pa.types.is_null(want):
+        return InputError(
+            f"column {plain(name, 80)!r} does not agree on a type: row {first_row + exc.row} is the first with "
+            "a value, and the schema of the stream is given out.",
+            "declare it in a Schema, or pass list(rows), which has all rows at hand",
+        )
     what = (
         f"is no {want}" if want is not None else "does not agree on a type" if exc.mixed else "cannot be kept as it is"
     )
@@ -176,6 +200,11 @@ def _column(name: str, values: list[Any], expected: Expected, want: pa.DataType 
             if texts is not None:
                 return texts
         raise _unfit(name, exc, first_row, want) from None
+    except RecursionError:
+        raise InputError(
+            f"column {plain(name, 80)!r}: a value from row {first_row} on is nested too deep, or holds itself.",
+            "flatten it, or store it as JSON text",
+        ) from None
     except (pa.ArrowException, TypeError, ValueError, ArithmeticError) as exc:
         raise InputError(
             f"column {plain(name, 80)!r} from row {first_row} on cannot become Arrow: {plain(exc, 200)}.",

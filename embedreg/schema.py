@@ -15,7 +15,15 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    NaiveDatetime,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -289,6 +297,8 @@ def _scalars() -> dict[Any, pa.DataType]:
         bytes: pa.binary(),
         dt.date: pa.date32(),
         dt.datetime: pa.timestamp("us"),
+        NaiveDatetime: pa.timestamp("us"),
+        AwareDatetime: pa.timestamp("us", "UTC"),
         dt.time: pa.time64("us"),
         dt.timedelta: pa.duration("us"),
         decimal.Decimal: pa.decimal128(38, 18),

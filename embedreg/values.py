@@ -386,6 +386,7 @@ def _decimals(values: list[Any]) -> pa.Array:
 def _timestamps(values: list[Any]) -> pa.Array:
     import pyarrow as pa
 
+    _refuse(values, _beyond_utc, "is beyond the years 1 to 9999 in UTC")
     zones = {_zone(value) for value in values if value is not None}
     if None in zones and len(zones) > 1:
         first = next(value for value in values if value is not None)
@@ -418,6 +419,17 @@ def _timestamps(values: list[Any]) -> pa.Array:
 
 def _zone(value: Any) -> Any:
     return value.zone if type(value) is _Nanos else value.tzinfo
+
+
+def _beyond_utc(value: Any) -> bool:
+    """Return whether a time with a zone is one that Arrow holds and Python cannot read again."""
+    if type(value) is _Nanos or value.tzinfo is None or value.year not in (1, 9999):
+        return False
+    try:
+        value.astimezone(dt.UTC)
+    except (OverflowError, ValueError):
+        return True
+    return False
 
 
 def _nanos(value: Any) -> int:

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 import embedreg
 from embedreg import Schema, Vector, embed_batches, embed_table
@@ -31,6 +32,9 @@ from embedreg.values import array_of
 FN = embedreg.get("hashing").create(dim=4)
 BIND = FN.bind("text", "vector")
 NAN = float("nan")
+HOLDS_ITSELF: list[Any] = []
+HOLDS_ITSELF.append(HOLDS_ITSELF)
+LAST = dt.datetime.max.replace(tzinfo=dt.timezone(dt.timedelta(hours=-12)))
 UTC = dt.UTC
 FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -64,6 +68,8 @@ def same(given: Any, found: Any) -> bool:
         return isinstance(found, float) and math.isnan(found)
     if isinstance(given, dt.datetime) and isinstance(found, dt.datetime):
         return (given.tzinfo is None) == (found.tzinfo is None) and given == found
+    if isinstance(given, dt.timedelta) and isinstance(found, dt.timedelta):
+        return given == found
     numbers = (int, float, decimal.Decimal, np.number)
     return ((isinstance(given, numbers) and isinstance(found, numbers)) or type(given) is type(found)) and bool(
         given == found
@@ -497,6 +503,31 @@ def test_enums_uuids_and_sets_of_a_schema(db: Any) -> None:
     assert kept(table.to_arrow()) == [{"text": "a", **expected}]
 
 
+def test_a_datetime_with_a_zone_needs_a_declared_one() -> None:
+    """A field of AwareDatetime keeps instants; one of datetime refuses a zone that it would drop."""
+
+    class Timed(Schema):
+        text: str = FN.SourceField()
+        vector: Vector(4) = FN.VectorField()  # type: ignore[valid-type]
+        aware: AwareDatetime | None = None
+        naive: dt.datetime | None = None
+
+    now = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=5)))
+    assert kept(embed_table([{"text": "a", "aware": now}], Timed))[0]["aware"] == now
+    for name, value in (("naive", now), ("aware", now.replace(tzinfo=None))):
+        with pytest.raises(InputError, match=f"column '{name}' is no timestamp.*time zone, unlike timestamp"):
+            embed_table([{"text": "a", name: value}], Timed)
+
+
+def test_a_stream_of_nulls_has_no_type() -> None:
+    """A column of nothing but nulls so far cannot take a value once the schema is given out; a declared one can."""
+    rows = [{"text": "a", "x": None, "n": None}, {"text": "b", "n": 1}]
+    assert embed_batches(iter(rows), Row, batch_rows=1).read_all()["n"].to_pylist() == [None, 1]
+    with pytest.raises(InputError, match="row 1 is the first with a value"):
+        embed_batches(iter([*rows[:1], {"text": "b", "x": "x"}]), BIND, batch_rows=1).read_all()
+    assert embed_table(iter([*rows[:1], {"text": "b", "x": "x"}]), BIND)["x"].to_pylist() == [None, "x"]
+
+
 # -- forms -------------------------------------------------------------------------------------------------------------
 
 
@@ -544,6 +575,8 @@ def test_a_matrix_is_a_column_of_vectors(dtype: Any) -> None:
         ([{"text": "a", "x": 1j}], "column 'x' cannot be kept as it is: row 0: a complex has no Arrow counterpart"),
         ([{"text": "a", "x": [b"a", "b"]}], r"column 'x' does not agree on a type: row 0 at \[\]: 'b' is str"),
         ([{"text": "a", "x": True}, {"text": "b", "x": 1}], "row 1: 1 is int, others are bool"),
+        ([{"text": "a", "x": HOLDS_ITSELF}], "column 'x': a value from row 0 on is nested too deep"),
+        ([{"text": "a", "x": LAST}], "column 'x' cannot be kept as it is: row 0: .* beyond the years 1 to 9999 in UTC"),
         ([("a",)], "row 0 is a tuple"),
         ([None], "row 0 is a NoneType"),
         (np.ones((2, 2)), "row 0 is a ndarray"),
@@ -577,12 +610,34 @@ def test_polars_frames_are_filled_and_dropped_from() -> None:
     assert table["vector"].to_pylist()[0] == [1, 2, 3, 4]
 
 
+def test_categories_of_polars_can_be_written(db: Any, tmp_path: Any) -> None:
+    """Categories, from memory and from a file of polars' own, go into Parquet, IPC and Lance with their values."""
+    frame = pl.DataFrame(
+        {
+            "text": pl.Series(["a", "b", None], dtype=pl.Categorical),
+            "kind": pl.Series(["x", None, "y"], dtype=pl.Enum(["x", "y"])),
+            "kinds": pl.Series([["x"], [], ["y", "x"]], dtype=pl.List(pl.Categorical)),
+        }
+    )
+    table = embed_table(frame, BIND)
+    assert kept(table) == frame.to_dicts()
+    pq.write_table(table, tmp_path / "memory.parquet")
+    frame.write_ipc(tmp_path / "file.arrow")
+    for name in ("out.parquet", "out.arrow"):
+        embedreg.embed(tmp_path / "file.arrow", tmp_path / name, BIND)
+    assert pq.read_table(tmp_path / "out.parquet").drop_columns(["vector"]).to_pylist() == frame.to_dicts()
+    assert kept(pa.ipc.open_file(tmp_path / "out.arrow").read_all()) == frame.to_dicts()
+    engine.add(engine.create_table(db, "t", table.schema), frame)
+    assert db.open_table("t").count_rows() == 3
+
+
 @pytest.mark.parametrize(
     ("column", "want"),
     [
         (pa.array([1.5]), pa.int64()),
         (pa.array([300]), pa.int8()),
         (pa.array([2**53 + 1]), pa.float64()),
+        (pa.array([2049]), pa.float16()),
         (pa.array([dt.datetime(2026, 1, 1, 0, 0, 0, 1)]), pa.timestamp("s")),
         (pa.array([dt.datetime(2026, 1, 1)]), pa.timestamp("us", "UTC")),
         (pa.array(["007"]), pa.int64()),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedreg.imports import attempt_import_or_raise
+from embedreg.inputs import storable
 from embedreg.jobs.storage import Storage
 
 if TYPE_CHECKING:
@@ -186,10 +187,10 @@ def look_arrow(storage: Storage, path: str) -> Look:
         if not _is_file(file):
             stream = pa.ipc.open_stream(file)
             rows = sum(batch.num_rows for batch in stream)
-            return Look(stream.schema, (Unit(0, 1, rows, size),) if rows else ())
+            return Look(storable(stream.schema, iter(()))[0], (Unit(0, 1, rows, size),) if rows else ())
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0]))
         count = reader.num_record_batches
-        schema = pa.ipc.open_file(file).schema
+        schema = storable(pa.ipc.open_file(file).schema, iter(()))[0]
         rows_of = [reader.get_batch(n).num_rows for n in range(count)]
         return Look(schema, tuple(Unit(n, n + 1, rows, size // count) for n, rows in enumerate(rows_of)))
 
@@ -200,12 +201,15 @@ def read_arrow(
     """Read a span's record batches."""
     import pyarrow as pa
 
+    batches: Iterator[pa.RecordBatch]
     with storage.open(path) as file:
         if _is_file(file):
             reader = pa.ipc.open_file(file)
             batches = (reader.get_batch(n) for n in range(span.start, span.stop))
         else:
-            batches = iter(pa.ipc.open_stream(file))
+            reader = pa.ipc.open_stream(file)
+            batches = iter(reader)
+        batches = storable(reader.schema, batches)[1]
         yield from cut((_selected(batch, columns) for batch in batches), span, batch_rows)
 
 
