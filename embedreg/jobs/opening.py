@@ -322,9 +322,14 @@ def _refuse_names(pieces: Sequence[Piece]) -> None:
     """Refuse inputs whose names cannot be those of outputs, before anything is embedded.
 
     Raises:
-        StorageError: naming the first; on an object store a key may be anything.
+        StorageError: naming the first; on an object store a key may be anything. Two of them would have one name:
+            an input came to a job that was begun without it, as `a.csv.gz` beside `a.csv`.
     """
+    inputs: dict[str, str] = {}
     for piece in pieces:
+        other = inputs.setdefault(piece.output.casefold(), piece.input.path)
+        if other != piece.input.path:
+            raise StorageError(f"{other} and {piece.input.path} would have one output: {piece.output}.", _ANEW)
         if not is_output(piece.output):
             raise StorageError(
                 f"the input {piece.input.path[:200]!r} has a name that no output can have.",

@@ -58,6 +58,13 @@ def test_files_of_one_stem_keep_their_rows_apart(folder: Path, tmp_path: Path) -
     embedreg.embed(folder, tmp_path / "out", bound())
     found = [pq.read_table(path).column("text").to_pylist() for path in (tmp_path / "out").glob("*.parquet")]
     assert sorted(found) == [["packed"], ["plain"], ["tabs"]]
+    embedreg.embed(f"{folder}/a.csv*", tmp_path / "two", bound())
+    (folder / "b.csv").write_text("text\nb\n")
+    embedreg.embed(f"{folder}/b.csv*", tmp_path / "late", bound())
+    (folder / "b.csv.gz").write_bytes(gzip.compress(b"text\nlate\n"))
+    with pytest.raises(StorageError, match=r"b\.csv and b\.csv\.gz would have one output"):
+        embedreg.embed(f"{folder}/b.csv*", tmp_path / "late", bound())
+    assert pq.read_table(tmp_path / "late" / "b.parquet").column("text").to_pylist() == ["b"]
 
 
 def test_links_are_named_or_refused(folder: Path, tmp_path: Path) -> None:
