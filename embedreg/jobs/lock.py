@@ -36,6 +36,7 @@ FOLDER = f"{manifest.FOLDER}/lock"
 STALE_S = 120.0  # by the clock of the filesystem, which writes all of these times
 _RENEW_S = 20.0
 _MAX_BYTES = 1 << 16
+_AGAIN_S = 0.2
 _INSTEAD = "instead_of"  # the key that names the files of runs that were taken over
 _held: set[str] = set()  # the names of this process's locks; one of its own that is not here could not be removed
 
@@ -66,7 +67,7 @@ class Held:
 
     def is_there(self) -> bool:
         """Return whether the destination is still this run's."""
-        if self.root.read(self.name, _MAX_BYTES) is None:
+        if _read(self.root, self.name) is None:
             return False
         # on an object store a renewal may have brought the file back: who took over says so
         return self.root.local is not None or not any(
@@ -200,10 +201,22 @@ def _files(root: Storage) -> list[File]:
     return [file for file in found if file.path.endswith(".json")]
 
 
+def _read(root: Storage, name: str) -> bytes | None:
+    """Read a run's file; an object that is written anew meanwhile may need a second try."""
+    for left in (2, 1, 0):
+        try:
+            return root.read(name, _MAX_BYTES)
+        except StorageError:
+            if root.local is not None or not left:
+                raise
+            time.sleep(_AGAIN_S)
+    return None
+
+
 def _told(root: Storage, file: File) -> dict[str, Any]:
     """Return what a run's file says; nothing where it is being written, or is gone."""
     try:
-        return document(root.read(file.path, _MAX_BYTES) or b"{}", max_bytes=_MAX_BYTES)
+        return document(_read(root, file.path) or b"{}", max_bytes=_MAX_BYTES)
     except Malformed:
         return {}
 
