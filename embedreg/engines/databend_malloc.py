@@ -10,6 +10,8 @@ __all__ = ["settle", "trim"]
 
 _ARENA_MAX = -8  # of mallopt, in glibc's malloc.h
 _ARENAS = 2
+_MMAP_THRESHOLD = -3
+_LARGE = 2**22  # bytes that go back as soon as they are free; glibc would raise this to what was freed last
 
 
 @functools.cache
@@ -27,6 +29,7 @@ def settle() -> None:
     """Let threads share two heaps of C's malloc: by itself glibc gives up to eight to each processor."""
     if _libc() is not None:
         _libc().mallopt(_ARENA_MAX, _ARENAS)
+        _libc().mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def trim() -> None:
