@@ -39,12 +39,12 @@ def quicken(model: Any) -> int:
     if product is None:
         return 0
     kinds = _kinds(product)
-    types = ([torch.float32] if fastest() is not None else []) + ([torch.bfloat16] if _has_bfloat16() else [])
+    wanted = {torch.float32: _held_back(), torch.bfloat16: _has_bfloat16()}
     for module in model.modules():
         weight = getattr(module, "weight", None)
         weight = getattr(module, "in_proj_weight", None) if weight is None else weight
         kind = kinds.get(type(module))
-        known = weight is not None and weight.device.type == "cpu" and weight.dtype in types
+        known = weight is not None and weight.device.type == "cpu" and wanted.get(weight.dtype, False)
         if kind is not None and known:
             module.__class__ = kind
             count += 1
