@@ -188,6 +188,31 @@ def refuse_class(cls: type[Value], reserved: Iterable[str]) -> None:
                 raise HardcodedSecretError(f"the default of {where}: {exc.message}", exc.hint) from None
 
 
+# What other libraries call a field, without underscores -> what it may be called here.
+_OTHER_NAMES = {
+    other: names
+    for names, others in {
+        ("name",): "model modelname modelid modelnameorpath modelpath deployment engine",
+        (
+            "dim",
+            "truncate_dim",
+        ): "dims dimension dimensions ndims ndim size outputdimensionality nfeatures",
+        ("api_key",): "key apitoken token openaiapikey accesstoken",
+        ("base_url",): "url apibase endpoint host apiurl openaiapibase baseuri",
+        ("batch_size",): "batch maxbatchsize chunksize",
+        ("timeout_s",): "timeout requesttimeout",
+        ("deadline_s",): "deadline",
+        ("num_threads", "concurrency"): "threads workers numworkers nthreads maxconcurrency maxworkers",
+        ("normalize",): "normalizeembeddings normalise normalized",
+        ("precision",): "dtype torchdtype",
+        ("query_prompt",): "queryprefix queryinstruction",
+        ("document_prompt",): "documentprefix passageprefix passageprompt textprefix",
+        ("default_headers",): "headers extraheaders",
+    }.items()
+    for other in others.split()
+}
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -198,10 +223,15 @@ def refuse_unknown(cls: type[BaseModel], config: Iterable[str], names: Iterable[
     known = set(names)
     for key in config:
         if key not in known:
-            raise ConfigError(
-                f"{cls.__name__} has no field {key!r}.",
-                f"{did_you_mean(str(key), known)}Fields: {', '.join(sorted(known))}.",
-            )
+            other = next((name for name in _OTHER_NAMES.get(_plain(str(key)), ()) if name in known), None)
+            meant = did_you_mean(str(key), known) if other is None else f"did you mean {other!r}? "
+            shell = meant if other is None else f"did you mean --set {other}=...? "
+            fields = f"Fields: {', '.join(sorted(known))}."
+            raise ConfigError(f"{cls.__name__} has no field {key!r}.", f"{meant}{fields}").for_shell(shell + fields)
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "")
 
 
 def config_error(cls: type[Value], exc: ValidationError, values: Iterable[str]) -> EmbedregError:

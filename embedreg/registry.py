@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +37,7 @@ BUILTINS = {
 }
 ENTRY_POINT_GROUP = "embedreg.functions"
 
+_MODEL = re.compile(r"(?i)minilm|mpnet|bert|^bge-|^e5-|^gte-|-v\d|text-embedding|embed-text")
 _PREFIX = "embedreg:"  # of names in stored declarations that stock LanceDB shall not take for its own
 
 F = TypeVar("F", bound=type[EmbeddingFunction])
@@ -172,6 +175,12 @@ class EmbeddingFunctionRegistry:
 
     def _unknown(self, name: str) -> UnknownFunctionError:
         known = self.list()
+        if "/" in name or _MODEL.search(name):  # a model's name in place of a function's
+            other = "openai" if name.startswith("text-embedding-") else "sentence-transformers"
+            return UnknownFunctionError(
+                f"no embedding function is registered as {name!r}; it reads like a model's name.",
+                f"did you mean get({other!r}).create(name={name!r})? Registered: {', '.join(known)}.",
+            ).for_shell(f"did you mean -f {other} --set name={shlex.quote(name)}? Registered: {', '.join(known)}.")
         return UnknownFunctionError(
             f"no embedding function is registered as {name!r}.",
             f"{did_you_mean(name, known)}Registered: {', '.join(known)}. If it is your own class, import the module "

@@ -379,3 +379,26 @@ def test_asking_for_a_plugin_while_another_thread_imports_it_does_not_deadlock(s
     importer.join(10)
     asker.join(10)
     assert [cls.__name__ for cls in found] == ["Plugged"]
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "BAAI/bge-small-en-v1.5", "text-embedding-3-small"])
+def test_a_models_name_is_not_a_functions(name: str) -> None:
+    """The name of a model in place of a function's is answered with the function that takes it, in both languages."""
+    with pytest.raises(UnknownFunctionError) as caught:
+        embedreg.get(name)
+    function = "openai" if name.startswith("text") else "sentence-transformers"
+    assert f"get({function!r}).create(name={name!r})" in str(caught.value.hint)
+    assert f"-f {function} --set name={name}" in str(caught.value.shell_hint)
+
+
+@pytest.mark.parametrize(
+    ("function", "key", "field"),
+    [("sentence-transformers", "model", "name"), ("sentence-transformers", "model_name", "name"),
+     ("hashing", "dimensions", "dim"), ("openai", "endpoint", "base_url"), ("openai", "timeout", "timeout_s"),
+     ("open-clip", "threads", "num_threads"), ("hashing", "dmi", "dim")],
+)  # fmt: skip
+def test_another_librarys_name_of_a_field(function: str, key: str, field: str) -> None:
+    """A field by another library's name, or mistyped, is answered with its name here."""
+    with pytest.raises(ConfigError) as caught:
+        embedreg.get(function).create(**{key: "x"})
+    assert f"did you mean {field!r}?" in str(caught.value.hint)

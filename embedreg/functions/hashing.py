@@ -14,6 +14,8 @@ import hashlib
 import itertools
 import re
 import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -33,10 +35,12 @@ Range = tuple[int, int]
 HASH_BYTES = 8
 MAX_NGRAM = 16
 CHUNK_COUNTS = 2**20  # buckets of the rows that are counted at a time: 8 MiB, which stays near the processor
-MAX_KNOWN = 256  # characters of a word that is kept
-SLICE = 2**18  # hashes that are counted at a time
+CHUNK_CHARACTERS = 2**20  # of the texts that are counted at a time: each has some features of 8 bytes
+LONG_TEXT = 2**16  # characters; a longer text is counted in pieces, alone
+LONG_WORD = 1024  # characters; what is longer is not kept
 MEMO = 100_000  # words, and as many runs of words, whose hashes are kept: some tens of megabytes
 
+_PARTS = 16_384  # words or runs of a long text at a time
 _WORD = re.compile(r"\w+")
 
 
@@ -90,16 +94,47 @@ class HashingEmbeddings(TextEmbeddingFunction):
         import numpy as np
 
         values = ["" if value is None else str(value) for value in self.sanitize_input(texts)]
-        features_of = _features(self.seed, self.word_ngrams, self.char_ngrams, self.lowercase).of
-        dim, chunk = self.dim, max(1, CHUNK_COUNTS // self.dim)
+        features = _features(self.seed, self.word_ngrams, self.char_ngrams, self.lowercase)
+        dim, rows = self.dim, max(1, CHUNK_COUNTS // self.dim)
         made = np.empty((len(values), dim), np.float32)
-        for start in range(0, len(values), chunk):
-            counts = _count([features_of(text) for text in values[start : start + chunk]], dim)
+        for start, stop in _chunks(values, rows):
+            if stop == start + 1 and len(values[start]) > LONG_TEXT:
+                counts = _count_long(features.pieces(values[start]), dim)
+            else:
+                counts = _count([features.of(text) for text in values[start:stop]], dim)
             if self.normalize:
                 # Counts are whole numbers: their squares add up exactly, in whatever order a machine adds them.
                 counts = counts / np.sqrt((counts * counts).sum(axis=1, keepdims=True))
-            made[start : start + chunk] = counts
+            made[start:stop] = counts
         return made
+
+
+def _chunks(texts: list[str], rows: int) -> Iterator[tuple[int, int]]:
+    """Cut texts into chunks of at most so many rows and `CHUNK_CHARACTERS`; a text over `LONG_TEXT` is alone."""
+    start = characters = 0
+    for row, text in enumerate(texts):
+        apart = characters + len(text) > CHUNK_CHARACTERS or max(len(text), len(texts[row - 1])) > LONG_TEXT
+        if row > start and (row - start == rows or apart):
+            yield start, row
+            start, characters = row, 0
+        characters += len(text)
+    if texts:
+        yield start, len(texts)
+
+
+def _count_long(pieces: Iterable[bytes], dim: int) -> np.ndarray:
+    """Count the features of one text, which come in pieces: (1, dim) float64."""
+    import numpy as np
+
+    counts, first = np.zeros((1, dim)), b""
+    for piece in pieces:
+        first = first or piece[:HASH_BYTES]
+        hashes = np.frombuffer(piece, "<u8")
+        signs = np.where(hashes >> np.uint64(63), -1.0, 1.0)
+        counts[0] += np.bincount((hashes % np.uint64(dim)).astype(np.int64), signs, dim)
+    if not counts.any():
+        counts[0, int.from_bytes(first, "little") % dim] = 1.0
+    return counts
 
 
 def _count(features: list[bytes], dim: int) -> np.ndarray:
@@ -108,17 +143,13 @@ def _count(features: list[bytes], dim: int) -> np.ndarray:
 
     lengths = np.fromiter((len(item) // HASH_BYTES for item in features), np.int64, len(features))
     hashes = np.frombuffer(b"".join(features), "<u8")
-    ends = np.cumsum(lengths)
-    flat = np.zeros(len(features) * dim)
-    for start in range(0, len(hashes), SLICE):  # whole numbers: their sum is the same in any order
-        part = hashes[start : start + SLICE]
-        rows = np.searchsorted(ends, np.arange(start, start + len(part)), "right")
-        signs = np.where(part >> np.uint64(63), -1.0, 1.0)
-        flat += np.bincount(rows * dim + (part % np.uint64(dim)).astype(np.int64), signs, len(flat))
-    counts = flat.reshape(len(features), dim)
+    buckets = (hashes % np.uint64(dim)).astype(np.int64)
+    signs = np.where(hashes >> np.uint64(63), -1.0, 1.0)
+    rows = np.repeat(np.arange(len(features)) * dim, lengths)
+    counts = np.bincount(rows + buckets, signs, len(features) * dim).reshape(len(features), dim)
     # Signs may cancel altogether, above all where dim is small, and a vector of zeros has no direction to compare.
     for row in np.flatnonzero(~counts.any(axis=1)):
-        counts[row, int(hashes[ends[row] - lengths[row]] % np.uint64(dim))] = 1.0
+        counts[row, buckets[lengths[:row].sum()]] = 1.0
     return counts
 
 
@@ -146,6 +177,49 @@ class _Features:
             parts += [known.get(run) or self._learn_run(run) for run in self._runs(words)]
         return b"".join(parts) or self._hash("w:")
 
+    def pieces(self, text: str) -> Iterator[bytes]:
+        """Yield what `of` returns for a long text, in pieces, so that memory does not grow with the text's features.
+
+        The order is another one, but for the first: a sum of whole numbers does not depend on it.
+        """
+        if not text.isascii():
+            text = unicodedata.normalize("NFKC", text)
+        if self.lowercase:
+            text = text.lower()
+        some = False
+        for piece in _joined(feature for word in _words(text) for feature in self._of_word(word)):
+            some = True
+            yield piece
+        if self.words is not None and self.words[1] > 1:
+            for piece in _joined(self._long_runs(text, *self.words)):
+                some = True
+                yield piece
+        if not some:
+            yield self._hash("w:")
+
+    def _of_word(self, word: str) -> Iterator[bytes]:
+        if len(word) <= LONG_WORD:
+            yield self._known_words.get(word) or self._learn_word(word)
+            return
+        if self.words is not None and self.words[0] == 1:
+            yield self._hash(f"w:{word}")
+        if self.characters is not None:
+            whole = f"<{word}>"
+            for n in range(self.characters[0], self.characters[1] + 1):
+                for at in range(len(whole) - n + 1):
+                    yield self._hash(f"c:{whole[at : at + n]}")
+
+    def _long_runs(self, text: str, low: int, high: int) -> Iterator[bytes]:
+        """Yield the hashes of the runs of two words and more, each when its last word comes."""
+        recent: deque[str] = deque(maxlen=high)
+        for word in _words(text):
+            recent.append(word)
+            for n in range(max(low, 2), len(recent) + 1):
+                run = " ".join(list(recent)[-n:])
+                yield self._known_runs.get(run) or (
+                    self._learn_run(run) if len(run) <= LONG_WORD else self._hash(f"w:{run}")
+                )
+
     def _runs(self, words: list[str]) -> list[str]:
         """Return the runs of two words and more."""
         low, high = self.words or (1, 1)
@@ -160,18 +234,11 @@ class _Features:
         if self.characters is not None:
             low, high = self.characters
             whole = f"<{word}>"
-            grams = (f"c:{whole[at : at + n]}" for n in range(low, high + 1) for at in range(len(whole) - n + 1))
-            if len(word) > MAX_KNOWN:  # a text without spaces: neither a list of all its parts nor a place in the memo
-                made = bytearray().join(map(self._hash, features))
-                for gram in grams:
-                    made += self._hash(gram)
-                return bytes(made)
-            features += grams
+            features += [f"c:{whole[at : at + n]}" for n in range(low, high + 1) for at in range(len(whole) - n + 1)]
         return _keep(self._known_words, word, b"".join([self._hash(feature) for feature in features]))
 
     def _learn_run(self, run: str) -> bytes:
-        made = self._hash(f"w:{run}")
-        return made if len(run) > MAX_KNOWN else _keep(self._known_runs, run, made)
+        return _keep(self._known_runs, run, self._hash(f"w:{run}"))
 
     def _hash(self, feature: str) -> bytes:
         state = self._start.copy()  # half the time of starting with the salt anew
@@ -179,8 +246,26 @@ class _Features:
         return state.digest()
 
 
+def _words(text: str) -> Iterator[str]:
+    """Yield the words of a text; punctuation alone is a word too."""
+    word = None
+    for word in _WORD.finditer(text):
+        yield word[0]
+    if word is None:
+        yield text.strip()
+
+
+def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the parts joined, thousands at a time; nothing where all are empty."""
+    while some := list(itertools.islice(parts, _PARTS)):
+        if joined := b"".join(some):
+            yield joined
+
+
 def _keep(memo: dict[str, bytes], key: str, value: bytes) -> bytes:
     """Keep a value; a full memo starts afresh, which costs less than minding the order of use."""
+    if len(key) > LONG_WORD:
+        return value
     if len(memo) >= MEMO:
         memo.clear()
     memo[key] = value

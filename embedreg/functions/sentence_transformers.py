@@ -228,13 +228,15 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     def _model_folder(self, *, download: bool = True) -> weights.ResolvedModel:
         allowed = grants.may_read(self, self.name)
         if self._resolved is None or (self._resolved.origin == "local" and not allowed):  # a grant can be revoked
-            self._resolved = weights.resolve_model(
+            resolved = weights.resolve_model(
                 self.name,
                 self.revision,
                 allow_local=allowed,
                 trust_remote_code=self.trust_remote_code,
                 download=download,
             )
+            folder.refuse_other_kinds(resolved.path, self.name)
+            self._resolved = resolved
         return self._resolved
 
     def _cache_key(self, *, download: bool = True) -> tuple[Any, ...]:

@@ -26,9 +26,24 @@ __all__ = [
     "prompts",
     "read_json",
     "read_object",
+    "refuse_other_kinds",
     "routed",
 ]
 
+DENSE = "SentenceTransformer"
+_LATE = "one vector for each token"
+_OTHER_KINDS = {
+    "SparseEncoder": (
+        "it gives sparse vectors, one weight for each word of its vocabulary",
+        "sentence_transformers.SparseEncoder reads it; embedreg has no function for sparse vectors",
+    ),
+    "CrossEncoder": (
+        "it scores pairs of texts",
+        "sentence_transformers.CrossEncoder reads it, to rank again what a search has found",
+    ),
+    "MultiVectorEncoder": (_LATE, "sentence_transformers.MultiVectorEncoder reads it"),
+    "ColBERT": (_LATE, "pylate.models.ColBERT reads it (pip install pylate)"),
+}
 LIBRARY = "sentence_transformers."
 CONFIG_NAMES = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json", "WordEmbeddings": "wordembedding_config.json"}
 _HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim")  # BERT, T5 and XLNet, GPT-2, DistilBERT, XLM
@@ -91,6 +106,20 @@ def is_plain(folder: Path) -> bool:
     """Say whether the library would put its default modules on top, the folder not being one of its own models."""
     own = read_object(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
     return not (folder / "modules.json").is_file() or own != "SentenceTransformer"
+
+
+def refuse_other_kinds(folder: Path, name: str) -> None:
+    """Refuse a folder that another class of the library saved: read as a dense model it gives vectors of no use.
+
+    Raises:
+        ConfigError: its `model_type` is another one.
+    """
+    kind = read_object(folder / "config_sentence_transformers.json").get("model_type", DENSE)
+    if kind == DENSE and "activation_fn" in (read_object(folder / "config.json").get("sentence_transformers") or ()):
+        kind = "CrossEncoder"  # which saves no file of its own
+    if kind != DENSE:
+        what, hint = _OTHER_KINDS.get(str(kind), ("a model of another kind", "use the library that saved it"))
+        raise ConfigError(f"the model {name!r} is a {kind}: {what}, and gives no dense vectors.", hint)
 
 
 def ndims(folder: Path) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import pickle
+import random
 import subprocess
 import tracemalloc
 import zlib
@@ -220,3 +221,39 @@ def test_a_text_without_spaces_takes_memory_of_its_own_size() -> None:
         tracemalloc.stop()
     assert peak < 64 * 2**20
     assert kept < 2**20
+
+
+def test_a_long_text_is_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in pieces, a text has the same vector to the bit, whatever its words, runs and signs."""
+    from embedreg.functions import hashing
+
+    chance = random.Random(3)
+    fields = [
+        {"word_ngrams": words, "char_ngrams": characters, "dim": dim, "normalize": False}
+        for words in (None, (1, 1), (1, 2), (2, 3), (3, 3))
+        for characters in (None, (3, 4), (1, 2))
+        for dim in (1, 2, 64)
+        if words or characters
+    ]
+    texts = ["", " ", ".,", "a" * 3000, "É ß İ x", *("".join(chance.choices("abc é,. ", k=300)) for _ in range(5))]
+    for each in fields:
+        fn = embedreg.get("hashing").create(**each)
+        whole = fn.generate_embeddings(texts)
+        with monkeypatch.context() as patched:
+            patched.setattr(hashing, "LONG_TEXT", -1)
+            patched.setattr(hashing, "LONG_WORD", 4)
+            assert fn.generate_embeddings(texts).tobytes() == whole.tobytes()
+
+
+def test_memory_does_not_grow_with_a_text(run_python: Callable[..., str]) -> None:
+    """Five million letters, as one word and as many, take some times their own size."""
+    code = """
+import resource
+import embedreg
+fn = embedreg.get("hashing").create(dim=64)
+fn.generate_embeddings(["warm"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fn.generate_embeddings([" ".join(f"w{row % 999}" for row in range(300_000)), "x" * 1_500_000])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000)
+"""
+    assert run_python(code) == "True\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import embedreg
 from embedreg import errors
 from embedreg.runtime import folder, integrity
 
@@ -227,3 +228,23 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path) -> None:
     other.replace(path)
     os.utime(path, ns=(when, when))
     assert integrity.digest(path) != first
+
+
+@pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder", "ColBERT", "NewKind", 7])
+def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path, kind: object) -> None:
+    """What another class of the library saved is named by its kind, with what reads it."""
+    write(tmp_path / "modules.json", [])
+    write(tmp_path / "config_sentence_transformers.json", {"model_type": kind})
+    write(tmp_path / "config.json", {})
+    function = embedreg.get("sentence-transformers").create(name=str(tmp_path), device="cpu")
+    for use in (function.ndims, lambda: function.generate_embeddings(["a"]), function.vector_traits):
+        with pytest.raises(errors.ConfigError, match=f"is a {kind}") as caught:
+            use()
+        assert caught.value.hint
+
+
+def test_a_cross_encoder_is_known_by_its_config(tmp_path: Path) -> None:
+    """A CrossEncoder that leaves no file of its own says so in the configuration of its transformer."""
+    write(tmp_path / "config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}})
+    with pytest.raises(errors.ConfigError, match="is a CrossEncoder"):
+        folder.refuse_other_kinds(tmp_path, "m")
