@@ -132,7 +132,8 @@ def declared(data: Any) -> Any:
     """Return what data declares of its vectors, but for what is learnt at a first write."""
     functions = embedreg.functions_in(data)
     config = functions["vector"]
-    recorded = {k: v for k, v in functions.entries["vector"].reserved.items() if k not in metadata.LEARNT}
+    learnt = {*metadata.LEARNT, "producer"}  # LanceDB compares a declaration alone, which must not hold versions
+    recorded = {k: v for k, v in functions.entries["vector"].reserved.items() if k not in learnt}
     return config.source_column, config.function, recorded
 
 
