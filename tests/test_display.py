@@ -68,6 +68,16 @@ def test_lines_tables_and_headings_are_clean(capsys: pytest.CaptureFixture[str])
     assert not [char for char in out if char in "\x1b\x07\x9b\u202e"]
 
 
+def test_a_line_break_in_a_name_adds_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A column called "text", a line break, "usable  yes" cannot forge a line of an answer or a note."""
+    terminal.say("v is filled from text\nusable  yes\r\nmore")
+    terminal.note("written: a\nb")
+    terminal.say("ours\nstays", lines=True)
+    out, err = capsys.readouterr()
+    assert out == "v is filled from text usable  yes more\nours\nstays\n"
+    assert err == "written: a b\n"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
 def test_json_is_ascii_where_stdout_is_not_utf8(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     """A stream in another encoding carries JSON that every program can read."""

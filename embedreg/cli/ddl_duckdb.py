@@ -10,6 +10,7 @@ import typer
 
 from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
+from embedreg.display import printable
 from embedreg.errors import MetadataError
 from embedreg.jobs import places
 
@@ -52,11 +53,25 @@ def duckdb(
     if as_json:
         terminal.print_json(found)
         return
+    _refuse_unprintable(table, to or "", name, str(place.path), *(entry.vector_column for entry in entries))
     parts = ["-- the table, its vectors with their length", created["create_table"]] if created else []
     parts += ["-- what made the vectors, in the database", *found["comments"]]
     parts += ["-- the same in a Parquet file", found["copy"]]
     parts += [f"-- after embedreg.engines.duckdb.install(con, ..., name={name!r}) in Python", *found["searches"]]
     sys.stdout.write("\n".join(f"\n{part}" if part.startswith("--") else part for part in parts).strip() + "\n")
+
+
+def _refuse_unprintable(*names: str) -> None:
+    """Refuse names that would steer the terminal or break a line: in quotes, DuckDB's SQL has no escapes for them.
+
+    Raises:
+        MetadataError: naming it.
+    """
+    for name in names:
+        if printable(name) != name or "\n" in name:
+            raise MetadataError(
+                f"the name {name!r} holds characters that cannot be shown in SQL.", "rename it, or read --json"
+            )
 
 
 def _entries(path: Path) -> list[Entry]:

@@ -151,7 +151,8 @@ def _ask(place: places.Place, as_json: bool) -> None:
         terminal.print_json(answers)
         return
     for answer in answers:
-        terminal.say(f"\n{answer['query']}?", style="bold")
+        terminal.say()
+        terminal.say(f"{answer['query']}?", style="bold")
         cells = [[f"{h.get('_score', h['_distance']):.3f}", h["qualname"], h["text"]] for h in answer["hits"]]
         terminal.print_table(["score", "found", "what it says"], cells)
 
@@ -159,7 +160,8 @@ def _ask(place: places.Place, as_json: bool) -> None:
 def _print_next(place: places.Place) -> None:
     program, table = _program(), shlex.quote(str(place.path.with_suffix("")))
     common = "".join(f" {shlex.quote(argument)}" for argument in common_arguments())
-    terminal.say("\nTry next:", style="bold")
+    terminal.say()
+    terminal.say("Try next:", style="bold")
     for line in (
         f'search {table} "read a file line by line"',
         f'search {table} "join two paths" --where "module = \'pathlib\'"',

@@ -65,14 +65,25 @@ def console(stream: IO[str]) -> Console:
     return _Console(file=stream, width=width, highlight=False, emoji=False, soft_wrap=False)
 
 
-def say(text: str = "", *, style: str | None = None) -> None:
-    """Print a line of the answer."""
-    console(sys.stdout).print(Text(printable(text), style=style or ""), soft_wrap=True)
+def say(text: str = "", *, style: str | None = None, lines: bool = False) -> None:
+    """Print a line of the answer.
+
+    Args:
+        text: a line break in it, which a name that data brings may hold, becomes a space: it cannot add a line of ours.
+        style: rich's.
+        lines: keep line breaks, for text of our own.
+    """
+    console(sys.stdout).print(Text(_shown_as(text, lines), style=style or ""), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print a line that is not the answer."""
-    console(sys.stderr).print(Text(printable(text), style="dim"), soft_wrap=True)
+    console(sys.stderr).print(Text(_shown_as(text), style="dim"), soft_wrap=True)
+
+
+def _shown_as(text: str, lines: bool = False) -> str:
+    text = printable(text)
+    return text if lines else text.replace("\n", " ")
 
 
 def error(message: str, hint: str | None) -> None:

@@ -80,3 +80,16 @@ def test_data_that_declares_nothing_and_secrets(cli: Callable[..., Any], tmp_pat
     result = cli("ddl", "duckdb", "secret.parquet", expect=1)
     assert "secret in the clear" in result.err
     assert "abcdefgh" not in result.out + result.err
+
+
+@pytest.mark.parametrize("name", ["v\x1b[2J", "v\n-- a line", "v\u202ename"])
+def test_names_that_would_steer_the_terminal_are_refused(cli: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """SQL has no escapes for a name's characters, so such a name is not printed; JSON has them."""
+    function = embedreg.get("hashing").create(dim=4)
+    data = embedreg.embed_table(pa.table({"text": ["a"]}), [function.bind("text", name)])
+    pq.write_table(data, tmp_path / "odd.parquet")
+    done = cli("ddl", "duckdb", "odd.parquet", expect=1)
+    assert "cannot be shown in SQL" in done.err
+    assert "\x1b" not in done.out + done.err
+    statements = json.loads(cli("ddl", "duckdb", "odd.parquet", "--json").out)
+    assert name in statements["searches"][0]
