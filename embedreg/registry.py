@@ -181,12 +181,12 @@ class EmbeddingFunctionRegistry:
                 f"no embedding function is registered as {name!r}; it reads like a model's name.",
                 f"did you mean get({other!r}).create(name={name!r})? Registered: {', '.join(known)}.",
             ).for_shell(f"did you mean -f {other} --set name={shlex.quote(name)}? Registered: {', '.join(known)}.")
+        meant = f"{did_you_mean(name, known)}Registered: {', '.join(known)}. If it is your own class,"
         return UnknownFunctionError(
             f"no embedding function is registered as {name!r}.",
-            f"{did_you_mean(name, known)}Registered: {', '.join(known)}. If it is your own class, import the module "
-            "that registers it; if it comes with a plug-in, pip install that "
+            f"{meant} import the module that registers it; if it comes with a plug-in, pip install that "
             f"(entry-point group {ENTRY_POINT_GROUP!r}).",
-        )
+        ).for_shell(f"{meant} name the file that registers it: --import FILE.py; a plug-in is found once installed.")
 
     def list(self) -> Names:
         """Return every name, sorted: built-in, from installed plug-ins, and registered in this process."""

@@ -183,7 +183,12 @@ def _listed(result: Any, n: int, d: int) -> list[Any]:
     rows = list(itertools.islice(result, n + 1)) if isinstance(result, Iterator) else list(result)
     if len(rows) != n:
         many = f"{len(rows)} or more" if isinstance(result, Iterator) and len(rows) > n else len(rows)
-        raise _wrong_shape(n, d, (many, *np.shape(rows[0])[:1]) if _is_vector(rows) else (many, "?"))
+        if _is_vector(rows):
+            raise _wrong_shape(n, d, (many, *np.shape(rows[0])[:1]))
+        raise VectorError(
+            f"the function returned {many} row(s) for {n} inputs; an array of shape ({n}, {d}) was expected.",
+            "return one vector of ndims() numbers for each input, in their order",
+        )
     return rows
 
 
@@ -351,7 +356,7 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
         raise VectorError(
             f"column {name!r} holds vectors of {', '.join(map(str, other))} dimensions, its function gives {d}.",
             "drop the column to embed it anew, or declare the function that made it",
-        )
+        ).for_shell("--vector NAME writes to another column; embedreg attach declares the function that made this one")
     values = column.filter(pa.array(present)).flatten()
     number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
     if not number and values.null_count < len(values):

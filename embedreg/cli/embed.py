@@ -13,6 +13,7 @@ import typer
 
 from embedreg.cli import estimate as estimates
 from embedreg.cli import terminal
+from embedreg.cli.hints import with_options
 from embedreg.cli.session import AsJson, command
 from embedreg.errors import EmbedregError, MissingColumnError
 from embedreg.images.allowances import allow_images
@@ -319,9 +320,11 @@ def _print(report: JobReport) -> None:
     facts += [f"{report.nulls:,} null or blank"] if report.nulls else []
     facts += [f"{report.zeros:,} vector{'s' if report.zeros > 1 else ''} of zeros"] if report.zeros else []
     facts += [f"{report.bad_rows:,} bad"] if report.bad_rows else []
-    facts += [f"{report.reused:,} of {terminal.count(report.pieces, 'piece')} done before"] if report.reused else []
+    if report.reused:
+        pieces = f"{report.reused:,} of {terminal.count(report.pieces, 'piece')}"
+        facts += [f"{report.reused_rows:,} of the rows ({pieces}) done before"]
     facts += [f"{terminal.count(len(report.removed), 'output')} removed"] if report.removed else []
-    if report.pieces and report.reused == report.pieces:
+    if report.pieces and report.nothing_to_do:
         terminal.say(f"{report.path}: nothing to do, {terminal.count(report.rows, 'row')} done before")
     else:
         terminal.say(f"{report.path}: {', '.join(facts)}")
@@ -343,7 +346,7 @@ def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
     for (name, reason), rows in ordered[:_SHOWN_BAD_ROWS]:
         numbers = ", ".join(f"{r.row:,}" + (f" ({r.key})" if r.key else "") for r in rows[:_SHOWN_BAD_ROWS])
         more = f" and {len(rows) - _SHOWN_BAD_ROWS:,} more" if len(rows) > _SHOWN_BAD_ROWS else ""
-        lines.append(f"{name}, row{'s' if len(rows) > 1 else ''} {numbers}{more}: {reason}")
+        lines.append(f"{name}, row{'s' if len(rows) > 1 else ''} {numbers}{more}: {with_options(reason)}")
     if len(ordered) > _SHOWN_BAD_ROWS:
         lines.append(f"and {terminal.count(len(ordered) - _SHOWN_BAD_ROWS, 'other reason')}")
     return lines

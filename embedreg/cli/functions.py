@@ -66,6 +66,9 @@ def _print_one(described: dict[str, Any]) -> None:
         for name, schema in fields.items()
         if described["remote"] or name != "max_retries"  # LanceDB's field; a model of this machine is not called again
     ]
+    if not rows:
+        terminal.say("It has no settings.")
+        return
     terminal.print_table(["--set", "type", "default"], rows)
 
 

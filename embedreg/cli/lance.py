@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["engine_errors", "new_table", "open_untouched"]
+
+_SOURCE = re.compile(r",? ?/[^ ]*\.rs:\d+(:\d+)?")  # where in the engine's source an error was raised
 
 
 def open_untouched(place: Place) -> Any:
@@ -61,7 +64,7 @@ def engine_errors(what: str, hint: str) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError, TypeError) as exc:
         lines = str(exc).strip().splitlines() or [type(exc).__name__]
-        raise StorageError(f"{what}: {lines[0]}", hint) from exc
+        raise StorageError(f"{what}: {_SOURCE.sub('', lines[0])}", hint) from exc
 
 
 def _connect(folder: Path) -> Any:

@@ -188,8 +188,8 @@ def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFun
     if vector is None:
         if not functions.entries:
             raise MetadataError(
-                f"{where} declares no embedding function, so nobody can tell how to embed a query for it.",
-                "embed it with `embedreg embed`, or declare one with fn.bind('source', 'vector')",
+                f"{where} declares no embedding function, so it is not known how to embed a query for it.",
+                "fill it with vectors: embedreg embed; or declare the function that made its vectors: embedreg attach",
             )
         if len(functions.entries) > 1:
             names = list(functions.entries)
@@ -218,7 +218,9 @@ def _in_lance(
     table = lance.open_untouched(place)
     shown = _columns(table.schema, columns)
     names = _with(source, shown, table.schema)
-    with lance.engine_errors(f"{place.path} cannot be searched", "check --where" if where else "embedreg inspect"):
+    with lance.engine_errors(
+        f"{place.path} cannot be searched", "check --where" if where is not None else "embedreg inspect"
+    ):
         if words is None:
             nearest = table.search(query, vector_column_name=config.vector_column, query_type="vector")
             nearest = nearest.distance_type(metric).select([*names, "_distance"])
@@ -256,6 +258,8 @@ def _in_parquet(
     from embedreg.jobs.sources import open_source
 
     data = open_source(place)
+    # by the types that are stored: a filter is also compared with a file's statistics, which are of these
+    condition = None if where is None else parse_where(where, data.schema)
     data = dataclasses.replace(data, schema=_without_views(data.schema))
     shown = _columns(data.schema, columns)
     names = _with(source, shown, data.schema)
@@ -264,7 +268,6 @@ def _in_parquet(
             f"{place.path} declares the vector column {config.vector_column!r} and does not have it.",
             "embed it again: embedreg embed",
         )
-    condition = None if where is None else parse_where(where, data.schema)
     heavy = {"batch_rows": _IMAGE_ROWS} if any(_is_binary(data.schema.field(name).type) for name in names) else {}
     batches = data.batches(list(dict.fromkeys([*names, config.vector_column])), where=condition, **heavy)
     rows, distances = nearest(batches, config.vector_column, query, metric, limit, names)

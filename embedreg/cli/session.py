@@ -10,8 +10,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -23,16 +21,13 @@ from typing import Annotated, Any
 import typer
 
 from embedreg.cli import exits, signals, terminal, user_config
+from embedreg.cli.hints import in_options, with_options
 from embedreg.display import plain
 from embedreg.errors import EmbedregError
 from embedreg.imports import did_you_mean
 
 __all__ = ["TRUST", "AsJson", "UserCodeError", "command", "common_arguments", "report"]
 
-# What our hints say in Python, and has an option here.
-_BINDING = re.compile(r"bind_env\('(\w+)', '(\w+)'\)")
-_GRANT = re.compile(r"(path|host|variable)s=\['([^']+)'\]")
-_ALLOWANCE = re.compile(r"allow_images\((dir|host|private_host)s=\['([^']+)'\]")
 _PAIR = "NAME=ENVIRONMENT_VARIABLE"
 # The end of each command's help; the options themselves are hidden there, where they would fill the screen.
 TRUST = "\n".join(
@@ -214,7 +209,7 @@ def _session(
             traceback.print_exc()
             if isinstance(exc, EmbedregError) and exc.trace is not None:
                 sys.stderr.write(exc.trace)
-        raise typer.Exit(report(exc)) from None
+        raise typer.Exit(report(exc, debug=debug)) from None
     except SystemExit as exc:
         if exc.code == exits.TERMINATED:
             raise
@@ -259,8 +254,12 @@ def _bind(env: Mapping[str, str]) -> None:
         get_registry().bind_env(name, variable)
 
 
-def report(exc: BaseException) -> int:
-    """Print an error in one line and a hint; return its exit code."""
+def report(exc: BaseException, *, debug: bool = False) -> int:
+    """Print an error in one line and a hint; return its exit code.
+
+    Args:
+        debug: whether the traceback has been printed, so that no hint offers it.
+    """
     code = signals.asked() or exits.code_of(exc)
     if code == exits.BROKEN_PIPE:
         # Nobody reads stdout any more: what is still buffered must not raise again at exit.
@@ -269,9 +268,11 @@ def report(exc: BaseException) -> int:
         terminal.error("stopped.", None)
     elif (name := getattr(exc, "raised_by", None)) is not None:
         said = exc.message if isinstance(exc, EmbedregError) else f"{type(exc).__name__}: {exc}"
-        terminal.error(f"your function {name!r} raised {said}", "run it again with --debug for its traceback")
+        terminal.error(
+            f"your function {name!r} raised {said}", None if debug else "run it again with --debug for its traceback"
+        )
     elif isinstance(exc, EmbedregError):
-        terminal.error(exc.message, exc.shell_hint or _on_the_command_line(exc.hint))
+        terminal.error(with_options(exc.message), exc.shell_hint or in_options(exc.hint))
     elif isinstance(exc, OSError):
         what = f"{exc.filename}: " if exc.filename else ""
         terminal.error(
@@ -281,19 +282,9 @@ def report(exc: BaseException) -> int:
     elif isinstance(exc, MemoryError):
         terminal.error("out of memory.", "a smaller --batch-rows needs less")
     else:
-        terminal.error(
-            f"{type(exc).__name__}: {exc}", "run it again with --debug for the traceback, and please report it"
-        )
+        how = "please report it" if debug else "run it again with --debug for the traceback, and please report it"
+        terminal.error(f"{type(exc).__name__}: {exc}", how)
     return code
-
-
-def _on_the_command_line(hint: str | None) -> str | None:
-    """Add to a hint in Python the option that does the same here."""
-    allowed, rest = _ALLOWANCE.findall(hint or ""), _ALLOWANCE.sub("", hint or "")
-    options = [f"--trust-{kind} {shlex.quote(value)}" for kind, value in _GRANT.findall(rest)]
-    options += [f"--allow-{kind.replace('_', '-')} {shlex.quote(value)}" for kind, value in allowed]
-    options += [f"--env {name}={variable}" for name, variable in _BINDING.findall(hint or "")]
-    return f"{' '.join(options)} (in Python: {hint})" if options else hint
 
 
 def _import(target: str) -> None:

@@ -42,6 +42,7 @@ _MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less"
 _EXAMPLE = "write it like: module = 'json' AND year BETWEEN 1990 AND 1999"
 _LITERALS = ("Literal", "Neg", "Boolean", "Null", "Cast", "Paren")
 _ZONE = re.compile(r":\d{2}(?:\.\d+)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")  # the offset at the end of a time
+_INSIDE = re.compile(r"Required keyword: '\w+' missing for <class '[\w.]+'>")  # the parser's own classes
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -135,6 +136,7 @@ def _parsed(text: str) -> Any:
         return sqlglot.parse_one(text, dialect=Where, into=Condition)
     except SqlglotError as exc:
         near = _ANSI.sub("", str(exc.__cause__ or exc)).partition("\n")[0].rstrip(". ")
+        near = _INSIDE.sub("a part is missing", near) if text.strip() else "it is empty"
         raise InputError(f"--where {text!r} cannot be read: {near}.", _EXAMPLE) from None
     except RecursionError:
         raise InputError(f"--where {text[:60]!r}... nests too deeply.", _EXAMPLE) from None
@@ -147,8 +149,7 @@ class _Translator:
         self.text, self.schema = text, schema
 
     def refused(self, node: Any, why: str = "is not supported on Parquet") -> InputError:
-        shown = plain(node.sql(), 60)
-        return InputError(f"--where {self.text!r}: {shown!r} {why}.", _EXAMPLE)
+        return InputError(f"--where {self.text!r}: `{plain(node.sql(), 60)}` {why}.", _EXAMPLE)
 
     def condition(self, node: Any, depth: int = 0) -> Any:
         """Translate what is true, false or null."""
@@ -310,7 +311,7 @@ class _Translator:
         try:
             return _scalar(("-" if negative else "") + inner.this, inner.is_string, type_)
         except (pa.ArrowException, ArithmeticError, ValueError, OverflowError):
-            raise self.refused(node, f"is no {type_}, which the column beside it holds") from None
+            raise self.refused(node, f"is not {type_}, the type of the column beside it") from None
 
 
 _BETWEEN = (("low", "greater_equal"), ("high", "less_equal"))

@@ -7,7 +7,6 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedreg.jobs import texts
-from embedreg.jobs.csvrows import Rows, tokenized
 from embedreg.jobs.csvtypes import Column
 from embedreg.jobs.formats import Look, Span, Unit, cut
 from embedreg.jobs.reading import Reading
@@ -16,6 +15,8 @@ from embedreg.jobs.texts import Fault, Text
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from embedreg.jobs.csvrows import Rows
 
 __all__ = ["look_csv", "read_csv"]
 
@@ -110,6 +111,8 @@ def _header(text: Text, path: str, reading: Reading) -> _Header | None:
     suffix = PurePosixPath(path.lower().removesuffix(".gz").removesuffix(".zst")).suffix
     delimiter = ord(reading.delimiter or ("\t" if suffix == ".tsv" else ","))
 
+    from embedreg.jobs.csvrows import tokenized  # and numpy, which nobody waits for who only asks for help
+
     def first(block: bytes, offset: int, last: bool) -> tuple[int, Rows | None]:
         return tokenized(block, offset, last, delimiter, None)
 
@@ -137,6 +140,8 @@ def _header(text: Text, path: str, reading: Reading) -> _Header | None:
 
 
 def _runs(text: Text, head: _Header, start: int, stop: int | None) -> Iterator[tuple[int, int, Rows]]:
+    from embedreg.jobs.csvrows import tokenized
+
     def whole(block: bytes, offset: int, last: bool) -> tuple[int, Rows | None]:
         return tokenized(block, offset, last, head.delimiter, len(head.names))
 

@@ -384,7 +384,7 @@ def _declared(source: Source, declaration: Any) -> list[EmbeddingFunctionConfig]
         raise MetadataError(
             f"nothing declares how {source.place} is to be embedded.",
             "embedreg.embed(src, dst, fn.bind('text', 'vector'))",
-        )
+        ).for_shell("--function NAME says how (embedreg functions lists the names)")
     return list(configs)
 
 

@@ -54,6 +54,15 @@ _READ: dict[Kind, str] = {
     "jsonl": ".jsonl",
     "csv": ".csv",
 }
+_NAMES: dict[Kind, str] = {
+    "lance": "a Lance table",
+    "parquet": "Parquet",
+    "arrow": "Arrow IPC",
+    "jsonl": "JSON lines",
+    "csv": "CSV",
+    "images": "an image",
+}
+_FIRST = "to embed it first: embedreg embed SRC DST.parquet -f FUNCTION"
 _SAVE = "cat > rows.jsonl, for example, and then embed rows.jsonl"
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _WILD = re.compile(r"[*?\[]")
@@ -164,13 +173,15 @@ def find(
     if place.kind == "images" and place.storage.local is None:
         raise StorageError(f"{text}: images are read from this machine only.", "copy them first")
     if place.kind not in kinds:
-        raise StorageError(f"{text} is {place.kind}, which this command does not read.", f"it reads {', '.join(kinds)}")
+        what = f"holds {_NAMES[place.kind]}" if place.whole else f"is {_NAMES[place.kind]}"
+        raise StorageError(f"{text} {what}, which this command does not read.", f"give {_readable(kinds)}; {_FIRST}")
     return place
 
 
 def _readable(kinds: Sequence[Kind]) -> str:
     """Return what a caller can read, in words."""
-    files = " or ".join(_READ[kind] for kind in _READ if kind in kinds)
+    *most, last = [_READ[kind] for kind in _READ if kind in kinds]
+    files = f"{', '.join(most)} or {last}" if most else last
     found = [f"a {files} file", "a folder of them"]
     found += ["a folder of images"] if "images" in kinds else []
     found += ["DB_DIR/name.lance"] if "lance" in kinds else []
@@ -196,7 +207,7 @@ def _refuse_stream(text: str) -> None:
 
 def _what(mode: int) -> str:
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-    return kinds.get(stat.S_IFMT(mode), "no regular file")
+    return kinds.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def kind_of(name: str) -> Kind | None:
@@ -260,12 +271,14 @@ def _folder(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
         tables = sorted(child.stem for child in storage.local.glob("*.lance") if child.is_dir())
         if tables:
             some = ", ".join(str(storage.local / table) for table in tables[:5])
-            raise StorageError(f"{storage.uri} is a database of {len(tables)} table(s).", f"name one: {some}")
+            noun = "table" if len(tables) == 1 else "tables"
+            raise StorageError(f"{storage.uri} is a database of {len(tables)} {noun}.", f"name one: {some}")
     found, odd = _listed(storage)
     place = _of_one_kind(storage.uri, storage, found, odd, kinds)
     if place is None:
         what = "neither Lance tables nor Parquet files" if "jsonl" not in kinds else "no data that embedreg reads"
-        raise StorageError(f"{storage.uri} holds {what}.", f"give {_readable(kinds)}")
+        first = f"; {_FIRST}" if found and "jsonl" not in kinds else ""
+        raise StorageError(f"{storage.uri} holds {what}.", f"give {_readable(kinds)}{first}")
     return place
 
 
@@ -283,8 +296,13 @@ def _matching(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
     odd = [each for each in strange if pattern.fullmatch(each[0])]
     place = _of_one_kind(text, folder, found, odd, kinds)
     if place is None:
+        if not found:
+            raise StorageError(f"{text}: no file of a known kind has such a name.", f"give {_readable(kinds)}")
+        readable = [suffix for suffix, kind in _SUFFIXES.items() if kind in kinds]
+        packed = "; text also with .gz or .zst" if "jsonl" in kinds else f"; {_FIRST}"
         raise StorageError(
-            f"{text}: no file of a known kind has such a name.", f"known: {', '.join(_SUFFIXES)}; text with .gz or .zst"
+            f"{text}: no file of a kind that is read here has such a name.",
+            f"known endings: {', '.join(readable)}{packed}",
         )
     return place
 

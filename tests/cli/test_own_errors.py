@@ -80,6 +80,7 @@ def test_an_error_of_a_users_function_is_theirs(embed: Callable[..., Any], how: 
     debug = embed(how, "--debug", expect=1).err
     assert "own_of_the_command_line.py" in debug
     assert "raise" in debug
+    assert "run it again with --debug" not in debug
 
 
 def test_a_function_with_a_key_has_its_traceback_too(embed: Callable[..., Any]) -> None:

@@ -75,6 +75,22 @@ def test_finished_work_is_reported_as_nothing_to_do(cli: Callable, tmp_path: Pat
     assert "rows/s" not in again.err
 
 
+def test_work_that_was_begun_says_how_much_was_done_before(cli: Callable, tmp_path: Path) -> None:
+    """Rows and pieces of an earlier run are named beside those of this one; what is only removed is no idle run."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    run = ("embed", "in", "out", "-f", "hashing", "--set", "dim=4")
+    cli(*run)
+    (folder / "b.jsonl").write_text('{"text": "c"}\n', encoding="utf-8")
+    assert "3 rows" in (grown := cli(*run).out)
+    assert "2 of the rows (1 of 2 pieces) done before" in grown
+    (folder / "b.jsonl").unlink()
+    pruned = cli(*run, "--prune").out
+    assert "1 output removed" in pruned
+    assert "nothing to do" not in pruned
+
+
 def test_the_command_that_is_offered_can_be_pasted(cli: Callable, tmp_path: Path) -> None:
     """A path with a space is quoted."""
     (tmp_path / "n.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")

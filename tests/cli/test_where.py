@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+from collections.abc import Callable
 from pathlib import Path
 
 import lancedb
@@ -10,6 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from embedreg.cli import exits
 from embedreg.cli.search import _without_views
 from embedreg.cli.where import lance_where, parse_where
 from embedreg.errors import InputError, MissingColumnError
@@ -147,6 +149,34 @@ def test_every_layout_of_text_is_compared(tmp_path: Path, kind: pa.DataType, con
     read = _without_views(data.schema)
     found = ds.dataset(tmp_path / "names.parquet", read).to_table(filter=parse_where(condition, read))
     assert found.column("name").to_pylist() == ["ada"]
+
+
+def test_string_views_are_searched_under_a_condition(cli: Callable, tmp_path: Path) -> None:
+    """A file's statistics are string views too where its column is, nulls in it or not."""
+    names = pa.array(["ada", "bob"])
+    pq.write_table(pa.table({"text": names.cast(pa.string_view()), "n": [1, 2]}), tmp_path / "in.parquet")
+    cli("embed", "in.parquet", "out.parquet", "-f", "hashing", "--set", "dim=4")
+    table = pq.read_table(tmp_path / "out.parquet")
+    view = table.set_column(0, "text", table.column("text").cast(pa.string_view()))
+    pq.write_table(view.replace_schema_metadata(table.schema.metadata), tmp_path / "view.parquet")
+    for condition, found in (("text = 'ada'", [1]), ("text != 'ada'", [2]), ("text > 'b'", [2]), ("text IN ('x')", [])):
+        if found:
+            assert [
+                each["n"] for each in cli("search", "view.parquet", "ada", "--where", condition, "--json").json
+            ] == found
+        else:
+            assert "no row meets" in cli("search", "view.parquet", "ada", "--where", condition).err
+
+
+@pytest.mark.parametrize("condition", ["", "n =", "n > 1 AND", "n > 'x'", "(", "n ~ 2"])
+@pytest.mark.parametrize("place", ["out.parquet", "db/out.lance"])
+def test_a_condition_that_cannot_be_read_is_one_line(cli: Callable, tmp_path: Path, condition: str, place: str) -> None:
+    """It shows neither the parser's classes nor where the engine's source lies."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a", "n": 1}\n')
+    cli("embed", "in.jsonl", place, "-f", "hashing", "--set", "dim=4")
+    err = cli("search", place, "a", "--where", condition, expect=exits.ERROR).err
+    assert "--where" in err
+    assert not any(part in err for part in ("<class", "sqlglot", ".rs:", "Traceback")), err
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

@@ -1,0 +1,75 @@
+"""What an error on the command line says to do is said in options, never in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedreg.cli import exits
+from embedreg.cli.hints import in_options, with_options
+
+
+@pytest.mark.parametrize(
+    ("hint", "here"),
+    [
+        (None, None),
+        ("rename it", "rename it"),
+        ("--force replaces it (in Python: force=True)", "--force replaces it"),
+        (
+            "--types a=text keeps it (in Python: types={'a(b)': 'text'}); or drop it",
+            "--types a=text keeps it; or drop it",
+        ),
+        (
+            "if you trust where the data comes from: embedreg.trust(paths=['my models']), or create it first",
+            "if you trust where the data comes from: --trust-path 'my models'",
+        ),
+        ("embedreg.allow_images(dirs=['photos'])", "--allow-dir photos"),
+        ("embedreg.allow_images(private_hosts=['box'])", "--allow-private-host box"),
+        (
+            "did you mean 'key'? embedreg.get_registry().bind_env('kee', 'KEE') or .set_var('kee', ...)",
+            "did you mean 'key'? --env kee=KEE, with the value in that environment variable",
+        ),
+        (
+            "pass a reference, api_key='$var:k', and embedreg.get_registry().bind_env('k', 'K')",
+            "--set 'api_key=$var:k' --env k=K, with the value in that environment variable",
+        ),
+        ("give its path: name='/path/to/folder'", "give its path: --set name=/path/to/folder"),
+    ],
+)
+def test_a_hint_in_python_becomes_options(hint: str | None, here: str | None) -> None:
+    """What has an option here is named by it; the rest stays."""
+    assert in_options(hint) == here
+
+
+def test_the_reason_of_a_bad_row_names_an_option() -> None:
+    """A reason serves both callers; here the call is left out."""
+    reason = "not read from 'p'; allow it: embedreg.allow_images(dirs=['a b']), or --allow-dir on the command line"
+    assert with_options(reason) == "not read from 'p'; allow it: --allow-dir 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("search", "notes.csv", "x"), ("notes.csv is CSV", "embedreg embed SRC")),
+        (("search", "*.csv", "x"), ("of a kind that is read here", ".parquet", "embedreg embed SRC")),
+        (("search", "folder", "x"), ("neither Lance tables nor Parquet", "embedreg embed SRC")),
+        (("inspect", "notes.csv"), ("notes.csv is CSV", ".parquet file")),
+        (("search", "plain.parquet", "x"), ("declares no embedding function", "embedreg attach")),
+        (("embed", "plain.parquet", "o.parquet", "-f", "hashing"), ("2 dimensions", "--vector NAME")),
+        (("embed", "notes.csv", "plain.parquet", "-f", "hashing"), ("plain.parquet exists", "--force replaces it")),
+        (("functions", "mine"), ("registered as 'mine'", "--import FILE.py")),
+    ],
+)
+def test_an_error_says_what_to_type_here(cli: Callable, tmp_path: Path, arguments: tuple, said: tuple) -> None:
+    """No call of Python stands in it, and no format that the command does not read."""
+    (tmp_path / "notes.csv").write_text("text\na\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "n.csv").write_text("text\na\n")
+    pq.write_table(pa.table({"text": ["a"], "vector": pa.array([[1.0, 2.0]])}), tmp_path / "plain.parquet")
+    err = cli(*arguments, expect=exits.ERROR).err
+    assert all(each in err for each in said), err
+    assert not any(each in err for each in ("fn.bind", "in Python", "embedreg.", "known: .csv")), err
