@@ -24,6 +24,7 @@ __all__ = [
     "shown",
     "storable_type",
     "taken",
+    "value_at",
 ]
 
 _SHOWN = 60  # characters of a value that a message quotes
@@ -128,12 +129,14 @@ def taken(array: pa.Array, rows: np.ndarray) -> pa.Array:
     return (simple if wide is None else simple.cast(wide)).take(pa.array(rows))
 
 
-def exactly(array: pa.Array, want: pa.DataType) -> pa.Array:
+def exactly(array: pa.Array, want: pa.DataType, *, rounds: bool = True) -> pa.Array:
     """Return an array as another type, value by value the same.
 
     Numbers may change their type where the number stays; times their unit where the time stays; texts, bytes and lists
-    their layout. A float becomes the nearest one of a narrower float type: that is what declaring it means.
+    their layout.
 
+    Args:
+        rounds: whether a float becomes the nearest one of a narrower float type, which is what declaring it means.
     Raises:
         Unfit: a value would not be the same, or is of another kind.
     """
@@ -148,24 +151,24 @@ def exactly(array: pa.Array, want: pa.DataType) -> pa.Array:
     if str(have) == "extension<arrow.uuid>" and kind_of(want) == "text":
         return pa.array([None if value is None else str(value) for value in array.to_pylist()], want)
     if (simple := plain_array(array)) is not array:
-        return exactly(simple, want)
+        return exactly(simple, want, rounds=rounds)
     if isinstance(want, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(want, exactly(array, want.storage_type))
+        return pa.ExtensionArray.from_storage(want, exactly(array, want.storage_type, rounds=rounds))
     if pa.types.is_dictionary(want):
-        return _encoded(exactly(array, want.value_type), want)
+        return _encoded(exactly(array, want.value_type, rounds=rounds), want)
     if pa.types.is_run_end_encoded(want):
-        return pc.run_end_encode(exactly(array, want.value_type), want.run_end_type)
+        return pc.run_end_encode(exactly(array, want.value_type, rounds=rounds), want.run_end_type)
     kind, other = kind_of(have), kind_of(want)
     if kind != other and {kind, other} != {"text", "bytes"}:
         raise _unfit(array, _first_valid(array), f"is no {want}")
     if kind == "number":
-        return _numbers(array, want)
+        return _numbers(array, want, rounds)
     if kind == "list":
-        return _lists(array, want)
+        return _lists(array, want, rounds)
     if pa.types.is_struct(have):
-        return _structs(array, want)
+        return _structs(array, want, rounds)
     if pa.types.is_map(have):
-        return _maps(array, want)
+        return _maps(array, want, rounds)
     if kind == "timestamp" and (have.tz is None) != (want.tz is None):
         raise _unfit(
             array,
@@ -218,11 +221,20 @@ def _first_valid(array: pa.Array) -> int:
 
 
 def _unfit(array: pa.Array, row: int, what: str) -> Unfit:
+    return Unfit(row, f"{shown(value_at(array, row))} {what}")
+
+
+def value_at(array: pa.Array, row: int) -> Any:
+    """Return a value for a message, as Python has it; a time beyond Python's years as its number and type."""
+    import pyarrow as pa
+
     try:
-        value = array[row].as_py()
-    except (ValueError, OverflowError, ArithmeticError):  # a timestamp beyond what Python's datetime holds
-        value = str(array[row])
-    return Unfit(row, f"{shown(value)} {what}")
+        return array[row].as_py()
+    except (ValueError, OverflowError, ArithmeticError):
+        try:
+            return f"{array[row].value} ({array.type})"
+        except (AttributeError, pa.ArrowException):
+            return f"a value of {array.type}"
 
 
 def _encoded(array: pa.Array, want: pa.DataType) -> pa.Array:
@@ -241,7 +253,7 @@ def _encoded(array: pa.Array, want: pa.DataType) -> pa.Array:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def _numbers(array: pa.Array, want: pa.DataType) -> pa.Array:
+def _numbers(array: pa.Array, want: pa.DataType, rounds: bool) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
@@ -253,6 +265,9 @@ def _numbers(array: pa.Array, want: pa.DataType) -> pa.Array:
         grown = np.isinf(made) & np.isfinite(given)
         if grown.any():
             raise _unfit(array, int(np.argmax(grown)), f"is too large for {want}")
+        changed = (made != given) & ~np.isnan(given)
+        if not rounds and changed.any():
+            raise _unfit(array, int(np.argmax(changed)), f"is no {want}")
         return pa.array(made, want, mask=_mask(array))
     mixed = (is_.is_decimal(have) or is_.is_decimal(want)) and have.__class__ is not want.__class__
     if not mixed and not is_.is_float16(want):  # Arrow takes 2049 for a half float, which has no such number
@@ -343,16 +358,14 @@ def list_of(lengths: np.ndarray, values: pa.Array, missing: np.ndarray | None, w
     return made if kind == want else _safely(made, want)
 
 
-def _lists(array: pa.Array, want: pa.DataType) -> pa.Array:
+def _lists(array: pa.Array, want: pa.DataType, rounds: bool) -> pa.Array:
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
-        array = array.cast(pa.large_list(array.type.value_field))
+    # no cast of list views to lists: pyarrow 26 loses the items of the last one
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     try:
-        values = exactly(array.flatten(), want.value_type)
+        values = exactly(array.flatten(), want.value_type, rounds=rounds)
     except Unfit as exc:
         raise exc.inside(_row_of(lengths, exc.row), "[]") from None
     if values.null_count and not want.value_field.nullable:
@@ -373,7 +386,7 @@ def _first_null(array: pa.Array) -> int:
     return int(np.argmax(np.asarray(array.is_null())))
 
 
-def _structs(array: pa.Array, want: pa.DataType) -> pa.Array:
+def _structs(array: pa.Array, want: pa.DataType, rounds: bool) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
@@ -385,7 +398,7 @@ def _structs(array: pa.Array, want: pa.DataType) -> pa.Array:
     for field in want:
         child = given.pop(field.name, None)
         try:
-            child = pa.nulls(len(array), field.type) if child is None else exactly(child, field.type)
+            child = pa.nulls(len(array), field.type) if child is None else exactly(child, field.type, rounds=rounds)
         except Unfit as exc:
             raise exc.inside(exc.row, f".{plain(field.name, _SHOWN)}") from None
         if not field.nullable and (lacking := np.asarray(child.is_null()) & ~absent).any():
@@ -399,7 +412,7 @@ def _structs(array: pa.Array, want: pa.DataType) -> pa.Array:
     return pa.StructArray.from_arrays(children, fields=list(want), mask=pa.array(absent) if absent.any() else None)
 
 
-def _maps(array: pa.Array, want: pa.DataType) -> pa.Array:
+def _maps(array: pa.Array, want: pa.DataType, rounds: bool) -> pa.Array:
     import numpy as np
     import pyarrow as pa
 
@@ -409,7 +422,7 @@ def _maps(array: pa.Array, want: pa.DataType) -> pa.Array:
     sides = []
     for side, type_ in ((array.keys, want.key_type), (array.items, want.item_type)):
         try:
-            sides.append(exactly(side[start:stop], type_))
+            sides.append(exactly(side[start:stop], type_, rounds=rounds))
         except Unfit as exc:
             raise exc.inside(_row_of(lengths, exc.row), "[]") from None
     starts = [

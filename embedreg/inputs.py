@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg import frames
-from embedreg.casting import Unfit, common_type, exactly, plain_array, shown, storable_type
+from embedreg.casting import Unfit, common_type, exactly, plain_array, shown, storable_type, value_at
 from embedreg.display import plain
 from embedreg.errors import InputError, MissingColumnError, SchemaError
 from embedreg.values import NO_DEFAULTS, Defaults, array_of, items_of, keys_of, numpy_array
@@ -188,12 +189,27 @@ def _unfit(name: str, exc: Unfit, first_row: int, want: pa.DataType | None) -> I
     )
 
 
-def _column(name: str, values: list[Any], expected: Expected, want: pa.DataType | None, first_row: int = 0) -> pa.Array:
-    """Turn the Python values of one column into Arrow."""
+def _column(
+    name: str,
+    values: list[Any],
+    expected: Expected,
+    want: pa.DataType | None,
+    first_row: int = 0,
+    *,
+    settled: bool = False,
+) -> pa.Array:
+    """Turn the Python values of one column into Arrow.
+
+    Args:
+        settled: whether `want` is what earlier rows of a stream have and nobody declared: no float is rounded to it.
+    """
     import pyarrow as pa
 
+    defaults = expected.defaults.inner.get(name, NO_DEFAULTS)
     try:
-        return array_of(values, want, expected.defaults.inner.get(name, NO_DEFAULTS))
+        if settled and want is not None and _narrow(want):
+            return exactly(array_of(values, None, defaults), want, rounds=False)
+        return array_of(values, want, defaults)
     except Unfit as exc:
         if name in expected.texts and (want is None or pa.types.is_string(want) or pa.types.is_large_string(want)):
             texts = _texts(values, want)
@@ -210,6 +226,15 @@ def _column(name: str, values: list[Any], expected: Expected, want: pa.DataType 
             f"column {plain(name, 80)!r} from row {first_row} on cannot become Arrow: {plain(exc, 200)}.",
             "convert its values, or declare it in a Schema",
         ) from None
+
+
+def _narrow(type_: pa.DataType) -> bool:
+    """Return whether a type has floats that are narrower than Python's."""
+    import pyarrow as pa
+
+    if pa.types.is_floating(type_):
+        return not pa.types.is_float64(type_)
+    return any(_narrow(type_.field(at).type) for at in range(type_.num_fields))
 
 
 def _texts(values: list[Any], want: pa.DataType | None = None) -> pa.Array | None:
@@ -315,6 +340,8 @@ def _any_column(name: str, values: Any, expected: Expected, types: dict[str, Any
             raise _unfit(name, exc, 0, want) from None
     if isinstance(values, np.ndarray) and values.ndim == 0:
         raise InputError(f"column {plain(name, 80)!r} is one number, not a list of values.", f"{{{name!r}: [...]}}")
+    if isinstance(values, memoryview) and values.ndim > 1:  # it has no rows to walk over
+        values = values.tolist()
     return _column(name, list(values), expected, want)
 
 
@@ -423,9 +450,18 @@ def _dicts(rows: Sequence[Any], first_row: int) -> list[Any]:
 
 
 def _arrays(
-    rows: list[Any], expected: Expected, wants: Mapping[str, Any], first_row: int, names: Iterable[str] = ()
+    rows: list[Any],
+    expected: Expected,
+    wants: Mapping[str, Any],
+    first_row: int,
+    names: Iterable[str] = (),
+    declared: Iterable[str] | None = None,
 ) -> dict[str, pa.Array]:
-    """Return the columns of some dicts: of all their keys, and of `names`."""
+    """Return the columns of some dicts: of all their keys, and of `names`.
+
+    Args:
+        declared: the columns whose `wants` somebody declared; None for all.
+    """
     import numpy as np
 
     found = dict.fromkeys(itertools.chain(keys_of(rows), names))
@@ -433,7 +469,14 @@ def _arrays(
     for key in found:
         name = _named(key)
         values = items_of(rows, key, expected.defaults.made.get(name))
-        array = made[name] = _column(name, values, expected, wants.get(name), first_row)
+        array = made[name] = _column(
+            name,
+            values,
+            expected,
+            wants.get(name),
+            first_row,
+            settled=declared is not None and name not in declared,
+        )
         if name in required and array.null_count:
             row = int(np.argmax(np.asarray(array.is_null())))
             what = "is None" if key in rows[row] else "is missing"
@@ -478,6 +521,7 @@ def _stream(
 
     yield pa.RecordBatch.from_arrays(list(arrays.values()), schema=schema)
     done, wants = len(first), {item.name: item.type for item in schema}
+    declared = expected.vectors | expected.types().keys()
     del first, arrays
     while some := list(itertools.islice(items, batch_rows)):
         some = _dicts(some, done)
@@ -486,7 +530,7 @@ def _stream(
                 if item.get(name) is not None:
                     raise _late(name, done + row)
             some = [{key: value for key, value in item.items() if key != name} for item in some]
-        made = _arrays(some, expected, wants, done, wants)
+        made = _arrays(some, expected, wants, done, wants, declared)
         yield pa.RecordBatch.from_arrays([made[name] for name in schema.names], schema=schema)
         done += len(some)
 
@@ -530,7 +574,7 @@ def _from_tables(
     if whole:
         parts = ((batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True))) for batch in batches)
         return _unified(parts, batch_rows, schema)
-    return schema, _aligned(batches, schema)
+    return schema, _aligned(batches, schema, expected.vectors | expected.types().keys())
 
 
 def _unified(
@@ -556,7 +600,7 @@ def _unified(
                     continue
                 raise InputError(
                     f"column {plain(name, 80)!r} does not agree on a type: row {done + present} is "
-                    f"{shown(array[present].as_py())} ({array.type}), the rows before it {known}.",
+                    f"{shown(value_at(array, present))} ({array.type}), the rows before it {known}.",
                     "cast the column, or declare it in a Schema",
                 )
             types[name] = joined
@@ -577,13 +621,13 @@ def _unified(
     return schema, iter(list(batches()))
 
 
-def _part(array: Any, rows: int, item: pa.Field, first_row: int) -> Any:
+def _part(array: Any, rows: int, item: pa.Field, first_row: int, *, rounds: bool = True) -> Any:
     import pyarrow as pa
 
     if array is None:
         return pa.nulls(rows, item.type)
     try:
-        return exactly(array, item.type)
+        return exactly(array, item.type, rounds=rounds)
     except Unfit as exc:
         raise InputError(
             f"column {plain(item.name, 80)!r} does not agree on a type: row {first_row + exc.row}"
@@ -592,8 +636,14 @@ def _part(array: Any, rows: int, item: pa.Field, first_row: int) -> Any:
         ) from None
 
 
-def _aligned(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yield batches in a schema that is given out already; what it cannot hold is an error."""
+def _aligned(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, declared: AbstractSet[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches in a schema that is given out already; what it cannot hold is an error.
+
+    Args:
+        declared: the columns in which floats may be rounded to the type that the schema has.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -606,7 +656,9 @@ def _aligned(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[p
             for name, array in given.items():
                 if name not in schema.names and array.null_count < len(array):
                     raise _late(name, done + int(np.argmax(np.asarray(array.is_valid()))))
-            made = [_part(given.get(item.name), batch.num_rows, item, done) for item in schema]
+            made = [
+                _part(given.get(item.name), batch.num_rows, item, done, rounds=item.name in declared) for item in schema
+            ]
             yield pa.RecordBatch.from_arrays(made, schema=schema)
         done += batch.num_rows
 

@@ -371,7 +371,7 @@ def _key(batch: pa.RecordBatch, row: int, config: EmbeddingFunctionConfig) -> st
     images = config.function.traits.modality.startswith("image")
     for name in (*_KEY_COLUMNS, *([config.source_column] if images else [])):
         if name in batch.schema.names and (images or name != config.source_column):
-            value = batch.column(name)[row].as_py()
+            value = casting.value_at(batch.column(name), row)
             if isinstance(value, str | int) and not isinstance(value, bool):
                 shown = str(value).partition("?")[0]  # what follows in an address may be a key of another kind
                 return f"{name}={plain(shown, _KEY_SHOWN)}"

@@ -238,9 +238,13 @@ def _numpy_time(value: Any) -> Any:
     elif unit in ("ps", "fs", "as", "generic") or (span and unit in "YM"):
         raise Unfit(0, f"{shown(value)} has a unit that Arrow lacks")
     else:
-        made = value.astype("timedelta64[us]" if span else "datetime64[us]").item()
-        if unit == "ns" and value.astype("int64") % 1000:
-            return _NanoSpan(value.astype("int64")) if span else _Nanos(int(value.astype("int64")))
+        kind = "timedelta64" if span else "datetime64"
+        micros = value.astype(f"{kind}[us]")
+        if unit == "ns" and (nanos := int(value.astype(f"{kind}[ns]").astype("int64"))) % 1000:
+            return _NanoSpan(nanos) if span else _Nanos(nanos)
+        if micros.astype(value.dtype) != value:  # numpy lets what is too large for 64 bits run over
+            raise Unfit(0, f"{shown(value)} is beyond what 64 bits of microseconds hold")
+        made = micros.item()
     if not isinstance(made, dt.date | dt.timedelta):
         raise Unfit(0, f"{shown(value)} is beyond the years 1 to 9999")
     return made
@@ -614,7 +618,7 @@ def numpy_array(array: Any) -> pa.Array:
     kind = data.dtype.kind
     if kind in "biuf" and data.dtype.itemsize <= 8:
         return pa.array(data.astype(data.dtype.newbyteorder("="), copy=False), mask=mask, from_pandas=False)
-    if kind in "mM" and np.datetime_data(data.dtype)[0] in ("s", "ms", "us", "ns"):
+    if kind in "mM" and np.datetime_data(data.dtype) in (("s", 1), ("ms", 1), ("us", 1), ("ns", 1)):
         return pa.array(data.astype(data.dtype.newbyteorder("="), copy=False), mask=mask)
     values = list(data) if kind in "mMfcV" else data.tolist()
     if mask is not None:

@@ -35,6 +35,7 @@ NAN = float("nan")
 HOLDS_ITSELF: list[Any] = []
 HOLDS_ITSELF.append(HOLDS_ITSELF)
 LAST = dt.datetime.max.replace(tzinfo=dt.timezone(dt.timedelta(hours=-12)))
+F32, F64 = pa.float32(), pa.float64()
 UTC = dt.UTC
 FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -700,3 +701,80 @@ def test_models_of_several_classes() -> None:
         {"text": "y", "a": None, "b": 0.5},
         {"text": "z", "a": 2.5, "b": None},
     ]
+
+
+@pytest.mark.parametrize("form", ["rows", "column"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.datetime64(2**61, "s"),
+        np.datetime64(2**61, "Y"),
+        np.datetime64(2**63 - 1, "W"),
+        np.timedelta64(2**40, "D"),
+        np.timedelta64(-(2**62), "h"),
+    ],
+    ids=repr,
+)
+def test_a_time_of_numpy_that_64_bits_do_not_hold_is_named(value: Any, form: str) -> None:
+    """Of itself, numpy makes a time near 1970 of it without a word."""
+    array = np.array([value])
+    if form == "rows":
+        with pytest.raises(InputError, match=r"row 0: .* is beyond"):
+            embed_table([{"text": "a", "at": value}], BIND)
+    elif np.datetime_data(array.dtype)[0] == "s":  # Arrow has a type for it
+        assert embed_table({"text": ["a"], "at": array}, BIND)["at"][0].value == 2**61
+    else:
+        with pytest.raises(InputError, match=r"row 0: .* is beyond"):
+            embed_table({"text": ["a"], "at": array}, BIND)
+
+
+def test_a_time_in_steps_of_several_units_is_that_time() -> None:
+    """A `datetime64[25s]` counts 25 seconds."""
+    times = np.array([2], "datetime64[25s]")
+    for data in ({"text": ["a"], "at": times}, [{"text": "a", "at": times[0]}]):
+        assert embed_table(data, BIND)["at"].to_pylist() == [dt.datetime(1970, 1, 1, 0, 0, 50)]
+    fine = embed_table([{"text": "a", "at": np.datetime64(5, "7ns")}], BIND)
+    assert fine["at"][0].value == 35
+
+
+@pytest.mark.parametrize("view", [pa.list_view, pa.large_list_view])
+def test_list_views_keep_their_items(view: Any) -> None:
+    """As a declared list, and beside a table with lists of another type; Arrow's own cast loses some."""
+    array = pa.array([[9], [1, 2], None, [], [3]], view(pa.int8()))[1:]
+    assert exactly(array, pa.list_(pa.int64())).to_pylist() == [[1, 2], None, [], [3]]
+    tables = [pa.table({"text": ["a"], "v": pa.array([items])}) for items in ([1000], [7])]
+    given = pa.table({"text": ["b"] * 4, "v": array})
+    assert embed_table([given, *tables], BIND)["v"].to_pylist() == [[1, 2], None, [], [3], [1000], [7]]
+
+
+def test_a_stream_rounds_no_float_to_a_type_that_nobody_declared() -> None:
+    """Its first rows happened to be narrow floats; the vectors and what a Schema declares are rounded as ever."""
+    narrow, wide = (pa.table({"text": ["a"], "v": pa.array([0.1], kind)}) for kind in (pa.float32(), pa.float64()))
+    with pytest.raises(InputError, match=r"'v' .* row 1: 0\.1 is no float"):
+        embed_batches(iter([narrow, wide]), BIND).read_all()
+    assert embed_table(iter([narrow, wide]), BIND)["v"].to_pylist() == [float(np.float32(0.1)), 0.1]
+    rows = [{"text": "a", "v": np.ones(2, np.float32)}] * 3
+    with pytest.raises(InputError, match=r"'v' .* row 3 at \[\]: 0\.1 is no float"):
+        embed_batches(iter([*rows, {"text": "b", "v": [1, 0.1]}]), BIND, batch_rows=2).read_all()
+    made = embed_batches(iter([*rows, {"text": "b", "v": [1, 0.5]}]), BIND, batch_rows=2).read_all()
+    assert made["v"].to_pylist() == [[1.0, 1.0]] * 3 + [[1.0, 0.5]]
+    vectors = [pa.table({"text": ["a"], "vector": pa.array([[0.1] * 4], pa.list_(kind, 4))}) for kind in (F32, F64)]
+    assert embed_batches(iter(vectors), BIND).read_all()["vector"].to_pylist() == [[float(np.float32(0.1))] * 4] * 2
+
+
+def test_times_beyond_pythons_years_are_named_as_numbers() -> None:
+    """They cannot be printed, but be kept, or be named."""
+    seconds = pa.table({"text": ["a"], "id": pa.array([2**50], pa.timestamp("s"))})
+    nanos = pa.table({"text": ["b"], "id": pa.array([1], pa.timestamp("ns"))})
+    with pytest.raises(InputError, match="1125899906842624"):
+        embed_table([seconds, nanos], BIND)
+    with pytest.raises(InputError, match="1125899906842624"):
+        embed_table([pa.table({"text": ["a"], "id": [1]}), seconds], BIND)
+    broken = seconds.set_column(0, "text", pa.array([b"\xff"]).view(pa.string()))
+    with pytest.raises(BadRowsError):
+        embed_table(broken, BIND)
+
+
+def test_a_memoryview_of_two_axes_is_a_column_of_lists() -> None:
+    """As the numpy array over the same memory is."""
+    assert embed_table({"text": ["a"], "v": memoryview(np.array([[1, 2]]))}, BIND)["v"].to_pylist() == [[1, 2]]

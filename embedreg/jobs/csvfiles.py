@@ -183,11 +183,11 @@ def _typed(values: pa.Array, rows: Rows, number: int, name: str, kind: pa.DataTy
     empty = pc.and_(pc.equal(pc.binary_length(values), 0), pa.array(~rows.quoted[:, number]))
     filled = pc.if_else(empty, pa.scalar(None, pa.string()), values)
     try:
-        return filled.cast(kind)
+        return texts.as_type(filled, kind)
     except pa.ArrowException:
         for row in range(len(filled)):
             try:
-                filled[row : row + 1].cast(kind)
+                texts.as_type(filled[row : row + 1], kind)
             except pa.ArrowException:
                 value = texts.shown_value(filled[row].as_py())
                 raise _at(rows, row, f"column {name!r}: {value} is not {kind}", _TYPED) from None

@@ -195,6 +195,13 @@ def look_arrow(storage: Storage, path: str) -> Look:
         return Look(schema, tuple(Unit(n, n + 1, rows, size // count) for n, rows in enumerate(rows_of)))
 
 
+def _aligned() -> Any:
+    """Return options for reading buffers as their types want them: IPC files need not have views so, and Lance does."""
+    import pyarrow as pa
+
+    return pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.At64Byte)
+
+
 def read_arrow(
     storage: Storage, path: str, span: Span, columns: Sequence[str] | None, batch_rows: int, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
@@ -204,10 +211,10 @@ def read_arrow(
     batches: Iterator[pa.RecordBatch]
     with storage.open(path) as file:
         if _is_file(file):
-            reader = pa.ipc.open_file(file)
+            reader = pa.ipc.open_file(file, options=_aligned())
             batches = (reader.get_batch(n) for n in range(span.start, span.stop))
         else:
-            reader = pa.ipc.open_stream(file)
+            reader = pa.ipc.open_stream(file, options=_aligned())
             batches = iter(reader)
         batches = storable(reader.schema, batches)[1]
         yield from cut((_selected(batch, columns) for batch in batches), span, batch_rows)

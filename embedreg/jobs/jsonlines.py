@@ -150,7 +150,7 @@ def _declared(values: list[Any], kind: pa.DataType, name: str, lines: list[tuple
             value = _parsed(line, at, _AS_WRITTEN)[name]
         written = fitted(value, pa.string())
         try:
-            made.append(pa.scalar(written, pa.string()).cast(kind))
+            made.append(texts.as_type(pa.array([written], pa.string()), kind)[0])
         except pa.ArrowException:
             hint = f"--types {name}=text keeps what is there (in Python: types={{{name!r}: 'text'}})"
             raise Fault(at, f"column {name!r}: {texts.shown_value(written)} is not {kind}", hint) from None

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedreg import identity, manifest, metadata
 from embedreg import schema as schemas
@@ -30,6 +30,9 @@ from embedreg.jobs.work import JobSpec
 from embedreg.strictjson import Malformed
 from embedreg.table import BATCH_ROWS, BadRow, OnError, embed_batches
 from embedreg.writing import remove_empty
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["KINDS", "Opened", "kept_rows", "open_job"]
 
@@ -407,13 +410,14 @@ def _begin(
 ) -> dict[str, Any]:
     """Settle what holds for every piece: the schema with its declarations, probes included, and the names."""
     how = declaration if declaration is not None else schemas.Resolved(None, list(configs))
-    embed_batches(source.schema.empty_table(), how)  # what does not fit is told before a model is loaded
+    declared = embed_batches(_no_rows(source.schema), how).schema  # what does not fit is told before a model is loaded
+    _refuse_unwritable(declared, target)
     for config in configs:
         if config.vector_column not in source.schema.names and source.rows != 0:
             identity.learn(config.function, metadata.declared_by(config))
     rows = piece_rows or PIECE_ROWS
     return {
-        "schema": embed_batches(source.schema.empty_table(), how).schema,
+        "schema": embed_batches(_no_rows(source.schema), how).schema,
         "columns": [config.vector_column for config in configs],
         "source": str(source.place),
         "piece_rows": rows,
@@ -421,6 +425,37 @@ def _begin(
         "by_rows": True,
         "before": claims.stamp(target),
     }
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatchReader:
+    """Return data without rows; Arrow makes no empty table of tensors or unions."""
+    import pyarrow as pa
+
+    return pa.RecordBatchReader.from_batches(schema, iter(()))
+
+
+def _refuse_unwritable(schema: pa.Schema, target: Target) -> None:
+    """Refuse columns that Parquet cannot hold, which all pieces but Lance's are.
+
+    Raises:
+        SchemaError: naming the column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if target.kind == "lance":
+        return
+    for item in schema:
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([item])).close()
+            if not pa.types.is_fixed_size_list(item.type) or item.type.list_size:
+                continue
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            pass
+        raise SchemaError(
+            f"column {plain(item.name, 80)!r} is {item.type}, which Parquet cannot hold.",
+            "cast the column to another type, or leave it out",
+        ) from None
 
 
 def _refuse_other(

@@ -17,6 +17,7 @@ from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from embedreg import confined, metadata
+from embedreg.casting import exactly
 from embedreg.errors import EmbedregError, StorageError
 from embedreg.imports import attempt_import_or_raise
 from embedreg.jobs import stored
@@ -190,7 +191,7 @@ class FileSink(FolderSink):
 
     def _fill(self, path: Path, schema: pa.Schema, names: Sequence[str]) -> None:
         fill = {"parquet": fill_parquet, "arrow": fill_arrow}[self.target.kind]
-        fill(path, schema, self._batches(names), str(self.target))
+        fill(path, schema, (_as_was(batch, schema) for batch in self._batches(names)), str(self.target))
 
     def _batches(self, pieces: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Read the pieces back, a batch for each of their row groups."""
@@ -203,6 +204,16 @@ class FileSink(FolderSink):
                 parquet = pq.ParquetFile(file, pre_buffer=False)
                 for group in range(parquet.num_row_groups):
                     yield from parquet.read_row_group(group, use_threads=False).combine_chunks().to_batches()
+
+
+def _as_was(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return a batch with the types that it had: a piece is Parquet, which has no seconds and no numbered integers."""
+    import pyarrow as pa
+
+    if batch.schema.types == schema.types:
+        return batch
+    columns = [exactly(column, item.type, rounds=False) for column, item in zip(batch.columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedreg import manifest, metadata
+from embedreg.casting import Unfit, exactly
 from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
 from embedreg.jobs import csvfiles, formats, jsonlines, pictures
 from embedreg.jobs.csvtypes import Column
@@ -452,10 +453,11 @@ def conformed(batch: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordB
             continue
         column = batch.column(found)
         try:
-            columns.append(column if column.type == item.type else column.cast(item.type))
-        except pa.ArrowException as exc:
+            columns.append(exactly(column, item.type, rounds=False))
+        except Unfit as exc:
             raise InputError(
-                f"{path}: column {item.name!r} is {column.type} where others are {item.type}: {exc}.", "cast it first"
+                f"{path}: column {item.name!r} is {column.type} where others are {item.type}: {exc.why}.",
+                "cast it first",
             ) from None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

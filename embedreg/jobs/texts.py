@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import decimal
 import json
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import StorageError
 from embedreg.jobs.reading import Reading
 from embedreg.jobs.storage import Storage
 
-__all__ = ["PER_LINE", "Fault", "Text", "breaks", "growing", "open_text", "quoted", "shown_value"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["PER_LINE", "Fault", "Text", "as_type", "breaks", "growing", "open_text", "quoted", "shown_value"]
 
 _CHUNK_BYTES = 1 << 20  # of text, parsed at a time; pieces begin at such chunks, or inside of one
 MAX_ROW_BYTES = 256 << 20  # of one row: a quote that is never closed must not fill the memory
@@ -31,6 +35,7 @@ _MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
 _KEPT = 4  # chunks behind the place of a stream, which the next piece may begin in
 _OPEN = 4  # streams that wait for the next piece of their file
 _SHOWN = 60  # characters of a value, in messages
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 _BLANK = re.compile(r"[ \t\r\n]*")
 PER_LINE = "write one object {...} per line"
 
@@ -312,6 +317,28 @@ def growing(text: Text, start: int, stop: int | None, whole: Any) -> Iterator[tu
             size = max(len(block), _CHUNK_BYTES)  # twice as much each time
         if last:
             return
+
+
+def as_type(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return texts as the type that was declared for them.
+
+    Raises:
+        pa.ArrowInvalid: one of them is none of that type, or an integer or a power that its floats do not hold.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    made = values.cast(kind)
+    if not pa.types.is_floating(kind):
+        return made
+    numbers = made.to_numpy(zero_copy_only=False)  # a null is NaN
+    for row in np.flatnonzero(np.abs(numbers) >= 2**53).tolist():
+        text, number = values[row].as_py(), numbers[row]
+        if "inf" in text.lower() if np.isinf(number) else not _INTEGER.fullmatch(text):
+            continue
+        if np.isinf(number) or decimal.Decimal(text) != decimal.Decimal(float(number)):
+            raise pa.ArrowInvalid(f"{text[:_SHOWN]} is no {kind}")
+    return made
 
 
 def shown_value(value: Any) -> str:

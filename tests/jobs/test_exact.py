@@ -11,6 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import embedreg
-from embedreg.errors import EmbedregError, StorageError
+from embedreg.errors import EmbedregError, SchemaError, StorageError
 from embedreg.jobs import opening, pieces, places, sources, texts
 from embedreg.jobs.reading import Reading
 
+BIND = embedreg.get("hashing").create(dim=4).bind("text", "vector")
 EXACT = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 word = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -420,3 +423,87 @@ def test_parquet_texts_that_are_not_utf8_are_named(tmp_path: Path) -> None:
             StorageError, match=rf"{name}\.parquet, row 1: column 'text' holds bytes that are not valid UTF-8"
         ):
             rows_of(opened(tmp_path / f"{name}.parquet"))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("number", ["9007199254740993", "1e400", "-1e999"])
+def test_a_float_that_is_declared_holds_the_number_or_names_it(tmp_path: Path, form: str, number: str) -> None:
+    """Digits behind the point are rounded, which declaring it means; an integer or a power of ten is not changed."""
+    file = tmp_path / f"a.{form}"
+    line = '"a",{}\n' if form == "csv" else '{{"text":"a","v":{}}}\n'
+    head = "text,v\n" if form == "csv" else ""
+    fine = ["0.1234567890123456789", "9007199254740992", "1e300"]
+    file.write_text(head + "".join(line.format(value) for value in fine))
+    made = opened(file, types={"v": "float"})
+    assert [row["v"] for row in rows_of(made)] == [0.12345678901234568, 9007199254740992.0, 1e300]
+    file.write_text(head + "".join(line.format(value) for value in [*fine, number]))
+    with pytest.raises(StorageError, match=rf"line {5 - (form != 'csv')}: column 'v': '{number}' is not double"):
+        rows_of(opened(file, types={"v": "float"}))
+
+
+def test_files_of_a_folder_agree_value_by_value(tmp_path: Path) -> None:
+    """Integers of one Parquet file become the floats of another where that is exact; else the value is named."""
+    pq.write_table(pa.table({"text": ["a"], "v": [2**60]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "v": [0.5]}), tmp_path / "b.parquet")
+    assert [row["v"] for row in rows_of(opened(tmp_path))] == [float(2**60), 0.5]
+    pq.write_table(pa.table({"text": ["a"], "v": [2**60 + 1]}), tmp_path / "a.parquet")
+    with pytest.raises(EmbedregError, match=rf"a\.parquet: column 'v' is int64 .* double: {2**60 + 1} "):
+        rows_of(opened(tmp_path))
+
+
+def write_ipc(path: Path, column: Any) -> None:
+    """Write texts and one column as an Arrow IPC file."""
+    table = pa.table({"text": [f"t{row}" for row in range(len(column))], "v": column})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([5, None], pa.timestamp("s")),
+        pa.array([5], pa.timestamp("s", "Asia/Tokyo")),
+        pa.array([5], pa.time32("s")),
+        pa.array([5], pa.duration("s")),
+        pa.array([86400000], pa.date64()),
+        pa.array([7, None, 7]).dictionary_encode(),
+        pa.array([[1], None, [2]], pa.list_view(pa.int8())),
+        pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(8.0).reshape(2, 2, 2)),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_an_arrow_file_comes_back_with_its_types(tmp_path: Path, column: Any) -> None:
+    """Its pieces are Parquet, which has no seconds and no dictionary of integers."""
+    write_ipc(tmp_path / "a.arrow", column)
+    embedreg.embed(tmp_path / "a.arrow", tmp_path / "b.arrow", BIND)
+    made = pa.ipc.open_file(str(tmp_path / "b.arrow")).read_all()["v"].combine_chunks()
+    assert made.type == column.type
+    assert made.to_pylist() == column.to_pylist()
+
+
+def test_views_of_an_arrow_file_can_be_a_lance_table(tmp_path: Path) -> None:
+    """Arrow aligns them less than Lance wants."""
+    texts_ = ["a" * 20, None, "b"]
+    write_ipc(tmp_path / "a.arrow", pa.array(texts_, pa.string_view()))
+    embedreg.embed(tmp_path / "a.arrow", tmp_path / "db/t.lance", BIND)
+    assert lance.dataset(tmp_path / "db/t.lance").to_table()["v"].to_pylist() == texts_
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array([1])),
+        pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])]),
+        pa.array([[], None], pa.list_(pa.int8(), 0)),
+    ],
+    ids=lambda column: str(column.type),
+)
+@pytest.mark.parametrize("target", ["b.parquet", "b.arrow", "folder"])
+def test_a_type_that_parquet_lacks_is_named_before_any_work(tmp_path: Path, column: Any, target: str) -> None:
+    """Nothing of the destination is there afterwards."""
+    write_ipc(tmp_path / "a.arrow", column)
+    with pytest.raises(SchemaError, match=r"column 'v' is .*, which Parquet cannot hold"):
+        embedreg.embed(tmp_path / "a.arrow", tmp_path / target, BIND)
+    assert not list(tmp_path.glob(f"{target}/*.parquet"))
+    assert not (tmp_path / target).is_file()
