@@ -5,12 +5,23 @@ Nothing but `main` lives here, and typer and rich are imported when it runs: the
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from embedreg.cli import signals
 
 __all__ = ["main"]
+
+
+def _open_streams() -> None:
+    """Open what was closed before the start, as by `>&-`: else the next file that is opened would be stdout."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_WRONLY)
+            while handle < number:
+                handle = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, open(handle, "w", encoding="utf-8"))  # noqa: SIM115  # for the rest of the process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process for None.
     """
     signals.listen()
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedreg.cli import exits, terminal
+from embedreg.cli.hints import in_options
 from embedreg.cli.session import AsJson, command
 from embedreg.display import plain
 from embedreg.errors import EmbedregError
@@ -140,7 +141,7 @@ def _lines(function: dict[str, Any]) -> list[str]:
         lines.append("usable     yes: it can be rebuilt here")
     else:
         lines.append(f"usable     no: {function['problem']}")
-        lines += [f"           Hint: {function['hint']}"] if function["hint"] else []
+        lines += [f"           Hint: {in_options(function['hint'])}"] if function["hint"] else []
     if function["drift"] is not None:
         lines.append(f"drift      {_verdict(function['drift'])}")
     elif function["status"] == "ready":

@@ -158,6 +158,7 @@ def find(
     if not text:
         raise StorageError("the path is empty.", f"give {_readable(kinds)}")
     _refuse_stream(text)
+    _refuse_name(text)
     storage = Storage(text.removeprefix("file://"), options or {}, filesystem)
     if storage.local is None and not remote:
         raise StorageError(f"{text}: only local paths are read here.", "copy it first, or use embedreg from Python")
@@ -165,11 +166,7 @@ def find(
     if place is None:
         raise StorageError(f"{text}: there is no such file or table.", _nearby(storage, kinds))
     for file in place.files:
-        try:
-            file.path.encode()
-        except UnicodeEncodeError:
-            where = file.path.encode("utf-8", "backslashreplace").decode()
-            raise StorageError(f"{where}: the name is not valid UTF-8.", "rename the file") from None
+        _refuse_name(file.path)
     if place.kind == "images" and place.storage.local is None:
         raise StorageError(f"{text}: images are read from this machine only.", "copy them first")
     if place.kind not in kinds:
@@ -186,6 +183,15 @@ def _readable(kinds: Sequence[Kind]) -> str:
     found += ["a folder of images"] if "images" in kinds else []
     found += ["DB_DIR/name.lance"] if "lance" in kinds else []
     return f"{', '.join(found[:-1])} or {found[-1]}"
+
+
+def _refuse_name(text: str) -> None:
+    """Raise StorageError for a name with bytes that are not UTF-8, which Arrow cannot be given."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        where = text.encode("utf-8", "backslashreplace").decode()
+        raise StorageError(f"{where}: the name is not valid UTF-8.", "rename the file") from None
 
 
 def _refuse_stream(text: str) -> None:
@@ -427,6 +433,7 @@ def destination(text: str, *, options: Mapping[str, Any] | None = None, filesyst
     """
     if not text:
         raise StorageError("the path of the output is empty.", _WRITABLE)
+    _refuse_name(text)
     if text in ("-", "/dev/stdout", "/dev/stderr"):
         raise StorageError(f"{text}: vectors are not written to a pipe.", _WRITABLE)
     if PurePosixPath(text).name.lower() == ".lance":

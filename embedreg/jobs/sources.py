@@ -273,6 +273,8 @@ def open_source(place: Place, known: Known | None = None, reading: Reading = _AS
         notes = []
     if schema is None:
         what = "is no readable csv: it is empty" if place.kind == "csv" else "is empty"
+        if any(unit.rows for _, found in looks for unit in found.units):
+            what = "has rows, and no field in any of them"
         raise StorageError(f"{place} {what}.", "write one object {...} per line" if place.kind == "jsonl" else _HEADER)
     reading.refuse_unknown(schema.names, str(place))
     notes += _alike(place, looks, reading)

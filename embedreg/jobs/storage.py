@@ -8,6 +8,7 @@ Sources are read with `info`, `files` and `open`, which follow links; what is ou
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -35,6 +36,12 @@ _TEMPORARY = "embedreg-"
 _CHUNK_BYTES = 8 << 20
 _MAX_BYTES = 8 << 20  # of a file that is read whole, unless its reader allows more
 AGAIN = "run the same command again to go on where it stopped"
+_PLACE = "check the path and who may write there, or write to another place"
+_REMEDIES = {
+    errno.ENOSPC: f"free some space, and {AGAIN}",
+    errno.EDQUOT: f"free some space, and {AGAIN}",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG), _PLACE),
+}
 
 
 def is_uri(path: str) -> bool:
@@ -81,6 +88,8 @@ class Storage:
             raise ConfigError(
                 "the address holds a password or a key.",
                 "put keys into the environment, or storage_options={'key': '$var:key'}",
+            ).for_shell(
+                "put keys into the environment, or --storage-option 'key=$var:key' --env key=ENVIRONMENT_VARIABLE"
             )
         for name, value in self.options.items():
             sensitive = secrets.looks_sensitive(name) or name in ("key", "secret", "token")
@@ -463,7 +472,8 @@ class Storage:
                 or str(exc).partition("\n")[0]
                 or type(exc).__name__
             )
-            raise StorageError(f"{self.shown(path)}: {why.rstrip('.')}.", AGAIN) from exc
+            hint = _REMEDIES.get(getattr(exc, "errno", None) or 0, AGAIN)
+            raise StorageError(f"{self.shown(path)}: {why.rstrip('.')}.", hint) from exc
 
 
 def _walk(root: Path, folder: Path) -> Iterator[File]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +53,50 @@ def test_the_reason_of_a_bad_row_names_an_option() -> None:
     """A reason serves both callers; here the call is left out."""
     reason = "not read from 'p'; allow it: embedreg.allow_images(dirs=['a b']), or --allow-dir on the command line"
     assert with_options(reason) == "not read from 'p'; allow it: --allow-dir 'a b'"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_bug(tmp_path: Path, closed: str) -> None:
+    """What would be printed is lost; the work is done, an error has its code, and no file becomes stdout."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    run = f"{shlex.quote(sys.executable)} -m embedreg"
+    for line, code in (
+        (f"{run} embed in.jsonl out.parquet -f hashing --set dim=4 {closed}", 0),
+        (f"{run} search out.parquet a {closed}", 0),
+        (f"{run} inspect missing.parquet {closed}", exits.ERROR),
+    ):
+        assert subprocess.run(["bash", "-c", line], cwd=tmp_path, timeout=120, check=False).returncode == code, line
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 1
+
+
+def test_a_name_that_is_not_utf8_is_named(command: Callable, tmp_path: Path) -> None:
+    """As the source or the destination, it is one line, with the bytes escaped."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    odd = os.fsdecode(b"na\xffme.jsonl")
+    (tmp_path / odd).write_text('{"text": "a"}\n')
+    for arguments in (
+        ("embed", odd, "out.parquet", "-f", "hashing"),
+        ("search", odd, "a"),
+        ("embed", "in.jsonl", odd.replace("jsonl", "parquet"), "-f", "hashing"),
+    ):
+        err = command(*arguments, expect=exits.ERROR).err
+        assert "not valid UTF-8" in err
+        assert "Traceback" not in err
+
+
+def test_a_place_that_cannot_be_written_is_not_answered_with_the_same_command(cli: Callable, tmp_path: Path) -> None:
+    """Running it once more would not help."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "file").write_text("")
+    err = cli("embed", "in.jsonl", "file/out.parquet", "-f", "hashing", expect=exits.ERROR).err
+    assert "run the same command" not in err
+    assert "Hint" in err
+
+
+def test_rows_without_a_field_are_not_called_an_empty_file(cli: Callable, tmp_path: Path) -> None:
+    """The file has rows; what they lack is said."""
+    (tmp_path / "in.jsonl").write_text("{}\n{}\n")
+    assert "no field in any of them" in cli("embed", "in.jsonl", "o.parquet", "-f", "hashing", expect=exits.ERROR).err
 
 
 @pytest.mark.parametrize(
