@@ -140,7 +140,9 @@ print(set(found))
     assert runs(code, "torch") == "{0}\n"
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(anew, marks=pytest.mark.slow) for anew in ("spawn", "forkserver"))]
+)
 def test_multiprocessing(runs: Callable[..., str], tmp_path: Path, method: str) -> None:
     """A pool of any kind embeds with a function that its parent has used, and gets the parent's vectors."""
     (tmp_path / "work.py").write_text("def embed(fn, rows):\n    return fn.generate_embeddings(rows)\n")
