@@ -85,7 +85,7 @@ def test_the_way_of_batching_changes_nothing(options: dict[str, int]) -> None:
 
 
 def test_a_few_words_are_embedded_in_one_thread() -> None:
-    """What is too little to share takes no worker, but a thread apart: the caller's may be forked; more takes workers."""
+    """What is too little to share takes no worker but one thread beside the caller, which may fork; more does."""
     backend = Letters()
     embed_texts(backend, ["one", "two"], 2)
     assert backend.threads == {"embedreg-alone"}
