@@ -15,10 +15,12 @@ from pydantic import Field, PrivateAttr
 
 from embedreg import grants
 from embedreg.base import IMAGES, EmbeddingFunction, Traits
-from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError
-from embedreg.runtime import cache, clip, clip_files, device, precision, progress, queries, workers
+from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError, RowError
+from embedreg.runtime import cache, clip, clip_files, device, precision, progress, queries, truncation, workers
+from embedreg.runtime.execute import Made
 from embedreg.runtime.pictures import embed_picture, embed_pictures
 from embedreg.runtime.precision import Precision
+from embedreg.runtime.truncation import Truncate
 from embedreg.secrets import is_reference
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ class OpenClipEmbeddings(EmbeddingFunction):
             hardware is quicker so.
         draft: whether JPEGs of twice the size that the model sees, and more, are decoded at a half, a quarter or an
             eighth of theirs: several times quicker, and no longer exact (docs/open-clip.md has what it changes).
+        truncate: what becomes of a text longer than the model takes: its vector is that of its beginning, with
+            ("warn") or without ("silent") a line in the log that counts such rows; or ("error") it has none, and fails
+            as a row.
         num_threads: worker threads on a CPU, elsewhere those that open images; None for one per core that torch may
             use.
     """
@@ -66,10 +71,16 @@ class OpenClipEmbeddings(EmbeddingFunction):
     source_type: Literal["image", "text"] = "image"
     precision: Precision = "float32"
     draft: bool = False
+    truncate: Truncate = "warn"
     num_threads: int | None = Field(default=None, ge=1)
 
     _files: clip_files.ClipFiles | None = PrivateAttr(default=None)
     _key: tuple[Any, ...] | None = PrivateAttr(default=None)
+
+    @staticmethod
+    def runtime_keys() -> list[str]:
+        """Name what cannot change a vector that is given out."""
+        return ["truncate"]
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -95,9 +106,10 @@ class OpenClipEmbeddings(EmbeddingFunction):
     # -- queries ----------------------------------------------------------------------------------------------------
 
     def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Embed one query, a text or an image: (1, d) float32; a list of one RowError for an image without a vector."""
-        from embedreg.errors import RowError
+        """Embed one query, a text or an image: (1, d) float32; a list of one RowError for an image without a vector.
 
+        Under truncate="error" a text that is too long is a RowError too.
+        """
         if not isinstance(query, str):
             try:
                 with self._failing(1):
@@ -109,13 +121,23 @@ class OpenClipEmbeddings(EmbeddingFunction):
         known = queries.recent.get(key, query)
         if known is None:
             with self._failing(1):
-                known = workers.alone(loaded.embed_texts, [query], self.normalize)
+                made = workers.alone(loaded.embed_texts, [query], self.normalize)
+            if made.truncated.any():
+                return self._settled(made, loaded)
+            known = made.vectors
             queries.recent.put(key, query, known)
         return known
 
     def generate_text_embeddings(self, text: str) -> np.ndarray:
-        """Embed one text: (d,) float32; LanceDB's method of this name."""
-        return self.compute_query_embeddings(text)[0]  # type: ignore[no-any-return]
+        """Embed one text: (d,) float32; LanceDB's method of this name.
+
+        Raises:
+            RowError: a text that is too long, under truncate="error".
+        """
+        (made,) = self.compute_query_embeddings(text)
+        if isinstance(made, RowError):
+            raise made
+        return made  # type: ignore[no-any-return]
 
     def generate_image_embedding(self, image: Any) -> np.ndarray:
         """Embed one image: (d,) float32; LanceDB's method of this name, where a `str` is a path or a URL."""
@@ -126,6 +148,8 @@ class OpenClipEmbeddings(EmbeddingFunction):
 
     def compute_source_embeddings(self, images: IMAGES, *args: Any, **kwargs: Any) -> Any:
         """Embed source rows: (n, d) float32; a list with a RowError for each image that could not be opened.
+
+        Under truncate="error" each text that is too long has one.
 
         Raises:
             InputError: under source_type="text", a row that is no text.
@@ -144,7 +168,7 @@ class OpenClipEmbeddings(EmbeddingFunction):
             return [texts]
         return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
 
-    def _embed_texts(self, rows: Any) -> np.ndarray:
+    def _embed_texts(self, rows: Any) -> Any:
         import numpy as np
 
         texts = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)
@@ -153,15 +177,19 @@ class OpenClipEmbeddings(EmbeddingFunction):
             raise InputError(
                 f"row {odd} is {type(texts[odd]).__name__}, not text.", "source_type='image' embeds a column of images"
             )
-        vectors = np.empty((len(texts), self.ndims()), np.float32)
+        whole = Made(np.empty((len(texts), self.ndims()), np.float32), np.zeros(len(texts), bool))
         loaded = self._loaded()
         with self._failing(len(texts)):
             for start, made in loaded.embed_many_texts(
                 texts, self.normalize, batch_size=self.batch_size, threads=self.num_threads
             ):
-                vectors[start : start + len(made)] = made
-                progress.report(progress.Step(rows=len(made)))
-        return vectors
+                stop = start + len(made.vectors)
+                whole.vectors[start:stop], whole.truncated[start:stop] = made.vectors, made.truncated
+                progress.report(progress.Step(rows=len(made.vectors)))
+        return self._settled(whole, loaded)
+
+    def _settled(self, made: Made, loaded: clip.Clip) -> Any:
+        return truncation.settled(made.vectors, made.truncated, self.truncate, loaded.max_tokens(), self.name)
 
     # -- the model --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ its model was trained with. The runtime only batches and runs them in its own wa
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pydantic import Field, PrivateAttr
 
 from embedreg import grants
 from embedreg.base import TEXT, Metric, TextEmbeddingFunction, Traits
-from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundError, RowError
+from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundError
 from embedreg.runtime import (
     cache,
     device,
@@ -31,17 +30,17 @@ from embedreg.runtime import (
     products,
     progress,
     queries,
+    truncation,
     weights,
     workers,
 )
 from embedreg.runtime.execute import Made, embed_texts
 from embedreg.runtime.pipeline import TextPipeline
 from embedreg.runtime.precision import Precision
+from embedreg.runtime.truncation import Truncate
 from embedreg.secrets import is_reference
 
 __all__ = ["SentenceTransformerEmbeddings"]
-
-log = logging.getLogger("embedreg")
 
 ROWS_A_DEVICE = 512  # fewer are not worth the copy of the weights that another device would get
 
@@ -90,7 +89,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     revision: str | None = None
     batch_size: int | None = Field(default=None, ge=1)
     num_threads: int | None = Field(default=None, ge=1)
-    truncate: Literal["warn", "error", "silent"] = "warn"
+    truncate: Truncate = "warn"
     precision: Precision = "float32"
     backend: Literal["auto", "torch", "openvino"] = "auto"
     truncate_dim: int | None = Field(default=None, ge=1)
@@ -341,24 +340,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             return Made(vectors, library.truncated(model, [said + text for text in counted], len(rows)))
 
     def _settled(self, made: Made, model: Any) -> Any:
-        """Return vectors under the policy for truncated rows: an array, or a list with a RowError for each."""
-        count, rows = int(made.truncated.sum()), len(made.truncated)
-        if count and self.truncate == "error":
-            problem = RowError(
-                f"it is longer than the {model.max_seq_length} tokens that the model {self.name!r} takes",
-                "cut it into passages, or truncate='warn' to embed its beginning",
-            )
-            return [problem if cut else row for row, cut in zip(made.vectors, made.truncated, strict=True)]
-        if count and self.truncate == "warn":
-            log.warning(
-                "%d of %d text(s) are longer than the %s tokens that %s takes: only their beginning was embedded "
-                "(truncate='error' or 'silent' changes that)",
-                count,
-                rows,
-                model.max_seq_length,
-                self.name,
-            )
-        return made.vectors
+        return truncation.settled(made.vectors, made.truncated, self.truncate, model.max_seq_length, self.name)
 
     @contextmanager
     def _failing(self, rows: int) -> Iterator[None]:

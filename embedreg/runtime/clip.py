@@ -14,6 +14,7 @@ from embedreg.forks import ForkSafeLock
 from embedreg.imports import attempt_import_or_raise
 from embedreg.runtime import products, progress, workers
 from embedreg.runtime.clip_files import CONFIG, EXTRA, FOLDER_PREFIX, ClipFiles, library
+from embedreg.runtime.execute import Made
 from embedreg.runtime.folder import read_object
 from embedreg.runtime.precision import Precision
 from embedreg.runtime.preprocess import Preprocess
@@ -50,35 +51,47 @@ class Clip:
         """Run the image tower on b prepared pictures: (b, d) float32, on the model's device."""
         return self.model.encode_image(self.preprocess.tensor(batch).to(self.dtype)).float()
 
-    def text_features(self, texts: list[str]) -> Any:
-        """Run the text tower: (b, d) float32, on the model's device."""
+    def tokens(self, texts: list[str]) -> tuple[Any, np.ndarray]:
+        """Tokenize texts: (b, t) int64, and (b,) bool, the texts that lost tokens to the model's limit."""
+        import numpy as np
+
         with self._lock:
             tokens = self.tokenizer(texts)
-        return self.model.encode_text(tokens.to(self.device)).float()
+            rows = list(range(len(texts)))
+            if not hasattr(self.tokenizer, "tokenizer"):  # the library's own: zeros follow a text that leaves room
+                rows = [row for row in rows if tokens[row, -1]]
+            counts = _count_tokens(self.tokenizer, [texts[row] for row in rows])
+        cut = np.zeros(len(texts), bool)
+        cut[rows] = np.asarray(counts, int) > tokens.shape[1]
+        return tokens, cut
 
-    def embed_texts(self, texts: list[str], normalize: bool) -> np.ndarray:
-        """Embed texts in this thread: (b, d) float32."""
-        import numpy as np
+    def embed_texts(self, texts: list[str], normalize: bool) -> Made:
+        """Embed texts in this thread."""
         import torch
 
+        tokens, cut = self.tokens(texts)
         with torch.inference_mode():
-            made = _unit(self.text_features(texts)) if normalize else self.text_features(texts)
-            return np.asarray(made.cpu().numpy())
+            made = self.model.encode_text(tokens.to(self.device)).float()
+            return Made((_unit(made) if normalize else made).cpu().numpy(), cut)
 
     def embed_many_texts(
         self, texts: list[str], normalize: bool, *, batch_size: int, threads: int | None
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    ) -> Iterator[tuple[int, Made]]:
         """Embed texts in batches, and yield the first row of each with its vectors, in no order."""
         batch_size = min(batch_size, _TEXTS) if self.device == "cpu" else batch_size
         starts = range(0, len(texts), batch_size)
 
-        def work(start: int) -> tuple[int, np.ndarray]:
+        def work(start: int) -> tuple[int, Made]:
             return start, self.embed_texts(texts[start : start + batch_size], normalize)
 
         if self.device != "cpu" or len(starts) == 1:
             yield from (workers.alone(work, start) for start in starts)
         else:
             yield from workers.run(work, starts, threads or workers.lanes())
+
+    def max_tokens(self) -> int:
+        """Return how many tokens of a text the model reads, its marks included."""
+        return int(self.tokenizer.context_length)
 
     def held_bytes(self) -> int:
         """Return how much memory its weights take."""
@@ -118,6 +131,19 @@ class ClipPictures:
         """Normalise the pixels, and run the tower."""
         made = self.clip.image_features(batch)
         return _unit(made) if self.normalize else made
+
+
+def _count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Return how many tokens each text has, its marks included, before any is cut off."""
+    if not texts:
+        return []
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is None:
+        return [len(tokenizer.encode(text)) + 2 for text in texts]  # between its marks of start and end
+    clean = getattr(tokenizer, "clean_fn", None) or library().tokenizer.get_clean_fn("canonicalize")  # as SigLIP's has
+    own_marks = getattr(tokenizer, "tokenizer_mode", None) == "clips"
+    found = inner([clean(text) for text in texts], add_special_tokens=not own_marks, truncation=False, verbose=False)
+    return [len(ids) + 3 * own_marks for ids in found["input_ids"]]  # the mode's own: start, end and class
 
 
 def _unit(vectors: Any) -> Any:

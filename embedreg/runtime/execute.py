@@ -27,7 +27,7 @@ CPU_BUDGET = 1024  # padded tokens: a batch's activations stay in the caches; 81
 WINDOW = 8192  # rows planned at once: from a few thousand on, next to no padding is left
 _FIRST = 1024  # rows of the first window on devices, which stand idle until it is tokenized
 _TOKENIZED = 512  # rows a call of the tokenizer, which one thread at a time may use: a query must not wait for long
-_ALONE = 192  # padded tokens: so few are quicker in the caller's own thread, on all of its cores
+_ALONE = 192  # padded tokens: so few are quicker in one thread, on all cores
 
 
 class Backend(Protocol):

@@ -137,7 +137,7 @@ def test_large_jpegs_are_decoded_small_and_others_never() -> None:
 
 
 def test_workers_have_one_thread_and_the_user_keeps_his() -> None:
-    """Batches run in worker threads of one torch thread each, a single picture in the caller's; nothing leaks."""
+    """Batches run in workers of one torch thread each, a single picture in one beside the caller's; nothing leaks."""
     before = torch.get_num_threads()
     together = threading.Barrier(2)
 
@@ -154,7 +154,8 @@ def test_workers_have_one_thread_and_the_user_keeps_his() -> None:
     assert model.torch_threads == {1}
     alone = Means()
     embed_pictures(alone, [flat(1)], NDIMS)
-    assert alone.threads["forward"] == {threading.get_ident()}
+    assert len(alone.threads["forward"]) == 1
+    assert alone.threads["forward"].isdisjoint({threading.get_ident(), *model.threads["forward"]})  # it may fork
     assert torch.get_num_threads() == before
 
 

@@ -1,0 +1,45 @@
+"""What becomes of a text that is longer than a model takes: one policy for every local function of text."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from embedreg.errors import RowError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Truncate", "settled"]
+
+log = logging.getLogger("embedreg")
+
+Truncate: TypeAlias = Literal["warn", "error", "silent"]
+
+
+def settled(vectors: np.ndarray, truncated: np.ndarray, policy: Truncate, limit: int | None, name: str) -> Any:
+    """Return vectors under the policy for truncated rows: an array, or a list with a RowError for each of them.
+
+    Args:
+        vectors: (n, d) float32.
+        truncated: (n,) bool, the rows that lost tokens to the model's limit.
+        limit: how many tokens of a text the model takes.
+        name: the model's name.
+    """
+    count, rows = int(truncated.sum()), len(truncated)
+    if count and policy == "error":
+        problem = RowError(
+            f"it is longer than the {limit} tokens that the model {name!r} takes",
+            "cut it into passages, or truncate='warn' to embed its beginning",
+        )
+        return [problem if cut else row for row, cut in zip(vectors, truncated, strict=True)]
+    if count and policy == "warn":
+        log.warning(
+            "%d of %d text(s) are longer than the %s tokens that %s takes: only their beginning was embedded "
+            "(truncate='error' or 'silent' changes that)",
+            count,
+            rows,
+            limit,
+            name,
+        )
+    return vectors
