@@ -42,6 +42,18 @@ def _broken() -> InputError:
     return InputError("the message is not a valid Arrow Flight message.", "call it from Databend or a Flight client")
 
 
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Return a column of texts over the same memory as bytes: a text that is not UTF-8 fails alone, as its own row."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _as_bytes(column.dictionary), safe=False)
+    if pa.types.is_string(kind):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(kind) else column
+
+
 # -- protobuf ---------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +276,7 @@ class Incoming:
             made.validate()
             for column in made.columns:
                 self._check_growth(column)
-            made.validate(full=True)  # offsets and UTF-8: what reads a column trusts them
+                _as_bytes(column).validate(full=True)  # what reads a column trusts its offsets
         except InputError:
             raise
         except (pa.ArrowException, OSError, ValueError, IndexError, StopIteration):

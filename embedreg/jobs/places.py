@@ -402,7 +402,7 @@ def _of_one_kind(
 
 
 def _article(what: str) -> str:
-    return f"a link to what is not there ({what})" if what == "dangling link" else f"{what} and no file"
+    return f"a link to what is not there ({what})" if what == "dangling link" else f"{what}, not a regular file"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -223,7 +223,7 @@ def test_a_page_appears_when_it_is_whole(cli: Callable, tables: list[str], photo
     """It replaces an older one, leaves nothing beside it, and an error leaves the older one as it was."""
     cli("search", "b.parquet", "red", "--html", "out/hits.html", "-n", 1)
     first = Path("out/hits.html").read_bytes()
-    cli("search", "b.parquet", "no such colour at all", "--html", "out/hits.html", expect=exits.BUG)
+    cli("search", "b.parquet", "no such colour at all", "--html", "out/hits.html", expect=exits.ERROR)
     assert Path("out/hits.html").read_bytes() == first
     cli("search", "b.parquet", "blue", "--html", "out/hits.html")
     assert Path("out/hits.html").read_bytes() != first

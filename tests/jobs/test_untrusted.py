@@ -257,7 +257,7 @@ def test_a_pipe_among_the_inputs_is_an_error(job: Callable[..., Path]) -> None:
     """It is named; nobody waits for it."""
     at = job()
     os.mkfifo(at / "in" / "c.parquet")
-    with patience(), pytest.raises(StorageError, match=r"c\.parquet is not a regular file"):
+    with patience(), pytest.raises(StorageError, match=r"c\.parquet is a pipe, not a regular file"):
         RUNS["resume"](at, "folder")
 
 
