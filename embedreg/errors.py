@@ -75,6 +75,11 @@ class EmbedregError(Exception):
         self.shell_hint = hint
         return self
 
+    def with_shell_hint_of(self, other: EmbedregError) -> Self:
+        """Take over the command line's hint of an error that this one says more of; return the error itself."""
+        self.shell_hint = other.shell_hint
+        return self
+
     def __str__(self) -> str:
         # KeyError's own __str__ would print the repr of the message.
         return self.message if self.hint is None else f"{self.message}\nHint: {self.hint}"

@@ -171,7 +171,7 @@ def build(entry: Entry) -> tuple[EmbeddingFunction, list[str]]:
     try:
         cls = get_registry().get(alias)
     except UnknownFunctionError as exc:
-        raise UnknownFunctionError(f"{where}: {exc.message}", exc.hint) from None
+        raise UnknownFunctionError(f"{where}: {exc.message}", exc.hint).with_shell_hint_of(exc) from None
     except EmbedregError:
         raise
     except Exception as exc:  # an installed plug-in may raise anything as it is imported

@@ -493,7 +493,8 @@ def _embed_rows(
     try:
         return embed_column(config.function, source, zero_vectors=zero_vectors, on_window=on_window, declared=known)
     except InputError as exc:
-        raise InputError(f"column {config.source_column!r}: {exc.message}", exc.hint) from exc
+        named = InputError(f"column {config.source_column!r}: {exc.message}", exc.hint)
+        raise named.with_shell_hint_of(exc) from exc
 
 
 def _cast(batch: pa.RecordBatch, item: pa.Field, defaults: inputs.Defaults, first: int) -> pa.Array:

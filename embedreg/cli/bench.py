@@ -152,7 +152,7 @@ def _show(found: dict[str, Any]) -> None:
         "first": f"{terminal.seconds(found['load_s'])} until the first vector",
     }
     if found["tokens_per_s"] is None:
-        lines["time"] = f"{terminal.seconds(found['seconds'])}; what happens inside, this function does not tell"
+        lines["time"] = f"{terminal.seconds(found['seconds'])}; its parts: this function does not tell them"
     else:
         parts = {"tokenizing": found["tokenize_s"], "the model": found["model_s"], "the rest": found["rest_s"]}
         lines["time"] = ", ".join(f"{name} {value / found['seconds']:.0%}" for name, value in parts.items())

@@ -14,7 +14,7 @@ import typer
 from embedreg.cli import estimate as estimates
 from embedreg.cli import terminal
 from embedreg.cli.hints import with_options
-from embedreg.cli.session import AsJson, command
+from embedreg.cli.session import AsJson, command, common_arguments
 from embedreg.errors import EmbedregError, MissingColumnError
 from embedreg.images.allowances import allow_images
 from embedreg.jobs import places
@@ -314,7 +314,8 @@ def _summary(report: JobReport) -> dict[str, Any]:
 
 
 def _print(report: JobReport) -> None:
-    facts = [terminal.count(report.rows, "row"), f"{terminal.count(report.embedded, 'distinct input')} embedded"]
+    done = "given to the function" if report.bad_rows else "embedded"  # of bad rows too
+    facts = [terminal.count(report.rows, "row"), f"{terminal.count(report.embedded, 'distinct input')} {done}"]
     facts += [f"{report.cached:,} of them from the cache"] if report.cached else []
     facts += [f"{terminal.count(report.given, 'vector')} given"] if report.given else []
     facts += [f"{report.nulls:,} null or blank"] if report.nulls else []
@@ -333,7 +334,8 @@ def _print(report: JobReport) -> None:
     if report.bad_rows_path is not None:
         terminal.note(f"bad rows are listed in {report.bad_rows_path}")
     if "://" not in report.path and not report.path.endswith((".arrow", ".feather")):
-        terminal.note(f'try: embedreg search {shlex.quote(report.path)} "some text"')
+        shared = "".join(f" {shlex.quote(each)}" for each in common_arguments() if each != "--debug")
+        terminal.note(f'try: embedreg search {shlex.quote(report.path)} "some text"{shared}')
 
 
 def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:

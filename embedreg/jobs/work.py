@@ -116,7 +116,8 @@ class JobSpec:
         try:
             stored = self.sink.write(piece, self.schema, batches())
         except BadRowsError as exc:
-            raise BadRowsError(f"{piece.input.path}: {exc.message}", exc.hint, exc.rows) from exc
+            named = BadRowsError(f"{piece.input.path}: {exc.message}", exc.hint, exc.rows)
+            raise named.with_shell_hint_of(exc) from exc
         return Outcome(
             piece=piece,
             rows=counted["read"],

@@ -55,6 +55,24 @@ def test_the_reason_of_a_bad_row_names_an_option() -> None:
     assert with_options(reason) == "not read from 'p'; allow it: --allow-dir 'a b'"
 
 
+def test_what_a_job_and_a_table_add_to_an_error_keeps_its_hint(cli: Callable, tmp_path: Path) -> None:
+    """A bad row names --on-error; a function that is not registered here names --import; what is offered can be run."""
+    (tmp_path / "own.py").write_text(
+        "import embedreg\n\n@embedreg.register('own-hints')\nclass Own(embedreg.TextEmbeddingFunction):\n"
+        "    def ndims(self):\n        return 2\n\n    def generate_embeddings(self, texts):\n"
+        "        return [embedreg.RowError('odd') if text == 'b' else [1, 2] for text in texts]\n"
+    )
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    run = ("embed", "in.jsonl", "out.parquet", "-f", "own-hints", "--import", "own.py")
+    err = cli(*run, expect=exits.ERROR).err
+    assert "--on-error null" in err
+    assert "report=" not in err
+    done = cli(*run, "--on-error", "null")
+    assert "2 distinct inputs given to the function, 1 bad" in done.out
+    offered = next(line for line in done.err.splitlines() if line.startswith("try: "))
+    assert shlex.split(offered)[2:] == ["search", "out.parquet", "some text", "--import", "own.py"]
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_bug(tmp_path: Path, closed: str) -> None:
     """What would be printed is lost; the work is done, an error has its code, and no file becomes stdout."""
