@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from embedreg import identity, manifest, metadata, secrets
 from embedreg.config import sensitive_fields
 from embedreg.display import plain
-from embedreg.errors import EmbedregError, InputError, StorageError
+from embedreg.errors import EmbedregError, InputError, MetadataError, StorageError
 from embedreg.identity import Drift
 from embedreg.metadata import Entry, Functions
 from embedreg.sensitive import items_judged
@@ -287,6 +287,20 @@ def inspect(data: Any) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def refuse_clear_secrets(entry: Entry) -> None:
+    """Refuse a stored declaration that cannot be printed as it lies.
+
+    Raises:
+        MetadataError: another writer left a secret in the clear.
+    """
+    stored = {key: value for key, value in entry.model.items() if key != metadata.RESERVED}
+    if _shown_config(entry) != stored:
+        raise MetadataError(
+            f"the declaration of {entry.vector_column!r} holds a secret in the clear, which is not printed.",
+            "declare the column anew, with a reference: api_key='$var:name'",
+        )
 
 
 def _shown_config(entry: Entry) -> dict[str, Any]:

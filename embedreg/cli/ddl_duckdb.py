@@ -80,15 +80,10 @@ def _entries(path: Path) -> list[Entry]:
     Raises:
         MetadataError: there are none, or one of them holds what must not be printed.
     """
-    from embedreg import functions_in, inspect
-    from embedreg.entries import RESERVED
+    from embedreg import functions_in
+    from embedreg.locate import refuse_clear_secrets
 
     entries = functions_in(path).entries
-    for shown in inspect(path):
-        stored = entries[shown["vector_column"]].model
-        if shown["config"] != {key: value for key, value in stored.items() if key != RESERVED}:
-            raise MetadataError(
-                f"the declaration of {shown['vector_column']!r} holds a secret in the clear, which is not printed.",
-                "declare the column anew, with a reference: api_key='$var:name'",
-            )
+    for entry in entries.values():
+        refuse_clear_secrets(entry)
     return list(entries.values())

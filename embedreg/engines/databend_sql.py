@@ -16,6 +16,7 @@ from embedreg import comments, metadata
 from embedreg.base import EmbeddingFunctionConfig, metric_of
 from embedreg.errors import ConfigError
 from embedreg.imports import did_you_mean
+from embedreg.locate import refuse_clear_secrets
 
 if TYPE_CHECKING:
     from embedreg.engines.databend import Served
@@ -293,6 +294,7 @@ def _comment(served: Served, layout: Layout, config: EmbeddingFunctionConfig | N
         config = served.function.bind(layout.source, layout.vector)
     stored = metadata.encode([config])
     [entry] = metadata.entries({metadata.KEY: stored})
+    refuse_clear_secrets(entry)  # fields that the class does not know are kept as they were stored
     return comments.comment_of(entry)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,3 +128,16 @@ def test_versions_types_and_addresses_that_do_not_fit_are_refused(cli: Callable)
     assert "--returns array, or --databend-version current" in err
     err = cli("ddl", "databend", "-f", "hashing", "--address", "http://me:secret@h:1", expect=1).err
     assert "secret" not in err
+
+
+def test_a_secret_that_data_holds_in_the_clear_is_not_printed(cli: Callable, tmp_path: Path) -> None:
+    """Fields that a class does not know are kept as they were stored, and a comment would show them."""
+    table = embedreg.embed_table([{"text": "a"}], embedreg.get("hashing").create(dim=4).bind("text", "vector"))
+    model = {"dim": 4, "options": {"name": "Authorization", "value": "zzKEYzz"}}
+    entry = {"name": "hashing", "model": model, "source_column": "text", "vector_column": "vector"}
+    declared = {"embedding_functions": json.dumps([entry])}
+    pq.write_table(table.replace_schema_metadata(declared), tmp_path / "kept.parquet")
+    for form in ([], ["--json"]):
+        done = cli("ddl", "databend", "--like", "kept.parquet", *form, expect=1)
+        assert "holds a secret in the clear" in done.err
+        assert "zzKEYzz" not in done.out + done.err
