@@ -40,6 +40,7 @@ LONG_TEXT = 2**16  # characters; a longer text is counted in pieces, alone
 LONG_WORD = 1024  # characters; what is longer is not kept
 MEMO = 100_000  # words, and as many runs of words, whose hashes are kept: some tens of megabytes
 
+_MANY_MARKS = 1024  # combining marks in a row, and the characters of a text that is searched for such a row
 _PARTS = 16_384  # words or runs of a long text at a time
 _WORD = re.compile(r"\w+")
 
@@ -153,6 +154,30 @@ def _count(features: list[bytes], dim: int) -> np.ndarray:
     return counts
 
 
+def _one_spelling(text: str) -> str:
+    """Return a text in Unicode's form NFKC, in time linear in its length.
+
+    Normalizing sorts a run of combining marks in quadratic time: two million of them, which are 4 MB, took hours.
+    A run that is in order already costs nothing, so long ones are put in order before: the result is the same.
+    """
+    if len(text) > _MANY_MARKS:
+        text = _runs_of_marks().sub(_in_order, text)
+    return unicodedata.normalize("NFKC", text)
+
+
+@functools.cache
+def _runs_of_marks() -> re.Pattern[str]:
+    """Return what finds long runs of characters that are nothing but marks once they are decomposed."""
+    forms = ((char, unicodedata.normalize("NFKD", char)) for char in map(chr, range(0x300, 0x1F000)))
+    marks = "".join(char for char, form in forms if all(map(unicodedata.combining, form)))
+    return re.compile(f"[{marks}]{{{_MANY_MARKS},}}")
+
+
+def _in_order(run: re.Match[str]) -> str:
+    parts = {char: unicodedata.normalize("NFKD", char) for char in set(run[0])}
+    return "".join(sorted("".join(map(parts.__getitem__, run[0])), key=unicodedata.combining))
+
+
 class _Features:
     """The hashes of a text's features. Most words come again and again, so theirs are kept."""
 
@@ -166,7 +191,7 @@ class _Features:
     def of(self, text: str) -> bytes:
         """Return the hashes of a text's features, 8 bytes each; at least one."""
         if not text.isascii():
-            text = unicodedata.normalize("NFKC", text)  # an accented letter is spelled in one way only
+            text = _one_spelling(text)  # an accented letter is spelled in one way only
         if self.lowercase:
             text = text.lower()
         words = _WORD.findall(text) or [text.strip()]  # punctuation alone is a word too
@@ -183,7 +208,7 @@ class _Features:
         The order is another one, but for the first: a sum of whole numbers does not depend on it.
         """
         if not text.isascii():
-            text = unicodedata.normalize("NFKC", text)
+            text = _one_spelling(text)
         if self.lowercase:
             text = text.lower()
         some = False
