@@ -403,9 +403,12 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
         tally.failed([bad[row] for row in sorted(bad)], strict)
     for name in broken:  # no reader could read such a column: what is wrong in it is replaced, in rows that failed
         batch = batch.set_column(batch.schema.get_field_index(name), name, readable(batch.column(name)))
+    places = {name: place for place, name in enumerate(batch.schema.names)}
     for item in plan.schema:
         if item.name not in columns:
-            columns[item.name] = _cast(batch, item, plan.defaults, first)
+            place = places.get(item.name)
+            given = None if place is None else batch.column(place)
+            columns[item.name] = _cast(given, item, plan.defaults, first, batch.num_rows)
     made = pa.RecordBatch.from_arrays([columns[item.name] for item in plan.schema], schema=plan.schema)
     if tally.progress is not None:
         tally.progress(tally.report.rows, tally.total)
@@ -497,12 +500,12 @@ def _embed_rows(
         raise named.with_shell_hint_of(exc) from exc
 
 
-def _cast(batch: pa.RecordBatch, item: pa.Field, defaults: inputs.Defaults, first: int) -> pa.Array:
+def _cast(given: pa.Array | None, item: pa.Field, defaults: inputs.Defaults, first: int, rows: int) -> pa.Array:
     """Return a column as it is declared; one that the data lacks is made of its default."""
     import pyarrow as pa
 
-    if item.name in batch.schema.names:
-        return inputs.as_declared(batch.column(item.name), item, first)
+    if given is not None:
+        return inputs.as_declared(given, item, first)
     if (make := defaults.made.get(item.name)) is None:
-        return pa.nulls(batch.num_rows, item.type)
-    return inputs.as_declared(inputs.made_column(item, [make({}) for _ in range(batch.num_rows)]), item, first)
+        return pa.nulls(rows, item.type)
+    return inputs.as_declared(inputs.made_column(item, [make({}) for _ in range(rows)]), item, first)

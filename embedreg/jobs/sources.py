@@ -150,7 +150,8 @@ class Source:
         """
         wanted = self.schema if wanted is None else wanted
         folders = partitions_of(path) if self.partitioned else {}
-        names = [name for name in wanted.names if name in self.schema.names]
+        known = frozenset(self.schema.names)
+        names = [name for name in wanted.names if name in known]
         row = span.first_row
         with _readable(self.place, path):
             for batch in self._raw(path, span, names, batch_rows):

@@ -6,6 +6,7 @@ The folder may have come from anyone. What does not fit is one `StorageError`, o
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -201,15 +202,16 @@ def inputs_of(plan: Plan) -> dict[str, Input]:
     """Return the inputs of a plan.
 
     Raises:
-        Malformed: a key is not the path of its input, or a unit ends before it begins.
+        Malformed: a key is not the path of its input, or its units leave a gap, overlap, or end before they begin.
     """
     found = {}
     for path, each in plan.inputs.items():
         units = tuple(Unit(*unit) for unit in each.units)
-        stops = [0, *(unit.stop for unit in units)]
-        if path != each.path or any(not before <= u.start <= u.stop for u, before in zip(units, stops, strict=False)):
+        gaps = any(one.stop != other.start for one, other in itertools.pairwise(units))
+        if path != each.path or gaps or any(unit.start > unit.stop for unit in units):
             raise Malformed("its units do not fit each other")
-        found[path] = Input(path, each.size, each.mtime_ns, each.etag, units)
+        if units:  # one without any is looked at again: it is empty, or its rows would be lost
+            found[path] = Input(path, each.size, each.mtime_ns, each.etag, units)
     return found
 
 

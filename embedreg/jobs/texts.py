@@ -259,7 +259,10 @@ def _named(storage: Storage, path: str, exc: StorageError) -> StorageError:
 
 def _located(storage: Storage, path: str, reading: Reading, fault: Fault) -> StorageError:
     """Return a fault as an error that names the file and the line."""
-    text = Text(storage, path, reading)
+    try:
+        text = Text(storage, path, reading)
+    except Fault:  # it cannot even be opened
+        return StorageError(f"{storage.shown(path)}, near its start: {fault.message}.", fault.hint)
     try:
         line, other = (None if at is None else _line(text, at) for at in (fault.offset, fault.other))
         what = f"element {line} of the array" if text.array else f"line {line}"

@@ -507,3 +507,16 @@ def test_a_type_that_parquet_lacks_is_named_before_any_work(tmp_path: Path, colu
         embedreg.embed(tmp_path / "a.arrow", tmp_path / target, BIND)
     assert not list(tmp_path.glob(f"{target}/*.parquet"))
     assert not (tmp_path / target).is_file()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "punycode"])
+def test_a_file_of_another_encoding_is_one_line(tmp_path: Path, encoding: str) -> None:
+    """A fault in the very first bytes is an error that names the file."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(StorageError, match=rf"a\.jsonl, .*not valid {encoding}"):
+        embedreg.embed(
+            tmp_path / "a.jsonl",
+            tmp_path / "out",
+            embedreg.get("hashing").create(dim=4).bind("text", "vector"),
+            encoding=encoding,
+        )

@@ -189,6 +189,29 @@ def test_a_record_removes_nothing_outside(job: Callable[..., Path], name: Any, r
     assert tried(at, "folder", run) is None
 
 
+@pytest.mark.parametrize("units", [[], [[0, 1, 10, 100], [1, 1, 0, 0], [5, 6, 10, 100]]])
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_plan_with_gaps_loses_no_rows(job: Callable[..., Path], kind: str, units: list[list[int]]) -> None:
+    """Inputs without units, or with units that leave some out, are looked at again."""
+    at = job(kind)
+    plan = at / "place" / ROOTS[kind] / "_embedreg" / "plan.json"
+    for path in json.loads(plan.read_text())["inputs"]:
+        change(plan, "inputs", path, "units", to=units)
+    assert tried(at, kind, "resume") is None
+    report = embedreg.embed(at / "in", at / "elsewhere", declaration(), **OPTIONS)
+    assert rows_of(at / "place" / NAMES[kind]) == report.rows == 40
+
+
+def rows_of(path: Path) -> int:
+    """Count the rows of an output."""
+    if path.suffix == ".lance":
+        import lance
+
+        return int(lance.dataset(str(path)).count_rows())
+    files = [path] if path.is_file() else [each for each in path.rglob("*.parquet") if "_embedreg" not in each.parts]
+    return sum(pq.read_metadata(each).num_rows for each in files)
+
+
 def test_a_planned_file_that_is_not_ours_stays(job: Callable[..., Path]) -> None:
     """A plan may name what lies in the folder and was never embedreg's: it is not removed."""
     at = job()
