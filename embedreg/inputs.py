@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -496,7 +495,7 @@ def _from_dicts(
 
     wants = expected.types()
     if whole or rows is not None:
-        return _unified(_chunks(items, max(_CHUNK, batch_rows), expected, wants), batch_rows)
+        return _unified(_chunks(items, max(_CHUNK, batch_rows), expected, wants), batch_rows, expected)
     first = _dicts(list(itertools.islice(items, batch_rows)), 0)
     wants |= {
         name: pa.list_(pa.float64()) for name in expected.vectors - wants.keys()
@@ -558,6 +557,8 @@ def _from_tables(
     items: Iterator[Any], expected: Expected, batch_rows: int, whole: bool
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Turn tables, or lists of rows, into one stream."""
+    import pyarrow as pa
+
     first = next(items)
     schema, head = batches_of(first, expected, batch_rows)
 
@@ -573,12 +574,17 @@ def _from_tables(
     batches = itertools.chain(head, rest())
     if whole:
         parts = ((batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True))) for batch in batches)
-        return _unified(parts, batch_rows, schema)
-    return schema, _aligned(batches, schema, expected.vectors | expected.types().keys())
+        return _unified(parts, batch_rows, expected, schema)
+    wanted = expected.types()
+    required = expected.required() | expected.sources | expected.vectors
+    for name in wanted.keys() - set(schema.names):  # declared columns are read, also where the first table lacks them
+        if name not in required or name in expected.defaults.made:
+            schema = schema.append(pa.field(name, wanted[name]))
+    return schema, _aligned(batches, schema, expected)
 
 
 def _unified(
-    parts: Iterable[tuple[int, dict[str, Any]]], batch_rows: int, first: pa.Schema | None = None
+    parts: Iterable[tuple[int, dict[str, Any]]], batch_rows: int, expected: Expected, first: pa.Schema | None = None
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Join parts that may differ in columns and types: each column gets the type that holds all its values.
 
@@ -614,17 +620,19 @@ def _unified(
     def batches() -> Iterator[pa.RecordBatch]:
         done = 0
         for rows, arrays in listed:
-            made = [_part(arrays.get(item.name), rows, item, done) for item in schema]
+            made = [_part(arrays.get(item.name), rows, item, done, expected) for item in schema]
             yield from _cut([pa.RecordBatch.from_arrays(made, schema=schema)], batch_rows)
             done += rows
 
     return schema, iter(list(batches()))
 
 
-def _part(array: Any, rows: int, item: pa.Field, first_row: int, *, rounds: bool = True) -> Any:
+def _part(array: Any, rows: int, item: pa.Field, first_row: int, expected: Expected, *, rounds: bool = True) -> Any:
     import pyarrow as pa
 
     if array is None:
+        if (make := expected.defaults.made.get(item.name)) is not None:
+            return made_column(item, [make({}) for _ in range(rows)])
         return pa.nulls(rows, item.type)
     try:
         return exactly(array, item.type, rounds=rounds)
@@ -636,18 +644,16 @@ def _part(array: Any, rows: int, item: pa.Field, first_row: int, *, rounds: bool
         ) from None
 
 
-def _aligned(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, declared: AbstractSet[str]
-) -> Iterator[pa.RecordBatch]:
+def _aligned(batches: Iterable[pa.RecordBatch], schema: pa.Schema, expected: Expected) -> Iterator[pa.RecordBatch]:
     """Yield batches in a schema that is given out already; what it cannot hold is an error.
 
-    Args:
-        declared: the columns in which floats may be rounded to the type that the schema has.
+    Floats are rounded to its types only in the columns that are declared or to be filled.
     """
     import numpy as np
     import pyarrow as pa
 
-    done = 0
+    done, declared = 0, expected.vectors | expected.types().keys()
+
     for batch in batches:
         if batch.schema.equals(schema):
             yield batch
@@ -657,7 +663,8 @@ def _aligned(
                 if name not in schema.names and array.null_count < len(array):
                     raise _late(name, done + int(np.argmax(np.asarray(array.is_valid()))))
             made = [
-                _part(given.get(item.name), batch.num_rows, item, done, rounds=item.name in declared) for item in schema
+                _part(given.get(item.name), batch.num_rows, item, done, expected, rounds=item.name in declared)
+                for item in schema
             ]
             yield pa.RecordBatch.from_arrays(made, schema=schema)
         done += batch.num_rows

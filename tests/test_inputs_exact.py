@@ -778,3 +778,15 @@ def test_times_beyond_pythons_years_are_named_as_numbers() -> None:
 def test_a_memoryview_of_two_axes_is_a_column_of_lists() -> None:
     """As the numpy array over the same memory is."""
     assert embed_table({"text": ["a"], "v": memoryview(np.array([[1, 2]]))}, BIND)["v"].to_pylist() == [[1, 2]]
+
+
+def test_declared_columns_of_a_stream_of_tables_are_read_wherever_they_come() -> None:
+    """The first table need not have them; a default stands where a table lacks its column."""
+    tables = [pa.table({"text": ["a"]}), pa.table({"text": ["b"], "n": [2], "lang": ["de"]}), pa.table({"text": ["c"]})]
+    for data in (tables, iter(tables)):
+        made = embed_batches(data, Row).read_all()
+        assert (made["n"].to_pylist(), made["lang"].to_pylist()) == ([None, 2, None], ["en", "de", "en"])
+    rows = [{"text": "a"}] * 8192 + [{"text": "b", "lang": "de"}] + [{"text": "a"}] * 8192
+    assert embed_table(rows, Row)["lang"].to_pylist() == ["en"] * 8192 + ["de"] + ["en"] * 8192
+    with pytest.raises(InputError, match="row 1 has 'other'"):
+        embed_batches(iter([tables[0], pa.table({"text": ["b"], "other": [1]})]), Row).read_all()

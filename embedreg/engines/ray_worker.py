@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from embedreg import grants, identity, metadata, secrets
+from embedreg import display, grants, identity, metadata, secrets
 from embedreg import table as tables
 from embedreg._version import __version__
 from embedreg.base import EmbeddingFunction, registered_name
+from embedreg.casting import Unfit, exactly
 from embedreg.errors import (
     BadRowsError,
     CallError,
     ConfigError,
     EmbedregError,
     HardcodedSecretError,
+    InputError,
     MissingExtraError,
     StorageError,
 )
@@ -179,13 +181,20 @@ def _plan(parcel: Parcel, given: pa.Schema, policy: dict[str, Any]) -> Plan:
     schema: Resolved = unpack(parcel)
     check(config.function for config in schema.configs)
     stored = {entry.vector_column: entry for entry in metadata.entries(given.metadata)}
-    tables.embed_batches(given.empty_table(), schema, **policy)  # what does not fit shows before any model is loaded
+    _declared(given, schema, policy)  # what does not fit shows before any model is loaded
     for config in schema.configs:
         entry, own = stored.get(config.vector_column), metadata.declared_by(config)
         fits = entry is not None and config.vector_column in given.names and metadata.says_same(config, entry)
         known = entry.reserved if entry is not None and fits and not own else own
         identity.learn(config.function, known)  # what is known already, each actor compares for itself
-    return Plan(given, tables.embed_batches(given.empty_table(), schema, **policy).schema, policy)
+    return Plan(given, _declared(given, schema, policy), policy)
+
+
+def _declared(given: pa.Schema, schema: Resolved, policy: dict[str, Any]) -> pa.Schema:
+    import pyarrow as pa
+
+    nothing = pa.RecordBatchReader.from_batches(given, iter(()))  # Arrow makes no empty table of tensors
+    return tables.embed_batches(nothing, schema, **policy).schema
 
 
 class Filler:
@@ -203,7 +212,7 @@ class Filler:
         if self._schema is None:
             self._schema = self._unpacked()
         plan = self._plan
-        given = block.select(plan.given.names).cast(plan.given)  # with the metadata, and a type for columns of nulls
+        given = self._given(block)
         try:
             made = tables.embed_table(given, self._schema, **plan.policy)
         except BadRowsError as exc:
@@ -211,6 +220,31 @@ class Filler:
             exc.hint = "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out"
             raise
         return made.cast(plan.made)
+
+    def _given(self, block: pa.Table) -> pa.Table:
+        """Return a block as the run's first one is: with the metadata, and a type for columns of nulls.
+
+        Raises:
+            InputError: a value would change.
+        """
+        import pyarrow as pa
+
+        if block.schema.equals(self._plan.given, check_metadata=True):
+            return block
+        vectors = {entry.vector_column for entry in metadata.entries(self._plan.made.metadata)}
+        columns = []
+        for item in self._plan.given:
+            chunks = block.column(item.name).chunks
+            try:
+                made = [exactly(chunk, item.type, rounds=item.name in vectors) for chunk in chunks]
+            except Unfit as exc:
+                raise InputError(
+                    f"column {display.plain(item.name, 80)!r} of a block is {block.schema.field(item.name).type}, "
+                    f"of the first one {item.type}: {exc.why}.",
+                    "cast the column in a map_batches before",
+                ) from None
+            columns.append(pa.chunked_array(made, item.type))
+        return pa.table(columns, schema=self._plan.given)
 
     def _unpacked(self) -> Resolved:
         schema: Resolved = unpack(self._parcel)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedreg import manifest, metadata
 from embedreg.casting import Unfit, exactly
+from embedreg.display import plain
 from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
 from embedreg.jobs import csvfiles, formats, jsonlines, pictures
 from embedreg.jobs.csvtypes import Column
@@ -345,19 +346,36 @@ def _alike(place: Place, looks: Sequence[tuple[str, Look]], reading: Reading) ->
                 "give them one name; else the rows of some files would get no vector",
             )
         notes.append(f"columns differ in capital letters only: {counted}; each is null where a file lacks it")
+    filled = sum(1 for _, found in looks if found.columns or (found.columns is None and found.schema))
+    for name in reading.sources:
+        if name in files and (lacking := filled - files[name]):
+            notes.append(f"{lacking:,} file(s) have no column {name!r}: their rows get no vector")
     return notes
 
 
 def _with_partition(batch: pa.RecordBatch, name: str, value: str | None, kind: pa.DataType) -> pa.RecordBatch:
-    """Return a batch with what its folder says; what the file itself has of that name stays."""
+    """Return a batch with what its folder says; what the file itself has of that name stays.
+
+    Raises:
+        SchemaError: the file has nulls there, and the folder says what is none of the column's values.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     found = batch.schema.get_field_index(name)
-    said = pa.repeat(pa.scalar(value, pa.string()).cast(kind), batch.num_rows)
-    if found < 0:
+    own = None if found < 0 else exactly(batch.column(found), kind, rounds=False)
+    if own is not None and not own.null_count:
+        return batch.set_column(found, name, own)
+    try:
+        said = pa.repeat(pa.scalar(value, pa.string()).cast(kind), batch.num_rows)
+    except pa.ArrowException:
+        raise SchemaError(
+            f"a folder is called {plain(f'{name}={value}', 80)!r}, and column {plain(name, 80)!r} is {kind}.",
+            "rename the folder, or the column in its files",
+        ) from None
+    if own is None:
         return batch.append_column(name, said)
-    return batch.set_column(found, name, pc.coalesce(batch.column(found).cast(kind), said))
+    return batch.set_column(found, name, pc.coalesce(own, said))
 
 
 def _refuse_invalid(batch: pa.RecordBatch, where: str, first_row: int) -> None:

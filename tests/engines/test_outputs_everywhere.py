@@ -19,7 +19,7 @@ from embedreg.engines import duckdb as duckdb_engine
 from embedreg.engines import lancedb as lancedb_engine
 from embedreg.engines.databend import serve
 from embedreg.engines.ray_worker import Filler, pack, plan
-from embedreg.errors import ConfigError
+from embedreg.errors import ConfigError, InputError
 from embedreg.schema import resolve
 from tests.engines.databend_flight import Client
 
@@ -187,3 +187,16 @@ def test_a_text_that_is_not_unicode_is_null_in_sql(caplog: pytest.LogCaptureFixt
     ):
         assert Client(server.address).call("f", raw).to_pylist() == [[1, 2], None, None]
     assert "not valid Unicode" in caplog.text
+
+
+def test_a_block_of_another_type_is_kept_or_named() -> None:
+    """Ray's blocks need not agree: a float is not rounded to the first one's type, an integer may become a float."""
+    function = embedreg.get("hashing").create(dim=4)
+    schema = resolve([function.bind("text", "vector")])
+    first = pa.table({"text": ["a"], "v": pa.array([0.5], pa.float32())})
+    parcel = pack(schema, [function])
+    filler = Filler(parcel, plan(parcel, first.schema, {"on_error": "null", "batch_rows": 8}))
+    assert filler(first)["v"].to_pylist() == [0.5]
+    assert filler(pa.table({"text": ["b"], "v": [3]}))["v"].to_pylist() == [3.0]
+    with pytest.raises(InputError, match=r"column 'v' of a block is double, of the first one float: 0\.1 is no float"):
+        filler._given(pa.table({"text": ["b"], "v": [0.1]}))  # what `__call__` raises, Ray's own clothes apart

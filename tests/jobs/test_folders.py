@@ -216,3 +216,24 @@ def test_a_folder_of_images_is_rows_of_paths(folder: Path, tmp_path: Path) -> No
     assert "Thumbs.db" in report.notes[0]
     with pytest.raises(EmbedregError, match=r"holds images, and .* embeds texts"):
         embedreg.embed(folder, tmp_path / "no", bound("path"))
+
+
+def test_files_without_the_source_column_are_counted(tmp_path: Path) -> None:
+    """Their rows stay, without a vector, and a note says how many files they are."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.csv").write_text("text,v\nx,1\n")
+    (tmp_path / "in/b.csv").write_text("v\n2\n")
+    report = embedreg.embed(tmp_path / "in", tmp_path / "o.parquet", bound())
+    assert "1 file(s) have no column 'text': their rows get no vector" in report.notes
+    assert pq.read_table(tmp_path / "o.parquet")["vector"].null_count == 1
+
+
+def test_a_folder_that_says_what_a_column_cannot_hold_is_named(tmp_path: Path) -> None:
+    """What the file has stays; only where it has nothing the folder's value is needed."""
+    (tmp_path / "in/y=abc").mkdir(parents=True)
+    (tmp_path / "in/y=abc/a.jsonl").write_text('{"text":"a","y":5}\n')
+    embedreg.embed(tmp_path / "in", tmp_path / "o.parquet", bound())
+    assert pq.read_table(tmp_path / "o.parquet")["y"].to_pylist() == [5]
+    (tmp_path / "in/y=abc/a.jsonl").write_text('{"text":"a","y":5}\n{"text":"b"}\n')
+    with pytest.raises(SchemaError, match="a folder is called 'y=abc', and column 'y' is int64"):
+        embedreg.embed(tmp_path / "in", tmp_path / "p.parquet", bound())
