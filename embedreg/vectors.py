@@ -183,12 +183,7 @@ def _listed(result: Any, n: int, d: int) -> list[Any]:
     rows = list(itertools.islice(result, n + 1)) if isinstance(result, Iterator) else list(result)
     if len(rows) != n:
         many = f"{len(rows)} or more" if isinstance(result, Iterator) and len(rows) > n else len(rows)
-        if _is_vector(rows):
-            raise _wrong_shape(n, d, (many, *np.shape(rows[0])[:1]))
-        raise VectorError(
-            f"the function returned {many} row(s) for {n} inputs; an array of shape ({n}, {d}) was expected.",
-            "return one vector of ndims() numbers for each input, in their order",
-        )
+        raise _wrong_shape(n, d, (many, *np.shape(rows[0])[:1]) if _is_vector(rows) else (many, "?"))
     return rows
 
 
