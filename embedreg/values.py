@@ -239,7 +239,10 @@ def _numpy_time(value: Any) -> Any:
         raise Unfit(0, f"{shown(value)} has a unit that Arrow lacks")
     else:
         kind = "timedelta64" if span else "datetime64"
-        micros = value.astype(f"{kind}[us]")
+        try:
+            micros = value.astype(f"{kind}[us]")
+        except OverflowError:  # numpy from 2.4 or so on; older ones let it run over
+            raise Unfit(0, f"{shown(value)} is beyond what 64 bits of microseconds hold") from None
         if unit == "ns" and (nanos := int(value.astype(f"{kind}[ns]").astype("int64"))) % 1000:
             return _NanoSpan(nanos) if span else _Nanos(nanos)
         if micros.astype(value.dtype) != value:  # numpy lets what is too large for 64 bits run over

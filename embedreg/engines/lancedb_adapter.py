@@ -232,7 +232,7 @@ def _stored_model() -> dict[str, Any] | None:
         values = frame.f_locals
         if frame.f_code.co_name == "function_to_metadata":
             config = values.get("conf")
-        elif frame.f_code.co_name == "create_table" and {"self", "name", "mode", "exist_ok"} <= values.keys():
+        elif frame.f_code.co_name == "create_table" and {"self", "name", "mode", "exist_ok"} <= set(values):
             wanted = values["exist_ok"] or values["mode"] == "exist_ok"
             elsewhere = values.get("namespace_path") or values.get("location")
             if config is None or not wanted or elsewhere:

@@ -206,7 +206,9 @@ def _is_public(text: str) -> bool:
             return False
         inner = [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)] if translated else []
         inner += [each for each in (address.sixtofour, *(address.teredo or ())) if each is not None]
-        return address.is_global and all(_is_public(str(each)) for each in inner)
+        # newer Pythons call no 6to4 address global: it is as public as the one inside it
+        outer = address.is_global or address.sixtofour is not None
+        return outer and all(_is_public(str(each)) for each in inner)
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -421,7 +422,8 @@ def test_a_killed_writer_leaves_whole_vectors(path: Path) -> None:
     with embedreg.vector_cache(path) as cache:
         assert np.array_equal(embedreg.embed_column(fn, texts).matrix, expected)
         assert cache.hits >= 9 * 64
-    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with contextlib.closing(sqlite3.connect(path)) as con:
+        assert con.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
