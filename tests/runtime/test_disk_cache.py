@@ -316,6 +316,7 @@ def test_what_was_not_used_for_longest_goes_first(path: Path, monkeypatch: pytes
     assert file.evicted > 1000
     assert not file.find([bytes([2, 0, 0]) + bytes(29)], 100)
     assert file.find([bytes([2, 39, 0]) + bytes(29)], 100)
+    file.close()
 
 
 def test_a_lower_bound_shrinks_the_file(path: Path) -> None:
