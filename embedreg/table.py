@@ -353,17 +353,30 @@ class _Tally:
         limit = 0 if raising else self.max_bad_rows
         if limit is None or len(self.report.bad) <= limit:
             return
-        shown = "; ".join(f"row {item.row} ({item.column}): {item.reason}" for item in self.report.bad[:SHOWN])
-        more = f"; and {len(self.report.bad) - SHOWN} more so far" if len(self.report.bad) > SHOWN else ""
         what = "have" if raising else f"are over max_bad_rows={self.max_bad_rows}: these have"
         raise BadRowsError(
-            f"{len(self.report.bad)} row(s) {what} no vector: {shown}{more}.",
+            f"{len(self.report.bad)} row(s) {what} no vector: {_by_reason(self.report.bad)}.",
             f"{no_null} allows no null: on_error='drop' leaves such rows out, Vector(n) keeps them"
             if no_null
             else "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists "
             "them",
             tuple(item.row for item in self.report.bad),
         ).for_shell("--on-error null keeps such rows with a null vector, --on-error drop leaves them out")
+
+
+def _by_reason(bad: list[BadRow]) -> str:
+    """Return why rows failed, each reason once with some of its rows."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for item in bad:
+        rows.setdefault((item.column, item.reason), []).append(item.row)
+    shown = []
+    for (column, reason), numbers in list(rows.items())[:SHOWN]:
+        more = f" and {len(numbers) - SHOWN:,} more" if len(numbers) > SHOWN else ""
+        listed = ", ".join(map(str, numbers[:SHOWN]))
+        shown.append(f"row{'s' if len(numbers) > 1 else ''} {listed}{more} ({column}): {reason}")
+    if len(rows) > SHOWN:
+        shown.append(f"and {len(rows) - SHOWN:,} more reasons so far")
+    return "; ".join(shown)
 
 
 def _key(batch: pa.RecordBatch, row: int, config: EmbeddingFunctionConfig) -> str | None:

@@ -257,7 +257,7 @@ def test_each_bad_image_fails_alone(function: PixelMeans, tmp_path: Path) -> Non
     assert dropped["name"].to_pylist() == ["good", "broken-exif", "good again"]
     with pytest.raises(BadRowsError) as caught:
         embed_table({"name": names, "image": images}, function.bind("image", "vector"))
-    assert "row 1 (image): the image is truncated" in caught.value.message
+    assert "rows 1, 2, 3, 4, 5 (image): the image is truncated" in caught.value.message
     assert caught.value.rows == tuple(range(1, 1 + len(bad)))
 
 

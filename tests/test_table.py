@@ -234,11 +234,20 @@ def test_failed_rows_raise_before_anything_is_given_out() -> None:
     assert caught.value.rows == (1, 2, 3, 4, 6)
     message = str(caught.value)
     assert (
-        "5 row(s) have no vector: row 1 (text): the function returned no vector; row 2 (text): refused by hand"
+        "5 row(s) have no vector: row 1 (text): the function returned no vector; rows 2, 6 (text): refused by hand"
         in message
     )
-    assert "row 3 (text): its vector is not finite" in message
+    assert "rows 3, 4 (text): its vector is not finite" in message
     assert "on_error='null'" in message
+
+
+def test_a_reason_that_many_rows_share_is_said_once() -> None:
+    """The message of an error stays one line, however many rows failed."""
+    with pytest.raises(BadRowsError) as caught:
+        embed_table([{"text": "bad"}] * 500, PICKY.bind("text", "vector"))
+    assert caught.value.message == (
+        "500 row(s) have no vector: rows 0, 1, 2, 3, 4 and 495 more (text): refused by hand."
+    )
 
 
 def test_failed_rows_can_be_null_or_dropped() -> None:
