@@ -99,6 +99,7 @@ def plain_array(array: pa.Array) -> pa.Array:
     return array
 
 
+_UUID = "extension<arrow.uuid>"
 _TAKEN = {"string_view": "large_string", "binary_view": "large_binary"}
 
 
@@ -148,7 +149,9 @@ def exactly(array: pa.Array, want: pa.DataType, *, rounds: bool = True) -> pa.Ar
         return array
     if array.null_count == len(array) or pa.types.is_null(have):
         return pa.nulls(len(array), want)
-    if str(have) == "extension<arrow.uuid>" and kind_of(want) == "text":
+    if str(have) == _UUID and not rounds:  # nobody declared that its text or its bytes are wanted
+        raise _unfit(array, _first_valid(array), f"is a UUID, no {want}")
+    if str(have) == _UUID and kind_of(want) == "text":
         return pa.array([None if value is None else str(value) for value in array.to_pylist()], want)
     if (simple := plain_array(array)) is not array:
         return exactly(simple, want, rounds=rounds)
@@ -461,6 +464,8 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return one
     if pa.types.is_null(one):
         return other
+    if _UUID in (str(one), str(other)):  # neither a text nor bytes
+        return None
     simple = [_without_encoding(type_) for type_ in (one, other)]
     if simple != [one, other]:
         return common_type(*simple)

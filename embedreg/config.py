@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import functools
 import weakref
@@ -216,6 +217,10 @@ _OTHER_NAMES = {
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
+_MISTYPED = 0.9  # of difflib: a letter or two of a long name
+_LONGEST = 100  # characters of a name that may be mistyped
+
+
 def refuse_unknown(cls: type[BaseModel], config: Iterable[str], names: Iterable[str]) -> None:
     """Raise ConfigError, with a suggestion, for a key that names no field of a class."""
     if cls.model_config.get("extra") == "allow":
@@ -223,7 +228,9 @@ def refuse_unknown(cls: type[BaseModel], config: Iterable[str], names: Iterable[
     known = set(names)
     for key in config:
         if key not in known:
-            other = next((name for name in _OTHER_NAMES.get(_plain(str(key)), ()) if name in known), None)
+            mistyped = len(str(key)) <= _LONGEST and difflib.get_close_matches(str(key), known, 1, _MISTYPED)
+            others = () if mistyped else _OTHER_NAMES.get(_plain(str(key)), ())
+            other = next((name for name in others if name in known), None)
             meant = did_you_mean(str(key), known) if other is None else f"did you mean {other!r}? "
             shell = meant if other is None else f"did you mean --set {other}=...? "
             fields = f"Fields: {', '.join(sorted(known))}."
