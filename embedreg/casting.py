@@ -149,9 +149,9 @@ def exactly(array: pa.Array, want: pa.DataType, *, rounds: bool = True) -> pa.Ar
         return array
     if array.null_count == len(array) or pa.types.is_null(have):
         return pa.nulls(len(array), want)
-    if str(have) == _UUID and not rounds:  # nobody declared that its text or its bytes are wanted
-        raise _unfit(array, _first_valid(array), f"is a UUID, no {want}")
-    if str(have) == _UUID and kind_of(want) == "text":
+    if str(have) == _UUID:
+        if kind_of(want) != "text" or not rounds:  # its text is it where a schema says so, its bytes never are
+            raise _unfit(array, _first_valid(array), f"is a UUID, no {want}")
         return pa.array([None if value is None else str(value) for value in array.to_pylist()], want)
     if (simple := plain_array(array)) is not array:
         return exactly(simple, want, rounds=rounds)

@@ -19,10 +19,15 @@ import subprocess  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import embedreg  # noqa: E402
 from embedreg import secrets  # noqa: E402
+
+# The same examples in each run: a run that fails, fails again. `EMBEDREG_RANDOM=1 make test` looks for new ones.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("default" if os.environ.get("EMBEDREG_RANDOM") else "same")
 
 ROOT = Path(__file__).resolve().parent.parent
 

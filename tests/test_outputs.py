@@ -602,7 +602,7 @@ def test_a_table_counts_its_zero_vectors() -> None:
     made = embed_table(rows, bound, zero_vectors="keep", report=report)
     assert made["vector"].to_pylist() == [[0, 2, 3], [0, 0, 0], None, [0, 0, 0]]
     assert report.zeros == 2
-    with pytest.raises(BadRowsError, match=r"row 1 \(text\): its vector is all zeros"):
+    with pytest.raises(BadRowsError, match=r"rows 1, 3 \(text\): its vector is all zeros"):
         embed_table(rows, bound, zero_vectors="error")
     dropped = embed_table(rows, bound, zero_vectors="error", on_error="drop")
     assert dropped["text"].to_pylist() == ["one", None]
