@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -46,8 +47,25 @@ def stopped_at(process: Any, log: Path, wanted: int, moment_s: float) -> bool:
     process.join(moment_s)
     if not process.is_alive():
         return False
-    os.kill(process.pid, signal.SIGSTOP)
-    return True
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGSTOP)
+    return stands_still(process.pid)
+
+
+def stands_still(pid: int) -> bool:
+    """Return whether a signal stopped a process, and did not come to one that was about to be gone."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not Path("/proc/self/stat").exists():  # another system than Linux does not tell so
+        return True
+    for _ in range(400):
+        try:
+            state = stat.read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        if state in "TZX":
+            return state == "T"
+        time.sleep(0.005)
+    raise AssertionError(f"the process neither stops nor ends: {state}")
 
 
 @pytest.mark.slow
