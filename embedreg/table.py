@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -364,6 +364,12 @@ class _Tally:
         ).for_shell("--on-error null keeps such rows with a null vector, --on-error drop leaves them out")
 
 
+def rows_in_words(rows: Sequence[str]) -> str:
+    """Return 'row 3', or 'rows 0, 1, 2, 3, 4 and 495 more'."""
+    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(rows[:SHOWN])}{more}"
+
+
 def _by_reason(bad: list[BadRow]) -> str:
     """Return why rows failed, each reason once with some of its rows."""
     rows: dict[tuple[str, str], list[int]] = {}
@@ -371,9 +377,7 @@ def _by_reason(bad: list[BadRow]) -> str:
         rows.setdefault((item.column, item.reason), []).append(item.row)
     shown = []
     for (column, reason), numbers in list(rows.items())[:SHOWN]:
-        more = f" and {len(numbers) - SHOWN:,} more" if len(numbers) > SHOWN else ""
-        listed = ", ".join(map(str, numbers[:SHOWN]))
-        shown.append(f"row{'s' if len(numbers) > 1 else ''} {listed}{more} ({column}): {reason}")
+        shown.append(f"{rows_in_words([*map(str, numbers)])} ({column}): {reason}")
     if len(rows) > SHOWN:
         shown.append(f"and {len(rows) - SHOWN:,} more reasons so far")
     return "; ".join(shown)

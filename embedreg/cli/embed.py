@@ -340,15 +340,16 @@ def _print(report: JobReport) -> None:
 
 def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
     """Return a line for each reason that rows have failed for, the most frequent first, with some of the rows."""
+    from embedreg.table import rows_in_words
+
     reasons: dict[tuple[str, str], list[BadRow]] = {}
     for name, row in bad:
         reasons.setdefault((name, row.reason), []).append(row)
     ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
     lines = []
     for (name, reason), rows in ordered[:_SHOWN_BAD_ROWS]:
-        numbers = ", ".join(f"{r.row:,}" + (f" ({r.key})" if r.key else "") for r in rows[:_SHOWN_BAD_ROWS])
-        more = f" and {len(rows) - _SHOWN_BAD_ROWS:,} more" if len(rows) > _SHOWN_BAD_ROWS else ""
-        lines.append(f"{name}, row{'s' if len(rows) > 1 else ''} {numbers}{more}: {with_options(reason)}")
+        numbers = [f"{row.row:,}" + (f" ({row.key})" if row.key else "") for row in rows]
+        lines.append(f"{name}, {rows_in_words(numbers)}: {with_options(reason)}")
     if len(ordered) > _SHOWN_BAD_ROWS:
         lines.append(f"and {terminal.count(len(ordered) - _SHOWN_BAD_ROWS, 'other reason')}")
     return lines
