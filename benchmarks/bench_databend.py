@@ -257,7 +257,7 @@ def _call_for(address: str, clients: int, duration_s: float, counter: Iterator[i
 
 
 def _literal(text: str) -> str:
-    from embedreg.engines.databend_sql import literal
+    from embedreg.engines.databend.sql import literal
 
     return literal(text)
 

@@ -87,7 +87,7 @@ def measure(name: str, texts: list[str], args: argparse.Namespace) -> None:
 
     import embedreg
     from embedreg.runtime import progress
-    from embedreg.runtime.peak import matmul_flops
+    from embedreg.runtime.hardware.peak import matmul_flops
 
     function = embedreg.get("sentence-transformers")
     made = {

@@ -65,7 +65,7 @@ class Parts:
 
     def __init__(self, function: Any, images: list[bytes], threads: int) -> None:
         from embedreg.images import open_image
-        from embedreg.runtime.pictures import CPU_BATCH
+        from embedreg.runtime.image.execute import CPU_BATCH
 
         self.model, self.images, self.threads = function._pictures(), images, threads
         self.batch_size = CPU_BATCH if self.model.device == "cpu" else function.batch_size
@@ -89,7 +89,7 @@ class Parts:
         """Run the model on ready tensors."""
         import torch
 
-        from embedreg.runtime import workers
+        from embedreg.runtime.hardware import workers
 
         starts = range(0, len(self.ready), self.batch_size)
         batches = [torch.from_numpy(self.ready[at : at + self.batch_size]).to(self.model.device) for at in starts]
@@ -106,7 +106,7 @@ class Parts:
         torch.cuda.synchronize()
 
     def _each(self, work: Callable[[int], Any]) -> None:
-        from embedreg.runtime import workers
+        from embedreg.runtime.hardware import workers
 
         def some(start: int) -> None:
             for row in range(start, min(start + 4, len(self.images))):
@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace, weights: Path) -> None:
 
     import embedreg
     from embedreg.errors import ConfigError
-    from embedreg.runtime import workers
+    from embedreg.runtime.hardware import workers
 
     images = photographs(args.images)
     common = {"name": args.model, "pretrained": str(weights), "device": args.device}

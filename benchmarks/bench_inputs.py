@@ -34,7 +34,7 @@ def cases(rows: list[dict[str, Any]]) -> dict[str, Callable[[], object]]:
     import pyarrow as pa
 
     import embedreg
-    from embedreg import inputs
+    from embedreg.arrow import inputs
 
     bound = embedreg.get("hashing").create(dim=4).bind("text", "vector")
 

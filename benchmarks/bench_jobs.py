@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import embedreg
 from benchmarks import common
 from embedreg.cli import corpus
-from embedreg.writing import write_parquet
+from embedreg.support.atomic import write_parquet
 
 BATCH, PIECE = 8192, 65_536
 MEMORY_BATCH, MEMORY_DIM = 1024, 1024

@@ -5,14 +5,14 @@ Nothing heavy is imported here: a name is loaded when it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedreg import engines
 from embedreg._version import __version__
+from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
-    from embedreg.base import (
+    from embedreg.core.base import (
         IMAGES,
         TEXT,
         EmbeddingFunction,
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
         TextEmbeddingFunction,
         Traits,
     )
-    from embedreg.column import embed_column, embed_query
-    from embedreg.comments import functions_in_comments
+    from embedreg.declaration.comments import functions_in_comments
+    from embedreg.embedding.column import embed_column, embed_query
+    from embedreg.embedding.schema import Schema, Vector
+    from embedreg.embedding.table import Report, embed_batches, embed_table
     from embedreg.errors import EmbedregError, RowError
-    from embedreg.grants import trust
     from embedreg.images import ImagePolicy, allow_images, url_retrieve
-    from embedreg.imports import attempt_import_or_raise
+    from embedreg.inspection.attach import attach
+    from embedreg.inspection.locate import check_drift, functions_in, inspect
     from embedreg.jobs import embed
-    from embedreg.locate import check_drift, functions_in, inspect
     from embedreg.registry import EmbeddingFunctionRegistry, get, get_registry, register
     from embedreg.runtime.cache import release
-    from embedreg.runtime.disk_cache import vector_cache
-    from embedreg.schema import Schema, Vector
-    from embedreg.table import Report, embed_batches, embed_table
+    from embedreg.runtime.vectors.disk import vector_cache
+    from embedreg.security.grants import trust
+    from embedreg.support.imports import attempt_import_or_raise
 
 __all__ = [
     "IMAGES",
@@ -71,53 +72,41 @@ __all__ = [
 ]
 
 _HOMES = {
-    "IMAGES": "base",
-    "TEXT": "base",
-    "EmbeddingFunction": "base",
-    "EmbeddingFunctionConfig": "base",
+    "IMAGES": "core.base",
+    "TEXT": "core.base",
+    "EmbeddingFunction": "core.base",
+    "EmbeddingFunctionConfig": "core.base",
     "EmbeddingFunctionRegistry": "registry",
     "EmbedregError": "errors",
     "ImagePolicy": "images",
-    "Report": "table",
+    "Report": "embedding.table",
     "RowError": "errors",
-    "Schema": "schema",
-    "TextEmbeddingFunction": "base",
-    "Traits": "base",
-    "Vector": "schema",
+    "Schema": "embedding.schema",
+    "TextEmbeddingFunction": "core.base",
+    "Traits": "core.base",
+    "Vector": "embedding.schema",
     "allow_images": "images",
-    "attach": "attaching",
-    "attempt_import_or_raise": "imports",
-    "check_drift": "locate",
+    "attach": "inspection.attach",
+    "attempt_import_or_raise": "support.imports",
+    "check_drift": "inspection.locate",
     "embed": "jobs",
-    "embed_batches": "table",
-    "embed_column": "column",
-    "embed_query": "column",
-    "embed_table": "table",
-    "functions_in": "locate",
-    "functions_in_comments": "comments",
+    "embed_batches": "embedding.table",
+    "embed_column": "embedding.column",
+    "embed_query": "embedding.column",
+    "embed_table": "embedding.table",
+    "functions_in": "inspection.locate",
+    "functions_in_comments": "declaration.comments",
     "get": "registry",
     "get_registry": "registry",
-    "inspect": "locate",
+    "inspect": "inspection.locate",
     "register": "registry",
     "release": "runtime.cache",
-    "trust": "grants",
+    "trust": "security.grants",
     "url_retrieve": "images",
-    "vector_cache": "runtime.disk_cache",
+    "vector_cache": "runtime.vectors.disk",
 }
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module 'embedreg' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(f"embedreg.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
+if not TYPE_CHECKING:  # a type checker reads the imports above
+    __getattr__, __dir__ = index(__name__, _HOMES)
 
 engines.watch()

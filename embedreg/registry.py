@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
 
-from embedreg import engines, secrets
-from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg import engines
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, MissingExtraError, UnknownFunctionError
-from embedreg.forks import ForkSafeLock
-from embedreg.imports import did_you_mean, importable
+from embedreg.security import references
+from embedreg.support.forks import ForkSafeLock
+from embedreg.support.imports import did_you_mean, importable
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
-    from embedreg.metadata import Functions
+    from embedreg.declaration.codec import Functions
 
 __all__ = ["BUILTINS", "EmbeddingFunctionRegistry", "get", "get_registry", "register"]
 
@@ -233,8 +234,8 @@ class EmbeddingFunctionRegistry:
 
         Variables stay: they are the process's, not the registry's.
         """
-        from embedreg import grants
         from embedreg.images import allowances
+        from embedreg.security import grants
 
         with self._lock:
             self._registered.clear()
@@ -252,19 +253,19 @@ class EmbeddingFunctionRegistry:
         Raises:
             MetadataError: the metadata as a whole cannot be read.
         """
-        from embedreg import metadata as form
+        from embedreg.declaration import codec as form
 
         return form.parse(metadata)
 
     def function_to_metadata(self, conf: EmbeddingFunctionConfig) -> dict[str, Any]:
         """Return the stored form of one declaration."""
-        from embedreg import metadata as form
+        from embedreg.declaration import codec as form
 
         return form.entry_of(conf, written=False)
 
     def get_table_metadata(self, func_list: Iterable[EmbeddingFunctionConfig] | None) -> dict[str, bytes] | None:
         """Return the schema metadata for some declarations, or None for none."""
-        from embedreg import metadata as form
+        from embedreg.declaration import codec as form
 
         configs = list(func_list or [])
         return {form.KEY: form.encode(configs, written=False)} if configs else None
@@ -281,19 +282,19 @@ class EmbeddingFunctionRegistry:
         Raises:
             ConfigError: another kind of name or value.
         """
-        secrets.variables.set(name, value, functions)
+        references.variables.set(name, value, functions)
 
     def get_var(self, name: str) -> str:
         """Return a variable's value, or raise `MissingVariableError`."""
-        return secrets.variables.get(name)
+        return references.variables.get(name)
 
     def bind_env(self, name: str, env: str, functions: Names | None = None) -> None:
         """Let `$var:name` stand for an environment variable; the binding, never the value, travels in pickles."""
-        secrets.variables.bind_env(name, env, functions)
+        references.variables.bind_env(name, env, functions)
 
     def variables(self, **values: str) -> AbstractContextManager[None]:
         """Set variables for the `with` block, in this thread or task only."""
-        return secrets.variables.scope(values)
+        return references.variables.scope(values)
 
 
 def _owner(point: EntryPoint) -> str:

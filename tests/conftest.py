@@ -23,7 +23,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import embedreg  # noqa: E402
-from embedreg import secrets  # noqa: E402
+from embedreg.security import references  # noqa: E402
 
 # The same examples in each run: a run that fails, fails again. `EMBEDREG_RANDOM=1 make test` looks for new ones.
 hypothesis.settings.register_profile("same", derandomize=True)
@@ -85,7 +85,7 @@ def clean_state() -> Iterator[None]:
     yield
     registry.reset()
     registry._registered.update(before)
-    secrets.variables.clear()
+    references.variables.clear()
 
 
 @pytest.fixture(scope="session")

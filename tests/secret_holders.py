@@ -16,10 +16,11 @@ from pydantic import (
     SecretStr,
 )
 
-from embedreg import TextEmbeddingFunction, secrets
+from embedreg import TextEmbeddingFunction
+from embedreg.security import references
 
 SECRET = "sk-live/π+12345 abc"
-HOME = Path(secrets.__file__).parent
+HOME = Path(references.__file__).parent
 
 
 class Base(TextEmbeddingFunction):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedreg import attempt_import_or_raise, errors
-from embedreg.imports import did_you_mean
+from embedreg.support.imports import did_you_mean
 
 TREE = {
     "BadRowsError": ValueError,

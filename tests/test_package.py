@@ -5,7 +5,6 @@ links, exactly the distributions that the wheel requires (and what those require
 forgot to declare fails here, although this environment has it. What the index would deliver to others is not proved.
 """
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -174,44 +173,6 @@ def test_a_star_import_gives_the_public_names(run_python: Callable[..., str]) ->
     """`from embedreg import *` gives `__all__`, from names that are loaded on first use too."""
     code = "import embedreg; from embedreg import *; print(sorted(set(embedreg.__all__) - set(dir())))"
     assert run_python(code).strip() == "[]"
-
-
-def imported(path: Path) -> set[str]:
-    """The modules that a file names in its import statements."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-@pytest.mark.parametrize("room", ["functions", "engines"])
-def test_functions_and_engines_meet_only_through_the_registry(room: str) -> None:
-    """No engine imports a function or another engine, and no function imports an engine or another function.
-
-    The files of one engine begin with its name: lancedb.py, lancedb_adapter.py.
-    """
-    files = {
-        f"embedreg.{folder}.{path.stem}": f"{folder}.{path.stem.partition('_')[0]}"
-        for folder in ("functions", "engines")
-        for path in (ROOT / "embedreg" / folder).glob("[!_]*.py")
-    }
-    for path in (ROOT / "embedreg" / room).glob("[!_]*.py"):
-        others = {
-            module for module in imported(path) & files.keys() if files[module] != files[f"embedreg.{room}.{path.stem}"]
-        }
-        assert not others, f"{path.name} imports {', '.join(sorted(others))}"
-
-
-def test_heavy_libraries_are_named_only_in_their_rooms() -> None:
-    """torch, lancedb and the like are imported in functions/, engines/, runtime/, images/ and the command line only."""
-    heavy = {"PIL", "lancedb", "openai", "pandas", "polars", "sentence_transformers", "torch", "transformers"}
-    for path in (ROOT / "embedreg").rglob("*.py"):
-        if path.relative_to(ROOT / "embedreg").parts[0] not in {"cli", "engines", "functions", "images", "runtime"}:
-            found = {module.partition(".")[0] for module in imported(path)} & heavy
-            assert not found, f"{path.relative_to(ROOT)} imports {', '.join(sorted(found))}"
 
 
 def test_every_extra_is_part_of_all() -> None:

@@ -106,7 +106,7 @@ def tiny_clip(shared: Path) -> Path:
     """
     from filelock import FileLock
 
-    from embedreg.runtime import workers
+    from embedreg.runtime.hardware import workers
 
     folder = shared / "tiny-clip"
     with FileLock(str(shared / "tiny-clip.lock"), timeout=900):

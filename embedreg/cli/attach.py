@@ -10,7 +10,7 @@ import typer
 from embedreg.cli import terminal
 from embedreg.cli.embed import parse_settings
 from embedreg.cli.session import AsJson, command
-from embedreg.jobs import places
+from embedreg.datasets import places
 
 __all__ = ["attach_function"]
 

@@ -11,13 +11,13 @@ import typer
 from embedreg.cli import corpus, terminal
 from embedreg.cli.embed import parse_settings
 from embedreg.cli.session import AsJson, command
+from embedreg.datasets import places
+from embedreg.datasets.sources import open_source
 from embedreg.errors import MissingColumnError, StorageError
-from embedreg.imports import did_you_mean
-from embedreg.jobs import places
-from embedreg.jobs.sources import open_source
+from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
-    from embedreg.base import EmbeddingFunction
+    from embedreg.core.base import EmbeddingFunction
     from embedreg.runtime.progress import Step
 
 __all__ = ["bench"]
@@ -87,8 +87,8 @@ def _measure(function: EmbeddingFunction, texts: list[Any], runs: int) -> dict[s
         embedreg's runtime also `tokens`, `tokens_per_s`, `padding` (padded over real tokens, less one), `tokenize_s`,
         `model_s`, `rest_s`, and where the model's size is known `share_of_matmul_peak`; else None.
     """
+    from embedreg.embedding.table import embed_column
     from embedreg.runtime import progress
-    from embedreg.table import embed_column
 
     start = time.perf_counter()
     embed_column(function, texts[:1])
@@ -122,8 +122,8 @@ def _split(function: EmbeddingFunction, seconds: float, steps: list[Step]) -> di
     flops = getattr(function, "flops_per_token", None)
     share = None
     if flops is not None and (per_token := flops()):
-        from embedreg.runtime.device import resolve_all
-        from embedreg.runtime.peak import matmul_flops
+        from embedreg.runtime.hardware.device import resolve_all
+        from embedreg.runtime.hardware.peak import matmul_flops
 
         with terminal.status("measuring matrix products"):
             devices = resolve_all(getattr(function, "device", "cpu"))

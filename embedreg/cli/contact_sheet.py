@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg._version import __version__
-from embedreg.display import plain
 from embedreg.errors import RowError
-from embedreg.writing import in_place_of, storage_errors
+from embedreg.support.atomic import in_place_of, storage_errors
+from embedreg.support.display import plain
 
 if TYPE_CHECKING:
     from embedreg.cli.search import Hits

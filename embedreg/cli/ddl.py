@@ -14,8 +14,8 @@ from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector,
 from embedreg.cli.session import TRUST, AsJson, command
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend import Returns
-    from embedreg.engines.databend_sql import Layout
+    from embedreg.engines.databend.server import Returns
+    from embedreg.engines.databend.sql import Layout
 
 __all__ = ["ReturnType", "TokenEnv", "Version", "as_comment", "ddl", "described", "notes", "returns_of"]
 
@@ -61,9 +61,9 @@ def databend(
 
     The tables and the searches are those of the first function. The token itself is never printed.
     """
-    from embedreg.engines import databend_sql
+    from embedreg.engines.databend import sql
 
-    version = version or databend_sql.VERSIONS[0]
+    version = version or sql.VERSIONS[0]
     asked = wanted(ctx)
     if not asked:
         raise typer.BadParameter("--function NAME or --like DATA is needed (embedreg functions lists the names).")
@@ -103,34 +103,34 @@ def returns_of(version: str, returns: str | None) -> Returns:
 
 
 def _statements(groups: list[Group], version: str, address: str, table: str, token: bool) -> dict[str, Any]:
-    from embedreg.engines import databend_sql
+    from embedreg.engines.databend import sql
 
     first = groups[0]
     source, column = ("content", "embedding")
     if first.config is not None:
         source, column = first.config.source_column, first.config.vector_column
-    layout = databend_sql.Layout(table, source, column)
+    layout = sql.Layout(table, source, column)
     return {
         "version": version,
         "address": address,
         "functions": described(groups),
-        "server_config": databend_sql.server_config(address, version=version),
+        "server_config": sql.server_config(address, version=version),
         "notes": notes(version, token),
         "create_functions": [
-            databend_sql.create_function(item, address, version=version, token=token)
+            sql.create_function(item, address, version=version, token=token)
             for group in groups
             for item in group.served
         ],
         "create_tables": [
-            databend_sql.create_source_table(first.rows, layout),
-            databend_sql.create_vector_table(first.rows, layout, first.config, version=version),
+            sql.create_source_table(first.rows, layout),
+            sql.create_vector_table(first.rows, layout, first.config, version=version),
         ],
         "searches": _searches(first, layout),
     }
 
 
 def _searches(group: Group, layout: Layout) -> list[str]:
-    from embedreg.engines.databend_sql import search
+    from embedreg.engines.databend.sql import search
 
     return [search(group.rows, layout, group.queries, stored=stored) for stored in (True, False)]
 
@@ -160,7 +160,7 @@ def notes(version: str, token: bool) -> list[str]:
     if not token:
         return []
     if version == "current":
-        from embedreg.engines.databend_sql import TOKEN
+        from embedreg.engines.databend.sql import TOKEN
 
         return [f"put the token in the place of {TOKEN}"]
     return [f"Databend {version} sends no token, so the server will turn it away: use a newer one, or none"]

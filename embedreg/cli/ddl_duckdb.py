@@ -10,12 +10,12 @@ import typer
 
 from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
-from embedreg.display import printable
+from embedreg.datasets import places
 from embedreg.errors import MetadataError
-from embedreg.jobs import places
+from embedreg.support.display import printable
 
 if TYPE_CHECKING:
-    from embedreg.entries import Entry
+    from embedreg.declaration.entries import Entry
 
 __all__ = ["duckdb"]
 
@@ -35,20 +35,20 @@ def duckdb(
     DuckDB drops the schema's metadata. Column comments keep a declaration in a database, and the KV_METADATA clause of
     COPY keeps it in a Parquet file; `embedreg.functions_in` reads both. What cannot be rebuilt here is carried too.
     """
-    from embedreg.engines import duckdb_sql
+    from embedreg.engines.duckdb import sql
 
     place = places.find(data)
     entries = _entries(place.path)
-    table = table or duckdb_sql.identifier(place.path.stem)
+    table = table or sql.identifier(place.path.stem)
     created = {}
     if place.kind == "parquet":
         source = place.path / "**" / "*.parquet" if place.path.is_dir() else place.path
-        created = {"create_table": duckdb_sql.create_table_statement(table, str(source), entries)}
+        created = {"create_table": sql.create_table_statement(table, str(source), entries)}
     found: dict[str, Any] = {
         **created,
-        "comments": duckdb_sql.comment_statements(table, entries),
-        "copy": duckdb_sql.copy_statement(table, to or f"{duckdb_sql.parts_of(table)[-1]}.parquet", entries),
-        "searches": [duckdb_sql.search_statement(table, entry, name) for entry in entries],
+        "comments": sql.comment_statements(table, entries),
+        "copy": sql.copy_statement(table, to or f"{sql.parts_of(table)[-1]}.parquet", entries),
+        "searches": [sql.search_statement(table, entry, name) for entry in entries],
     }
     if as_json:
         terminal.print_json(found)
@@ -81,7 +81,7 @@ def _entries(path: Path) -> list[Entry]:
         MetadataError: there are none, or one of them holds what must not be printed.
     """
     from embedreg import functions_in
-    from embedreg.locate import refuse_clear_secrets
+    from embedreg.inspection.locate import refuse_clear_secrets
 
     entries = functions_in(path).entries
     for entry in entries.values():

@@ -19,12 +19,12 @@ from embedreg.cli import corpus, terminal
 from embedreg.cli import search as searching
 from embedreg.cli.lance import new_table
 from embedreg.cli.session import AsJson, command, common_arguments
+from embedreg.datasets import places
 from embedreg.errors import MissingExtraError, ModelNotFoundError, StorageError
-from embedreg.jobs import places
-from embedreg.writing import storage_errors
+from embedreg.support.atomic import storage_errors
 
 if TYPE_CHECKING:
-    from embedreg.base import EmbeddingFunction
+    from embedreg.core.base import EmbeddingFunction
 
 __all__ = ["demo"]
 

@@ -106,14 +106,14 @@ def _device(has_torch: bool) -> str:
     """Name the device that models run on; asking torch takes a second or two."""
     if not has_torch:
         return "cpu (torch, which would find a GPU, is not installed)"
-    from embedreg.runtime import device
+    from embedreg.runtime.hardware import device
 
     return device.describe(device.resolve_all("auto"))
 
 
 def _model() -> dict[str, Any]:
     """Look for the demo's model on this machine; the hub is not asked."""
-    from embedreg.runtime.weights import resolve_model
+    from embedreg.runtime.models.weights import resolve_model
 
     try:
         found = resolve_model(DEMO_MODEL, allow_local=False, download=False)

@@ -15,16 +15,16 @@ from embedreg.cli import estimate as estimates
 from embedreg.cli import terminal
 from embedreg.cli.hints import with_options
 from embedreg.cli.session import AsJson, command, common_arguments
+from embedreg.datasets import places
+from embedreg.datasets.reading import Reading
 from embedreg.errors import EmbedregError, MissingColumnError
 from embedreg.images.allowances import allow_images
-from embedreg.jobs import places
-from embedreg.jobs.reading import Reading
 
 if TYPE_CHECKING:
-    from embedreg.base import EmbeddingFunctionConfig
+    from embedreg.core.base import EmbeddingFunctionConfig
+    from embedreg.datasets.sources import Source
+    from embedreg.embedding.table import BadRow, Progress
     from embedreg.jobs import Engine, JobReport
-    from embedreg.jobs.sources import Source
-    from embedreg.table import BadRow, Progress
 
 __all__ = ["embed", "parse_settings"]
 
@@ -199,8 +199,8 @@ def _stored(data: Source, settings: list[str]) -> list[EmbeddingFunctionConfig]:
 
 
 def _look(src: str, options: dict[str, Any], reading: Reading) -> Source:
+    from embedreg.datasets.sources import open_source
     from embedreg.jobs.opening import KINDS
-    from embedreg.jobs.sources import open_source
 
     return open_source(places.find(src, KINDS, remote=True, options=options), None, reading)
 
@@ -340,7 +340,7 @@ def _print(report: JobReport) -> None:
 
 def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
     """Return a line for each reason that rows have failed for, the most frequent first, with some of the rows."""
-    from embedreg.table import rows_in_words
+    from embedreg.embedding.table import rows_in_words
 
     reasons: dict[tuple[str, str], list[BadRow]] = {}
     for name, row in bad:

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from embedreg.cli import terminal
-from embedreg.jobs.sources import Source
+from embedreg.datasets.sources import Source
 
 if TYPE_CHECKING:
-    from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
+    from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 
 __all__ = ["Distinct", "estimate", "show"]
 
@@ -123,7 +123,7 @@ def _tokens(function: EmbeddingFunction, sample: list[Any], rows: int) -> dict[s
 
 def _time(function: EmbeddingFunction, sample: list[Any]) -> tuple[float, int, float | None]:
     """Return (seconds until the first vector, rows timed, rows per second)."""
-    from embedreg.table import embed_column
+    from embedreg.embedding.table import embed_column
 
     if not sample or function.traits.remote:  # a service would be paid for the sample
         return 0.0, 0, None

@@ -10,9 +10,9 @@ import typer
 from embedreg.cli import exits, terminal
 from embedreg.cli.hints import in_options
 from embedreg.cli.session import AsJson, command
-from embedreg.display import plain
+from embedreg.datasets import places
 from embedreg.errors import EmbedregError
-from embedreg.jobs import places
+from embedreg.support.display import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,7 @@ def _schema_and_rows(place: places.Place) -> tuple[pa.Schema, int | None]:
 
         table = lance.open_untouched(place)
         return table.schema, table.count_rows()
-    from embedreg.jobs.sources import open_source
+    from embedreg.datasets.sources import open_source
 
     source = open_source(place)
     return source.schema, source.rows
@@ -80,8 +80,8 @@ def _stored(
     """
     import pyarrow as pa
 
-    from embedreg.jobs.sources import open_source
-    from embedreg.vectors import given_vectors, zero_rows
+    from embedreg.arrow.vectors import given_vectors, zero_rows
+    from embedreg.datasets.sources import open_source
 
     if column not in schema.names:
         return None

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedreg.datasets.places import Place
 from embedreg.errors import EmbedregError, StorageError
-from embedreg.imports import attempt_import_or_raise
-from embedreg.jobs.places import Place
-from embedreg.writing import in_place_of, remove, storage_errors
+from embedreg.support.atomic import in_place_of, remove, storage_errors
+from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
     import pyarrow as pa

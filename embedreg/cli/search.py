@@ -13,18 +13,18 @@ import typer
 
 from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command
-from embedreg.display import plain
+from embedreg.datasets import places
 from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError
-from embedreg.imports import did_you_mean
-from embedreg.jobs import places
+from embedreg.support.display import plain
+from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from PIL.Image import Image
 
-    from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
-    from embedreg.metadata import Functions
+    from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+    from embedreg.declaration.codec import Functions
 
 __all__ = ["Hits", "find", "search", "show"]
 
@@ -149,7 +149,7 @@ def find(
         InputError: an image, for a function of texts; words, where no engine looks for them.
     """
     from embedreg import embed_query, functions_in
-    from embedreg.base import metric_of
+    from embedreg.core.base import metric_of
 
     if mode != "vector" and (place.kind != "lance" or not isinstance(query, str)):
         what = "an image" if not isinstance(query, str) else f"{place.path}, which is not a Lance table,"
@@ -255,7 +255,7 @@ def _in_parquet(
 ) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
     from embedreg.cli.nearest import nearest
     from embedreg.cli.where import parse_where
-    from embedreg.jobs.sources import open_source
+    from embedreg.datasets.sources import open_source
 
     data = open_source(place)
     # by the types that are stored: a filter is also compared with a file's statistics, which are of these

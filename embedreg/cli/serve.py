@@ -22,7 +22,7 @@ from embedreg.cli.session import TRUST, AsJson, command
 if TYPE_CHECKING:
     from typing import Self
 
-    from embedreg.engines.databend import Server
+    from embedreg.engines.databend.server import Server
 
 __all__ = ["serve"]
 
@@ -158,7 +158,7 @@ def _metrics_place(said: Settings, port: int) -> str:
 
 
 def _statements(groups: list[Group], said: Settings, version: str, address: str) -> dict[str, Any]:
-    from embedreg.engines import databend_sql
+    from embedreg.engines.databend import sql
 
     token = said.auth_token_env is not None
     served = [item for group in groups for item in group.served]
@@ -166,8 +166,8 @@ def _statements(groups: list[Group], said: Settings, version: str, address: str)
         "address": address,
         "version": version,
         "functions": described(groups),
-        "server_config": databend_sql.server_config(address, version=version),
-        "ddl": databend_sql.create_functions(served, address, version=version, token=token),
+        "server_config": sql.server_config(address, version=version),
+        "ddl": sql.create_functions(served, address, version=version, token=token),
         "notes": notes(version, token),
     }
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from embedreg import secrets
 from embedreg.cli.served import Wanted
-from embedreg.display import plain
 from embedreg.errors import ConfigError, StorageError
-from embedreg.imports import did_you_mean
-from embedreg.sensitive import looks_sensitive
+from embedreg.security import references
+from embedreg.security.sensitive import looks_sensitive
+from embedreg.support.display import plain
+from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend import Limits, Returns
+    from embedreg.engines.databend.server import Limits, Returns
 
 __all__ = ["Settings", "check_variable", "read"]
 
@@ -112,7 +112,7 @@ def check_variable(what: str, variable: str) -> None:
 
 
 def _settings(path: str, found: dict[str, Any]) -> Settings:
-    from embedreg.engines.databend import Limits
+    from embedreg.engines.databend.server import Limits
 
     kinds: dict[str, type] = {
         **dict.fromkeys(("warm", "insecure"), bool),
@@ -127,7 +127,7 @@ def _settings(path: str, found: dict[str, Any]) -> Settings:
     _check(path, "env.", found.get("env", {}), dict.fromkeys(found.get("env", {}), str))
     for name, value in found.items():
         if name not in ("env", "function", "limits"):  # a function's fields are judged by its class
-            secrets.refuse_hardcoded(f"{path}: {name}", value, sensitive=False)
+            references.refuse_hardcoded(f"{path}: {name}", value, sensitive=False)
     if "limits" in found:
         limits = found["limits"]
         _known(path, "limits.", limits, [field.name for field in dataclasses.fields(Limits)])
@@ -152,7 +152,7 @@ def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
     for key in ("role", "input", "returns"):
         _choice(path, where, found, key, key.title())
     for key in ("name", "like", "as"):
-        secrets.refuse_hardcoded(f"{path}: {where}{key}", found.get(key), sensitive=False)
+        references.refuse_hardcoded(f"{path}: {where}{key}", found.get(key), sensitive=False)
     like = str(folder / found["like"]) if "like" in found else None
     chosen = {key: found[key] for key in ("vector", "role", "input", "returns") if key in found}
     return Wanted(function=found.get("name"), like=like, name=found.get("as"), settings=found.get("set", {}), **chosen)

@@ -15,12 +15,12 @@ import typer
 from typer.core import TyperCommand
 
 from embedreg.cli.embed import parse_settings
+from embedreg.datasets import places
 from embedreg.errors import EmbedregError
-from embedreg.jobs import places
 
 if TYPE_CHECKING:
-    from embedreg.base import EmbeddingFunctionConfig
-    from embedreg.engines.databend import Input, Returns, Role, Served
+    from embedreg.core.base import EmbeddingFunctionConfig
+    from embedreg.engines.databend.server import Input, Returns, Role, Served
 
 __all__ = [
     "As",
@@ -165,7 +165,8 @@ def build(each: Wanted, returns: Returns) -> Group:
     """
     from embedreg import functions_in, get
     from embedreg.cli.search import choose
-    from embedreg.engines.databend import Served, queries_differ
+    from embedreg.engines.databend.server import Served
+    from embedreg.engines.databend.worker import queries_differ
 
     config = None
     if each.like is not None:

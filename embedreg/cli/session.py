@@ -22,9 +22,9 @@ import typer
 
 from embedreg.cli import exits, signals, terminal, user_config
 from embedreg.cli.hints import in_options, with_options
-from embedreg.display import plain
 from embedreg.errors import EmbedregError
-from embedreg.imports import did_you_mean
+from embedreg.support.display import plain
+from embedreg.support.imports import did_you_mean
 
 __all__ = ["TRUST", "AsJson", "UserCodeError", "command", "common_arguments", "report"]
 

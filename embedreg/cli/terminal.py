@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from embedreg.display import escaped_json, plain, printable
+from embedreg.support.display import escaped_json, plain, printable
 
 if TYPE_CHECKING:
     from embedreg.runtime.progress import Stage

@@ -31,7 +31,7 @@ from typing import Any
 import typer
 
 from embedreg.errors import ConfigError, StorageError
-from embedreg.imports import did_you_mean
+from embedreg.support.imports import did_you_mean
 
 __all__ = ["VARIABLE", "Granted", "own_file", "read"]
 

@@ -19,9 +19,9 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from embedreg.display import plain
 from embedreg.errors import InputError, MissingColumnError
-from embedreg.imports import did_you_mean
+from embedreg.support.display import plain
+from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow as pa

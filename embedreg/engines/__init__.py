@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Marks", "adapted", "adopt_vector_type", "announce", "called_from", "field_info", "unwrap", "watch"]
 
 # module of the engine's library -> our adapter, which is installed once that module is loaded
-HOOKS = {"lancedb.embeddings": "embedreg.engines.lancedb_adapter"}
+HOOKS = {"lancedb.embeddings": "embedreg.engines.lancedb.adapter"}
 
 _unusable: set[str] = set()  # libraries that are not as our engine needs them
 
@@ -101,7 +101,7 @@ def field_info(function: Any, role: str, source: str | None, kwargs: dict[str, A
         source: for a vector column, the name of its source field where that is not plain.
         kwargs: the rest, for `pydantic.Field`.
     """
-    from embedreg import schema
+    from embedreg.embedding import schema
 
     extra = Marks(kwargs.pop("json_schema_extra", None) or {})
     return schema.marked_field(function, role, source, extra, kwargs)

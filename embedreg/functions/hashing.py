@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from embedreg.base import TextEmbeddingFunction, Traits
-from embedreg.config import MAX_NDIMS
+from embedreg.core.base import TextEmbeddingFunction, Traits
+from embedreg.core.fields import MAX_NDIMS
 
 if TYPE_CHECKING:
     from typing import Self

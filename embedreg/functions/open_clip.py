@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
-from embedreg import grants
-from embedreg.base import IMAGES, EmbeddingFunction, Traits
+from embedreg.core.base import IMAGES, EmbeddingFunction, Traits
 from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError, RowError
-from embedreg.runtime import cache, clip, clip_files, device, precision, progress, queries, truncation, workers
-from embedreg.runtime.execute import Made
-from embedreg.runtime.pictures import embed_picture, embed_pictures
-from embedreg.runtime.precision import Precision
-from embedreg.runtime.truncation import Truncate
-from embedreg.secrets import is_reference
+from embedreg.runtime import cache, progress
+from embedreg.runtime.hardware import device, precision, workers
+from embedreg.runtime.hardware.precision import Precision
+from embedreg.runtime.image import clip, clip_files
+from embedreg.runtime.image.execute import embed_picture, embed_pictures
+from embedreg.runtime.text import truncation
+from embedreg.runtime.text.execute import Made
+from embedreg.runtime.text.truncation import Truncate
+from embedreg.runtime.vectors import queries
+from embedreg.security import grants
+from embedreg.security.references import is_reference
 
 if TYPE_CHECKING:
     import numpy as np

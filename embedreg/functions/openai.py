@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from embedreg.base import Traits
-from embedreg.config import MAX_NDIMS
+from embedreg.core.base import Traits
+from embedreg.core.fields import MAX_NDIMS
 from embedreg.errors import CallError, ConfigError, MissingVariableError, UntrustedError, VectorError
-from embedreg.imports import attempt_import_or_raise
-from embedreg.runtime.remote import AnswerError, Refusal, RemoteTextFunction, client_key, clients, host_of
-from embedreg.runtime.retry import http_status
+from embedreg.runtime.remote.function import AnswerError, Refusal, RemoteTextFunction, client_key, clients, host_of
+from embedreg.support.imports import attempt_import_or_raise
+from embedreg.support.retry import http_status
 
 if TYPE_CHECKING:
     from typing import Self

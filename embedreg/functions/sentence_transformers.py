@@ -16,29 +16,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
-from embedreg import grants
-from embedreg.base import TEXT, Metric, TextEmbeddingFunction, Traits
+from embedreg.core.base import TEXT, Metric, TextEmbeddingFunction, Traits
 from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundError
-from embedreg.runtime import (
-    cache,
-    device,
-    folder,
-    integrity,
-    library,
-    openvino,
-    precision,
-    products,
-    progress,
-    queries,
-    truncation,
-    weights,
-    workers,
-)
-from embedreg.runtime.execute import Made, embed_texts
-from embedreg.runtime.pipeline import TextPipeline
-from embedreg.runtime.precision import Precision
-from embedreg.runtime.truncation import Truncate
-from embedreg.secrets import is_reference
+from embedreg.runtime import cache, progress
+from embedreg.runtime.hardware import device, onednn, precision, workers
+from embedreg.runtime.hardware.precision import Precision
+from embedreg.runtime.models import folders, integrity, weights
+from embedreg.runtime.text import library, openvino, truncation
+from embedreg.runtime.text.execute import Made, embed_texts
+from embedreg.runtime.text.pipeline import TextPipeline
+from embedreg.runtime.text.truncation import Truncate
+from embedreg.runtime.vectors import queries
+from embedreg.security import grants
+from embedreg.security.references import is_reference
 
 __all__ = ["SentenceTransformerEmbeddings"]
 
@@ -115,7 +105,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     def ndims(self) -> int:
         """Return the width of the vectors, from the model's files; only a model of unknown parts is loaded for it."""
         if self._ndims is None:
-            width = folder.ndims(self._model_folder().path)
+            width = folders.ndims(self._model_folder().path)
             if width is None:
                 width = int(workers.alone(library.encode, self._loaded(), ["x"], "encode").shape[1])
             self._ndims = width if self.truncate_dim is None else min(width, self.truncate_dim)
@@ -173,9 +163,9 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     def vector_traits(self) -> dict[str, Any]:
         """Say what the vectors are; `prompts` is None where queries and sources are embedded alike."""
         path = self._model_folder().path
-        unit = self.normalize or (folder.ends_normalized(path) and self.truncate_dim is None)
+        unit = self.normalize or (folders.ends_normalized(path) and self.truncate_dim is None)
         query, document = self._prompts()
-        alike = query == document == "" and not folder.routed(path)
+        alike = query == document == "" and not folders.routed(path)
         return {
             "dtype": "float32",
             "normalized": unit,
@@ -185,7 +175,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
 
     def _metric(self, path: Path, unit: bool) -> Metric:
         """Return the model's own similarity as a metric; of vectors of unit length, the cosine gives the same order."""
-        own = folder.similarity(path)
+        own = folders.similarity(path)
         if unit and own != "manhattan":
             return "cosine"
         if own == "manhattan":
@@ -234,7 +224,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
                 trust_remote_code=self.trust_remote_code,
                 download=download,
             )
-            folder.refuse_other_kinds(resolved.path, self.name)
+            folders.refuse_other_kinds(resolved.path, self.name)
             self._resolved = resolved
         return self._resolved
 
@@ -273,7 +263,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             self._check_precision(on)
             if not precision.convert(model, self.precision):
                 raise ConfigError(f"the model {self.name!r} has no transformer to convert.", "precision='float32'")
-        products.quicken(model)
+        onednn.quicken(model)
         return model
 
     def _check_precision(self, on: str) -> None:
@@ -304,7 +294,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         """Return what is put before queries and before sources; the model's files are read once."""
         model, stock = self._model_folder(), self._as_stock()
         if stock not in self._said:
-            known, default = folder.prompts(model.path)
+            known, default = folders.prompts(model.path)
             alike = known.get(default or "", "")
             query = known["query"] if self.query_prompt is None else self.query_prompt
             document = known["document"] if self.document_prompt is None else self.document_prompt

@@ -6,8 +6,9 @@ allows something needs neither Pillow nor an HTTP client.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
     from embedreg.images.allowances import ImagePolicy, allow_images, current_policy
@@ -24,12 +25,5 @@ _HOMES = {
     "url_retrieve": "fetching",
 }
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module 'embedreg.images' has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(f"embedreg.images.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker reads the imports above
+    __getattr__, __dir__ = index(__name__, _HOMES)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from embedreg.addresses import Host, folder_given, parse_host, texts_given
 from embedreg.errors import ConfigError
-from embedreg.forks import ForkSafeLock
+from embedreg.security.addresses import Host, folder_given, parse_host, texts_given
+from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["Allowance", "ImagePolicy", "allow_images", "current_policy", "host_covered", "reset"]
 

@@ -23,11 +23,11 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from embedreg._version import __version__
-from embedreg.addresses import Host, parse_host
 from embedreg.errors import CallError, RowError
 from embedreg.images import allowances
 from embedreg.images.allowances import ImagePolicy
-from embedreg.runtime import retry
+from embedreg.security.addresses import Host, parse_host
+from embedreg.support import retry
 
 __all__ = ["fetch", "is_url", "url_retrieve"]
 

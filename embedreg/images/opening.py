@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import ConfigError, RowError
-from embedreg.forks import ForkSafeLock
 from embedreg.images import allowances, fetching, files, memory
 from embedreg.images.allowances import ImagePolicy
-from embedreg.imports import attempt_import_or_raise
+from embedreg.support.forks import ForkSafeLock
+from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from embedreg import manifest
-from embedreg.display import plain
+from embedreg.datasets.places import Place, Target
+from embedreg.datasets.storage import Storage, is_uri
+from embedreg.declaration import manifest
 from embedreg.errors import StorageError
 from embedreg.jobs.ledger import Ledger
-from embedreg.jobs.places import Place, Target
-from embedreg.jobs.storage import Storage, is_uri
 from embedreg.jobs.stored import Done
-from embedreg.strictjson import Malformed, document
+from embedreg.support.display import plain
+from embedreg.support.strict_json import Malformed, document
 
 __all__ = [
     "appeared",

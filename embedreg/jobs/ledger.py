@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from embedreg import manifest
+from embedreg.datasets.formats import Unit
+from embedreg.datasets.reading import Reading
+from embedreg.datasets.sources import Input, Known
+from embedreg.datasets.storage import Storage
+from embedreg.declaration import manifest
+from embedreg.embedding.table import BadRow
 from embedreg.jobs import stored
-from embedreg.jobs.formats import Unit
 from embedreg.jobs.pieces import Outcome, Piece
-from embedreg.jobs.reading import Reading
-from embedreg.jobs.sources import Input, Known
-from embedreg.jobs.storage import Storage
 from embedreg.jobs.stored import FORMAT, MAX_BYTES
-from embedreg.strictjson import Malformed
-from embedreg.table import BadRow
+from embedreg.support.strict_json import Malformed
 
 if TYPE_CHECKING:
     import pyarrow as pa

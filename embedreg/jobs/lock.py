@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from embedreg import manifest
+from embedreg.datasets.storage import File, Storage
+from embedreg.declaration import manifest
 from embedreg.errors import EmbedregError, StorageError
-from embedreg.jobs import processes
-from embedreg.jobs.storage import File, Storage
-from embedreg.strictjson import Malformed, document
+from embedreg.support import processes
+from embedreg.support.strict_json import Malformed, document
 
 __all__ = ["STALE_S", "Held", "Lock"]
 

@@ -9,27 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg import identity, manifest, metadata
-from embedreg import schema as schemas
-from embedreg.base import EmbeddingFunctionConfig
-from embedreg.column import ZeroVectors, zero_policy
-from embedreg.display import plain
+from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.datasets import places
+from embedreg.datasets.places import Kind, Place, Target
+from embedreg.datasets.reading import Reading
+from embedreg.datasets.sources import Known, Source, open_source
+from embedreg.datasets.storage import SCRATCH
+from embedreg.declaration import codec, identity, manifest
+from embedreg.embedding import schema as schemas
+from embedreg.embedding.column import ZeroVectors, zero_policy
+from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, embed_batches
 from embedreg.errors import ConfigError, DriftError, EmbedregError, InputError, MetadataError, SchemaError, StorageError
-from embedreg.jobs import claims, places
+from embedreg.jobs import claims
 from embedreg.jobs.ledger import BAD_ROWS, DONE, JOB, PLAN, RECORDS, Ledger, digest
 from embedreg.jobs.lock import FOLDER as LOCK
 from embedreg.jobs.lock import Lock
 from embedreg.jobs.pieces import PIECE_ROWS, Outcome, Piece, cut_up, well_named
-from embedreg.jobs.places import Kind, Place, Target
-from embedreg.jobs.reading import Reading
 from embedreg.jobs.sinks import Sink, sink_for
-from embedreg.jobs.sources import Known, Source, open_source
-from embedreg.jobs.storage import SCRATCH
 from embedreg.jobs.stored import Done, is_output, refused, schema_of
 from embedreg.jobs.work import JobSpec
-from embedreg.strictjson import Malformed
-from embedreg.table import BATCH_ROWS, BadRow, OnError, embed_batches
-from embedreg.writing import remove_empty
+from embedreg.support.atomic import remove_empty
+from embedreg.support.display import plain
+from embedreg.support.strict_json import Malformed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +140,7 @@ class Opened:
         if not self.appeared:
             self.work.sink.finish(self.work.schema, outcomes, lambda stamp: self._note_end(stamp, counts))
         if self.target.kind == "folder":
-            text = (self.work.schema.metadata or {})[metadata.KEY.encode()]
+            text = (self.work.schema.metadata or {})[codec.KEY.encode()]
             self.target.storage.write(manifest.NAME, manifest.content(text), self.claim.lock.check)
         elif self.target.path is None and (stamp := claims.stamp(self.target)) is not None:
             self._note_end(stamp, counts)
@@ -381,7 +382,7 @@ def _declared(source: Source, declaration: Any) -> list[EmbeddingFunctionConfig]
     if declaration is not None:
         configs = schemas.resolve(declaration)[1]
     else:
-        stored = metadata.parse(source.schema.metadata)
+        stored = codec.parse(source.schema.metadata)
         configs = [stored[column] for column in stored.entries]
     if not configs:
         raise MetadataError(
@@ -414,7 +415,7 @@ def _begin(
     _refuse_unwritable(declared, target)
     for config in configs:
         if config.vector_column not in source.schema.names and source.rows != 0:
-            identity.learn(config.function, metadata.declared_by(config))
+            identity.learn(config.function, codec.declared_by(config))
     rows = piece_rows or PIECE_ROWS
     return {
         "schema": embed_batches(_no_rows(source.schema), how).schema,
@@ -473,14 +474,14 @@ def _refuse_other(
     columns = [config.vector_column for config in configs]
     if sorted(columns) != sorted(job["columns"]):
         raise DriftError(f"{target} was begun to fill {', '.join(job['columns'])}, not {', '.join(columns)}.", _ANEW)
-    entries = {entry.vector_column: entry for entry in metadata.entries(job["schema"].metadata)}
+    entries = {entry.vector_column: entry for entry in codec.entries(job["schema"].metadata)}
     if any(
         config.vector_column not in entries or config.vector_column not in job["schema"].names for config in configs
     ):
         raise refused(f"what {target} was begun with", "its schema does not declare its columns")
     for config in configs:
         entry = entries[config.vector_column]
-        same = metadata.says_same(config, entry) or entry.reserved.get("fingerprint") == identity.fingerprint(
+        same = codec.says_same(config, entry) or entry.reserved.get("fingerprint") == identity.fingerprint(
             config.function
         )
         if not same or config.source_column != entry.source_column:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from embedreg.jobs.formats import Span, Unit
-from embedreg.jobs.sources import Input
-from embedreg.table import BadRow
+from embedreg.datasets.formats import Span, Unit
+from embedreg.datasets.sources import Input
+from embedreg.embedding.table import BadRow
 
 __all__ = ["PIECE_BYTES", "PIECE_ROWS", "Outcome", "Piece", "cut_up", "stem_of", "well_named"]
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from embedreg.column import ZeroVectors
+from embedreg.embedding.column import ZeroVectors
+from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, Progress
 from embedreg.errors import BadRowsError, InputError, StorageError
 from embedreg.images.allowances import allow_images
 from embedreg.jobs import opening
 from embedreg.jobs.ledger import RECORDS
 from embedreg.jobs.opening import Opened
 from embedreg.jobs.pieces import Outcome, Piece
-from embedreg.runtime import disk_cache
-from embedreg.table import BATCH_ROWS, BadRow, OnError, Progress
+from embedreg.runtime.vectors import disk
 
 __all__ = ["Engine", "Job", "JobReport", "embed"]
 
@@ -135,7 +135,7 @@ def embed(
             )
     with contextlib.ExitStack() as stack:
         if cache is not None:
-            stack.enter_context(disk_cache.use(cache))
+            stack.enter_context(disk.use(cache))
         job = Job.open(
             src,
             dst,

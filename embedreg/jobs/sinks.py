@@ -16,17 +16,18 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from embedreg import confined, metadata
-from embedreg.casting import exactly
+from embedreg.arrow.casting import exactly
+from embedreg.datasets.places import Target
+from embedreg.datasets.storage import AGAIN, File, Storage
+from embedreg.declaration import codec
 from embedreg.errors import EmbedregError, StorageError
-from embedreg.imports import attempt_import_or_raise
 from embedreg.jobs import stored
 from embedreg.jobs.lock import Held
 from embedreg.jobs.pieces import Outcome, Piece
-from embedreg.jobs.places import Target
-from embedreg.jobs.storage import AGAIN, File, Storage
-from embedreg.strictjson import Malformed
-from embedreg.writing import fill_arrow, fill_parquet, storage_errors, sync
+from embedreg.support import confined
+from embedreg.support.atomic import fill_arrow, fill_parquet, storage_errors, sync
+from embedreg.support.imports import attempt_import_or_raise
+from embedreg.support.strict_json import Malformed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,7 +141,7 @@ class FolderSink(Sink):
             return found is None or found.kind == "link"  # of which the link itself is removed
         try:
             with self.root.open(output) as file:
-                return metadata.KEY.encode() in (pq.read_schema(file).metadata or {})
+                return codec.KEY.encode() in (pq.read_schema(file).metadata or {})
         except (pa.ArrowException, OSError):
             return False
 

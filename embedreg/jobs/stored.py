@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from embedreg import confined, manifest
+from embedreg.datasets.formats import Span, Unit
+from embedreg.datasets.sources import Input
+from embedreg.declaration import manifest
+from embedreg.embedding.table import BadRow
 from embedreg.errors import StorageError
-from embedreg.jobs.formats import Span, Unit
 from embedreg.jobs.pieces import Outcome, Piece, stem_of
-from embedreg.jobs.sources import Input
-from embedreg.strictjson import Malformed, document
-from embedreg.table import BadRow
+from embedreg.support import confined
+from embedreg.support.strict_json import Malformed, document
 
 if TYPE_CHECKING:
     import pyarrow as pa

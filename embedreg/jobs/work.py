@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedreg import metadata
-from embedreg import schema as schemas
-from embedreg.base import EmbeddingFunction, EmbeddingFunctionConfig
-from embedreg.column import ZeroVectors
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.datasets.sources import Source, conformed
+from embedreg.declaration import codec
+from embedreg.embedding import schema as schemas
+from embedreg.embedding.column import ZeroVectors
+from embedreg.embedding.table import OnError, Report, embed_batches
 from embedreg.errors import BadRowsError, StorageError
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.sinks import Sink
-from embedreg.jobs.sources import Source, conformed
-from embedreg.table import OnError, Report, embed_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,8 +60,8 @@ class JobSpec:
     @functools.cached_property
     def configs(self) -> list[EmbeddingFunctionConfig]:
         """The declarations, as they are recorded; so no process finds out a probe of its own, and each checks this."""
-        entries = {entry.vector_column: entry for entry in metadata.entries(self.schema.metadata)}
-        return [metadata.recorded(entries[column], function) for column, function in self.functions.items()]
+        entries = {entry.vector_column: entry for entry in codec.entries(self.schema.metadata)}
+        return [codec.recorded(entries[column], function) for column, function in self.functions.items()]
 
     @functools.cached_property
     def _read(self) -> pa.Schema:

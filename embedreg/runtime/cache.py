@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
-from embedreg import forks
 from embedreg.errors import ConfigError
-from embedreg.forks import ForkSafeLock
+from embedreg.support import forks
+from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["ForkSafeLock", "ModelCache", "configure", "get", "release"]
 

@@ -11,7 +11,7 @@ For images there is `ImageFunctionContract`, which brings rows of its own. Each 
 Only this package imports pytest.
 """
 
-from embedreg.imports import attempt_import_or_raise
+from embedreg.support.imports import attempt_import_or_raise
 
 attempt_import_or_raise("pytest")
 

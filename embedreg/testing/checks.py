@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedreg.base import EmbeddingFunction
+from embedreg.arrow.vectors import _to_numpy
+from embedreg.core.base import EmbeddingFunction
 from embedreg.errors import RowError
-from embedreg.vectors import _to_numpy
 
 __all__ = ["FORMS", "Agreement", "embed", "flaw", "has_text", "read", "require"]
 

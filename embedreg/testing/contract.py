@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from embedreg.base import EmbeddingFunction
-from embedreg.config import sensitive_fields
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.fields import sensitive_fields
 from embedreg.testing.checks import Agreement, flaw
 from embedreg.testing.processes import ProcessContract
 from embedreg.testing.secrecy import SecretContract

@@ -37,7 +37,7 @@ def main() -> None:
 def _report(task: dict[str, Any]) -> dict[str, Any]:
     _import(task["module"], task["file"])
     from embedreg.runtime import cache
-    from embedreg.variables import variables
+    from embedreg.security.variables import variables
 
     already, tensors = _loaded(), _tensor_bytes()
     connected: set[str] = set()
@@ -66,35 +66,36 @@ def _report(task: dict[str, Any]) -> dict[str, Any]:
 
 def _from_stored(task: dict[str, Any], original: Any) -> dict[str, Any]:
     """Rebuild the function from its declaration, with all that it asks for granted: whom to trust is not tested."""
-    from embedreg import metadata, secrets
-    from embedreg.addresses import is_path, parse_host
-    from embedreg.base import registered_name
-    from embedreg.grants import trust
+    from embedreg.core.base import registered_name
+    from embedreg.declaration import codec
+    from embedreg.security import references
+    from embedreg.security.addresses import is_path, parse_host
+    from embedreg.security.grants import trust
 
     name, fields = registered_name(type(original)), original.raw_fields()
     texts = list(_texts(fields))
     with trust(
         paths=[text for text in texts if is_path(text)],
         hosts=[str(host) for text in texts if "://" in text and (host := parse_host(text)) is not None],
-        variables=sorted({reference.name for reference in secrets.references(fields)}),
+        variables=sorted({reference.name for reference in references.references(fields)}),
         remote_code=["*"],
         fields=[f"{name}.{field}" for field in fields],
     ):
-        found = metadata.parse({metadata.KEY: task["declaration"]})
+        found = codec.parse({codec.KEY: task["declaration"]})
         if found.problems:
             return {"problem": str(found.problems["vector"])}
         function = found["vector"].function
         return {
             "ndims": function.ndims(),
             "vectors": _vectors(function, task["inputs"]),
-            "declaration": metadata.encode([function.bind("source", "vector")]),
+            "declaration": codec.encode([function.bind("source", "vector")]),
         }
 
 
 def _vectors(function: Any, inputs: list[Any]) -> bytes:
     import numpy as np
 
-    from embedreg.vectors import as_matrix
+    from embedreg.arrow.vectors import as_matrix
 
     matrix = as_matrix(function.compute_source_embeddings(list(inputs)), len(inputs), function.ndims())[0]
     return matrix.astype(np.float64).tobytes()

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedreg.base import EmbeddingFunction
-from embedreg.column import embed_column, embed_query
+from embedreg.arrow.vectors import Embedded, given_vectors
+from embedreg.core.base import EmbeddingFunction
+from embedreg.embedding.column import embed_column, embed_query
+from embedreg.embedding.table import embed_table
 from embedreg.errors import EmbedregError
 from embedreg.images import allow_images
-from embedreg.imports import attempt_import_or_raise
-from embedreg.table import embed_table
+from embedreg.support.imports import attempt_import_or_raise
 from embedreg.testing.checks import Agreement, flaw, require
 from embedreg.testing.contract import EmbeddingFunctionContract
-from embedreg.vectors import Embedded, given_vectors
 
 __all__ = ["ImageFunctionContract", "image_file"]
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedreg import metadata, secrets
-from embedreg.base import EmbeddingFunction, registered_name
+from embedreg.core.base import EmbeddingFunction, registered_name
+from embedreg.declaration import codec
+from embedreg.security import references
 from embedreg.testing import elsewhere
 from embedreg.testing.checks import Agreement, embed, flaw, read, require
 from embedreg.testing.values import FROM_FIELDS, name_of
@@ -80,7 +81,7 @@ class ProcessContract:
             raise flaw(f"a stored declaration of {name!r} cannot be read back: {problem}.", FROM_FIELDS)
         there = told["stored"]
         before, after = json.loads(_declaration(function))[0]["model"], json.loads(there["declaration"])[0]["model"]
-        ours, theirs = before.pop(metadata.RESERVED), after.pop(metadata.RESERVED)
+        ours, theirs = before.pop(codec.RESERVED), after.pop(codec.RESERVED)
         require(not (changed := _changed(before, after)), f"read back, {changed} is another value.", FROM_FIELDS)
         require(
             not (changed := _changed(ours, theirs)),
@@ -109,13 +110,13 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _declaration(function: EmbeddingFunction) -> bytes:
-    return metadata.encode([function.bind("source", "vector")])
+    return codec.encode([function.bind("source", "vector")])
 
 
 def _in_a_new_process(function: EmbeddingFunction, inputs: Sequence[Any] | None) -> dict[str, Any]:
     """Run `elsewhere` on a function and return what it found; `problem` is there where it could not."""
     cls = type(function)
-    names = {reference.name for reference in secrets.references(function.raw_fields())}
+    names = {reference.name for reference in references.references(function.raw_fields())}
     try:
         pickled = pickle.dumps(function)
     except Exception as exc:  # noqa: BLE001 (another test is about pickles)
@@ -126,7 +127,7 @@ def _in_a_new_process(function: EmbeddingFunction, inputs: Sequence[Any] | None)
         "file": getattr(sys.modules.get(cls.__module__), "__file__", None),
         "function": pickled,
         "declaration": _declaration(function) if inputs is not None and registered_name(cls) is not None else None,
-        "variables": {name: value for name in sorted(names) if (value := secrets.variables.find(name)) is not None},
+        "variables": {name: value for name in sorted(names) if (value := references.variables.find(name)) is not None},
         "inputs": None if inputs is None else list(inputs),
     }
     return _ask(pickle.dumps(task))

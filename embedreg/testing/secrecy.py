@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from pydantic_core import to_json
 
-from embedreg import metadata, secrets
-from embedreg.base import EmbeddingFunction, registered_name
-from embedreg.config import sensitive_fields
+from embedreg.core.base import EmbeddingFunction, registered_name
+from embedreg.core.fields import sensitive_fields
+from embedreg.declaration import codec
 from embedreg.errors import HardcodedSecretError
+from embedreg.security import references
 from embedreg.testing.checks import embed, flaw, require
 
 __all__ = ["SecretContract"]
@@ -66,7 +67,7 @@ class SecretContract:
                 "model_identity()": repr(function.model_identity()),
             }
             if registered_name(type(function)) is not None:
-                texts["the stored declaration"] = metadata.encode([function.bind("source", "vector")]).decode()
+                texts["the stored declaration"] = codec.encode([function.bind("source", "vector")]).decode()
             for where, text in texts.items():
                 _require_clean(text, secret_values, f"{where} shows a secret {moment}", _AS_A_REFERENCE)
 
@@ -108,7 +109,7 @@ _IN_METHODS = (
 
 
 def _require_clean(text: str, values: list[str], what: str, hint: str) -> None:
-    require(secrets.redact(text, values) == text, f"{what}.", hint)
+    require(references.redact(text, values) == text, f"{what}.", hint)
 
 
 def _all_of(exc: BaseException, own: TracebackType | None) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from embedreg import addresses, metadata
-from embedreg.base import EmbeddingFunction, registered_name
+from embedreg.arrow.vectors import Embedded, given_vectors
+from embedreg.core.base import EmbeddingFunction, registered_name
+from embedreg.declaration import codec
+from embedreg.embedding.table import embed_table
 from embedreg.registry import get_registry
-from embedreg.table import embed_table
+from embedreg.security import addresses
 from embedreg.testing.checks import Agreement, embed, flaw, require
-from embedreg.vectors import Embedded, given_vectors
 
 __all__ = ["FROM_FIELDS", "ValueContract", "name_of"]
 
@@ -127,7 +128,7 @@ class ValueContract:
             "the vectors in a table and those of the function",
             "return finite vectors within float32's range",
         )
-        declared = metadata.parse(table.schema.metadata)["vector"].function
+        declared = codec.parse(table.schema.metadata)["vector"].function
         _require_equal(declared, function, "read back from the table")
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedreg.base import EmbeddingFunction, metric_of
-from embedreg.column import embed_column, embed_query
+from embedreg.arrow.vectors import _to_numpy
+from embedreg.core.base import EmbeddingFunction, metric_of
+from embedreg.embedding.column import embed_column, embed_query
 from embedreg.testing.checks import FORMS, Agreement, embed, flaw, has_text, read, require
-from embedreg.vectors import _to_numpy
 
 __all__ = ["VectorContract"]
 

@@ -230,7 +230,7 @@ def test_a_full_disk_under_stdout_is_an_error(command: Callable) -> None:
 
 def test_data_cannot_steer_the_terminal(cli: Callable) -> None:
     """Escape sequences in data are shown as replacement characters; line breaks become spaces."""
-    from embedreg.display import plain
+    from embedreg.support.display import plain
 
     assert plain("a\x1b[2Jb\nc\u202ed") == "a\N{REPLACEMENT CHARACTER}[2Jb c\N{REPLACEMENT CHARACTER}d"
 

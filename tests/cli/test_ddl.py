@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedreg
-from embedreg.engines.databend_sql import functions_in_comments
+from embedreg.engines.databend.sql import functions_in_comments
 
 TWO_SIDED = '''
 import embedreg

@@ -195,7 +195,7 @@ def test_a_stored_path_needs_a_grant_and_the_message_holds_it(
 
 def test_a_grant_ends_with_the_command(cli: Callable, texts: Path) -> None:
     """--trust-path and --trust-host are for one command; the process they ran in keeps none of it."""
-    from embedreg import grants
+    from embedreg.security import grants
 
     cli("inspect", texts, "--trust-path", "/models", "--trust-host", "example.org")
     assert not grants.granted("paths")

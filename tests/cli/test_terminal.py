@@ -10,7 +10,7 @@ import pytest
 
 from embedreg.cli import terminal
 from embedreg.cli.embed import _bad_lines
-from embedreg.table import BadRow
+from embedreg.embedding.table import BadRow
 
 ROWS = [["0.931", "json", "Deserialize a document to a Python object, with a text long enough to be cut"]]
 HEADS = ["score", "module", "text"]

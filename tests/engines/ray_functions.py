@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from embedreg import RowError, TextEmbeddingFunction, Traits, grants, register
+from embedreg import RowError, TextEmbeddingFunction, Traits, register
 from embedreg.images import current_policy
+from embedreg.security import grants
 
 KEY = "RAY_TEST_KEY"
 """The environment variable that the tests' cluster is started with."""

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedreg
-from embedreg import manifest, metadata
+from embedreg.declaration import codec, manifest
+from embedreg.declaration.entries import KEY
 from embedreg.engines import duckdb as in_duckdb
-from embedreg.engines import duckdb_sql
 from embedreg.engines import lancedb as in_lancedb
-from embedreg.entries import KEY
+from embedreg.engines.duckdb import sql as duckdb_sql
 from tests.engines.conftest import RAY_WARNS, Cluster
 
 pytestmark = RAY_WARNS
@@ -84,7 +84,7 @@ def matrix(column: Any, ndims: int) -> np.ndarray:
 def with_duckdb(fn: Any, table: pa.Table, folder: Path) -> tuple[Any, Any]:
     """Embed with the SQL function, and COPY with our clause."""
     stored = embedreg.get_registry().get_table_metadata([fn.bind("text", "vector")])
-    entries = metadata.entries(stored)
+    entries = codec.entries(stored)
     path = folder / "duckdb.parquet"
     with duckdb.connect() as con:
         in_duckdb.install(con, fn)
@@ -132,7 +132,7 @@ def declared(data: Any) -> Any:
     """Return what data declares of its vectors, but for what is learnt at a first write."""
     functions = embedreg.functions_in(data)
     config = functions["vector"]
-    learnt = {*metadata.LEARNT, "producer"}  # LanceDB compares a declaration alone, which must not hold versions
+    learnt = {*codec.LEARNT, "producer"}  # LanceDB compares a declaration alone, which must not hold versions
     recorded = {k: v for k, v in functions.entries["vector"].reserved.items() if k not in learnt}
     return config.source_column, config.function, recorded
 
@@ -170,8 +170,7 @@ def test_two_ray_actors_give_the_same(case: Case, tmp_path: Path, cluster: Clust
 @pytest.mark.skipif(find_spec("databend") is None, reason="the engine is on PyPI for x86-64 Linux only")
 def test_a_databend_ctas_with_our_ddl_gives_the_same(case: Case, tmp_path: Path) -> None:
     """The table that `databend_sql` has Databend make, by a CTAS through our server: its comment is the declaration."""
-    from embedreg.engines import databend_sql as sql
-    from embedreg.engines.databend import Served, serve
+    from embedreg.engines.databend import Served, serve, sql
     from tests.engines.databend_engine import Engine
 
     served, layout = Served("ai_embed", case.fn), sql.Layout("notes", "text", "vector", "id")

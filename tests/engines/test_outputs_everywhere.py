@@ -15,12 +15,12 @@ import pytest
 
 import embedreg
 from embedreg import RowError, TextEmbeddingFunction, Traits
+from embedreg.embedding.schema import resolve
 from embedreg.engines import duckdb as duckdb_engine
 from embedreg.engines import lancedb as lancedb_engine
 from embedreg.engines.databend import serve
-from embedreg.engines.ray_worker import Filler, pack, plan
+from embedreg.engines.ray.worker import Filler, pack, plan
 from embedreg.errors import ConfigError, InputError
-from embedreg.schema import resolve
 from tests.engines.databend_flight import Client
 
 KEY = "sk-0123456789-of-an-engine"

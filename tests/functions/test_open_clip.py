@@ -19,10 +19,12 @@ import pytest
 from PIL import Image
 
 import embedreg
-from embedreg import errors, metadata
+from embedreg import errors
+from embedreg.declaration import codec
 from embedreg.functions.open_clip import OpenClipEmbeddings
-from embedreg.runtime import cache, progress, queries
-from embedreg.runtime.pictures import embed_picture, embed_pictures
+from embedreg.runtime import cache, progress
+from embedreg.runtime.image.execute import embed_picture, embed_pictures
+from embedreg.runtime.vectors import queries
 from tests.tiny_clip import CAPTIONS, jpeg, pictures, png
 
 BATCH_SIZES = (1, 7, 64)
@@ -46,7 +48,7 @@ def stored(model: dict[str, Any], *granted: Path) -> OpenClipEmbeddings:
     embedreg.get_registry().reset()
     embedreg.trust(paths=granted)
     entry = {"name": "open-clip", "model": model, "source_column": "image", "vector_column": "vector"}
-    function = metadata.parse({metadata.KEY: json.dumps([entry])})["vector"].function
+    function = codec.parse({codec.KEY: json.dumps([entry])})["vector"].function
     assert isinstance(function, OpenClipEmbeddings)
     assert function.from_metadata
     return function
@@ -80,7 +82,7 @@ class ByHand:
 
 def stored_name(function: OpenClipEmbeddings) -> str:
     """Return the name that a declaration is stored under."""
-    (entry,) = metadata.entries({metadata.KEY: metadata.encode([function.bind("image", "vector")])})
+    (entry,) = codec.entries({codec.KEY: codec.encode([function.bind("image", "vector")])})
     return entry.name
 
 
@@ -350,7 +352,7 @@ print([name for name in ("torch", "open_clip", "PIL", "transformers") if name in
 
 def test_identity_is_what_the_files_hold(tiny_clip: Path, tmp_path: Path) -> None:
     """Moving a folder changes neither it nor the fingerprint; other weights or another preprocessing change it."""
-    from embedreg.identity import fingerprint
+    from embedreg.declaration.identity import fingerprint
 
     moved = Path(shutil.copytree(tiny_clip, tmp_path / "moved"))
     first, second = create(tiny_clip), create(moved)
@@ -420,7 +422,7 @@ def test_it_can_be_declared_by_its_fields(tiny_clip: Path) -> None:
         64,
         True,
     )
-    (entry,) = metadata.entries({metadata.KEY: metadata.encode([create(tiny_clip).bind("image", "vector")])})
+    (entry,) = codec.entries({codec.KEY: codec.encode([create(tiny_clip).bind("image", "vector")])})
     assert entry.name == "open-clip"
     assert {key: entry.model[key] for key in ("name", "pretrained", "normalize")} == {
         "name": f"local-dir:{tiny_clip}",

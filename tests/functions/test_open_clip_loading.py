@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import embedreg
-from embedreg import errors, metadata
+from embedreg import errors
+from embedreg.declaration import codec
 from embedreg.functions.open_clip import OpenClipEmbeddings
 from tests.hub_server import COMMIT, hub
 from tests.tiny_clip import CONFIG, PREPROCESS, pictures
@@ -39,7 +40,7 @@ def stored(*, reset: bool = True, **model: Any) -> Any:
     if reset:
         embedreg.get_registry().reset()
     entry = {"name": "open-clip", "model": model, "source_column": "image", "vector_column": "vector"}
-    return metadata.parse({metadata.KEY: json.dumps([entry])})["vector"].function
+    return codec.parse({codec.KEY: json.dumps([entry])})["vector"].function
 
 
 @pytest.fixture(scope="module")

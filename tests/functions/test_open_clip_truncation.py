@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import embedreg
-from embedreg import errors, metadata
+from embedreg import errors
+from embedreg.declaration import codec
+from embedreg.declaration.identity import fingerprint
 from embedreg.functions.open_clip import OpenClipEmbeddings
-from embedreg.identity import fingerprint
-from embedreg.runtime import queries
+from embedreg.runtime.vectors import queries
 from tests.tiny_clip import CAPTIONS, pictures, png
 
 WHOLE, LONG = "a " * 14, "a " * 15  # with their two marks 16 tokens, which is what the model reads, and 17
@@ -91,13 +92,13 @@ def test_a_query_follows_the_policy_too(tiny_clip: Path, caplog: pytest.LogCaptu
 def test_the_policy_is_no_part_of_the_declaration(tiny_clip: Path, source_type: str) -> None:
     """It changes no vector that is given out: neither the stored form, nor its name, nor the fingerprint has it."""
     functions = [create(tiny_clip, source_type=source_type, truncate=policy) for policy in ("warn", "error", "silent")]
-    forms = {metadata.encode([function.bind("x", "vector")]) for function in functions}
+    forms = {codec.encode([function.bind("x", "vector")]) for function in functions}
     assert len(forms) == 1
-    (entry,) = metadata.entries({metadata.KEY: forms.pop()})
+    (entry,) = codec.entries({codec.KEY: forms.pop()})
     assert entry.name == ("open-clip" if source_type == "image" else "embedreg:open-clip")
     assert "truncate" not in entry.model
     assert len({fingerprint(function) for function in functions}) == 1
-    assert "truncate" in embedreg.base.runtime_fields(OpenClipEmbeddings)
+    assert "truncate" in embedreg.core.base.runtime_fields(OpenClipEmbeddings)
     with pytest.raises(errors.ConfigError, match="truncate"):
         create(tiny_clip, truncate="cut")
 

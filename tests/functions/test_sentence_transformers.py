@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedreg
-from embedreg import errors, metadata
-from embedreg.base import metric_of
+from embedreg import errors
 from embedreg.cli.search import find as search
-from embedreg.engines import databend, databend_sql
+from embedreg.core.base import metric_of
+from embedreg.datasets import places
+from embedreg.declaration import codec
+from embedreg.engines import databend
+from embedreg.engines.databend import sql
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
-from embedreg.jobs import places
 from embedreg.runtime import cache
 
 KINDS = ["mean", "cls-dense", "causal", "two-pools", "static", "routed", "plain"]
@@ -55,7 +57,7 @@ def stored(model: dict[str, Any], *granted: Path) -> SentenceTransformerEmbeddin
     embedreg.get_registry().reset()
     embedreg.trust(paths=granted)
     entry = {"name": "sentence-transformers", "model": model, "source_column": "text", "vector_column": "vector"}
-    function = metadata.parse({metadata.KEY: json.dumps([entry])})["vector"].function
+    function = codec.parse({codec.KEY: json.dumps([entry])})["vector"].function
     assert isinstance(function, SentenceTransformerEmbeddings)
     assert function.from_metadata
     return function
@@ -441,6 +443,6 @@ def test_sql_goes_by_the_models_own_similarity(tiny: Callable[[str], Path], tmp_
     assert metric_of(fn) == "dot"
     served = databend.Served("embed", fn, "source", "text")
     with pytest.raises(errors.ConfigError, match="no distance for vectors that are compared by 'dot'"):
-        databend_sql._metric(served)
+        sql._metric(served)
     near = create(saved(tiny("two-pools"), tmp_path, "euclidean"), normalize=False)
-    assert databend_sql._metric(databend.Served("embed", near, "source", "text")) == "l2"
+    assert sql._metric(databend.Served("embed", near, "source", "text")) == "l2"

@@ -14,11 +14,15 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 import embedreg
-from embedreg import errors, metadata
+from embedreg import errors
+from embedreg.declaration import codec
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
-from embedreg.runtime import cache, converted, precision, queries
-from embedreg.runtime import openvino as openvino_backend
-from embedreg.runtime.openvino import _library
+from embedreg.runtime import cache
+from embedreg.runtime.hardware import precision
+from embedreg.runtime.models import conversions
+from embedreg.runtime.text import openvino as openvino_backend
+from embedreg.runtime.text.openvino import _library
+from embedreg.runtime.vectors import queries
 
 MODELS = ["causal", "mean", "cls-dense"]
 TEXTS = [
@@ -84,12 +88,12 @@ def test_minilm_on_openvino_is_exact(minilm_path: Path) -> None:
 @pytest.mark.usefixtures("openvino")
 def test_a_back_end_is_no_part_of_the_declaration(tiny: Callable[[str], Path]) -> None:
     """The back end changes no vector, so neither the stored form nor the fingerprint has it; precision is stored."""
-    stored = metadata.persisted_model(create(backend="openvino"))
+    stored = codec.persisted_model(create(backend="openvino"))
     assert "backend" not in stored
-    assert stored["embedreg"]["fingerprint"] == metadata.persisted_model(create())["embedreg"]["fingerprint"]
+    assert stored["embedreg"]["fingerprint"] == codec.persisted_model(create())["embedreg"]["fingerprint"]
     lower = create(precision="bfloat16")
-    assert metadata.persisted_model(lower)["precision"] == "bfloat16"
-    assert metadata.persisted_name(lower) == "embedreg:sentence-transformers"
+    assert codec.persisted_model(lower)["precision"] == "bfloat16"
+    assert codec.persisted_name(lower) == "embedreg:sentence-transformers"
 
 
 @pytest.mark.usefixtures("openvino")
@@ -208,11 +212,11 @@ def test_a_conversion_that_is_not_as_it_was_written_is_not_found(kept: Path, tmp
         linked,
     ]
     for change in changes:
-        converted.keep("sha256:a", made_of, write)
-        found = converted.find("sha256:a", made_of)
+        conversions.keep("sha256:a", made_of, write)
+        found = conversions.find("sha256:a", made_of)
         assert found is not None
         change(found)
-        assert converted.find("sha256:a", made_of) is None
+        assert conversions.find("sha256:a", made_of) is None
         assert not os.path.lexists(found)
     assert (precious / "thesis.txt").read_text() == "years"
 
@@ -227,8 +231,8 @@ def test_nothing_is_deleted_or_written_through_a_link(kept: Path, tmp_path: Path
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(precious, target_is_directory=True)
     for number in range(4):
-        converted.keep("sha256:a", {"openvino": str(number)}, write)
-        assert converted.find("sha256:a", {"openvino": str(number)}) is None
+        conversions.keep("sha256:a", {"openvino": str(number)}, write)
+        assert conversions.find("sha256:a", {"openvino": str(number)}) is None
     assert [path for path in precious.rglob("*") if path.is_file()] == []
     assert {"photos", "0123456789abcdef"} <= {path.name for path in precious.iterdir()}
 
@@ -239,20 +243,20 @@ def test_only_conversions_make_room(kept: Path) -> None:
     for path in (kept / "a", kept, kept.parent):
         path.chmod(0o700)
     for number in range(4):
-        converted.keep("sha256:a", {"openvino": str(number)}, write)
+        conversions.keep("sha256:a", {"openvino": str(number)}, write)
     assert (kept / "a" / "notes").is_dir()
-    assert len(list((kept / "a").iterdir())) == converted.KEPT + 1
+    assert len(list((kept / "a").iterdir())) == conversions.KEPT + 1
 
 
 def test_conversions_are_kept_for_their_versions_only(kept: Path) -> None:
     """One made of other versions is not found, and the oldest ones of a model make room for the newest."""
     for number in range(4):
         made_of = {"openvino": f"1.{number}"}
-        assert converted.find("sha256:a", made_of) is None
-        converted.keep("sha256:a", made_of, lambda folder: (folder / "model.bin").write_bytes(b"x"))
-        converted.keep("sha256:b", made_of, lambda folder: (folder / "model.bin").write_bytes(b"x"))
-        assert converted.find("sha256:a", made_of) is not None
-        assert len(list((kept / "a").iterdir())) == min(number + 1, converted.KEPT)
+        assert conversions.find("sha256:a", made_of) is None
+        conversions.keep("sha256:a", made_of, lambda folder: (folder / "model.bin").write_bytes(b"x"))
+        conversions.keep("sha256:b", made_of, lambda folder: (folder / "model.bin").write_bytes(b"x"))
+        assert conversions.find("sha256:a", made_of) is not None
+        assert len(list((kept / "a").iterdir())) == min(number + 1, conversions.KEPT)
     assert {path.name for path in kept.iterdir()} == {"a", "b"}
 
 
@@ -366,7 +370,7 @@ def test_a_precision_that_the_processor_lacks_is_refused(
     embedreg.trust(paths=[tiny("mean")])
     model = {"name": str(tiny("mean")), "precision": "bfloat16", "embedreg": {"format": 1}}
     entry = {"name": "embedreg:sentence-transformers", "model": model, "source_column": "t", "vector_column": "v"}
-    stored = metadata.parse({metadata.KEY: json.dumps([entry])})["v"].function
+    stored = codec.parse({codec.KEY: json.dumps([entry])})["v"].function
     assert stored.from_metadata
     assert stored.compute_query_embeddings("a").shape == (1, 32)
 

@@ -14,8 +14,10 @@ import torch
 import embedreg
 from embedreg import errors
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
-from embedreg.runtime import cache, device, progress, queries
-from embedreg.runtime.pipeline import TextPipeline
+from embedreg.runtime import cache, progress
+from embedreg.runtime.hardware import device
+from embedreg.runtime.text.pipeline import TextPipeline
+from embedreg.runtime.vectors import queries
 
 MODELS = ["causal", "mean", "cls-dense", "plain", "two-pools"]  # what the runtime runs; the others are the library's
 TEXTS = [
@@ -152,7 +154,7 @@ def test_truncation_is_told_or_refused_as_asked(
         embedreg.embed_query(strict, "long " * 40)
     assert caplog.records == []
     assert loud == silent or loud.truncate != silent.truncate
-    assert "truncate" in embedreg.base.runtime_fields(SentenceTransformerEmbeddings)
+    assert "truncate" in embedreg.core.base.runtime_fields(SentenceTransformerEmbeddings)
 
 
 def test_a_text_of_exactly_the_limit_is_whole(tiny: Callable[[str], Path]) -> None:
@@ -264,8 +266,8 @@ def test_several_devices_give_the_same_vectors(
 ) -> None:
     """A column is dealt out to a copy of the model on each device, and every row has the vector that one gives it."""
     monkeypatch.setattr("embedreg.functions.sentence_transformers.ROWS_A_DEVICE", 20)
-    monkeypatch.setattr("embedreg.runtime.lanes.LEAST", 1)
-    monkeypatch.setattr("embedreg.runtime.lanes.DeviceLanes.least", 1)
+    monkeypatch.setattr("embedreg.runtime.text.devices.LEAST", 1)
+    monkeypatch.setattr("embedreg.runtime.text.devices.DeviceLanes.least", 1)
     expected = create(tiny(kind)).generate_embeddings(TEXTS)
     embedreg.release()
     function = create(tiny(kind), device="cuda:0,1")

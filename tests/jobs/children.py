@@ -54,7 +54,7 @@ def register() -> None:
 
 def embedded(log: Path) -> list[str]:
     """Every text that reached the function, in order; what a kill cut off is left out, and so is the probe."""
-    from embedreg.identity import PROBE_TEXT
+    from embedreg.declaration.identity import PROBE_TEXT
 
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
     return [line for line in lines if line != PROBE_TEXT]
@@ -99,7 +99,8 @@ def run_killed_at_removal(number: int, src: str, dst: str, *args: Any, **options
 
 def run_elsewhere(life_s: float, environment: dict[str, str], *args: Any, **options: Any) -> None:
     """Run a job as a process of another machine would, whose lock lives so long: nobody can look up whether it runs."""
-    from embedreg.jobs import lock, processes
+    from embedreg.jobs import lock
+    from embedreg.support import processes
 
     machine = f"machine of {os.getpid()}"
     processes._boot = lambda: machine  # type: ignore[assignment]

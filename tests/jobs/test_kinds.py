@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedreg
+from embedreg.datasets import formats, places, sources, texts
 from embedreg.errors import StorageError
-from embedreg.jobs import Job, formats, opening, pieces, places, sources, texts
+from embedreg.jobs import Job, opening, pieces
 from tests.jobs import children
 from tests.jobs.children import Logged
 from tests.jobs.conftest import texts as rows_of

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedreg
+from embedreg.datasets.storage import Storage
 from embedreg.errors import StorageError
-from embedreg.jobs import Job, lock, processes
+from embedreg.jobs import Job, lock
 from embedreg.jobs.lock import Lock
-from embedreg.jobs.storage import Storage
+from embedreg.support import processes
 from tests.jobs import children
 from tests.jobs.children import Logged
 from tests.jobs.conftest import texts

@@ -210,7 +210,7 @@ def test_options_hold_references_and_travel_without_secrets(
         travelling = pickle.dumps((opened.work, opened.pending()))
         assert SECRET.encode() not in travelling
         assert KEY.encode() not in travelling
-        embedreg.secrets.variables.clear()  # as in another process, which has the environment
+        embedreg.security.references.variables.clear()  # as in another process, which has the environment
         work, pieces = pickle.loads(travelling)
         for piece in pieces:
             opened.record(work.run(piece))

@@ -1,0 +1,1 @@
+"""The contract of embedding functions, and an instance as a value."""

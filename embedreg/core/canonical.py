@@ -1,0 +1,71 @@
+"""The part of a configuration that determines vectors, in JSON types: what is stored, compared and fingerprinted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import PydanticUndefined
+
+from embedreg.core.fields import names_by_key, runtime_fields, sensitive_fields
+from embedreg.security import references
+from embedreg.support.strict_json import jsonable
+
+if TYPE_CHECKING:
+    from embedreg.core.base import EmbeddingFunction
+
+__all__ = ["MODEL_FIELDS", "canonical", "defaults", "effective", "semantic_config"]
+
+MODEL_FIELDS = ("name", "model", "model_name", "model_id", "pretrained")
+"""Where a class keeps which model it runs: a hub's name, a local folder or a file of weights."""
+
+
+def semantic_config(function: EmbeddingFunction, *, strict: bool = False) -> dict[str, Any]:
+    """Return every semantic field as it is stored: effective values, references unresolved, JSON types.
+
+    Args:
+        strict: whether a value without a JSON form is an error; else its repr stands for it.
+    Raises:
+        ValueError, TypeError: such a value, under `strict`.
+    """
+    cls = type(function)
+    runtime, sensitive, names = runtime_fields(cls), sensitive_fields(cls), names_by_key(cls)
+    passed = {names.get(key, key): value for key, value in function._original_args.items()}
+    config = {}
+    for name, value in function.raw_fields().items():
+        if name in runtime or (name in sensitive and value is None):
+            continue
+        if not references.has_reference(value) and references.has_reference(passed.get(name)):
+            value = passed[name]  # a reference that validation turned into a number: stored as it was written
+        config[name] = jsonable(value) if strict else _lenient(value)
+    return config
+
+
+def _lenient(value: Any) -> Any:
+    try:
+        return jsonable(value)
+    except (TypeError, ValueError):
+        return repr(value)
+
+
+def defaults(cls: type[EmbeddingFunction]) -> dict[str, Any]:
+    """Return a class's defaults in JSON types; a field that must be given has none."""
+    found = {}
+    for name, info in cls.model_fields.items():
+        value = info.get_default(call_default_factory=True, validated_data={})
+        if value is not PydanticUndefined:
+            found[name] = _lenient(value)
+    return found
+
+
+def effective(cls: type[EmbeddingFunction], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration with the class's defaults where it says nothing."""
+    return {**defaults(cls), **stored}
+
+
+def canonical(cls: type[EmbeddingFunction], config: Mapping[str, Any]) -> str:
+    """Return one text for equal semantic configurations of a class."""
+    runtime, sensitive = runtime_fields(cls), sensitive_fields(cls)
+    kept = {k: v for k, v in config.items() if k not in runtime and not (k in sensitive and v is None)}
+    return json.dumps(kept, sort_keys=True, default=repr)

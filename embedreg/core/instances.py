@@ -1,0 +1,303 @@
+"""What the fields of one instance refer to: how references are kept while it is built, and looked up when it is read.
+
+These are functions and no methods, for a subclass may give its own methods any name.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import BaseModel
+
+from embedreg.core.fields import copied, names_by_key, secret_values, sensitive_fields
+from embedreg.security import references
+
+if TYPE_CHECKING:
+    from embedreg.core.value import Value
+
+__all__ = ["Origin", "State", "building", "held_secrets", "keep", "read", "secret_values", "state_of"]
+
+Origin: TypeAlias = Literal["user", "metadata", "pickle"]
+_TELLING = 8  # characters; a shorter secret may be part of another value by chance
+_get = object.__getattribute__
+_gathering = threading.local()
+
+
+@dataclass(slots=True)
+class State:
+    """What an instance knows beside its fields. It is in this process's memory only: never dumped, pickled or compared.
+
+    Attributes:
+        origin: who asked for the instance.
+        alias: the name that stored metadata asked for it by.
+        unknown: stored fields that the class does not have.
+        passed: the arguments of the outermost `__init__`, which a subclass may change before they reach the base: the
+            way back for pickle and copy.
+        given: the configuration that reached the base, by field name where it is one.
+        resolved: the same with references looked up, while the fields are being validated.
+        converted: field -> (what its references stood for, what a validator made of that), where the two differ.
+        assigned: fields that were set after the instance was built, by its own methods or by the reader's code.
+        own: those that its own methods set.
+        pending: fields that its class is to set by itself -> what the stored declaration says that they come to.
+        stated_ndims: the width that a schema states, for a class that cannot say it.
+        cached: what cached properties hold that has a secret in it.
+        seen: secrets that were resolved, which must not appear in any text even when they are no longer set.
+    """
+
+    origin: Origin = "user"
+    alias: str | None = None
+    unknown: dict[str, Any] = field(default_factory=dict)
+    passed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any] | None = None
+    converted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    assigned: set[str] = field(default_factory=set)
+    own: set[str] = field(default_factory=set)
+    pending: dict[str, Any] = field(default_factory=dict)
+    stated_ndims: int | None = None
+    cached: dict[str, Any] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def __repr__(self) -> str:
+        return f"State(origin={self.origin!r}, alias={self.alias!r})"
+
+
+# How the instance under construction came to be; its `__new__` reads it, since users' subclasses may wrap `__init__`.
+_build: contextvars.ContextVar[tuple[type, Origin, str | None, dict[str, Any]] | None] = contextvars.ContextVar(
+    "embedreg_build", default=None
+)
+
+
+@contextmanager
+def building(cls: type, origin: Origin, alias: str | None, unknown: dict[str, Any]) -> Iterator[None]:
+    """Say how the instances of a class that are built in this block came to be."""
+    token = _build.set((cls, origin, alias, unknown))
+    try:
+        yield
+    finally:
+        _build.reset(token)
+
+
+def metadata_is_building() -> bool:
+    """Say whether stored metadata is behind what this thread is building now, be it one instance inside another."""
+    build = _build.get()
+    return build is not None and build[1] == "metadata"
+
+
+def new_state(cls: type) -> State:
+    """Return the state of an instance that is about to be built."""
+    build = _build.get()
+    if build is None or build[0] is not cls:
+        return State()
+    return State(build[1], build[2], dict(build[3]))
+
+
+def state_of(instance: Value) -> State:
+    """Return what an instance knows beside its fields."""
+    return _get(instance, "_embedreg")  # type: ignore[no-any-return]
+
+
+def extra_of(instance: Value) -> dict[str, Any]:
+    """Return the fields beyond those of the class, where it allows any; none while the instance is being built."""
+    return _slot(instance, "__pydantic_extra__")
+
+
+def _slot(instance: Value, name: str) -> dict[str, Any]:
+    try:
+        return _get(instance, name) or {}
+    except AttributeError:  # not set before pydantic has validated the fields
+        return {}
+
+
+# -- references and what they stand for -------------------------------------------------------------------------------
+
+
+def restored(passed: Any, resolved: Any, value: Any, *, sensitive: bool) -> Any:
+    """Return a validated value with the references that it was made from back in their places.
+
+    A number, a flag or an enum that a reference stood for stays converted, unless it is sensitive.
+    """
+    if not references.has_reference(passed):
+        return value
+    if isinstance(passed, (str, *references.WRAPPERS)):
+        text = references.unwrapped(passed)
+        if isinstance(value, references.WRAPPERS):
+            return references.wrapped(text, value)
+        return text if sensitive or (type(value) is str and value == resolved) else value
+    before, after, now = (
+        references.items_of(passed) or [],
+        references.items_of(resolved) or [],
+        references.items_of(value),
+    )
+    if now is None:
+        return passed if sensitive else value
+    if before and before[0][0] is None:  # a sequence
+        if isinstance(value, set | frozenset) or len(now) != len(before):
+            return passed if sensitive else value
+        pairs = zip(before, after, now, strict=True)
+        items = iter([restored(p, r, v, sensitive=sensitive) for (_, p), (_, r), (_, v) in pairs])
+        return references.rebuilt(value, lambda key, item: next(items))
+    keyed, of_model = {key: (item, dict(after)[key]) for key, item in before}, isinstance(value, BaseModel)
+    names = names_by_key(type(value)) if of_model else {}
+    keyed = {names.get(str(key), key) if of_model else key: pair for key, pair in keyed.items()}
+
+    def put_back(key: object, item: Any) -> Any:
+        if key not in keyed:
+            return item
+        return restored(*keyed[key], item, sensitive=sensitive or references.looks_sensitive(key))
+
+    return references.rebuilt(value, put_back)
+
+
+def holds_any(value: Any, values: Iterable[str]) -> bool:
+    """Say whether one of some secrets is written out inside a value."""
+    value = references.unwrapped(value)
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if isinstance(value, str):
+        return any(secret in value for secret in values if len(secret) >= _TELLING or secret == value)
+    return any(holds_any(item, values) for _, item in references.items_of(value) or ())
+
+
+# -- instances ---------------------------------------------------------------------------------------------------------
+
+
+def validation_values(instance: Value) -> dict[str, Any]:
+    """Return a configuration with its references looked up, for validation.
+
+    Raises:
+        MissingVariableError: in the user's own call. Where metadata or a pickle asked, a missing variable stays a
+            reference until the field is read.
+    """
+    state, reader = state_of(instance), reader_of(instance)
+
+    def look_up_leniently(reference: references.Reference) -> str:
+        value = references.variables.find(reference.name, function=reader)
+        if value is None:
+            value = reference.default
+        return f"{references.PREFIX}{reference.name}" if value is None else value
+
+    lookup = references.variables.lookup if state.origin == "user" else look_up_leniently
+    return {key: references.resolve(value, lookup) for key, value in state.given.items()}
+
+
+def keep(instance: Value) -> None:
+    """Put the references back into the fields that have just been validated, once."""
+    state, cls = state_of(instance), type(instance)
+    resolved, state.resolved = state.resolved, None
+    if resolved is None or not any(map(references.has_reference, state.given.values())):
+        return
+    held, missing, sensitive = held_secrets(instance), unset(instance), sensitive_fields(cls)
+    for key, passed in state.given.items():
+        name = names_by_key(cls).get(key, key)
+        place = instance.__dict__ if name in instance.__dict__ else extra_of(instance)
+        if name not in place or not references.has_reference(passed):
+            continue
+        value = place[name]
+        kept = restored(passed, resolved[key], value, sensitive=name in sensitive)
+        if holds_any(kept, held):  # a validator has put the secret somewhere else
+            kept = copied(passed)
+        place[name] = kept
+        if name in missing:
+            state.converted[name] = (None, None)
+        elif not same(now := references.resolve(kept, looking_up(instance)), value):
+            state.converted[name] = (now, value)
+
+
+def fill_unvalidated(instance: Value) -> None:
+    """Take over a pickled configuration as it is: what it refers to is not set here (yet), and cannot be validated."""
+    cls, names, state = type(instance), names_by_key(type(instance)), state_of(instance)
+    values = {names.get(key, key): value for key, value in state.given.items()}
+    twin = BaseModel.model_construct.__func__(cls, **values)  # type: ignore[attr-defined]
+    for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+        object.__setattr__(instance, slot, getattr(twin, slot))
+    state.converted = dict.fromkeys(unset(instance), (None, None))
+
+
+def unset(instance: Value) -> set[str]:
+    """Name the fields that refer to a variable which is not set, and has no default."""
+    names, reader = names_by_key(type(instance)), reader_of(instance)
+    return {
+        names.get(key, key)
+        for key, value in state_of(instance).given.items()
+        for reference in references.references(value)
+        if reference.default is None and references.variables.find(reference.name, function=reader) is None
+    }
+
+
+def read(instance: Value, name: str, kept: Any) -> Any:
+    """Return what a field stands for: its references looked up, and converted as its validators did."""
+    if kept.__class__ is str and not kept.startswith(references.PREFIX):
+        return kept
+    value = references.resolve(kept, looking_up(instance))
+    if value is kept:
+        return kept
+    state = state_of(instance)
+    state.seen |= secret_values(type(instance), {name: kept}, reader_of(instance))
+    converted = state.converted.get(name)
+    if converted is None:
+        return value
+    if not same(converted[0], value):  # the variable has changed, or was not set when this instance was built
+        converted = state_of(copy.copy(instance)).converted.get(name, (value, value))
+        state.converted[name] = converted
+    return converted[1]
+
+
+def reader_of(instance: Value) -> str | None:
+    """Return the name of the function as which variables are asked for; None: stored metadata is not behind it."""
+    state = state_of(instance)
+    return state.alias if state.origin == "metadata" else None
+
+
+def looking_up(instance: Value) -> Callable[[references.Reference], str]:
+    """Return the lookup for what an instance refers to; it raises MissingVariableError."""
+    return functools.partial(references.variables.lookup, function=reader_of(instance))
+
+
+def held_secrets(instance: Value) -> list[str]:
+    """Return the secrets that an instance holds or has held, and those of the functions that it works with."""
+    state, cls, reader = state_of(instance), type(instance), reader_of(instance)
+    passed = state.passed[1] if state.passed is not None else {}
+    for config in (passed, state.given, {} if state.resolved is not None else instance.raw_fields()):
+        state.seen |= secret_values(cls, config, reader)
+    entered: set[int] = _gathering.__dict__.setdefault("entered", set())
+    if id(instance) not in entered:  # functions may hold each other
+        entered.add(id(instance))
+        try:
+            for inner in _inner_functions(instance):
+                state.seen.update(inner._held_secrets())
+        finally:
+            entered.discard(id(instance))
+    return sorted(state.seen)
+
+
+def _inner_functions(instance: Value) -> Iterator[Value]:
+    """Yield the functions that another one has in a field, in a list or dict of a field, or in a private attribute."""
+    fields = list(instance.__dict__.values())
+    private = _slot(instance, "__pydantic_private__").values()
+    for value in [*fields, *private, *(item for held in fields for _, item in references.items_of(held) or ())]:
+        if hasattr(type(value), "_held_secrets"):
+            yield value
+
+
+def overlay(instance: Value, name: str, value: Any) -> None:
+    """Lay a field's kept value over what `__init__` gave it."""
+    if name in type(instance).__pydantic_fields__:
+        instance.__dict__[name] = value
+    elif instance.__pydantic_extra__ is not None:
+        instance.__pydantic_extra__[name] = value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare values; arrays, which have no one truth value, count as different."""
+    try:
+        return bool(one == other)
+    except ValueError:
+        return False

@@ -1,0 +1,221 @@
+"""CSV files: every value as it stands there, and a type for a column only where all of its values keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from embedreg.datasets import texts
+from embedreg.datasets.csv_types import Column
+from embedreg.datasets.formats import Look, Span, Unit, cut
+from embedreg.datasets.reading import Reading
+from embedreg.datasets.storage import Storage
+from embedreg.datasets.texts import Fault, Text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedreg.datasets.csv_rows import Rows
+
+__all__ = ["look_csv", "read_csv"]
+
+_OTHERS = ";\t|"  # what separates fields where the comma does not
+_UTF8 = "if the file is in another encoding, name it: --encoding latin-1 (in Python: encoding='latin-1')"
+_TYPED = "leave the column to its values, or correct the row: --types COLUMN=text (in Python: types={'COLUMN': 'text'})"
+_OTHER_NOW = "write to another place; or --fresh starts anew (in Python: resume=False)"
+
+
+class _Header(NamedTuple):
+    stop: int  # where the first row begins
+    names: list[str]
+    delimiter: int
+    unnamed: list[str]
+
+
+def look_csv(storage: Storage, path: str, reading: Reading) -> Look:
+    """Read all rows, for their types and for where they end."""
+    units, notes, blank, where = list[Unit](), list[str](), 0, storage.shown(path)
+    with texts.open_text(storage, path, reading) as text:
+        head = _header(text, path, reading)
+        if head is None:
+            return Look(None, (), {}, (f"{where} is empty: it has no header line",))
+        columns = {name: Column() for name in head.names}
+        line = 1 + texts.breaks(text.read(0, head.stop))
+        for start, stop, rows in _runs(text, head, head.stop, None):
+
+            def place(row: int, rows: Rows = rows, line: int = line) -> tuple[str, int]:
+                return where, line + texts.breaks(rows.block[: rows.begun[row]])
+
+            blank += rows.blank
+            for number, name in enumerate(head.names):
+                values, kind = _strings(rows, number, name, text), reading.type_of(name)
+                if kind is None:
+                    columns[name].see(values, rows.quoted[:, number], place)
+                else:
+                    _typed(values, rows, number, name, kind)
+            units.append(Unit(start, stop, len(rows), stop - start))
+            line += texts.breaks(rows.block[: stop - start])
+    if head.unnamed:
+        notes.append(f"{where}: columns without a name are called {texts.quoted(head.unnamed)}")
+    if len(head.names) == 1:
+        if blank:
+            notes.append(f"{where}: {blank:,} blank line(s) are no rows")
+        if (other := next((mark for mark in _OTHERS if mark in head.names[0]), None)) is not None:
+            notes.append(f"{where}: its one column is called {head.names[0]!r}; is {other!r} the --delimiter?")
+    return Look(None, tuple(units), columns, tuple(notes))
+
+
+def read_csv(
+    storage: Storage,
+    path: str,
+    span: Span,
+    columns: Sequence[str] | None,
+    batch_rows: int,
+    schema: pa.Schema,
+    reading: Reading,
+) -> Iterator[pa.RecordBatch]:
+    """Read a span of rows, with the types of `schema`."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with texts.open_text(storage, path, reading) as text:
+            head = _header(text, path, reading)
+            if head is None:
+                return
+            # one at least, which counts the rows
+            wanted = [name for name in columns or schema.names if name in head.names] or head.names[:1]
+            for _, _, rows in _runs(text, head, max(span.start, head.stop), span.stop):
+                made = []
+                for name in wanted:
+                    number, kind = head.names.index(name), schema.field(name).type
+                    values = _strings(rows, number, name, text)
+                    if reading.type_of(name) is None:
+                        _refuse_other(values, rows, number, name, kind)
+                    made.append(_typed(values, rows, number, name, kind))
+                yield pa.RecordBatch.from_arrays(made, wanted)
+
+    if span.start < span.stop:
+        yield from cut(batches(), span, batch_rows)
+
+
+def _header(text: Text, path: str, reading: Reading) -> _Header | None:
+    """Return the header; None for a file that has none.
+
+    Raises:
+        Fault: a name that stands there twice, or what is no text.
+    """
+    if text.head is not None:
+        found: _Header = text.head
+        return found
+    suffix = PurePosixPath(path.lower().removesuffix(".gz").removesuffix(".zst")).suffix
+    delimiter = ord(reading.delimiter or ("\t" if suffix == ".tsv" else ","))
+
+    from embedreg.datasets.csv_rows import tokenized  # and numpy, which nobody waits for who only asks for help
+
+    def first(block: bytes, offset: int, last: bool) -> tuple[int, Rows | None]:
+        return tokenized(block, offset, last, delimiter, None)
+
+    start, stop, rows = next(texts.growing(text, text.start, None, first), (0, 0, None))
+    if rows is None:
+        return None
+    at = start + int(rows.begun[0])
+    names, unnamed = [], []
+    for number in range(rows.starts.shape[1]):
+        raw = rows.column(number)[0].as_py()
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            raise Fault(at, f"the name of column {number + 1} is not valid UTF-8", _UTF8) from None
+        if "\0" in name:
+            raise Fault(at, "the header holds NUL bytes, so this is not UTF-8", "--encoding utf-16, perhaps")
+        if not name:
+            name = f"column_{number + 1}"
+            unnamed.append(name)
+        names.append(name)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Fault(at, f"the header names {texts.quoted(twice)} more than once", "give each column a name of its own")
+    text.head = _Header(stop, names, delimiter, unnamed)
+    return text.head  # type: ignore[no-any-return]  # it was just set
+
+
+def _runs(text: Text, head: _Header, start: int, stop: int | None) -> Iterator[tuple[int, int, Rows]]:
+    from embedreg.datasets.csv_rows import tokenized
+
+    def whole(block: bytes, offset: int, last: bool) -> tuple[int, Rows | None]:
+        return tokenized(block, offset, last, head.delimiter, len(head.names))
+
+    yield from texts.growing(text, start, stop, whole)
+
+
+def _strings(rows: Rows, number: int, name: str, text: Text) -> pa.Array:
+    """Return a column as strings.
+
+    Raises:
+        Fault: bytes that are not UTF-8, at their row.
+    """
+    import pyarrow as pa
+
+    raw = rows.column(number)
+    try:
+        return raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        for row, value in enumerate(raw.to_pylist()):
+            try:
+                value.decode()
+            except UnicodeDecodeError as exc:
+                byte = value[exc.start]
+                raise _at(rows, row, f"column {name!r} holds the byte 0x{byte:02X}, not valid UTF-8", _UTF8) from None
+        raise
+
+
+def _typed(values: pa.Array, rows: Rows, number: int, name: str, kind: pa.DataType) -> pa.Array:
+    """Return texts as a type; an empty field that is not in quotes is null.
+
+    Raises:
+        Fault: one of them is none of that type.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_string(kind):
+        return values
+    empty = pc.and_(pc.equal(pc.binary_length(values), 0), pa.array(~rows.quoted[:, number]))
+    filled = pc.if_else(empty, pa.scalar(None, pa.string()), values)
+    try:
+        return texts.as_type(filled, kind)
+    except pa.ArrowException:
+        for row in range(len(filled)):
+            try:
+                texts.as_type(filled[row : row + 1], kind)
+            except pa.ArrowException:
+                value = texts.shown_value(filled[row].as_py())
+                raise _at(rows, row, f"column {name!r}: {value} is not {kind}", _TYPED) from None
+        raise
+
+
+def _refuse_other(values: pa.Array, rows: Rows, number: int, name: str, kind: pa.DataType) -> None:
+    """Refuse what the type of a column, found by an earlier look, would change.
+
+    Raises:
+        Fault: the file has changed, or an earlier embedreg took its values for numbers that they are not.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        return
+    found, bad = Column(), list[int]()
+
+    def note(row: int) -> tuple[str, int]:
+        bad.append(row)
+        return "", 0
+
+    found.see(values, rows.quoted[:, number], note)
+    if bad or (found.floats and not pa.types.is_floating(kind)) or (found.large and pa.types.is_floating(kind)):
+        row = bad[0] if bad else 0
+        value = texts.shown_value(values[row].as_py())
+        raise _at(rows, row, f"column {name!r} was taken for {kind}, which {value} is not exactly", _OTHER_NOW)
+
+
+def _at(rows: Rows, row: int, message: str, hint: str) -> Any:
+    return Fault(rows.offset + int(rows.begun[row]), message, hint)

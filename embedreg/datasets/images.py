@@ -1,0 +1,72 @@
+"""A folder of images as rows: where each lies, and its name. The images are read by the function that embeds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from embedreg.datasets.formats import Input, Span, Unit, cut
+from embedreg.datasets.places import Place
+from embedreg.datasets.storage import File
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["inputs", "read", "schema"]
+
+_NAME = "images"  # of the input that stands for a folder's images
+
+
+def schema() -> pa.Schema:
+    """Return the columns: `path`, and `name` in the folder that was named."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field("path", pa.string()), pa.field("name", pa.string())])
+
+
+def inputs(place: Place) -> tuple[Input, ...]:
+    """Return an input for each folder; another image, or another content, makes it another."""
+    made = []
+    for name, files in _folders(place).items():
+        facts = json.dumps([(file.path, file.size, file.mtime_ns) for file in files])
+        size = sum(file.size for file in files)
+        units = (Unit(0, len(files), len(files), size),)
+        made.append(Input(name, size, None, hashlib.sha256(facts.encode()).hexdigest(), units))
+    return tuple(made)
+
+
+def changed(place: Place, before: Sequence[Input]) -> list[str]:
+    """Return the folders of which an image is not what it was."""
+    files = []
+    for file in place.files:
+        info = place.storage.info(file.path)
+        files.append(File(file.path, info.size if info.is_file else -1, info.mtime_ns))
+    now = {each.path: each for each in inputs(dataclasses.replace(place, files=tuple(files)))}
+    return [each.path for each in before if not each.same(now[each.path])]
+
+
+def read(
+    place: Place, path: str, span: Span, columns: Sequence[str] | None, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Read a span of one folder's rows."""
+    import pyarrow as pa
+
+    files = _folders(place).get(path, [])[span.start : span.stop]
+    rows = {
+        "path": pa.array([place.storage.full(file.path) for file in files], pa.string()),
+        "name": pa.array([file.path for file in files], pa.string()),
+    }
+    wanted = [name for name in columns or rows if name in rows]
+    batch = pa.RecordBatch.from_arrays([rows[name] for name in wanted], wanted)
+    yield from cut(iter([batch]), span, batch_rows)
+
+
+def _folders(place: Place) -> dict[str, list[File]]:
+    found: dict[str, list[File]] = {}
+    for file in place.files:
+        found.setdefault(str(PurePosixPath(file.path).parent / _NAME), []).append(file)
+    return found

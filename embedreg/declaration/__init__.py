@@ -1,0 +1,1 @@
+"""Declarations as stored: read strictly, rebuilt under the trust rules, compared, carried."""

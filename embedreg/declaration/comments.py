@@ -1,0 +1,66 @@
+"""Declarations in column comments: what databases keep where they keep no schema metadata.
+
+A comment may say something to people first; the declaration is what follows `embedding_functions=`, to its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from embedreg.declaration import codec
+from embedreg.declaration.codec import Functions
+from embedreg.declaration.entries import KEY, Entry, entries
+from embedreg.errors import MetadataError
+from embedreg.support.strict_json import MAX_CHARACTERS
+
+__all__ = ["comment_of", "functions_in_comments", "metadata_in_comments", "one_line"]
+
+MARK = f"{KEY}="
+
+
+def comment_of(entry: Entry, words: str = "") -> str:
+    """Return the comment of a vector column: its declaration in ASCII, on one line.
+
+    Args:
+        entry: the declaration as it is stored.
+        words: what stands before it, for people.
+    """
+    return f"{words.partition(MARK)[0].strip()} {MARK}[{one_line(entry)}]".strip()
+
+
+def one_line(entry: Entry) -> str:
+    """Return a stored declaration in ASCII on one line: the same JSON, for a place where people will see it."""
+    return json.dumps(json.loads(entry.raw), separators=(",", ":"))
+
+
+def functions_in_comments(comments: Iterable[str | None]) -> Functions:
+    """Find the functions that column comments declare: {vector column: declaration}.
+
+    Args:
+        comments: the comments of a table's columns, in any order; those that declare nothing are skipped.
+    Raises:
+        MetadataError: a declaration that cannot be read, or two for one vector column.
+    """
+    return codec.parse(metadata_in_comments(comments))
+
+
+def metadata_in_comments(comments: Iterable[str | None]) -> dict[str, Any]:
+    """Return the declarations of column comments as schema metadata; empty where there are none.
+
+    Raises:
+        MetadataError: as `functions_in_comments`.
+    """
+    found: list[str] = []
+    length = 0
+    for comment in comments:
+        if comment is not None and not isinstance(comment, str):
+            raise MetadataError(f"a column's comment is text, not {type(comment).__name__}.", "pass str or None")
+        _, mark, text = (comment or "").partition(MARK)
+        if mark:
+            length += len(text)
+            if length > MAX_CHARACTERS:
+                raise MetadataError(f"the comments declare more than {MAX_CHARACTERS} characters.", "inspect them")
+            found += [entry.raw for entry in entries({KEY: text[: MAX_CHARACTERS + 1]})]
+    return {KEY: f"[{', '.join(found)}]"} if found else {}

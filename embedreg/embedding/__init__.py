@@ -1,0 +1,1 @@
+"""Columns, queries and tables through a function: schemas, the one call of a model, what failed."""

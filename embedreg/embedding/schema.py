@@ -1,0 +1,441 @@
+"""Pydantic models as Arrow schemas, and which source column fills which vector column.
+
+`Schema` needs no engine; LanceDB's `LanceModel` works in its place. `Vector(n)` is a field type in both.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import sys
+import types
+import typing
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    NaiveDatetime,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from embedreg import engines
+from embedreg.arrow.values import NO_DEFAULTS, Defaults
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.errors import SchemaError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Schema", "Vector", "resolve"]
+
+SOURCE, VECTOR, EXPLICIT = "source_column_for", "vector_column_for", "embedreg_source"
+_VALUE_TYPES = {"float16", "float32", "float64"}
+
+
+# -- vectors -----------------------------------------------------------------------------------------------------------
+
+
+class VectorType(list[float]):
+    """The base of every `Vector(n)`: a list of n floats, stored as a fixed-size list."""
+
+    _dim: ClassVar[int]
+    _value_type: ClassVar[str]
+    _nullable: ClassVar[bool]
+
+    @classmethod
+    def dim(cls) -> int:
+        """Return the number of dimensions."""
+        return cls._dim
+
+    @classmethod
+    def value_arrow_type(cls) -> pa.DataType:
+        """Return the Arrow type of one value."""
+        import pyarrow as pa
+
+        return {"float16": pa.float16, "float32": pa.float32, "float64": pa.float64}[cls._value_type]()
+
+    @classmethod
+    def nullable(cls) -> bool:
+        """Say whether a row may have no vector."""
+        return cls._nullable
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # A LanceModel's class body runs this, so lancedb is loaded by now if it is ever to judge this type.
+        engines.adopt_vector_type(VectorType)
+        floats = core_schema.list_schema(core_schema.float_schema(), min_length=cls._dim, max_length=cls._dim)
+        listed = core_schema.chain_schema([core_schema.no_info_plain_validator_function(_as_list), floats])
+        checked = core_schema.no_info_after_validator_function(cls, listed)
+        return core_schema.nullable_schema(checked) if cls._nullable else checked
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": "number"}, "minItems": cls._dim, "maxItems": cls._dim}
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: bool = True) -> type[VectorType]:
+    """Make the type of a vector column.
+
+    Args:
+        dim: the number of dimensions, or something to call for it, such as `fn.ndims`.
+        value_type: "float32", "float16" or "float64", or the Arrow or numpy type of that name.
+        nullable: whether a row may have no vector.
+    Raises:
+        SchemaError: a dimension that is no positive integer, or another value type.
+    """
+    size = dim() if callable(dim) else dim
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise SchemaError(f"a vector needs a positive number of dimensions, not {size!r}.", "Vector(fn.ndims())")
+    name = getattr(value_type, "__name__", None) or value_name(value_type)
+    if name not in _VALUE_TYPES:
+        raise SchemaError(f"a vector cannot hold {value_type!r}.", "value_type='float32' or 'float16'")
+    made = type(f"Vector({size})", (VectorType,), {"_dim": size, "_value_type": name, "_nullable": nullable})
+    engines.adopt_vector_type(VectorType)
+    return made
+
+
+# -- markers -----------------------------------------------------------------------------------------------------------
+
+
+def marked_field(
+    function: EmbeddingFunction, role: str, source: str | None, extra: dict[str, Any], kwargs: dict[str, Any]
+) -> Any:
+    """Build the pydantic field behind `SourceField` and `VectorField`."""
+    extra[role] = function
+    if role == VECTOR:
+        kwargs.setdefault("default", None)  # what is to be computed need not be given
+        if source is not None:
+            extra[EXPLICIT] = source
+    return Field(json_schema_extra=extra, **kwargs)
+
+
+class Marker(typing.NamedTuple):
+    """One marked field: its place, its function, and for a vector the source it names."""
+
+    field: str
+    info: FieldInfo
+    function: EmbeddingFunction
+    source: str | None
+
+
+def _markers(fields: Mapping[str, FieldInfo]) -> tuple[list[Marker], list[Marker]]:
+    """Return the source and the vector markers among some fields."""
+    found: dict[str, list[Marker]] = {SOURCE: [], VECTOR: []}
+    for name, info in fields.items():
+        extra = info.json_schema_extra
+        for role, markers in found.items():
+            if isinstance(extra, dict) and isinstance(function := engines.unwrap(extra.get(role)), EmbeddingFunction):
+                explicit = extra.get(EXPLICIT)
+                markers.append(Marker(name, info, function, explicit if isinstance(explicit, str) else None))
+    return found[SOURCE], found[VECTOR]
+
+
+def pair(sources: list[Marker], vectors: list[Marker]) -> list[tuple[Marker, Marker]]:
+    """Pair each vector field with its source field, by the identity of the function, and never by guess.
+
+    Raises:
+        SchemaError: a vector has no source, or several and does not say which.
+    """
+    pairs = []
+    for vector in vectors:
+        own = [source for source in sources if source.function is vector.function]
+        names = ", ".join(repr(source.field) for source in own)
+        if vector.source is not None:
+            own = [source for source in own if source.field == vector.source]
+            if not own:
+                raise SchemaError(
+                    f"vector field {vector.field!r} names the source {vector.source!r}, which is no source field of "
+                    f"its function ({names or 'there is none'}).",
+                    f"{vector.source}: str = fn.SourceField()",
+                )
+        if not own:
+            raise SchemaError(
+                f"vector field {vector.field!r} has no source field of the same function instance.",
+                "mark one with that very instance, text: str = fn.SourceField(), or use a plain Vector(n) field",
+            )
+        if len(own) > 1:
+            raise SchemaError(
+                f"vector field {vector.field!r} could belong to any of the sources {names}.",
+                f"say which: {vector.field}: ... = fn.VectorField(source={own[0].field!r})",
+            )
+        pairs.append((own[0], vector))
+    return pairs
+
+
+# -- schemas -----------------------------------------------------------------------------------------------------------
+
+
+class Schema(BaseModel):
+    """A pydantic model that is also an Arrow schema with its embedding functions declared.
+
+    Raises:
+        SchemaError: when the class is made, for an ambiguous or missing source, a vector of the wrong width or a type
+            that Arrow has no counterpart for.
+    """
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        pair(*_markers(cls.model_fields))
+        arrow_fields(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        made = handler(schema)
+        for properties in handler.resolve_ref_schema(made).get("properties", {}).values():
+            for key in (SOURCE, VECTOR, EXPLICIT):
+                properties.pop(key, None)
+        return made
+
+    @classmethod
+    def parse_embedding_functions(cls) -> list[EmbeddingFunctionConfig]:
+        """Return the declarations of this schema's fields."""
+        pairs = pair(*_markers(cls.model_fields))
+        types = {item.name: item.type for item in arrow_fields(cls)}
+        return [_declaration(source, vector, types[vector.field]) for source, vector in pairs]
+
+    @classmethod
+    def to_arrow_schema(cls) -> pa.Schema:
+        """Return the Arrow schema, with the declarations in its metadata."""
+        import pyarrow as pa
+
+        from embedreg.declaration import codec
+
+        configs = cls.parse_embedding_functions()
+        encoded = {codec.KEY: codec.encode(configs, written=False)} if configs else None
+        return pa.schema(arrow_fields(cls), metadata=encoded)
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Return the names of the columns."""
+        return list(cls.model_fields)
+
+
+def arrow_fields(model: type[BaseModel]) -> list[pa.Field]:
+    """Return the Arrow fields of a pydantic model.
+
+    Raises:
+        SchemaError: a type without an Arrow counterpart.
+    """
+    import pyarrow as pa
+
+    fields = []
+    for name, info in model.model_fields.items():
+        where = f"{model.__name__}.{name}"
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        function = engines.unwrap(extra.get(VECTOR))
+        inner, nullable = _unwrap_optional(info.annotation)
+        if isinstance(function, EmbeddingFunction):
+            vector = _vector_class(inner)
+            may_lack = vector is None or bool(vector.nullable())
+            fields.append(pa.field(name, _vector_arrow_type(where, inner, function), nullable=may_lack))
+        else:
+            type_, optional = _arrow_type(where, info.annotation)
+            fields.append(pa.field(name, type_, nullable=nullable or optional))
+    return fields
+
+
+def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction) -> pa.DataType:
+    import pyarrow as pa
+
+    from embedreg.declaration import codec
+
+    if (vector := _vector_class(annotation)) is not None:
+        ndims = codec.stated_ndims(function, vector.dim())
+        if vector.dim() != ndims:
+            raise SchemaError(
+                f"{where} is declared with {vector.dim()} dimensions, its function gives {ndims}.",
+                f"{where.rpartition('.')[2]}: Vector(fn.ndims()) = fn.VectorField()",
+            )
+        return pa.list_(vector.value_arrow_type(), ndims)
+    if get_origin(annotation) is list and get_args(annotation) == (float,):
+        return pa.list_(pa.float32(), function.ndims())
+    raise SchemaError(f"{where} is a vector field of type {annotation!r}.", "use Vector(fn.ndims()) or list[float]")
+
+
+def _vector_class(annotation: Any) -> type[VectorType] | None:
+    """Return a vector type, ours or lancedb's, which has the same three methods."""
+    if isinstance(annotation, type) and hasattr(annotation, "value_arrow_type") and hasattr(annotation, "dim"):
+        return annotation
+    return None
+
+
+def _unwrap_optional(annotation: Any) -> tuple[Any, bool]:
+    """Split `X | None` into X and True."""
+    if get_origin(annotation) is Annotated:
+        return _unwrap_optional(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [arg for arg in get_args(annotation) if arg is not type(None)]
+        if len(rest) == 1 and len(rest) < len(get_args(annotation)):
+            return _unwrap_optional(rest[0])[0], True
+    return annotation, False
+
+
+def _scalars() -> dict[Any, pa.DataType]:
+    import pyarrow as pa
+
+    return {
+        str: pa.string(),
+        bool: pa.bool_(),
+        int: pa.int64(),
+        float: pa.float64(),
+        bytes: pa.binary(),
+        dt.date: pa.date32(),
+        dt.datetime: pa.timestamp("us"),
+        NaiveDatetime: pa.timestamp("us"),
+        AwareDatetime: pa.timestamp("us", "UTC"),
+        dt.time: pa.time64("us"),
+        dt.timedelta: pa.duration("us"),
+        decimal.Decimal: pa.decimal128(38, 18),
+        uuid.UUID: pa.string(),
+    }
+
+
+def _arrow_type(where: str, annotation: Any) -> tuple[pa.DataType, bool]:
+    """Return the Arrow type of an annotation, and whether the type itself lets a value be missing."""
+    import pyarrow as pa
+
+    inner, optional = _unwrap_optional(annotation)
+    if inner in (scalars := _scalars()):
+        return scalars[inner], optional
+    origin, args = get_origin(inner), get_args(inner)
+    if origin in (list, tuple, set, frozenset) and args and (origin is not tuple or args[1:] in ((), (...,))):
+        return pa.list_(_arrow_type(where, args[0])[0]), optional  # items may be null, as LanceDB has them
+    if origin is Literal:
+        return _common(where, {type(value) for value in args}), optional
+    if isinstance(inner, type):
+        if (vector := _vector_class(inner)) is not None:
+            return pa.list_(vector.value_arrow_type(), vector.dim()), optional or bool(vector.nullable())
+        if issubclass(inner, BaseModel):
+            return pa.struct(arrow_fields(inner)), optional
+        if issubclass(inner, enum.Enum):
+            return _common(where, {type(member.value) for member in inner}), optional
+    raise SchemaError(
+        f"{where} has the type {annotation!r}, which has no Arrow counterpart here.",
+        "use str, int, float, bool, bytes, date, datetime, time, timedelta, Decimal, UUID, lists, optionals, enums, "
+        "nested models or Vector(n)",
+    )
+
+
+def _common(where: str, kinds: set[type]) -> pa.DataType:
+    scalars = _scalars()
+    if len(kinds) == 1 and (kind := kinds.pop()) in scalars:
+        return scalars[kind]
+    raise SchemaError(f"{where} mixes values of several types.", "give all values of an enum or Literal one type")
+
+
+def defaults_of(schema: Any) -> Defaults:
+    """Return what a Schema or LanceModel class puts where a dict lacks a key; nothing for any other declaration."""
+    return (
+        _defaults(schema.model_fields) if isinstance(schema, type) and hasattr(schema, "model_fields") else NO_DEFAULTS
+    )
+
+
+def _defaults(fields: Mapping[str, FieldInfo]) -> Defaults:
+    made: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+    inner: dict[str, Defaults] = {}
+    for name, info in fields.items():
+        extra = info.json_schema_extra
+        if not info.is_required() and not (isinstance(extra, dict) and VECTOR in extra):
+            made[name] = _default(info)
+        annotation = _unwrap_optional(info.annotation)[0]
+        while get_origin(annotation) in (list, tuple, set, frozenset) and get_args(annotation):
+            annotation = _unwrap_optional(get_args(annotation)[0])[0]
+        if (
+            isinstance(annotation, type)
+            and issubclass(annotation, BaseModel)
+            and (found := _defaults(annotation.model_fields))
+        ):
+            inner[name] = found
+    return Defaults(made, {name: found for name, found in inner.items() if found.made or found.inner})
+
+
+def _default(info: FieldInfo) -> Callable[[Mapping[str, Any]], Any]:
+    if info.default_factory is None:
+        return lambda row: info.default
+    return lambda row: info.get_default(call_default_factory=True, validated_data=dict(row))
+
+
+def _declaration(source: Marker, vector: Marker, kind: pa.DataType) -> EmbeddingFunctionConfig:
+    config = vector.function.bind(source.field, vector.field)
+    config.value_type = value_name(kind.value_type)
+    return config
+
+
+def value_name(kind: pa.DataType) -> str:
+    """Name an Arrow float type as numpy does: "float16", "float32", "float64"."""
+    return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind), str(kind))
+
+
+class Resolved(typing.NamedTuple):
+    """What a schema comes to: its Arrow schema, if it has one, and its declarations."""
+
+    arrow: pa.Schema | None
+    configs: list[EmbeddingFunctionConfig]
+
+
+def resolve(schema: Any) -> Resolved:
+    """Take whatever may stand for a schema, and return its Arrow schema (if it has one) and its declarations.
+
+    Args:
+        schema: a Schema or LanceModel class, one EmbeddingFunctionConfig or a list of them, a `pa.Schema` whose
+            metadata holds declarations, or what this function returned for one of these.
+    Raises:
+        SchemaError: none of these. EmbedregError: a declaration that cannot be rebuilt here.
+    """
+    from embedreg.declaration import codec
+
+    if isinstance(schema, Resolved):
+        return schema
+    pa = sys.modules.get("pyarrow")
+    if pa is not None and isinstance(schema, pa.Schema):
+        functions = codec.parse(schema.metadata)
+        configs = [functions[column] for column in functions.entries]
+        for config in configs:
+            if config.vector_column in schema.names and hasattr(
+                kind := schema.field(config.vector_column).type, "value_type"
+            ):
+                config.value_type = value_name(kind.value_type)
+        return Resolved(schema, configs)
+    if isinstance(schema, type) and issubclass(schema, Schema):
+        return Resolved(schema.to_arrow_schema(), schema.parse_embedding_functions())
+    if isinstance(schema, type) and hasattr(schema, "to_arrow_schema") and hasattr(schema, "model_fields"):
+        pairs = pair(*_markers(schema.model_fields))
+        arrow = schema.to_arrow_schema()
+        return Resolved(arrow, [_declaration(s, v, arrow.field(v.field).type) for s, v in pairs])
+    given = [schema] if hasattr(schema, "vector_column") else schema
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | dict):
+        listed = list(given)
+        if all(hasattr(config, "vector_column") and hasattr(config, "source_column") for config in listed):
+            own = [_own(config) for config in listed]
+            codec.refuse_twice(config.vector_column for config in own)
+            return Resolved(None, own)
+    raise SchemaError(
+        f"{schema!r} declares no embedding functions.",
+        "pass a Schema class, fn.bind('source', 'vector'), a list of those, or an Arrow schema that carries them",
+    )
+
+
+def _own(config: Any) -> EmbeddingFunctionConfig:
+    """Return a declaration as ours; one that was read keeps what is recorded of its vectors."""
+    from embedreg.declaration import codec
+
+    function = engines.unwrap(config.function)
+    if (entry := codec.entry_behind(config)) is not None:
+        return codec.recorded(entry, function)
+    return function.bind(config.source_column, config.vector_column)  # type: ignore[no-any-return]

@@ -1,0 +1,529 @@
+"""Fill the vector columns of tables and streams: what is given stays, what failed is reported, nothing is guessed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedreg.arrow import casting, inputs
+from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
+from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.declaration import codec, identity
+from embedreg.embedding import schema as schemas
+from embedreg.embedding.column import (
+    NOT_UNICODE,
+    ZeroVectors,
+    embed_column,
+    embed_query,
+    fit_float16,
+    readable,
+    zero_policy,
+)
+from embedreg.errors import (
+    BadRowsError,
+    ConfigError,
+    DriftError,
+    InputError,
+    MissingColumnError,
+    SchemaError,
+)
+from embedreg.support.display import plain
+from embedreg.support.imports import did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["BadRow", "Report", "embed_batches", "embed_column", "embed_query", "embed_table"]
+
+OnError = Literal["raise", "null", "drop"]
+Progress = Callable[[int, int | None], None]
+
+BATCH_ROWS = 8192  # enough for a local model to sort by length, 12 MB of 384-dimensional vectors
+SHOWN = 5  # bad rows that a message names
+_KEY_COLUMNS = ("id", "_id", "key", "uuid", "path", "file", "file_name", "filename", "url", "name")
+_KEY_SHOWN = 200  # characters
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that has no vector by its own fault.
+
+    Attributes:
+        row: its number in the data, from 0.
+        column: the source column.
+        reason: why, without the input itself.
+        key: what tells the row apart in its data, such as "id=17" or "path=photos/a.jpg"; None where no column does.
+    """
+
+    row: int
+    column: str
+    reason: str
+    key: str | None = None
+
+
+@dataclass
+class Report:
+    """What became of the rows; pass one as `report=` and read it afterwards.
+
+    Attributes:
+        rows: rows seen.
+        embedded: vectors that were computed, each distinct input once.
+        cached: how many of these were not, since the vector cache had them.
+        given: vectors that the data brought and that were left alone.
+        nulls: vectors that are null because the input is null or blank.
+        zeros: rows whose vector is all zeros. Computed ones become what `zero_vectors` says, given ones stay.
+        bad: the rows that failed.
+    """
+
+    rows: int = 0
+    embedded: int = 0
+    cached: int = 0
+    given: int = 0
+    nulls: int = 0
+    zeros: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+
+
+def embed_table(
+    data: Any,
+    schema: Any = None,
+    *,
+    on_error: OnError = "raise",
+    zero_vectors: ZeroVectors | None = None,
+    report: Report | None = None,
+    progress: Progress | None = None,
+    max_bad_rows: int | None = None,
+    batch_rows: int | None = None,
+) -> pa.Table:
+    """Return the data as one table with its vector columns filled in.
+
+    Arguments and errors are those of `embed_batches`, except that without `batch_rows` the whole data is one batch:
+    each distinct input is embedded once, and a local model sees them all when it sorts by length.
+    """
+    import pyarrow as pa
+
+    report = report if report is not None else Report()
+    before = report.embedded
+    options = (on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
+    plan, batches = _stream(data, schema, *options, whole=True)
+    made = pa.Table.from_batches(batches, plan.schema)
+    if report.embedded > before:
+        for config in plan.configs:
+            identity.learn(config.function, plan.recorded(config))
+        made = made.replace_schema_metadata(plan.declare(plan.schema).metadata)
+    return made
+
+
+def embed_batches(
+    data: Any,
+    schema: Any = None,
+    *,
+    on_error: OnError = "raise",
+    zero_vectors: ZeroVectors | None = None,
+    report: Report | None = None,
+    progress: Progress | None = None,
+    max_bad_rows: int | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> pa.RecordBatchReader:
+    """Fill the vector columns of a stream, a batch at a time; memory is bounded by the batch.
+
+    Args:
+        data: anything column-like; see `inputs.batches_of`.
+        schema: what declares the functions; see `schema.resolve`. None: the data's own metadata does.
+        on_error: what a failed row does: "raise" an error, leave a "null" vector, or "drop" the row. A failed call
+            (model, memory, network, key) always raises.
+        zero_vectors: what becomes of a vector of zeros that a function gives: "null", "keep", or "error", which makes
+            it a failed row. None for "null" where the function's metric is cosine, and for "keep" under another.
+        report: collects counts and the bad rows.
+        progress: called with the rows done and the rows in all, None for a stream that does not know.
+        max_bad_rows: how many rows may fail before the run is stopped.
+        batch_rows: the upper bound of a batch, in rows.
+    Returns:
+        A reader of the data's columns with absent, null and partly null vector columns filled; given vectors stay.
+        Null and blank inputs have null vectors. Its schema metadata carries the declarations.
+    Raises:
+        MissingColumnError: a source column is absent. BadRowsError: rows failed under "raise", or too many.
+        SchemaError, InputError, VectorError, MetadataError: data or declarations that do not fit.
+    """
+    import pyarrow as pa
+
+    plan, batches = _stream(data, schema, on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
+    return pa.RecordBatchReader.from_batches(plan.schema, batches)
+
+
+def _stream(
+    data: Any,
+    schema: Any,
+    on_error: OnError,
+    zero_vectors: ZeroVectors | None,
+    report: Report | None,
+    progress: Progress | None,
+    max_bad_rows: int | None,
+    batch_rows: int | None,
+    *,
+    whole: bool = False,
+) -> tuple[_Plan, Iterator[pa.RecordBatch]]:
+    import pyarrow as pa
+
+    if on_error not in ("raise", "null", "drop"):
+        raise ConfigError(f"on_error={on_error!r} is no policy.", "on_error='raise', 'null' or 'drop'")
+    if batch_rows is not None and (isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1):
+        raise ConfigError(f"batch_rows={batch_rows!r} is no positive number of rows.", f"batch_rows={BATCH_ROWS}")
+    declared, configs = schemas.resolve(schema) if schema is not None else (None, [])
+    total = inputs.total_rows(data)
+    expected = inputs.Expected(
+        declared,
+        schemas.defaults_of(schema),
+        frozenset(config.source_column for config in configs),
+        frozenset(config.vector_column for config in configs),
+        frozenset(config.source_column for config in configs if config.function.traits.modality == "text"),
+    )
+    own, batches = inputs.batches_of(data, expected, batch_rows or BATCH_ROWS, whole=whole)
+    if batch_rows is None:
+        table = pa.Table.from_batches(batches, own).combine_chunks()
+        total, batches = table.num_rows, iter(table.to_batches())
+    stored = codec.Functions(codec.entries(own.metadata))
+    if schema is None or stored.entries:
+        stored = codec.parse(own.metadata)
+    if schema is None:
+        configs = [stored[column] for column in stored.entries]
+    if not configs:
+        where = "the data declares" if schema is None else "the schema declares"
+        raise SchemaError(
+            f"{where} no embedding function, so there is no vector column to fill.",
+            "pass fn.bind('source', 'vector'), or a Schema with SourceField() and VectorField()",
+        )
+    for config in configs:
+        zero_policy(config.function, zero_vectors)  # an unknown one shows before any model is loaded
+    plan = _Plan(own, expected, configs, stored, total)
+    tally = _Tally(report if report is not None else Report(), on_error, zero_vectors, max_bad_rows, progress, total)
+    return plan, (filled for batch in batches if (filled := _fill(batch, plan, tally)) is not None)
+
+
+class _Plan:
+    """What each batch becomes: its columns cast as declared, its vector columns filled, the metadata joined."""
+
+    def __init__(
+        self,
+        own: pa.Schema,
+        expected: inputs.Expected,
+        configs: list[EmbeddingFunctionConfig],
+        stored: codec.Functions,
+        total: int | None,
+    ) -> None:
+        import pyarrow as pa
+
+        self.configs = configs
+        self.defaults = expected.defaults
+        declared = expected.schema
+        # an entry whose vectors the data lacks says nothing of those to come, unless it is the declaration itself
+        here = set(own.names) | (stored.entries.keys() - {config.vector_column for config in configs})
+        self.stored = stored
+        self.kept = [entry if column in here else entry.emptied() for column, entry in stored.entries.items()]
+        self._unmixed: set[str] = set()
+        vectors = {config.vector_column for config in configs}
+        for config in configs:
+            if config.source_column not in own.names:
+                raise MissingColumnError(
+                    f"the data has no column {config.source_column!r} to fill {config.vector_column!r} from "
+                    f"(columns: {', '.join(own.names) or 'none'}).",
+                    f"{did_you_mean(config.source_column, own.names)}name the source column when you declare the "
+                    "function: fn.bind('source', 'vector')",
+                ).for_shell(f"{did_you_mean(config.source_column, own.names)}--source NAME names the source column")
+        fields = {item.name: item for item in own}
+        if len(fields) < len(own):
+            raise SchemaError("the data has two columns of one name.", "rename one of them")
+        for item in declared if declared is not None else []:
+            if item.name in vectors:
+                continue
+            if item.name in fields:
+                fields[item.name] = fields[item.name].with_type(item.type).with_nullable(item.nullable)
+            elif item.nullable or item.name in self.defaults.made:
+                fields[item.name] = item
+            else:
+                raise MissingColumnError(
+                    f"the data has no column {item.name!r}, which the schema requires.",
+                    f"add it, or {item.name}: ... | None",
+                )
+        for config in configs:
+            fields[config.vector_column] = self._vector_field(config, declared, fields.get(config.vector_column))
+            if config.vector_column not in own.names and total != 0:
+                # it is going to be run anyway; given vectors need no model
+                identity.learn(config.function, self.recorded(config))
+        self.schema = self.declare(pa.schema(list(fields.values()), metadata=own.metadata))
+
+    def declare(self, schema: pa.Schema) -> pa.Schema:
+        """Return a schema with the declarations as they are known by now; what cannot be rebuilt here is kept."""
+        if not self.configs and not self.kept:
+            return schema
+        info = {**(schema.metadata or {}), codec.KEY.encode(): codec.encode(self.configs, self.kept)}
+        return schema.with_metadata(info)
+
+    def recorded(self, config: EmbeddingFunctionConfig) -> dict[str, Any]:
+        """Return what is recorded of the vectors that a declaration adds to, the probe among it."""
+        entry = next((entry for entry in self.kept if entry.vector_column == config.vector_column), None)
+        own = codec.declared_by(config)
+        return entry.reserved if not own and entry is not None and codec.says_same(config, entry) else own
+
+    def refuse_mixture(self, config: EmbeddingFunctionConfig) -> None:
+        """Refuse to fill up a column that another function made: it would hold two kinds of vectors."""
+        entry = self.stored.entries.get(config.vector_column)
+        if config.vector_column in self._unmixed or entry is None:
+            return
+        stored = self.stored.get(config.vector_column)
+        if not codec.says_same(config, entry) and (
+            stored is None or identity.fingerprint(stored.function) != identity.fingerprint(config.function)
+        ):
+            raise DriftError(
+                f"column {config.vector_column!r} already holds vectors of {entry.name!r} with another configuration.",
+                "drop the column to embed it anew, or write to another one: "
+                f"fn.bind({config.source_column!r}, {config.vector_column + '_2'!r})",
+            ).for_shell(f"write to another column: --vector {shlex.quote(config.vector_column + '_2')}")
+        identity.verify_once(config.function, entry.reserved)
+        self._unmixed.add(config.vector_column)
+
+    @staticmethod
+    def _vector_field(config: EmbeddingFunctionConfig, declared: pa.Schema | None, own: pa.Field | None) -> pa.Field:
+        import pyarrow as pa
+
+        ndims = config.function.ndims()
+        if declared is not None and config.vector_column in declared.names:
+            wanted = declared.field(config.vector_column)
+        elif own is not None and pa.types.is_fixed_size_list(own.type):
+            wanted = own
+        else:
+            name = str(stored_type(config) or config.function.vector_traits().get("dtype", "float32"))
+            value = pa.float16() if name == "float16" else pa.float32()
+            wanted = pa.field(config.vector_column, pa.list_(value, ndims))
+        if not pa.types.is_fixed_size_list(wanted.type) or wanted.type.list_size != ndims:
+            raise SchemaError(
+                f"column {config.vector_column!r} is declared as {wanted.type}, its function gives {ndims} dimensions.",
+                f"declare it as fixed_size_list<float>[{ndims}], or choose another vector column",
+            )
+        return wanted
+
+
+def stored_type(config: EmbeddingFunctionConfig) -> str | None:
+    """Return the type of the values that a declaration was read with; None for one that was made here."""
+    entry = codec.entry_behind(config)
+    return None if entry is None else codec.value_type(entry.reserved)
+
+
+class _Tally:
+    """Counts, progress, and the policy on bad rows, over one run."""
+
+    def __init__(
+        self,
+        report: Report,
+        on_error: OnError,
+        zero_vectors: ZeroVectors | None,
+        max_bad_rows: int | None,
+        progress: Progress | None,
+        total: int | None,
+    ) -> None:
+        self.report = report
+        self.on_error = on_error
+        self.zero_vectors = zero_vectors
+        self.max_bad_rows = max_bad_rows
+        self.progress = progress
+        self.total = total
+
+    def window(self, functions: int) -> Callable[[int], None] | None:
+        """Return the callback that turns one function's settled rows into progress of the whole batch."""
+        if self.progress is None:
+            return None
+        done, progress = [float(self.report.rows)], self.progress
+
+        def on_window(rows: int) -> None:
+            done[0] += rows / functions
+            progress(int(done[0]), self.total)
+
+        return on_window
+
+    def failed(self, bad: list[BadRow], strict: set[str]) -> None:
+        """Apply the policy to the bad rows of a batch.
+
+        Args:
+            strict: vector columns without a vector for some of them that allow no null: "null" cannot be done there.
+        """
+        self.report.bad += bad
+        no_null = ", ".join(sorted(strict)) if self.on_error == "null" else ""
+        raising = self.on_error == "raise" or bool(no_null)
+        limit = 0 if raising else self.max_bad_rows
+        if limit is None or len(self.report.bad) <= limit:
+            return
+        what = "have" if raising else f"are over max_bad_rows={self.max_bad_rows}: these have"
+        raise BadRowsError(
+            f"{len(self.report.bad)} row(s) {what} no vector: {_by_reason(self.report.bad)}.",
+            f"{no_null} allows no null: on_error='drop' leaves such rows out, Vector(n) keeps them"
+            if no_null
+            else "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists "
+            "them",
+            tuple(item.row for item in self.report.bad),
+        ).for_shell("--on-error null keeps such rows with a null vector, --on-error drop leaves them out")
+
+
+def rows_in_words(rows: Sequence[str]) -> str:
+    """Return 'row 3', or 'rows 0, 1, 2, 3, 4 and 495 more'."""
+    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(rows[:SHOWN])}{more}"
+
+
+def _by_reason(bad: list[BadRow]) -> str:
+    """Return why rows failed, each reason once with some of its rows."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for item in bad:
+        rows.setdefault((item.column, item.reason), []).append(item.row)
+    shown = []
+    for (column, reason), numbers in list(rows.items())[:SHOWN]:
+        shown.append(f"{rows_in_words([*map(str, numbers)])} ({column}): {reason}")
+    if len(rows) > SHOWN:
+        shown.append(f"and {len(rows) - SHOWN:,} more reasons so far")
+    return "; ".join(shown)
+
+
+def _key(batch: pa.RecordBatch, row: int, config: EmbeddingFunctionConfig) -> str | None:
+    """Return the name and value of the column that tells a row apart: a key, or the name of its image."""
+    images = config.function.traits.modality.startswith("image")
+    for name in (*_KEY_COLUMNS, *([config.source_column] if images else [])):
+        if name in batch.schema.names and (images or name != config.source_column):
+            value = casting.value_at(batch.column(name), row)
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                shown = str(value).partition("?")[0]  # what follows in an address may be a key of another kind
+                return f"{name}={plain(shown, _KEY_SHOWN)}"
+    return None
+
+
+def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch | None:
+    """Fill one batch; None when every row of it was dropped."""
+    import numpy as np
+    import pyarrow as pa
+
+    first = tally.report.rows
+    columns: dict[str, Any] = {}
+    bad: dict[int, BadRow] = {}
+    broken: set[str] = set()  # source columns with texts that are not valid Unicode
+    strict: set[str] = set()  # columns that would need a null and allow none
+    on_window = tally.window(len(plan.configs))
+    for config in plan.configs:
+        filled, why = _fill_column(batch, config, plan, tally, on_window)
+        columns[config.vector_column] = filled
+        if why and not plan.schema.field(config.vector_column).nullable:
+            strict.add(config.vector_column)
+        if NOT_UNICODE in why.values():
+            broken.add(config.source_column)
+        for row, reason in why.items():
+            bad.setdefault(row, BadRow(first + row, config.source_column, reason, _key(batch, row, config)))
+    tally.report.rows += batch.num_rows
+    if bad:
+        tally.failed([bad[row] for row in sorted(bad)], strict)
+    for name in broken:  # no reader could read such a column: what is wrong in it is replaced, in rows that failed
+        batch = batch.set_column(batch.schema.get_field_index(name), name, readable(batch.column(name)))
+    places = {name: place for place, name in enumerate(batch.schema.names)}
+    for item in plan.schema:
+        if item.name not in columns:
+            place = places.get(item.name)
+            given = None if place is None else batch.column(place)
+            columns[item.name] = _cast(given, item, plan.defaults, first, batch.num_rows)
+    made = pa.RecordBatch.from_arrays([columns[item.name] for item in plan.schema], schema=plan.schema)
+    if tally.progress is not None:
+        tally.progress(tally.report.rows, tally.total)
+    if bad and tally.on_error == "drop":
+        keep = np.ones(batch.num_rows, bool)
+        keep[list(bad)] = False
+        made = casting.kept_rows(made, keep)
+    return made if made.num_rows or not bad else None
+
+
+def _fill_column(
+    batch: pa.RecordBatch,
+    config: EmbeddingFunctionConfig,
+    plan: _Plan,
+    tally: _Tally,
+    on_window: Callable[[int], None] | None,
+) -> tuple[pa.Array, dict[int, str]]:
+    """Return a vector column with what was null in it computed, and why which rows have no vector."""
+    import numpy as np
+    import pyarrow as pa
+
+    target = plan.schema.field(config.vector_column)
+    source = batch.column(config.source_column)
+    ndims = target.type.list_size
+    own = batch.column(config.vector_column) if config.vector_column in batch.schema.names else None
+    if own is not None and own.null_count < len(own):
+        plan.refuse_mixture(config)
+        if own.type == target.type and complete_and_finite(own):
+            zeros = len(zero_rows(numbers_of(own)))
+            if not zeros or tally.zero_vectors != "error":
+                tally.report.given += len(own)
+                tally.report.zeros += zeros
+                if on_window is not None:
+                    on_window(len(own))
+                return own, {}
+        given, reasons = given_vectors(own, ndims, config.vector_column, target.type.value_type)
+        zero = zero_rows(given.matrix)
+        zero = zero[given.valid[zero]]
+        tally.report.zeros += len(zero)
+        if tally.zero_vectors == "error":
+            given.valid[zero] = False
+            reasons |= dict.fromkeys(zero.tolist(), "its given vector is all zeros")
+        missing = ~given.valid
+        missing[list(reasons)] = False
+        todo = np.flatnonzero(missing)
+        tally.report.given += int(given.valid.sum())
+        if on_window is not None:
+            on_window(len(own) - len(todo))
+        source = casting.taken(source, todo)
+    else:
+        given, reasons, todo = None, {}, None
+    embedded = _embed_rows(config, source, tally.zero_vectors, on_window)
+    if pa.types.is_float16(target.type.value_type):
+        fit_float16(config.function, embedded, tally.zero_vectors)
+    rows = todo if todo is not None else np.arange(len(source))
+    reasons |= {int(rows[row]): reason for row, reason in embedded.reasons.items()}
+    absent = ~embedded.valid
+    absent[list(embedded.reasons)] = False
+    zeros_null = None
+    if embedded.zeros is not None:
+        tally.report.zeros += int(embedded.zeros.sum())
+        zeros_null = absent & embedded.zeros
+        absent &= ~embedded.zeros
+    tally.report.nulls += int(absent.sum())
+    tally.report.embedded += embedded.distinct
+    tally.report.cached += embedded.cached
+    if not target.nullable:
+        reasons |= {int(row): "null or blank where the vector column allows no null" for row in rows[absent]}
+        if zeros_null is not None:
+            why = "its vector is all zeros, and the vector column allows no null"
+            reasons |= {int(row): why for row in rows[zeros_null]}
+    if given is not None:
+        given.matrix[rows], given.valid[rows] = embedded.matrix, embedded.valid
+        embedded = given
+    return to_arrow(embedded.matrix, embedded.valid, target.type), reasons
+
+
+def _embed_rows(
+    config: EmbeddingFunctionConfig,
+    source: pa.Array,
+    zero_vectors: ZeroVectors | None,
+    on_window: Callable[[int], None] | None,
+) -> Embedded:
+    known = codec.declared_by(config)
+    try:
+        return embed_column(config.function, source, zero_vectors=zero_vectors, on_window=on_window, declared=known)
+    except InputError as exc:
+        named = InputError(f"column {config.source_column!r}: {exc.message}", exc.hint)
+        raise named.with_shell_hint_of(exc) from exc
+
+
+def _cast(given: pa.Array | None, item: pa.Field, defaults: inputs.Defaults, first: int, rows: int) -> pa.Array:
+    """Return a column as it is declared; one that the data lacks is made of its default."""
+    import pyarrow as pa
+
+    if given is not None:
+        return inputs.as_declared(given, item, first)
+    if (make := defaults.made.get(item.name)) is None:
+        return pa.nulls(rows, item.type)
+    return inputs.as_declared(inputs.made_column(item, [make({}) for _ in range(rows)]), item, first)

@@ -1,0 +1,414 @@
+"""Databend: registered functions as SQL functions, served over Arrow Flight.
+
+    with serve({"ai_embed_384": function}) as server:
+        print(server.ddl())
+        server.wait()
+
+Databend calls the server for each block of rows. Null, blank and bad rows become NULL; a call that fails (model,
+memory, network, key) fails the query, in one line that names the SQL function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import math
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from embedreg.core.base import EmbeddingFunction
+from embedreg.declaration import identity
+from embedreg.embedding.column import ZeroVectors
+from embedreg.engines.databend.worker import Lane, queries_differ
+from embedreg.errors import ConfigError, StorageError
+from embedreg.support.imports import attempt_import_or_raise
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from embedreg.engines.databend.flight import FlightServer
+    from embedreg.engines.databend.metrics import Health, Tally
+
+__all__ = ["DEFAULT_BIND", "Limits", "Served", "Server", "queries_differ", "serve"]
+
+log = logging.getLogger("embedreg")
+
+DEFAULT_BIND = "127.0.0.1:8815"
+MAX_CHUNK_ROWS = 65_536  # a block of Databend's
+_GLANCE_S = 0.2  # between two looks of `wait`
+_MAY_BE_ZERO = {"queue", "cache_rows", "cache_bytes", "coalesce_window_s", "drain_s"}
+
+Role = Literal["source", "query"]
+Input = Literal["text", "image"]
+Returns = Literal["array", "vector"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """One SQL function.
+
+    Attributes:
+        name: its name in SQL.
+        function: the embedding function behind it.
+        role: whether it embeds rows or queries; for some functions they differ, see `queries_differ`.
+        input: what SQL passes: "text" is STRING, "image" is BINARY.
+        returns: "array" is ARRAY(FLOAT); "vector" is VECTOR(n), for Databend newer than 1.2.453.
+    Raises:
+        ConfigError: a value of the wrong kind, or an input that the function cannot embed.
+    """
+
+    name: str
+    function: EmbeddingFunction
+    role: Role = "source"
+    input: Input = "text"
+    returns: Returns = "array"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
+            raise ConfigError(f"{self.name!r} is no name for a SQL function.", "serve({'ai_embed_384': function})")
+        if not isinstance(self.function, EmbeddingFunction):
+            raise ConfigError(
+                f"{self.name} would serve a {type(self.function).__name__}, which is no embedding function.",
+                "embedreg.get('sentence-transformers').create(name='all-MiniLM-L6-v2')",
+            )
+        for name, kinds in (("role", Role), ("input", Input), ("returns", Returns)):
+            if getattr(self, name) not in get_args(kinds):
+                known = " or ".join(repr(kind) for kind in get_args(kinds))
+                raise ConfigError(f"{self.name}: {name}={getattr(self, name)!r} is none.", f"{name}={known}")
+        modality = self.function.traits.modality
+        if self.input not in modality.split("+") and modality != "any" and (self.role, self.input) != ("query", "text"):
+            raise ConfigError(
+                f"{self.name}: {type(self.function).__name__} embeds {modality}, not {self.input}.",
+                f"Served({self.name!r}, function, input={modality.partition('+')[0]!r})",
+            )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes on.
+
+    Attributes:
+        concurrency: runs of one function at a time; None for what its class says is safe.
+        queue: calls that may be open beyond those being run; one more is refused.
+        call_deadline_s: how long a call may last, in seconds.
+        chunk_rows: the most rows that are computed and sent at a time. A cancelled query stops after a chunk, sooner
+            where the function runs on embedreg's runtime.
+        cache_rows: the most vectors that are kept for each function; 0 for none.
+        cache_bytes: the most memory for the vectors of all functions, in bytes.
+        coalesce_window_s: how long a run may wait for more calls, in seconds; only where others were there just before.
+        coalesce_rows: the most inputs of a shared run.
+        coalesce_tokens: the most tokens of a shared run, counted as four bytes of text each.
+        max_text_bytes: a longer input is a bad row.
+        max_message_bytes: the largest message that is read; Databend sends a block of rows as one.
+        max_expanded_bytes: what a compressed, dictionary or view column may become when it is decoded, in bytes.
+        max_rows: the most rows of a message.
+        memory_bytes: memory for the batches of all calls together; what does not fit waits.
+        stall_s: how long a call may go on without its client sending or taking anything, in seconds. Where others
+            need its place, half a second before it has named a function, then two.
+        calls_per_client: calls that one address may have open.
+        drain_s: how long a shutdown waits for the calls in flight, in seconds.
+    Raises:
+        ConfigError: a number that leaves no room for any work.
+    """
+
+    concurrency: int | None = None
+    queue: int = 128
+    call_deadline_s: float = 1800.0
+    chunk_rows: int = 8192
+    cache_rows: int = 100_000
+    cache_bytes: int = 2**27
+    coalesce_window_s: float = 0.003
+    coalesce_rows: int = 256
+    coalesce_tokens: int = 8192
+    max_text_bytes: int = 2**20
+    max_message_bytes: int = 2**28
+    max_expanded_bytes: int = 2**25
+    max_rows: int = 2**17
+    memory_bytes: int = 3 * 2**26
+    stall_s: float = 60.0
+    calls_per_client: int = 256
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is None and item.default is None:
+                continue
+            whole = not item.name.endswith("_s")
+            right = isinstance(value, int) or (not whole and isinstance(value, float))
+            if isinstance(value, bool) or not right or not (value > 0 or (value == 0 and item.name in _MAY_BE_ZERO)):
+                least = "0 or more" if item.name in _MAY_BE_ZERO else "more than 0"
+                kind = "a whole number" if whole else "a number of seconds"
+                raise ConfigError(f"{item.name}={value!r} is not {kind}, {least}.", f"{item.name}={item.default!r}")
+        if self.chunk_rows > MAX_CHUNK_ROWS:
+            raise ConfigError(f"chunk_rows={self.chunk_rows} is over {MAX_CHUNK_ROWS}.", "chunk_rows=8192")
+
+
+class Server:
+    """A running server, as a context manager; `serve` makes it.
+
+    Attributes:
+        functions: what it serves.
+        limits: what it takes on.
+    """
+
+    def __init__(
+        self,
+        functions: tuple[Served, ...],
+        limits: Limits,
+        url: tuple[str, str],
+        token: bool,
+        flight: FlightServer,
+        lanes: Iterable[Lane],
+        tally: Tally,
+        health: Health | None,
+    ) -> None:
+        self.functions, self.limits = functions, limits
+        self._url, self._token = url, token
+        self._flight, self._lanes, self._tally, self._health = flight, tuple(lanes), tally, health
+        self._port = int(flight.port)
+        self._stopping = threading.Lock()
+        self._over = threading.Event()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, also where 0 was asked for."""
+        return self._port
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port of /metrics, /live and /ready; None where they are not served."""
+        return self._health.port if self._health is not None else None
+
+    @property
+    def address(self) -> str:
+        """What `CREATE FUNCTION ... ADDRESS` says, such as "http://127.0.0.1:8815"."""
+        scheme, host = self._url
+        return f"{scheme}://{host}:{self.port}"
+
+    def ddl(self, *, version: str = "1.2.453", replace: bool = True) -> str:
+        """Return the SQL that makes these functions known to Databend; see `databend_sql.create_function`.
+
+        Args:
+            version: "1.2.453", or "current" for newer servers.
+            replace: whether functions of these names are replaced.
+        """
+        from embedreg.engines.databend.sql import create_functions
+
+        return create_functions(self.functions, self.address, version=version, replace=replace, token=self._token)
+
+    def counts(self, function: str | None = None) -> dict[str, int]:
+        """Return what was done so far, as /metrics shows it: calls, rows, embedded, cached, nulls, bad and more.
+
+        Args:
+            function: a SQL name; None for all together.
+        """
+        return self._tally.counts(function)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the server is shut down, or until some seconds are over; say whether it is."""
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        # a glance at a time: a signal may come to a thread of gRPC's, and Python acts on it when this one runs again
+        while not self._over.wait(max(0.0, min(_GLANCE_S, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return False
+        return True
+
+    def shutdown(self, drain_s: float | None = None) -> None:
+        """Refuse new calls, let those in flight finish, and stop; a second call waits for the first.
+
+        Args:
+            drain_s: how long they may take, in seconds; None for what the limits say. What is not over by then is
+                ended with an error.
+        """
+
+        def ended() -> None:
+            for lane in self._lanes:
+                lane.close()
+
+        with self._stopping:
+            if self._over.is_set():
+                return
+            self._flight.drain(self.limits.drain_s if drain_s is None else drain_s, ended)
+            if self._health is not None:
+                self._health.close()
+            self._over.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def serve(
+    functions: Mapping[str, EmbeddingFunction] | Iterable[Served],
+    *,
+    bind: str = DEFAULT_BIND,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    auth_token: str | None = None,
+    insecure: bool = False,
+    limits: Limits | None = None,
+    metrics_bind: str | None = None,
+    on_error: Literal["null", "raise"] = "null",
+    zero_vectors: ZeroVectors | None = None,
+    warm: bool = True,
+) -> Server:
+    """Serve embedding functions to Databend, until the server is shut down or its `with` block ends.
+
+    Args:
+        functions: SQL name to function; or `Served`, where the role, the input or the result is another.
+        bind: "host:port"; port 0 takes a free one.
+        tls_cert, tls_key: PEM files of the certificate chain and its key; with them the address is https.
+        auth_token: what clients have to send as `authorization: Bearer ...`.
+        insecure: let others than this machine in without a token.
+        limits: see `Limits`.
+        metrics_bind: "host:port" for /metrics, /live and /ready over HTTP, which need no token; None for none.
+        on_error: what a bad row becomes: a "null", or it "raise"s and fails the query. A failed call always does.
+        zero_vectors: what a vector of zeros becomes: "null", "keep", or "error", a bad row; as in `embed_batches`.
+        warm: run each function on this machine once before returning, so that the first query need not load a model.
+    Raises:
+        ConfigError: an address, a certificate, a limit or a function that cannot be served so.
+        StorageError: the address is taken, or a file cannot be read.
+        MissingExtraError: databend-udf is not installed.
+        CallError and other errors of a function that cannot be run.
+    """
+    attempt_import_or_raise("prometheus_client", "prometheus-client", extra="databend")
+    attempt_import_or_raise("databend_udf.udf", "databend-udf", extra="databend")
+    attempt_import_or_raise("grpc", "grpcio", extra="databend")
+    from embedreg.engines.databend.exchange import SqlFunction
+    from embedreg.engines.databend.flight import BUILTINS, FlightServer, Gate
+    from embedreg.engines.databend.metrics import Health, Tally
+
+    served, limits = _served(functions, BUILTINS), limits or Limits()
+    if on_error not in ("null", "raise"):
+        raise ConfigError(f"on_error={on_error!r} is no policy.", "on_error='null' or 'raise'")
+    if auth_token is not None and (not auth_token.isascii() or not auth_token.isprintable() or not auth_token.strip()):
+        raise ConfigError("the token is empty, or has characters that a header cannot carry.", "use letters and digits")
+    host, port = _address(bind, "bind")
+    _refuse_open_door(host, bind, auth_token, insecure)
+    certificates = _certificates(tls_cert, tls_key)
+    state = {"ready": False}
+    gate = Gate(limits.queue)
+    tally = Tally(lambda: state["ready"] and not gate.closed, lambda: gate.open_calls)
+    with contextlib.ExitStack() as undo:
+        health = None
+        if metrics_bind is not None:
+            place = _address(metrics_bind, "metrics_bind")
+            _refuse_taken(*place)
+            health = Health(*place, tally, lambda: state["ready"] and not gate.closed)
+            undo.callback(health.close)
+        keys = [_lane_of(item) for item in served]
+        part = limits.cache_bytes // len(set(keys))
+        lanes = {key: Lane(key[0], key[1], limits, part, tally, zero_vectors) for key in set(keys)}
+        gate.most += sum(lane.passes.passes for lane in lanes.values())
+        made = [SqlFunction(item, lanes[key], on_error) for item, key in zip(served, keys, strict=True)]
+        _refuse_taken(host, port)
+        flight = FlightServer(_bracketed(host), port, made, gate, tally, limits, certificates, auth_token)
+        url = ("https" if certificates else "http", _reachable(host))
+        server = Server(served, limits, url, auth_token is not None, flight, lanes.values(), tally, health)
+        undo.enter_context(server)
+        if warm:
+            for item in served:
+                identity.verify_once(item.function)  # equal functions share a lane, each may have a column's probe
+            for key, lane in lanes.items():
+                lane.warm(key[2])
+        state["ready"] = True
+        undo.pop_all()
+    return server
+
+
+def _served(functions: Mapping[str, EmbeddingFunction] | Iterable[Served], taken: Iterable[str]) -> tuple[Served, ...]:
+    if isinstance(functions, Mapping):
+        functions = [Served(name, function) for name, function in functions.items()]
+    served = tuple(functions)
+    if not served:
+        raise ConfigError("no function is to be served.", "serve({'ai_embed_384': function})")
+    if odd := [type(item).__name__ for item in served if not isinstance(item, Served)]:
+        raise ConfigError(f"a {odd[0]} says not what it is to be served as.", "serve({'ai_embed_384': function})")
+    names = [*taken, *(item.name for item in served)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"the name {twice[0]!r} is there already.", "give each function a name of its own")
+    return served
+
+
+def _lane_of(item: Served) -> tuple[EmbeddingFunction, Role, Input]:
+    """Return what functions have in common that share their vectors and their runs."""
+    role = item.role if queries_differ(item.function) else "source"
+    return item.function, role, item.input
+
+
+def _address(bind: str, name: str) -> tuple[str, int]:
+    """Split "host:port"; an IPv6 address stands in brackets."""
+    host, _, port = bind.rpartition(":") if isinstance(bind, str) else ("", "", "")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or not port.isdecimal() or int(port) > 65_535 or (":" in host and f"[{host}]" not in bind):
+        raise ConfigError(f"{name}={bind!r} is no address to listen on.", f"{name}='{DEFAULT_BIND}'")
+    return host, int(port)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _refuse_open_door(host: str, bind: str, token: str | None, insecure: bool) -> None:
+    """Refuse to let other machines in without a token."""
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    if not here and token is None and not insecure:
+        raise ConfigError(
+            f"bind={bind!r} lets other machines in, and there is no token to keep strangers out.",
+            "auth_token=os.environ['EMBEDREG_TOKEN'], or insecure=True where the network itself keeps them out",
+        )
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Refuse an address that somebody listens on: gRPC would share it, and each would get some of the calls."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as exc:
+        raise StorageError(
+            f"{_bracketed(host)}:{port} cannot be listened on: {exc.strerror or exc}.", "take another port, or 0"
+        ) from None
+
+
+def _reachable(host: str) -> str:
+    """Return what to call a host from elsewhere."""
+    everywhere = host in ("0.0.0.0", "::")
+    return socket.gethostname() if everywhere else _bracketed(host)
+
+
+def _certificates(cert: Any, key: Any) -> tuple[bytes, bytes] | None:
+    """Read a certificate chain and its key, after a look whether they fit each other."""
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("TLS needs a certificate and its key.", "tls_cert='server.pem', tls_key='server.key'")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+        return Path(cert).read_bytes(), Path(key).read_bytes()
+    except ssl.SSLError as exc:
+        why = exc.reason or type(exc).__name__
+        raise ConfigError(
+            f"{os.fspath(cert)!r} and {os.fspath(key)!r} are no certificate and its key: {why}.",
+            "PEM files, the key without a passphrase",
+        ) from None
+    except OSError as exc:
+        raise StorageError(
+            f"{exc.filename or os.fspath(cert)!r} cannot be read: {exc.strerror}.", "check the path"
+        ) from None

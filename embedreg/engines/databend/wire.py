@@ -1,0 +1,409 @@
+"""Arrow Flight messages, read with bounds: nothing is decoded before its size after decoding is known to be allowed.
+
+pyarrow's own Flight server decodes a message in C++ before Python sees it, so a few KiB may become gigabytes:
+compressed buffers, dictionaries, views of one long text, rows without bytes. Here the headers are read first, by a
+reader that trusts no offset.
+
+Sources: Flight.proto (FlightData, FlightDescriptor); Message.fbs and Schema.fbs of Apache Arrow, format version 1.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedreg.errors import InputError
+from embedreg.support.display import plain
+
+if TYPE_CHECKING:
+    from embedreg.engines.databend.server import Limits
+
+__all__ = ["Incoming", "Seen", "frames", "path_of"]
+
+MAX_SCHEMA_BYTES = 2**16  # of a schema's header: a function takes one column
+MAX_HEADER_BYTES = 2**20  # of a batch's header: 65,536 buffers of a string view
+MAX_COLUMNS = 64
+MAX_FIELDS = 64  # of a protobuf message; FlightData has four
+MAX_DICTIONARIES = 64  # messages
+FRAME_BYTES = 2**20  # of an answer: small enough for the processor's caches, and for a slow reader to show progress
+
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # MessageHeader of Message.fbs
+_DESCRIPTOR, _HEADER, _BODY = 1, 2, 1000  # fields of FlightData
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
+
+
+def _broken() -> InputError:
+    return InputError("the message is not a valid Arrow Flight message.", "call it from Databend or a Flight client")
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Return a column of texts over the same memory as bytes: a text that is not UTF-8 fails alone, as its own row."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _as_bytes(column.dictionary), safe=False)
+    if pa.types.is_string(kind):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(kind) else column
+
+
+# -- protobuf ---------------------------------------------------------------------------------------------------------
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for n, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 127) << (7 * n)
+        if byte < 128:
+            return value, at + n + 1
+    raise _broken()
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """Yield (field number, value) of a protobuf message; a value is a number or a view of its bytes."""
+    at = 0
+    for _ in range(MAX_FIELDS):
+        if at == len(data):
+            return
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
+        if kind == _BYTES:
+            size, at = _varint(data, at)
+        if size is None or size > len(data) - at:
+            raise _broken()
+        yield tag >> 3, data[at : at + size]
+        at += size
+    if at < len(data):
+        raise _broken()
+
+
+def path_of(descriptor: bytes | memoryview) -> str:
+    """Return the first part of a FlightDescriptor's path, the name of a function; "" where there is none."""
+    for number, value in _fields(memoryview(descriptor)):
+        if number == 3 and isinstance(value, memoryview):
+            return bytes(value[:1024]).decode("utf-8", "replace")
+    return ""
+
+
+def _prefixed(number: int, size: int) -> bytes:
+    """Return what stands before the bytes of a protobuf field."""
+    out = bytearray()
+    for value in (number << 3 | _BYTES, size):
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        out.append(value)
+    return bytes(out)
+
+
+def _flight_data(message: pa.Buffer) -> bytes:
+    """Turn an encapsulated Arrow message into a FlightData."""
+    view = memoryview(message)
+    stop = 8 + int.from_bytes(view[4:8], "little")
+    parts: list[bytes | memoryview] = [_prefixed(_HEADER, stop - 8), view[8:stop]]
+    if len(view) > stop:
+        parts += [_prefixed(_BODY, len(view) - stop), view[stop:]]
+    return b"".join(parts)
+
+
+def frames(made: pa.Schema | pa.RecordBatch) -> list[bytes]:
+    """Return the FlightData messages of a schema or a batch; a large batch goes in several."""
+    if isinstance(made, pa.Schema) or made.nbytes <= FRAME_BYTES:
+        return [_flight_data(made.serialize())]
+    rows = max(1, FRAME_BYTES * made.num_rows // made.nbytes)
+    return [_flight_data(made.slice(at, rows).serialize()) for at in range(0, made.num_rows, rows)]
+
+
+# -- flatbuffers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A flatbuffer table; whatever points outside of its bytes is an InputError."""
+
+    data: memoryview
+    at: int
+
+    @classmethod
+    def root(cls, data: memoryview) -> _Table:
+        return cls(data, cls(data, 0)._read("<I", 0))
+
+    def _read(self, kind: str, at: int) -> int:
+        try:
+            if at < 0:
+                raise _broken()
+            return int(struct.unpack_from(kind, self.data, at)[0])
+        except struct.error:
+            raise _broken() from None
+
+    def _place(self, field: int) -> int | None:
+        table = self.at - self._read("<i", self.at)
+        if 4 + 2 * field >= self._read("<H", table):
+            return None
+        offset = self._read("<H", table + 4 + 2 * field)
+        return self.at + offset if offset else None
+
+    def number(self, field: int, kind: str) -> int:
+        """Return a scalar; 0 where it is left out."""
+        place = self._place(field)
+        return 0 if place is None else self._read(kind, place)
+
+    def table(self, field: int) -> _Table | None:
+        """Return a table within this one."""
+        place = self._place(field)
+        return None if place is None else _Table(self.data, place + self._read("<I", place))
+
+    def vector(self, field: int, width: int) -> tuple[int, int]:
+        """Return where a vector of elements of a width begins, and how many there are."""
+        place = self._place(field)
+        if place is None:
+            return 0, 0
+        start = place + self._read("<I", place)
+        count = self._read("<I", start)
+        if count * width > len(self.data) - start - 4:
+            raise _broken()
+        return start + 4, count
+
+    def longs(self, field: int, width: int) -> list[tuple[int, ...]]:
+        """Return a vector of structs of `width` int64."""
+        start, count = self.vector(field, 8 * width)
+        numbers = struct.unpack_from(f"<{count * width}q", self.data, start) if count else ()
+        return [numbers[n : n + width] for n in range(0, len(numbers), width)]
+
+
+# -- Arrow ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a message is, known from its header alone.
+
+    Attributes:
+        kind: "descriptor", "schema", "dictionary" or "batch".
+        rows: of a batch.
+        cost: the bytes that decoding and looking at it may take.
+        path: the function's name, where the message has a descriptor.
+    """
+
+    kind: str
+    rows: int = 0
+    cost: int = 0
+    path: str | None = None
+
+
+class Incoming:
+    """The Arrow stream of one call.
+
+    Args:
+        limits: what a batch may hold.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.schema: pa.Schema | None = None
+        self._schema_message: pa.Buffer | None = None
+        self._dictionaries: list[pa.Buffer] = []
+        self._dictionary_bytes = 0
+
+    @property
+    def kept(self) -> int:
+        """The bytes of dictionaries that are kept for the batches to come."""
+        return sum(each.size for each in self._dictionaries)
+
+    def look(self, message: bytes) -> Seen:
+        """Check a message's header against the limits; the schema and dictionaries are kept.
+
+        Raises:
+            InputError: it is no Flight message, or more than the server takes.
+        """
+        header, body, path = memoryview(b""), memoryview(b""), None
+        for number, value in _fields(memoryview(message)):
+            if number in (_DESCRIPTOR, _HEADER, _BODY) and not isinstance(value, memoryview):
+                raise _broken()
+            if number == _DESCRIPTOR:
+                path = path_of(value)
+            elif number == _HEADER:
+                header = value
+            elif number == _BODY:
+                body = value
+        if not header:
+            return Seen("descriptor", path=path)
+        if len(header) > MAX_HEADER_BYTES:
+            raise InputError(f"a message's header of {len(header):,} bytes is too large.", "send plain columns")
+        table = _Table.root(header)
+        kind, content = table.number(1, "<B"), table.table(2)
+        if content is None or table.number(3, "<q") != len(body):
+            raise _broken()
+        if kind == _SCHEMA:
+            self._read_schema(header, body, content)
+            return Seen("schema", path=path)
+        if self.schema is None or kind not in (_DICTIONARY, _BATCH):
+            raise _broken()
+        if kind == _DICTIONARY:
+            self._keep_dictionary(header, body, content)
+            return Seen("dictionary", path=path)
+        rows, grown = self._look_at_batch(content, body, self.schema)
+        # the message, its decoded form, and copies of that: trimmed, distinct, spelled out
+        return Seen("batch", rows, 5 * grown + 48 * rows + len(body), path)
+
+    def batch(self, message: bytes) -> pa.RecordBatch:
+        """Decode a batch that `look` has let through.
+
+        Raises:
+            InputError: its contents are no valid Arrow, or more than the server takes.
+        """
+        parts = {number: value for number, value in _fields(memoryview(message)) if number in (_HEADER, _BODY)}
+        whole = _encapsulated(parts[_HEADER], parts.get(_BODY, memoryview(b"")))
+        try:
+            if self._dictionaries:
+                assert self._schema_message is not None  # `look` wants it before all others
+                stream = pa.BufferReader(b"".join([self._schema_message, *self._dictionaries, whole]))
+                made = pa.ipc.open_stream(stream).read_next_batch()
+            else:
+                made = pa.ipc.read_record_batch(pa.ipc.read_message(whole), self.schema)
+            made.validate()
+            for column in made.columns:
+                self._check_growth(column)
+                _as_bytes(column).validate(full=True)  # what reads a column trusts its offsets
+        except InputError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, IndexError, StopIteration):
+            raise InputError("a batch is not valid Arrow data.", "call it from Databend or a Flight client") from None
+        return made
+
+    # -- headers -----------------------------------------------------------------------------------------------------
+
+    def _read_schema(self, header: memoryview, body: memoryview, content: _Table) -> None:
+        if self.schema is not None or len(body):
+            raise _broken()
+        _, count = content.vector(1, 4)
+        if len(header) > MAX_SCHEMA_BYTES or count > MAX_COLUMNS:
+            raise InputError(
+                f"a schema of {count:,} columns and {len(header):,} bytes is too large.", "check CREATE FUNCTION"
+            )
+        whole = _encapsulated(header, body)
+        try:
+            schema = pa.ipc.read_schema(pa.ipc.read_message(whole))
+        except (pa.ArrowException, OSError, ValueError):
+            raise _broken() from None
+        for field in schema:
+            if not _flat(field.type):
+                raise InputError(
+                    f"it takes plain columns, and got one of type {plain(field.type, 60)}.", "cast it in SQL"
+                )
+        self.schema, self._schema_message = schema, whole
+
+    def _look_at_batch(self, content: _Table, body: memoryview, schema: pa.Schema | None) -> tuple[int, int]:
+        """Return the rows of a batch and its bytes once it is decoded."""
+        rows, limits = content.number(0, "<q"), self._limits
+        if not 0 <= rows <= limits.max_rows:
+            raise InputError(
+                f"a batch of {rows:,} rows is over the {limits.max_rows:,} that the server takes.",
+                f"a larger limits.max_rows than {limits.max_rows}",
+            )
+        if any(node[0] != rows or not 0 <= node[1] <= rows for node in content.longs(1, 2)):
+            raise _broken()
+        buffers, compressed = content.longs(2, 2), content.table(3) is not None
+        grown = 0
+        for start, size in buffers:
+            if start < 0 or size < 0 or start + size > len(body):
+                raise _broken()
+            grown += size
+            if compressed and size >= 8:
+                (claimed,) = struct.unpack_from("<q", body, start)
+                grown += max(0, claimed)
+        if grown > len(body):  # buffers that lie over each other are copies once they are decoded, as compressed ones
+            self._refuse_growth(grown)
+        if schema is not None and any(pa.types.is_dictionary(each) for each in schema.types):
+            grown += limits.max_expanded_bytes
+        elif schema is not None and any(map(_is_view, schema.types)):
+            grown += limits.max_expanded_bytes if compressed else self._views(schema, buffers, body)
+        return rows, max(grown, len(body))
+
+    def _views(self, schema: pa.Schema, buffers: list[tuple[int, ...]], body: memoryview) -> int:
+        """Return about what views spell, for the memory that is set aside; the exact bound comes with the column."""
+        total = 0
+        if len(schema) == 1 and len(buffers) > 1:
+            start, size = buffers[1]
+            lengths = np.frombuffer(body[start : start + size // 16 * 16], "<i4")[::4]
+            total = int(lengths[lengths > 0].sum(dtype=np.int64))
+        return min(total, max(len(body), self._limits.max_expanded_bytes))
+
+    def _keep_dictionary(self, header: memoryview, body: memoryview, content: _Table) -> None:
+        data = content.table(1)
+        if data is None:
+            raise _broken()
+        _, grown = self._look_at_batch(data, body, None)
+        if not content.number(2, "<B"):  # it replaces the one before
+            self._dictionaries, self._dictionary_bytes = [], 0
+        self._dictionary_bytes += grown
+        self._refuse_growth(self._dictionary_bytes)
+        if len(self._dictionaries) >= MAX_DICTIONARIES:
+            raise InputError(f"a dictionary in more than {MAX_DICTIONARIES} parts is too large.", "send plain columns")
+        self._dictionaries.append(_encapsulated(header, body))
+
+    # -- contents ----------------------------------------------------------------------------------------------------
+
+    def _check_growth(self, column: pa.Array) -> None:
+        """Refuse a column that is too large once its dictionary or its views are spelled out."""
+        if pa.types.is_dictionary(column.type):
+            lengths = pc.binary_length(column.dictionary).fill_null(0)
+            grown = pc.sum(lengths.take(column.indices)).as_py() or 0
+        elif _is_view(column.type):
+            views = column.buffers()[1]
+            lengths = np.frombuffer(views, "<i4")[::4][column.offset : column.offset + len(column)] if views else None
+            grown = 0 if lengths is None else int(lengths[np.asarray(column.is_valid())].sum(dtype=np.int64))
+            if grown <= column.nbytes:
+                return
+        else:
+            return
+        self._refuse_growth(grown)
+
+    def _refuse_growth(self, grown: int) -> None:
+        most = self._limits.max_expanded_bytes
+        if grown > most:
+            raise InputError(
+                f"a compressed, dictionary or view column would become {grown:,} bytes, over the {most:,} that the "
+                "server takes.",
+                f"send it as plain text, or a larger limits.max_expanded_bytes than {most}",
+            )
+
+
+def _encapsulated(header: memoryview, body: memoryview) -> pa.Buffer:
+    """Return a message as Arrow's stream format has it, aligned."""
+    padded = -(-len(header) // 8) * 8
+    whole = pa.allocate_buffer(8 + padded + len(body))
+    view = memoryview(whole).cast("B") if memoryview(whole).format != "B" else memoryview(whole)
+    struct.pack_into("<Ii", view, 0, 0xFFFFFFFF, padded)
+    view[8 : 8 + len(header)] = header
+    view[8 + len(header) : 8 + padded] = bytes(padded - len(header))
+    view[8 + padded :] = body
+    return whole
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+
+
+def _flat(kind: pa.DataType) -> bool:
+    """Return whether each row of a type has bytes of its own in a message."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        return (
+            not pa.types.is_dictionary(kind) and not _is_view(kind) and not pa.types.is_primitive(kind) and _flat(kind)
+        )
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(text or binary or _is_view(kind) or pa.types.is_primitive(kind))

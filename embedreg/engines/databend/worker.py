@@ -1,0 +1,229 @@
+"""One embedding function in one role, as many calls share it: recent vectors, and passes that small calls share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from embedreg.arrow.vectors import Embedded
+from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction
+from embedreg.embedding.column import ZeroVectors, embed_column, embed_distinct, zero_policy
+from embedreg.errors import CallError, EmbedregError
+from embedreg.runtime.serving.buffers import Blocks
+from embedreg.runtime.serving.micro_batcher import Coalescer, Pass
+from embedreg.runtime.vectors.memory import RecentVectors, keys_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from embedreg.engines.databend.metrics import Tally
+    from embedreg.engines.databend.server import Limits
+
+__all__ = ["Lane", "queries_differ"]
+
+log = logging.getLogger("embedreg")
+
+# Seconds of work in a chunk: others wait for one of a function that cannot be stopped or works on one call at a time.
+# Of any other it is what a call that is tried again may have lost, while a local model wants rows enough to sort.
+CHUNK_S = {"waited for": 1.0, "shared": 16.0}
+FIRST_CHUNK = {"waited for": 256, "shared": 1024}  # rows, as long as nobody knows how quick the function is
+BYTES_A_TOKEN = 4  # of English text, about
+
+# What a function is warmed up with; the picture is a PNG of one white pixel.
+_SAMPLES = {
+    "text": "a sample",
+    "image": bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+        "0000000a49444154789c63f80f0001010100b138f6140000000049454e44ae426082"
+    ),
+}
+
+Role: TypeAlias = Literal["source", "query"]
+
+
+def queries_differ(function: EmbeddingFunction) -> bool:
+    """Say whether a function embeds queries and sources in different ways; where it does not say, True."""
+    if function.traits.modality != "text":
+        return True
+    if type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
+        return False
+    return function.vector_traits().get("prompts", "unknown") is not None
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Inputs of one call, none twice and none of them known, with their keys."""
+
+    name: str
+    values: pa.Array
+    keys: list[Any]
+
+
+class Lane:
+    """A function in a role, with the vectors that it gave last.
+
+    Args:
+        function: the embedding function.
+        role: "source" or "query".
+        limits: of the server.
+        max_bytes: this lane's part of the memory for vectors.
+        tally: where its work is counted.
+        zero_vectors: what becomes of a vector of zeros; as in `embed_column`.
+    """
+
+    def __init__(
+        self,
+        function: EmbeddingFunction,
+        role: Role,
+        limits: Limits,
+        max_bytes: int,
+        tally: Tally,
+        zero_vectors: ZeroVectors | None = None,
+    ) -> None:
+        self.function, self.role, self.limits, self.tally = function, role, limits, tally
+        self._zeros = zero_policy(function, zero_vectors)
+        self.ndims = function.ndims()
+        self.recent = RecentVectors(self.ndims, limits.cache_rows, max_bytes)
+        passes = limits.concurrency or function.traits.concurrency
+        # queries are embedded one by one, and nothing stops them between
+        self._blocks = Blocks()
+        self._kind = "waited for" if passes == 1 or role == "query" else "shared"
+        self._rows_a_s: float | None = None
+        self.passes: Coalescer[_Request, Embedded] = Coalescer(
+            self._run,
+            passes=passes,
+            window_s=limits.coalesce_window_s,
+            give_up_s=limits.call_deadline_s,
+            # an outage is everybody's; anything else may be one input's doing
+            isolate=lambda exc: isinstance(exc, Exception) and not isinstance(exc, CallError),
+            name=f"embedreg-{type(function).__name__}",
+        )
+
+    @property
+    def chunk_rows(self) -> int:
+        """How many different inputs a large call brings at a time."""
+        pace = self._rows_a_s
+        rows = FIRST_CHUNK[self._kind] if pace is None else int(pace * CHUNK_S[self._kind])
+        return max(1, min(rows, self.limits.chunk_rows))
+
+    def embed(self, name: str, values: pa.Array, check: Callable[[], None]) -> Embedded:
+        """Embed n different inputs, none of them null or blank.
+
+        Args:
+            name: of the SQL function that asks.
+            check: raises when the call is over.
+        """
+        import pyarrow as pa
+
+        keys, asked = keys_of(values), 0
+
+        def computed(rows: np.ndarray | None) -> Embedded:
+            nonlocal asked
+            request = _Request(name, values, keys)
+            if rows is not None:
+                request = _Request(name, values.take(pa.array(rows)), [keys[row] for row in rows.tolist()])
+            asked = len(request.keys)
+            return self._computed(request, check)
+
+        made = self.recent.through(keys, computed, empty=self._blocks.empty, keep=False)  # a pass keeps its vectors
+        self.tally.add(name, "cached", len(keys) - asked)
+        return made
+
+    def warm(self, kind: str) -> None:
+        """Run a function of this machine once, which loads its model.
+
+        Raises:
+            EmbedregError: it cannot be run at all. That a user's function has no liking for the sample is no such sign.
+        """
+        if self.function.traits.remote:
+            return
+        try:
+            embed_column(self.function, [_SAMPLES[kind]], self.role)
+        except EmbedregError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # a user's function may raise anything
+            log.warning("%s could not be warmed up: %s", type(self.function).__name__, type(exc).__name__)
+
+    def close(self) -> None:
+        """Take no more work."""
+        self.passes.close()
+
+    def _computed(self, request: _Request, check: Callable[[], None]) -> Embedded:
+        tokens = request.values.nbytes / BYTES_A_TOKEN if _is_text(request.values) else 0
+        weight = max(len(request.keys) / self.limits.coalesce_rows, tokens / self.limits.coalesce_tokens)
+        return self.passes.submit(request, weight).wait(check)
+
+    # -- in a worker thread -----------------------------------------------------------------------------------------
+
+    def _run(self, requests: Sequence[_Request], each: Pass[_Request, Embedded]) -> list[Embedded]:
+        """Embed what some calls ask for: what they have in common once, what a pass before this one did not at all."""
+        import numpy as np
+        import pyarrow as pa
+
+        each.check()
+        if len(requests) == 1:
+            values, keys = requests[0].values, requests[0].keys
+            places = np.arange(len(keys))
+        else:
+            first: dict[Any, int] = {}
+            every = [key for request in requests for key in request.keys]
+            places = np.fromiter((first.setdefault(key, len(first)) for key in every), np.int64, len(every))
+            joined = pa.concat_arrays([request.values for request in requests])
+            keys, values = list(first), joined.take(pa.array(np.unique(places, return_index=True)[1]))
+            self.tally.add(requests[0].name, "shared", len(requests))
+        try:
+            made = self._distinct(requests[0].name, values, keys, each)
+        except EmbedregError as exc:
+            from embedreg.engines.databend.message import in_one_line, inputs_of
+
+            # here, where all inputs are known: it goes to everybody who shared the run
+            exc.message = in_one_line(exc.message, inputs_of(values))
+            raise
+        if len(requests) == 1:
+            return [made]
+        results, start = [], 0
+        for request in requests:
+            own = places[start : start + len(request.keys)]
+            start += len(request.keys)
+            reasons = {row: made.reasons[place] for row, place in enumerate(own.tolist()) if place in made.reasons}
+            results.append(Embedded(made.matrix[own], made.valid[own], reasons))
+        return results
+
+    def _distinct(self, name: str, values: pa.Array, keys: list[Any], each: Pass[_Request, Embedded]) -> Embedded:
+        """Embed different inputs, and keep their vectors."""
+        import pyarrow as pa
+
+        def computed(rows: np.ndarray | None) -> Embedded:
+            return self._compute(name, values if rows is None else values.take(pa.array(rows)), each)
+
+        return self.recent.through(keys, computed, empty=self._blocks.empty)
+
+    def _compute(self, name: str, values: pa.Array, each: Pass[_Request, Embedded]) -> Embedded:
+        """Run the function."""
+        began = time.perf_counter()
+        made = embed_distinct(
+            self.function,
+            values,
+            self.role,
+            zero_vectors=self._zeros,
+            on_window=lambda rows: each.check(),
+            empty=self._blocks.empty,
+        )
+        took = time.perf_counter() - began
+        self._rows_a_s = len(values) / max(took, 1e-6)
+        self.tally.add(name, "passes")
+        self.tally.add(name, "embedded", made.distinct - made.cached)
+        if made.zeros is not None:
+            what = {"null": "NULL", "keep": "kept", "error": "bad rows"}[self._zeros]
+            log.warning("%s: %d input(s) have a vector of zeros: %s", name, int(made.zeros.sum()), what)
+        return made
+
+
+def _is_text(values: pa.Array) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(values.type) or pa.types.is_large_string(values.type))

@@ -1,0 +1,162 @@
+"""The SQL that carries declarations through DuckDB, which drops Arrow's schema metadata: `COPY` and `COMMENT`.
+
+Nothing here runs SQL: the text is for the user to read and run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from embedreg.core.fields import MAX_NDIMS
+from embedreg.declaration.comments import comment_of, one_line
+from embedreg.declaration.entries import KEY, Entry, value_type
+from embedreg.errors import ConfigError, MetadataError
+
+__all__ = [
+    "comment_statements",
+    "copy_clause",
+    "copy_statement",
+    "create_table_statement",
+    "identifier",
+    "literal",
+    "parts_of",
+    "search_statement",
+    "table_name",
+]
+
+DISTANCES = {"cosine": "array_cosine_distance", "l2": "array_distance", "dot": "array_negative_inner_product"}
+_PART = r'("(?:[^"]|"")+"|[^".]+)'
+_NAME = re.compile(rf"{_PART}(?:\.{_PART})?(?:\.{_PART})?")
+
+
+def copy_clause(entries: Sequence[Entry]) -> str:
+    """Return the clause of `COPY ... TO '...' (FORMAT parquet, ...)` that keeps declarations in the file.
+
+    Raises:
+        MetadataError: there are none.
+    """
+    if not entries:
+        raise _nothing()
+    listed = f"[{', '.join(one_line(entry) for entry in entries)}]"
+    return f"KV_METADATA {{{KEY}: {literal(listed)}}}"
+
+
+def copy_statement(table: str, path: str, entries: Sequence[Entry]) -> str:
+    """Return a `COPY` of a table into a Parquet file that declares what the table's vectors are.
+
+    The vectors are written as lists: of an array that is NULL, DuckDB writes what no other reader understands
+    (duckdb/duckdb issue 24731, seen with 2.0).
+
+    Args:
+        table: its name, as `table_name` takes it.
+        path: of the file.
+    Raises:
+        MetadataError: there is no declaration. ConfigError: the table's name is none.
+    """
+    lists = [
+        f"{identifier(entry.vector_column)}::{_number(entry)}[] AS {identifier(entry.vector_column)}"
+        for entry in entries
+    ]
+    query = f"SELECT * REPLACE ({', '.join(lists)}) FROM {table_name(table)}"
+    return f"COPY ({query}) TO {literal(path)} (FORMAT parquet, {copy_clause(entries)});"
+
+
+def _number(entry: Entry) -> str:
+    return "DOUBLE" if value_type(entry.reserved) == "float64" else "FLOAT"
+
+
+def comment_statements(table: str, entries: Sequence[Entry], words: str = "") -> list[str]:
+    """Return a `COMMENT ON COLUMN` for each vector column; `engines.duckdb.functions_in` reads them.
+
+    Args:
+        table: its name, as `table_name` takes it.
+        words: what the comments say to people, before the declaration.
+    Raises:
+        MetadataError: there is no declaration. ConfigError: the table's name is none.
+    """
+    if not entries:
+        raise _nothing()
+    named = table_name(table)
+    return [
+        f"COMMENT ON COLUMN {named}.{identifier(entry.vector_column)} IS {literal(comment_of(entry, words))};"
+        for entry in entries
+    ]
+
+
+def create_table_statement(table: str, path: str, entries: Sequence[Entry]) -> str:
+    """Return a `CREATE TABLE` of Parquet files whose vectors are arrays: DuckDB reads them as lists without a length.
+
+    Args:
+        table: its name, as `table_name` takes it.
+        path: of a file, or a pattern.
+    """
+    widths = [(entry, entry.reserved.get("ndims")) for entry in entries]
+    arrays = [
+        f"{identifier(entry.vector_column)}::{_number(entry)}[{ndims}] AS {identifier(entry.vector_column)}"
+        for entry, ndims in widths
+        if isinstance(ndims, int) and not isinstance(ndims, bool) and 0 < ndims <= MAX_NDIMS
+    ]
+    replaced = f" REPLACE ({', '.join(arrays)})" if arrays else ""
+    return f"CREATE TABLE {table_name(table)} AS SELECT *{replaced} FROM read_parquet({literal(path)});"
+
+
+def search_statement(table: str, entry: Entry, name: str = "ai_embed", limit: int = 5) -> str:
+    """Return a search of a table for the rows nearest to a text, by the distance that the vectors are meant for.
+
+    Args:
+        table: its name, as `table_name` takes it.
+        name: of the SQL function that `engines.duckdb.install` made.
+    """
+    distance = DISTANCES.get(str(entry.reserved.get("metric")), DISTANCES["cosine"])
+    query = f"{identifier(name + '_query')}('what you look for')"
+    return (
+        f"SELECT * EXCLUDE ({identifier(entry.vector_column)}) FROM {table_name(table)}\n"
+        f"ORDER BY {distance}({identifier(entry.vector_column)}, {query}) LIMIT {limit:d};"
+    )
+
+
+def _nothing() -> MetadataError:
+    return MetadataError("there is no declaration to carry.", "declare a function first: fn.bind('source', 'vector')")
+
+
+def literal(text: str) -> str:
+    """Quote a text for DuckDB, in which a backslash in quotes means itself.
+
+    Raises:
+        ConfigError: it holds NUL, which no SQL text can.
+    """
+    return f"'{_checked(text).replace(chr(39), 2 * chr(39))}'"
+
+
+def identifier(name: str) -> str:
+    """Quote a column's name."""
+    return '"' + _checked(name).replace('"', '""') + '"'
+
+
+def table_name(name: str) -> str:
+    """Quote a table's name; dots part database, schema and table, where they are not inside double quotes.
+
+    Raises:
+        ConfigError: it is no name.
+    """
+    return ".".join(identifier(part) for part in parts_of(name))
+
+
+def parts_of(name: str) -> list[str]:
+    """Split a table's name, `schema.table` or `"my schema"."my table"`, into what it is made of.
+
+    Raises:
+        ConfigError: it is no name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"{name!r} is no table's name.", 'write articles, main.articles or "my table"')
+    parts = [part for part in match.groups() if part is not None]
+    return [part[1:-1].replace('""', '"') if part.startswith('"') else part for part in parts]
+
+
+def _checked(text: str) -> str:
+    if "\0" in text:
+        raise ConfigError("a NUL character cannot stand in SQL.", "rename the column")
+    return text

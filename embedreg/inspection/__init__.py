@@ -1,0 +1,1 @@
+"""Declarations in anything that carries them: found, reported, checked, attached."""

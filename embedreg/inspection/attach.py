@@ -1,0 +1,328 @@
+"""Declare a function on data that lost its declaration or never had one, once a sample shows that it made the data."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from embedreg.arrow.vectors import given_vectors
+from embedreg.core.base import EmbeddingFunctionConfig, metric_of
+from embedreg.declaration import codec, identity, manifest, parquet_footer
+from embedreg.embedding import schema as schemas
+from embedreg.embedding.column import embed_column
+from embedreg.errors import (
+    ConfigError,
+    DriftError,
+    EmbedregError,
+    InputError,
+    MetadataError,
+    MissingColumnError,
+    StorageError,
+)
+from embedreg.inspection import locate
+from embedreg.support.imports import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+__all__ = ["Agreement", "attach"]
+
+SAMPLE = 100  # rows: one in thirty that another model made is found in 97 of 100 tries
+PIECES = 32  # row groups that a sample is spread over: each is read from its start
+BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the vectors of data compare with those that a function gives for the same rows.
+
+    Attributes:
+        rows: rows of the data.
+        compared: rows of the sample; each has a source and a vector.
+        lowest, median: cosines of stored and new vectors, -1 to 1.
+        written: where the declaration now lies; None where the data had it already.
+    """
+
+    rows: int
+    compared: int
+    lowest: float
+    median: float
+    written: Path | None
+
+
+class _Data(Protocol):
+    """Data that can be sampled and told what it holds."""
+
+    path: Path
+    schema: pa.Schema
+    rows: int
+
+    def sample(self, columns: list[str], rows: int, seed: int) -> Iterator[pa.Table]:
+        """Yield pieces of rows, spread over the data."""
+
+    def declared(self) -> list[codec.Entry]:
+        """Return the declarations that lie where `declare` writes."""
+
+    def declare(self, text: bytes) -> Path:
+        """Write the declarations; say where."""
+
+
+def attach(
+    data: str | os.PathLike[str], declaration: EmbeddingFunctionConfig, *, sample: int = SAMPLE, seed: int = 0
+) -> Agreement:
+    """Declare which function made the vectors of data, after embedding a sample of its rows anew.
+
+    A Parquet file and a Lance table get it in their schema, a folder in its manifest; no vector is changed, and the
+    declarations of other columns stay.
+
+    Args:
+        data: the path of a Parquet file, a folder of them, or a `.lance` folder.
+        declaration: the function and its columns: `fn.bind("text", "vector")`.
+        sample: how many rows to embed; all of them where there are fewer.
+        seed: which rows.
+    Returns:
+        How the sample agrees.
+    Raises:
+        DriftError: rows have other vectors than the function gives. MetadataError: the column is declared otherwise.
+        MissingColumnError, VectorError: there is no such column, or it has another width.
+        InputError: no row can be compared. StorageError: the data cannot be read or written.
+    """
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
+        raise ConfigError(f"sample={sample!r} is no number of rows.", f"sample={SAMPLE}")
+    found = _open(Path(data))
+    for column in (declaration.source_column, declaration.vector_column):
+        if column not in found.schema.names:
+            hint = f"{did_you_mean(column, found.schema.names)}columns: {', '.join(found.schema.names)}"
+            raise MissingColumnError(f"{str(data)!r} has no column {column!r}.", hint)
+    entry = locate.functions_in(found.path).entries.get(declaration.vector_column)
+    known = entry is not None and _says(declaration, entry)
+    if entry is not None and not known:
+        raise MetadataError(
+            f"column {declaration.vector_column!r} is declared already, as filled from {entry.source_column!r} by "
+            f"{entry.name!r} in another configuration.",
+            "`embedreg inspect` shows it; take the entry out of the metadata first if it is wrong",
+        )
+    cosines, rows = _compare(found, declaration, sample, seed)
+    _refuse_other_vectors(cosines, rows, declaration)
+    written = None
+    if not known:
+        identity.learn(declaration.function, {})
+        kind = found.schema.field(declaration.vector_column).type
+        typed = EmbeddingFunctionConfig(
+            source_column=declaration.source_column,
+            vector_column=declaration.vector_column,
+            function=declaration.function,
+            value_type=schemas.value_name(kind.value_type),
+        )
+        written = found.declare(codec.encode([typed], found.declared()))
+    import numpy as np
+
+    return Agreement(found.rows, len(cosines), float(cosines.min()), float(np.median(cosines)), written)
+
+
+def _says(declaration: EmbeddingFunctionConfig, entry: codec.Entry) -> bool:
+    return declaration.source_column == entry.source_column and codec.says_same(declaration, entry)
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def _compare(
+    data: _Data, declaration: EmbeddingFunctionConfig, sample: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed a sample anew: (n,) cosines with the stored vectors, and the relative difference of their lengths.
+
+    A row that the function has no vector for has the cosine -1.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    source, vector = declaration.source_column, declaration.vector_column
+    pieces = [data.schema.empty_table().select([source, vector])]
+    for piece in data.sample([source, vector], sample, seed):
+        pieces.append(piece.filter(pc.and_(piece[source].is_valid(), piece[vector].is_valid())))
+    rows = pa.concat_tables(pieces, promote_options="permissive")
+    rows = rows.take(np.random.default_rng(seed).permutation(len(rows))[:sample]).combine_chunks()
+    made = embed_column(declaration.function, rows[source], probing=True)  # anew: not from a vector cache
+    blank = ~made.valid
+    blank[list(made.reasons)] = False
+    if blank.all():
+        raise InputError(
+            f"no row of {str(data.path)!r} has both {source!r} and {vector!r}, so nothing can be compared.",
+            "embed it: embedreg embed",
+        )
+    given, broken = given_vectors(rows[vector].chunk(0), declaration.function.ndims(), vector)
+    stored, now = given.matrix.astype(np.float64), made.matrix.astype(np.float64)
+    lengths = np.linalg.norm(stored, axis=1), np.linalg.norm(now, axis=1)
+    products, longest = lengths[0] * lengths[1], np.maximum(*lengths)
+    cosines = np.where(products > 0, (stored * now).sum(axis=1) / np.where(products > 0, products, 1), longest == 0)
+    cosines[[*made.reasons, *broken]] = -1
+    return cosines[~blank], (np.abs(lengths[0] - lengths[1]) / np.where(longest > 0, longest, 1))[~blank]
+
+
+def _refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration: EmbeddingFunctionConfig) -> None:
+    import numpy as np
+
+    name = codec.persisted_name(declaration.function)
+    other = cosines < identity.PROBE_COSINE
+    if other.any():
+        raise DriftError(
+            f"{int(other.sum())} of {len(cosines)} sampled rows have other vectors than {name!r} gives: cosine "
+            f"{cosines.min():.4f} at the lowest, {np.median(cosines):.4f} at the median.",
+            "another model, setting or prompt made them, or the texts were changed since; embed the data anew with "
+            "`embedreg embed`",
+        )
+    longer = lengths > identity.PROBE_LENGTH
+    if metric_of(declaration.function) != "cosine" and longer.any():
+        raise DriftError(
+            f"{int(longer.sum())} of {len(cosines)} sampled rows have vectors of another length than {name!r} gives: "
+            f"by {lengths.max():.1%} at the most.",
+            "were they normalized? see the function's settings: embedreg functions",
+        )
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> _Data:
+    if path.suffix == ".lance" or (path / "_versions").is_dir():
+        return _Lance(path)
+    if path.is_dir():
+        return _Folder(path)
+    if not path.is_file():
+        raise StorageError(f"there is no file or folder {str(path)!r}.", "check the path")
+    with path.open("rb") as file:
+        if file.read(4) != parquet_footer.MAGIC:
+            raise StorageError(
+                f"{str(path)!r} is no Parquet file.", "a Parquet file, a folder of them or a Lance table can declare"
+            )
+    return _Parquet(path)
+
+
+class _Parquet:
+    """A Parquet file: the declarations lie in its footer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files = self._data_files()
+        self._pieces = [(file, group, rows) for file in self._files for group, rows in enumerate(_groups(file))]
+        self.schema = _schema(self._files[0])
+        self.rows = sum(rows for *_, rows in self._pieces)
+
+    def _data_files(self) -> list[Path]:
+        return [self.path]
+
+    def sample(self, columns: list[str], rows: int, seed: int) -> Iterator[pa.Table]:
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        generator = np.random.default_rng(seed)
+        pieces = [piece for piece in self._pieces if piece[2]]
+        # one of each stretch: spread over the data, whatever the seed
+        edges = np.linspace(0, len(pieces), min(len(pieces), PIECES, rows) + 1).astype(int)
+        for first, last in itertools.pairwise(edges.tolist()):
+            file, group, count = pieces[generator.integers(first, last)]
+            start = int(generator.integers(0, max(1, count - rows)))
+            with _read_errors(file), pq.ParquetFile(file) as opened:
+                if missing := [name for name in columns if name not in opened.schema_arrow.names]:
+                    raise MissingColumnError(f"{str(file)!r} has no column {missing[0]!r}.", "check the folder's files")
+                yield _some(opened.iter_batches(BATCH_ROWS, [group], columns), start, rows, generator)
+
+    def declared(self) -> list[codec.Entry]:
+        return codec.entries(locate.file_schema(self.path)[0])
+
+    def declare(self, text: bytes) -> Path:
+        parquet_footer.write_metadata(self.path, {codec.KEY.encode(): text})
+        return self.path
+
+
+class _Folder(_Parquet):
+    """A folder of Parquet files: the declarations lie in its manifest, whatever the files say."""
+
+    def _data_files(self) -> list[Path]:
+        files = locate.data_files(self.path, (".parquet", ".pq"))
+        if not files:
+            raise StorageError(f"the folder {str(self.path)!r} holds no Parquet file.", "check the path")
+        return files
+
+    def declared(self) -> list[codec.Entry]:
+        text = manifest.read(self.path)
+        return [] if text is None else codec.entries({codec.KEY: text})
+
+    def declare(self, text: bytes) -> Path:
+        return manifest.write(self.path, text)
+
+
+class _Lance:
+    """A Lance table: the declarations lie in its schema, of which a new version is made."""
+
+    def __init__(self, path: Path) -> None:
+        from embedreg.engines import lancedb
+
+        self.path = path
+        self._dataset = lancedb.dataset_at(path)
+        self.schema: pa.Schema = self._dataset.schema
+        self.rows = int(self._dataset.count_rows())
+
+    def sample(self, columns: list[str], rows: int, seed: int) -> Iterator[pa.Table]:
+        import numpy as np
+
+        if not self.rows:
+            return
+        edges = np.linspace(0, self.rows, min(self.rows, 4 * rows) + 1).astype(int)  # some may have no vector
+        places = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+        yield self._dataset.take(places.tolist(), columns=columns)
+
+    def declared(self) -> list[codec.Entry]:
+        return codec.entries(self.schema.metadata)
+
+    def declare(self, text: bytes) -> Path:
+        from embedreg.engines import lancedb
+
+        lancedb.declare_at(self._dataset, text)
+        return self.path
+
+
+def _some(batches: Iterator[pa.RecordBatch], start: int, rows: int, generator: np.random.Generator) -> pa.Table:
+    """Return rows of the batch that holds row `start`, in no order; the batches before it are let go."""
+    import pyarrow as pa
+
+    seen = 0
+    for batch in batches:
+        seen += batch.num_rows
+        if seen > start:
+            return pa.Table.from_batches([batch]).take(generator.permutation(batch.num_rows)[: 4 * rows])
+    raise StorageError("a row group holds fewer rows than its file says.", "is it a whole Parquet file?")
+
+
+def _groups(file: Path) -> list[int]:
+    import pyarrow.parquet as pq
+
+    with _read_errors(file):
+        footer = pq.read_metadata(file)
+    return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+
+
+@contextlib.contextmanager
+def _read_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except EmbedregError:
+        raise
+    except (OSError, ValueError) as exc:  # Arrow's own errors are either
+        problem = str(exc).partition("\n")[0]
+        raise StorageError(f"{str(file)!r} cannot be read: {problem}", "is it a whole Parquet file?") from exc
+
+
+def _schema(file: Path) -> pa.Schema:
+    import pyarrow.parquet as pq
+
+    with _read_errors(file):
+        return pq.read_schema(file)

@@ -1,0 +1,340 @@
+"""Where declarations lie: schemas, tables, files and folders, read without touching the data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from pydantic import BaseModel
+
+from embedreg.core.fields import sensitive_fields
+from embedreg.declaration import codec, identity, manifest
+from embedreg.declaration.codec import Entry, Functions
+from embedreg.declaration.identity import Drift
+from embedreg.errors import EmbedregError, InputError, MetadataError, StorageError
+from embedreg.security import references
+from embedreg.security.sensitive import items_judged
+from embedreg.support.display import plain
+
+__all__ = ["check_drift", "data_files", "file_schema", "functions_in", "inspect", "is_data", "metadata_of"]
+
+RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
+SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
+MAX_LEVELS = 8  # of folders, by which a file may lie below its dataset's manifest
+_HINT = "pass an Arrow schema or table, or the path of a file"
+_HIDDEN = "***"
+
+
+def functions_in(data: Any) -> Functions:
+    """Find the embedding functions that anything declares, and rebuild them: {vector column: declaration}.
+
+    Args:
+        data: an Arrow schema, table, batch, reader or dataset, schema metadata, a Schema or LanceModel class, a LanceDB
+            table, a DuckDB table with column comments, or the path of a Parquet or Arrow file, of a folder of them, or
+            of a `.lance` folder. Where a file's own schema says nothing of a column, the manifest of its folder does.
+    Returns:
+        The declarations; `.problems` says of which columns the function could not be rebuilt, and why; `.notes` where
+        a manifest disagrees with the schema, which counts.
+    Raises:
+        InputError: something that carries no schema. StorageError: a file that cannot be read.
+        MetadataError: metadata that cannot be read.
+    """
+    if isinstance(data, type) and hasattr(data, "to_arrow_schema"):
+        return _of_class(data)
+    found = metadata_of(data)
+    functions = codec.parse(found)
+    for column, note in getattr(found, "notes", {}).items():
+        functions.noted.setdefault(column, []).append(note)
+    return functions
+
+
+def _of_class(model: Any) -> Functions:
+    """Return the live functions of a Schema or LanceModel class: nothing of them needs to be rebuilt."""
+    from embedreg.embedding import schema
+
+    configs = schema.resolve(model).configs
+    # with what this process has learnt of the functions; the class's own Arrow schema declares, and no more
+    functions = Functions(codec.entries({codec.KEY: codec.encode(configs)}))
+    functions.update({config.vector_column: config for config in configs})
+    return functions
+
+
+def metadata_of(data: Any) -> Mapping[Any, Any]:
+    """Return the schema metadata of anything that has some; see `functions_in`."""
+    if isinstance(data, str | os.PathLike):
+        return _of_path(Path(data))
+    if isinstance(data, Mapping):
+        return data
+    if isinstance(data, type):
+        if hasattr(data, "to_arrow_schema"):
+            return _of_schema(data.to_arrow_schema())
+        raise InputError(f"the class {data.__name__} declares no schema.", "subclass embedreg.Schema")
+    if isinstance(data, BaseModel):
+        raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
+    if type(data).__module__.partition(".")[0] in ("duckdb", "_duckdb") and hasattr(data, "sql_query"):
+        from embedreg.engines import duckdb
+
+        return duckdb.metadata_of(data)
+    schema = _schema_of(data)
+    if hasattr(schema, "metadata"):
+        return _of_schema(schema)
+    if hasattr(data, "__arrow_c_schema__") or hasattr(data, "__arrow_c_stream__"):
+        return _of_schema(_exported(data))
+    if type(data).__module__.partition(".")[0] in ("polars", "pandas"):
+        return {}  # neither keeps schema metadata
+    raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
+
+
+def _schema_of(data: Any) -> Any:
+    """Return the Arrow schema behind a `schema` attribute, else what was passed."""
+    if type(data).__module__.partition(".")[0] == "polars":
+        return data  # a LazyFrame warns of its `schema`
+    schema = getattr(data, "schema_arrow", None)  # a Parquet file
+    if schema is None:
+        schema = getattr(data, "schema", data)
+    if callable(schema) and not hasattr(schema, "metadata"):  # a Ray dataset has it as a method
+        schema = schema()
+    if hasattr(schema, "__await__"):
+        schema.close()
+        raise InputError("an asynchronous table was given.", "functions_in(await table.schema())")
+    return getattr(schema, "base_schema", schema)  # Ray wraps the Arrow schema
+
+
+def _exported(data: Any) -> Any:
+    import pyarrow as pa
+
+    if hasattr(data, "__arrow_c_schema__"):
+        return pa.schema(data)
+    return pa.RecordBatchReader.from_stream(data).schema
+
+
+def _of_schema(schema: Any) -> Mapping[Any, Any]:
+    found = schema.metadata
+    return found if isinstance(found, Mapping) else {}
+
+
+# -- paths -------------------------------------------------------------------------------------------------------------
+
+
+class _Merged(dict[Any, Any]):
+    """Schema metadata with what a manifest adds; `notes` says of which columns it says something else."""
+
+    def __init__(self, own: Mapping[Any, Any]) -> None:
+        super().__init__(own)
+        self.notes: dict[str, str] = {}
+
+
+def _of_path(path: Path) -> Mapping[Any, Any]:
+    try:
+        if path.is_dir():
+            if path.suffix == ".lance" or (path / "_versions").is_dir():
+                from embedreg.engines import lancedb
+
+                return _of_schema(lancedb.schema_at(path))
+            files = data_files(path)
+            if not files and not (path / manifest.NAME).is_file():
+                raise StorageError(
+                    f"the folder {str(path)!r} holds no Parquet or Arrow file and is no Lance table.", "check the path"
+                )
+            own, columns = file_schema(files[0]) if files else ({}, None)
+            return _merged(own, path, columns)
+        elif not path.exists():
+            raise StorageError(f"there is no file or folder {str(path)!r}.", "check the path")
+        elif not path.is_file():  # reading a pipe or a device could wait for ever
+            raise StorageError(f"{str(path)!r} is neither a file nor a folder.", "pass a .parquet or .arrow file")
+        own, columns = file_schema(path)
+        return _merged(own, _dataset_of(path), columns)
+    except EmbedregError:
+        raise
+    except Exception as exc:
+        if not (isinstance(exc, OSError | ValueError | MemoryError) or type(exc).__module__ == "pyarrow.lib"):
+            raise
+        problem = plain(str(exc).partition("\n")[0], 200)  # Arrow quotes names that the file has
+        raise StorageError(f"{str(path)!r} cannot be read: {problem}", "is it a whole Parquet or Arrow file?") from exc
+
+
+def _dataset_of(path: Path) -> Path | None:
+    """Return the nearest folder above a data file that has a manifest."""
+    folders = list(path.absolute().parents)[:MAX_LEVELS]
+    return next((folder for folder in folders if (folder / manifest.NAME).is_file()), None)
+
+
+def _merged(own: Mapping[Any, Any], folder: Path | None, columns: list[str] | None) -> Mapping[Any, Any]:
+    """Add to a file's metadata what the manifest of its folder declares for the columns it has.
+
+    A file's own schema is closer to its data than what lies beside: where both speak of a column, it counts.
+    """
+    here = {entry.vector_column: entry for entry in codec.entries(own)}
+    try:
+        text = None if folder is None else manifest.read(folder)
+        beside = [] if text is None else codec.entries({codec.KEY: text})
+    except EmbedregError as exc:
+        if not here:
+            raise
+        merged = _Merged(own)
+        merged.notes = dict.fromkeys(here, exc.message)
+        return merged
+    known = None if columns is None else frozenset(columns)
+    added = [e for e in beside if e.vector_column not in here and (known is None or e.vector_column in known)]
+    merged = _Merged(own)
+    for entry in beside:
+        if (stored := here.get(entry.vector_column)) is not None and not _alike(entry, stored):
+            merged.notes[entry.vector_column] = (
+                "the folder's manifest declares something else; the file's schema counts"
+            )
+    if added:
+        merged.pop(codec.KEY, None)
+        merged[codec.KEY.encode()] = f"[{', '.join(entry.raw for entry in [*here.values(), *added])}]".encode()
+    return merged
+
+
+def _alike(one: Entry, other: Entry) -> bool:
+    """Say whether two entries declare one function for one source: what was learnt of the vectors may differ."""
+    prints = one.reserved.get("fingerprint"), other.reserved.get("fingerprint")
+    models = [{k: v for k, v in entry.model.items() if k != codec.RESERVED} for entry in (one, other)]
+    same = prints[0] == prints[1] if all(prints) else (one.name, models[0]) == (other.name, models[1])
+    return same and one.source_column == other.source_column
+
+
+def is_data(path: PurePath) -> bool:
+    """Say whether a path below a dataset's folder is data: no part of it begins with a dot or an underscore."""
+    return not any(part.startswith((".", "_")) for part in path.parts)
+
+
+def data_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """List the data files of a dataset folder at any depth, in the order of their names.
+
+    What begins with a dot or an underscore, or lies in such a folder, is a marker or half-written, and no data.
+    """
+    found = []
+    for current, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if is_data(PurePath(name))]
+        found += [Path(current, name) for name in files if name.endswith(suffixes) and is_data(PurePath(name))]
+    return sorted(path for path in found if path.is_file())
+
+
+def file_schema(path: Path) -> tuple[Mapping[Any, Any], list[str]]:
+    """Return the metadata of a file's schema, and its columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic.startswith(b"PAR1"):
+        footer = pq.read_metadata(path)
+        schema = footer.schema.to_arrow_schema()
+        # what DuckDB writes with KV_METADATA is in the file's own key-value pairs only
+        return {**(footer.metadata or {}), **(schema.metadata or {})}, schema.names
+    if magic.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # a file, or a stream's first message
+        with pa.OSFile(str(path), "rb") as source:
+            opened = pa.ipc.open_file(source) if magic.startswith(b"ARROW1") else pa.ipc.open_stream(source)
+            return _of_schema(opened.schema), opened.schema.names
+    what = "is empty" if not magic else "is neither a Parquet nor an Arrow file"
+    raise StorageError(f"{str(path)!r} {what}.", "pass a .parquet or .arrow file")
+
+
+# -- looking -----------------------------------------------------------------------------------------------------------
+
+
+def check_drift(data: Any) -> list[Drift]:
+    """Compare every declared function with what its column was made with, running each once where a probe is stored.
+
+    Args:
+        data: as `functions_in`.
+    Returns:
+        One `Drift` per declared vector column; `.verdict` is "same", "note", "drift" or "unknown". A function that
+        cannot be rebuilt, or cannot be run, is "unknown", with the reason in `.changed`.
+    """
+    functions = functions_in(data)
+    drifts = []
+    for column, entry in functions.entries.items():
+        try:
+            drifts.append(identity.compare(functions[column].function, entry.reserved, column))
+        except EmbedregError as exc:
+            drifts.append(Drift(column, "unknown", (exc.message,)))
+    return drifts
+
+
+def inspect(data: Any) -> list[dict[str, Any]]:
+    """Say what the declarations of a file, table or schema hold; no model is loaded or run for it.
+
+    Args:
+        data: as `functions_in`.
+    Returns:
+        One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, but for what
+        somebody wrote where only a reference may stand), what was recorded (`format`, `ndims`, `dtype`, `normalized`,
+        `metric`, `prompts`, `fingerprint`, `identity`, `producer`, and `probe` as a bool), `status` ("ready", or the
+        name of the error), `problem`, `hint` and `notes`.
+    """
+    functions = functions_in(data)
+    found = []
+    for column, entry in functions.entries.items():
+        problem = functions.problems.get(column)
+        found.append(
+            {
+                "vector_column": column,
+                "source_column": entry.source_column,
+                "function": entry.name,
+                "config": _shown_config(entry),
+                **{key: entry.reserved.get(key) for key in RECORDED},
+                "probe": bool(entry.reserved.get("probe")),
+                "status": "ready" if problem is None else type(problem).__name__,
+                "problem": None if problem is None else problem.message,
+                "hint": None if problem is None else problem.hint,
+                "notes": list(functions.noted.get(column, ())),
+            }
+        )
+    return found
+
+
+def refuse_clear_secrets(entry: Entry) -> None:
+    """Refuse a stored declaration that cannot be printed as it lies.
+
+    Raises:
+        MetadataError: another writer left a secret in the clear.
+    """
+    stored = {key: value for key, value in entry.model.items() if key != codec.RESERVED}
+    if _shown_config(entry) != stored:
+        raise MetadataError(
+            f"the declaration of {entry.vector_column!r} holds a secret in the clear, which is not printed.",
+            "declare the column anew, with a reference: api_key='$var:name'",
+        )
+
+
+def _shown_config(entry: Entry) -> dict[str, Any]:
+    """Return a stored configuration without the secrets that another writer left in the clear."""
+    from embedreg.registry import get_registry
+
+    named: frozenset[str] = frozenset()
+    with contextlib.suppress(EmbedregError):  # not installed: names that look sensitive are all there is to go by
+        named = sensitive_fields(get_registry().get(entry.name or ""))
+    return {key: _cleaned(value, named, key) for key, value in entry.model.items() if key != codec.RESERVED}
+
+
+def _cleaned(value: Any, named: frozenset[str], key: object, sensitive: bool = False) -> Any:
+    """Return a stored value without what stands where a secret does, or is one by its form; keys included."""
+    sensitive = sensitive or key in named or references.looks_sensitive(key)
+    if isinstance(value, dict):
+        found = items_judged(value, [*value.items()])
+        return {
+            _HIDDEN if references.holds_credentials(inner) else inner: _cleaned(item, named, inner, sensitive or judged)
+            for inner, item, judged in found
+        }
+    if isinstance(value, list):
+        made = []
+        for _, item, judged in items_judged(value, [(None, item) for item in value]):
+            pair = judged and not sensitive  # of a name, which stays, and a secret
+            made.append(
+                [item[0], _cleaned(item[1], named, None, True)] if pair else _cleaned(item, named, None, sensitive)
+            )
+        return made
+    if isinstance(value, str) and references.is_reference(value):
+        name, _, default = value.removeprefix(references.PREFIX).partition(":")
+        hidden = default and (sensitive or references.holds_credentials(default))
+        return f"{references.PREFIX}{name}:{_HIDDEN}" if hidden else value
+    if isinstance(value, str) and value and (sensitive or references.holds_credentials(value)):
+        return _HIDDEN
+    return _HIDDEN if sensitive and isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -1,0 +1,1 @@
+"""Devices, precision, worker threads, and how fast this machine multiplies."""

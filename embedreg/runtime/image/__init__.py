@@ -1,0 +1,1 @@
+"""Images through a local model: opened and prepared in threads, run in batches."""

@@ -1,0 +1,274 @@
+"""A loaded open_clip model: both towers, the library's own preprocessing and tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from embedreg.errors import CallError, ConfigError
+from embedreg.runtime import progress
+from embedreg.runtime.hardware import onednn, workers
+from embedreg.runtime.hardware.precision import Precision
+from embedreg.runtime.image.clip_files import CONFIG, EXTRA, FOLDER_PREFIX, ClipFiles, library
+from embedreg.runtime.image.preprocess import Preprocess
+from embedreg.runtime.models.folders import read_object
+from embedreg.runtime.text.execute import Made
+from embedreg.support.forks import ForkSafeLock
+from embedreg.support.imports import attempt_import_or_raise
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Clip", "ClipPictures", "load"]
+
+log = logging.getLogger("embedreg")
+
+_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as the library calls them
+_SAFE_TORCH = (2, 6)  # until then a crafted checkpoint could run code under weights_only=True (CVE-2025-32434)
+_TEXTS = 16  # texts of a forward pass on a CPU; each is padded to the model's whole context
+_SHOWN = 400  # characters of the library's own account of weights that do not fit
+
+
+class Clip:
+    """An open_clip model on a device.
+
+    Attributes:
+        device: where it is, as `device.resolve` names it.
+        side: how many pixels wide and high it sees a picture.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, preprocess: Preprocess, device: str, dtype: Any) -> None:
+        self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
+        self.device, self.dtype = device, dtype
+        size = model.visual.image_size
+        self.side = int(max(size) if isinstance(size, tuple | list) else size)
+        self._lock = ForkSafeLock()  # a Hugging Face tokenizer keeps its padding in itself, for one thread at a time
+
+    def image_features(self, batch: Any) -> Any:
+        """Run the image tower on b prepared pictures: (b, d) float32, on the model's device."""
+        return self.model.encode_image(self.preprocess.tensor(batch).to(self.dtype)).float()
+
+    def tokens(self, texts: list[str]) -> tuple[Any, np.ndarray]:
+        """Tokenize texts: (b, t) int64, and (b,) bool, the texts that lost tokens to the model's limit."""
+        import numpy as np
+
+        with self._lock:
+            tokens = self.tokenizer(texts)
+            rows = list(range(len(texts)))
+            if not hasattr(self.tokenizer, "tokenizer"):  # the library's own: zeros follow a text that leaves room
+                rows = [row for row in rows if tokens[row, -1]]
+            counts = _count_tokens(self.tokenizer, [texts[row] for row in rows])
+        cut = np.zeros(len(texts), bool)
+        cut[rows] = np.asarray(counts, int) > tokens.shape[1]
+        return tokens, cut
+
+    def embed_texts(self, texts: list[str], normalize: bool) -> Made:
+        """Embed texts in this thread."""
+        import torch
+
+        tokens, cut = self.tokens(texts)
+        with torch.inference_mode():
+            made = self.model.encode_text(tokens.to(self.device)).float()
+            return Made((_unit(made) if normalize else made).cpu().numpy(), cut)
+
+    def embed_many_texts(
+        self, texts: list[str], normalize: bool, *, batch_size: int, threads: int | None
+    ) -> Iterator[tuple[int, Made]]:
+        """Embed texts in batches, and yield the first row of each with its vectors, in no order."""
+        batch_size = min(batch_size, _TEXTS) if self.device == "cpu" else batch_size
+        starts = range(0, len(texts), batch_size)
+
+        def work(start: int) -> tuple[int, Made]:
+            return start, self.embed_texts(texts[start : start + batch_size], normalize)
+
+        if self.device != "cpu" or len(starts) == 1:
+            yield from (workers.alone(work, start) for start in starts)
+        else:
+            yield from workers.run(work, starts, threads or workers.lanes())
+
+    def max_tokens(self) -> int:
+        """Return how many tokens of a text the model reads, its marks included."""
+        return int(self.tokenizer.context_length)
+
+    def held_bytes(self) -> int:
+        """Return how much memory its weights take."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class ClipPictures:
+    """The image tower, as the picture pipeline takes it.
+
+    Attributes:
+        clip: the model.
+        normalize: whether vectors get unit length.
+        draft: whether large JPEGs are decoded at a fraction of their size.
+    """
+
+    clip: Clip
+    normalize: bool
+    draft: bool = False
+
+    @property
+    def device(self) -> str:
+        """Say where the model is."""
+        return self.clip.device
+
+    @property
+    def side(self) -> int | None:
+        """Say how many pixels wide and high the model sees a picture, for a draft."""
+        return self.clip.side if self.draft else None
+
+    def prepare(self, picture: Any) -> np.ndarray:
+        """Resize and crop as the library does."""
+        return self.clip.preprocess.prepare(picture)
+
+    def forward(self, batch: Any) -> Any:
+        """Normalise the pixels, and run the tower."""
+        made = self.clip.image_features(batch)
+        return _unit(made) if self.normalize else made
+
+
+def _count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Return how many tokens each text has, its marks included, before any is cut off."""
+    if not texts:
+        return []
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is None:
+        return [len(tokenizer.encode(text)) + 2 for text in texts]  # between its marks of start and end
+    clean = getattr(tokenizer, "clean_fn", None) or library().tokenizer.get_clean_fn("canonicalize")  # as SigLIP's has
+    own_marks = getattr(tokenizer, "tokenizer_mode", None) == "clips"
+    found = inner([clean(text) for text in texts], add_special_tokens=not own_marks, truncation=False, verbose=False)
+    return [len(ids) + 3 * own_marks for ids in found["input_ids"]]  # the mode's own: start, end and class
+
+
+def _unit(vectors: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def load(name: str, files: ClipFiles, device: str, precision: Precision) -> Clip:
+    """Load a model: from data alone, in eval mode, with the library's own code.
+
+    Args:
+        name: what `files` were found by.
+    Raises:
+        ConfigError: weights that hold more than numbers, or that do not fit. CallError: the library cannot load it.
+    """
+    import torch
+
+    open_clip = library()
+    _check_pickle(files)
+    source = name.replace("/", "-") if files.folder is None else f"{FOLDER_PREFIX}{files.folder}"
+    # what create_model reads from a tag, which it is not told of: the weights are named by their file
+    overrides = {key: value for key, value in files.tag.items() if key != "size"}
+    try:
+        with progress.stage(f"loading {name}"), _unheard():
+            model = open_clip.create_model(
+                source,
+                load_weights=False,
+                pretrained_text=False,
+                precision=_NAMES[precision],
+                device=device,
+                force_preprocess_cfg=overrides,
+            )
+            open_clip.load_checkpoint(model, str(files.weights), weights_only=True)
+            tokenizer = _tokenizer(open_clip, name, files)
+    except Exception as exc:
+        raise _failure(name, files, exc) from exc
+    _warn_of_activation(open_clip, name, files)
+    transforms = attempt_import_or_raise("open_clip.transform", "open-clip-torch", extra=EXTRA)
+    transform = transforms.image_transform_v2(transforms.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    dtype = torch.float32 if precision == "float32" else getattr(torch, precision)
+    onednn.quicken(model)
+    return Clip(model.eval(), tokenizer, Preprocess(transform), device, dtype)
+
+
+def _check_pickle(files: ClipFiles) -> None:
+    """Refuse pickled weights where torch's restricted unpickling has a known hole."""
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if files.weights.suffix != ".safetensors" and version < _SAFE_TORCH:
+        raise ConfigError(
+            f"torch {torch.__version__} cannot load {files.weights.name!r} safely: it is pickled.",
+            "pip install 'torch>=2.6', or use weights in safetensors",
+        )
+
+
+def _tokenizer(open_clip: Any, name: str, files: ClipFiles) -> Any:
+    if files.folder is None:
+        return open_clip.get_tokenizer(name.replace("/", "-"))
+    text = read_object(files.folder / CONFIG)["model_cfg"]["text_cfg"]
+    if files.origin == "local" or files.own_tokenizer() or not text.get("hf_tokenizer_name"):
+        return open_clip.get_tokenizer(f"{FOLDER_PREFIX}{files.folder}")
+    # another repository's, as the library has it for a hub's model
+    return open_clip.tokenizer.HFTokenizer(
+        text["hf_tokenizer_name"],
+        context_length=text.get("context_length", 77),
+        tokenizer_mode=text.get("tokenizer_mode"),
+        **(text.get("tokenizer_kwargs") or {}),
+    )
+
+
+def _failure(name: str, files: ClipFiles, exc: Exception) -> CallError | ConfigError:
+    told = str(exc)
+    if isinstance(exc, pickle.UnpicklingError) or "weights_only" in told:
+        return ConfigError(
+            f"the weights {files.weights.name!r} hold more than numbers, which could run code as they load.",
+            "where you trust them, save their state_dict() anew: safetensors.torch.save_file(model.state_dict(), "
+            "'open_clip_model.safetensors')",
+        )
+    if "state_dict" in told or isinstance(exc, AssertionError):  # which its resizing of position tables raises
+        return ConfigError(
+            f"the weights {files.weights.name!r} do not fit the model {name!r}: {told[:_SHOWN]}",
+            "name the model that they were made for",
+        )
+    return CallError(
+        f"the model {name!r} cannot be loaded: {type(exc).__name__}: {told[:_SHOWN]}",
+        "check its files and your versions with `embedreg doctor`; embedreg.release() frees memory",
+    )
+
+
+def _warn_of_activation(open_clip: Any, name: str, files: ClipFiles) -> None:
+    """Say what the library would: weights that were trained with another activation than the model computes."""
+    if not files.tag:
+        return
+    wanted = bool(files.tag.get("quick_gelu"))
+    if wanted is not bool((open_clip.get_model_config(name.replace("/", "-")) or {}).get("quick_gelu")):
+        other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+        log.warning(
+            "the weights were trained with another activation than %s computes, as stock open_clip runs them; "
+            "name=%r is the model that fits them",
+            name,
+            other,
+        )
+
+
+class _Unheard(logging.Filter):
+    """Drops what open_clip logs with the root logger while it builds a model, such as that it is not trained yet."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname or record.levelno >= logging.ERROR
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep the root logger as it is: without a handler, its first record would give it one for good."""
+    root, remarks, handler = logging.getLogger(), _Unheard(), logging.NullHandler()
+    root.addFilter(remarks)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.removeFilter(remarks)

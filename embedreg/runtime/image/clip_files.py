@@ -1,0 +1,333 @@
+"""Where the files of an open_clip model come from: the library's own configurations, a folder, the hub or its cache.
+
+Nothing here imports torch or open_clip, except to look a pretrained tag up. It always ends in one file of weights and,
+where the library has no configuration of that name, a folder with one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from embedreg.errors import ConfigError, ModelNotFoundError, UntrustedError
+from embedreg.runtime.models import hub, integrity
+from embedreg.runtime.models.folders import broken, read_object
+from embedreg.security import grants
+from embedreg.security.addresses import local_path
+from embedreg.support.imports import attempt_import_or_raise, did_you_mean
+
+__all__ = ["ClipFiles", "library", "model_config", "names_folder", "resolve"]
+
+EXTRA = "open-clip"
+COPY = "name weights of this machine: pretrained='/path/to/open_clip_model.safetensors' or name='local-dir:/path/to/it'"
+HUB_PREFIX = "hf-hub:"
+FOLDER_PREFIX = "local-dir:"
+CONFIG = "open_clip_config.json"
+SAFE_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+PICKLED_WEIGHTS = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
+# In the library's order: beside its own files, the others are often those of the same model for another library.
+OTHER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".npy")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+)
+# What a configuration may tell a tokenizer: how to clean and cut texts, and nothing that names files or runs code.
+TOKENIZER_OPTIONS = frozenset(
+    {"add_prefix_space", "additional_special_tokens", "clean", "language", "padding_side", "reduction_mask"}
+    | {"strip_sep_token", "use_fast"}
+)
+
+
+@dataclass(frozen=True)
+class ClipFiles:
+    """An open_clip model whose files are on this machine.
+
+    Attributes:
+        weights: the file of its weights.
+        folder: where its `open_clip_config.json` is; None where the library's own configuration applies.
+        origin: where it was found: "local", "hub-cache" or "hub" (downloaded just now).
+        tag: what the library knows of the pretrained weights, such as their preprocessing; empty for other weights.
+    """
+
+    weights: Path
+    folder: Path | None
+    origin: Literal["local", "hub-cache", "hub"]
+    tag: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def identity(self) -> str:
+        """Return a digest of what determines the vectors beside the library's own configuration."""
+        if self.folder is None:
+            return f"sha256:{integrity.digest(self.weights)}"
+        parts = {"weights": integrity.digest(self.weights), "config": read_object(self.folder / CONFIG)}
+        if self.own_tokenizer():
+            for pattern in TOKENIZER_FILES:
+                parts |= {path.name: integrity.digest(path) for path in sorted(self.folder.glob(pattern))}
+        return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
+
+    def own_tokenizer(self) -> bool:
+        """Say whether a Hugging Face tokenizer lies beside the weights and is meant to be used."""
+        if self.folder is None or not (_config_in(self.folder).get("text_cfg") or {}).get("hf_tokenizer_name"):
+            return False
+        return any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")) or any(
+            self.folder.glob("*.model")
+        )
+
+    def stamp(self) -> int:
+        """Return when its files last changed, in nanoseconds: a model that was trained on is another one."""
+        paths = [self.weights, *([] if self.folder is None else [self.folder / CONFIG])]
+        return max(path.stat().st_mtime_ns for path in paths)
+
+
+def library() -> ModuleType:
+    """Import open_clip, or say how to install it."""
+    return attempt_import_or_raise("open_clip", "open-clip-torch", extra=EXTRA)
+
+
+def names_folder(name: str) -> Path | None:
+    """Return the folder that a `local-dir:` name names; None for another name."""
+    if not name.startswith(FOLDER_PREFIX):
+        return None
+    return Path(local_path(name) or name.removeprefix(FOLDER_PREFIX))
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Return the library's own configuration of a model, without importing the library.
+
+    Raises:
+        ModelNotFoundError: it has none of that name. MissingExtraError: it is not installed.
+    """
+    plain = name.replace("/", "-")  # as the library reads it
+    if "open_clip" in sys.modules:  # it may have been told of more models
+        known = library().get_model_config(plain)
+        if known is not None:
+            return dict(known)
+    folder = _configs()
+    path = folder / f"{plain}.json"
+    if Path(plain).name != plain or not path.is_file():
+        names = [each.stem for each in folder.glob("*.json")]
+        raise ModelNotFoundError(
+            f"open_clip has no model {name!r}.",
+            f"{did_you_mean(name, names)}name={HUB_PREFIX + 'owner/model'!r} is one of the hub, "
+            f"{FOLDER_PREFIX + '/path'!r} a folder; open_clip.list_models() lists its own",
+        )
+    return read_object(path)
+
+
+def _configs() -> Path:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        library()  # says how to install it
+        raise ConfigError("the installed open_clip has no files.", "pip install --force-reinstall open-clip-torch")
+    return Path(next(iter(spec.submodule_search_locations))) / "model_configs"
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    """Read the `model_cfg` of a folder, and refuse what would read or run anything but its own data.
+
+    Raises:
+        ConfigError: no open_clip configuration. UntrustedError: one that asks for more than its own files.
+    """
+    config = read_object(folder / CONFIG).get("model_cfg")
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(part), dict) for part in ("text_cfg", "vision_cfg")
+    ):
+        raise broken(folder / CONFIG)
+    options = config["text_cfg"].get("tokenizer_kwargs") or {}
+    odd = [f"tokenizer_kwargs {key!r}" for key in options if key not in TOKENIZER_OPTIONS]
+    for part, name in (
+        ("text_cfg", "hf_tokenizer_name"),
+        ("text_cfg", "hf_model_name"),
+        ("vision_cfg", "timm_model_name"),
+    ):
+        value = config[part].get(name)
+        if value and (not isinstance(value, str) or hub.HUB_ID.fullmatch(value) is None):
+            odd.append(f"{name} {value!r}")
+    if odd:
+        raise UntrustedError(
+            f"{CONFIG} of the model asks for more than its own files: {', '.join(sorted(odd))}.",
+            "edit the file if you know what it is for, or use another model",
+        )
+    return config
+
+
+def ndims(files_of: Any, name: str) -> int:
+    """Return the width of a model's vectors.
+
+    Args:
+        files_of: called for the files of a model that the library has no configuration of.
+    Raises:
+        ConfigError: its configuration does not say.
+    """
+    folder = names_folder(name)
+    if folder is None and name.startswith(HUB_PREFIX):
+        folder = files_of().folder
+    config = model_config(name) if folder is None else _config_in(folder)
+    width = config.get("embed_dim")
+    if not isinstance(width, int):
+        raise ConfigError(f"the configuration of {name!r} has no embed_dim.", "use another model")
+    return width
+
+
+def resolve(
+    name: str, pretrained: str | None, *, allow_local: bool, safe_only: bool, download: bool = True
+) -> ClipFiles:
+    """Find a model's files, downloading them if need be.
+
+    Args:
+        name: a model of the library, `hf-hub:<owner>/<model>` or `local-dir:<folder>`.
+        pretrained: a tag of the library, or a file of weights; of no meaning for the other two kinds of names.
+        allow_local: whether files of this machine may be named; never where only metadata vouches for them.
+        safe_only: whether a repository that the name chose must have its weights in safetensors.
+        download: whether the hub may be asked.
+    Raises:
+        ModelNotFoundError: it is not to be had. UntrustedError: a path where none is allowed.
+        ConfigError: a name or a tag that cannot work.
+    """
+    folder = names_folder(name)
+    if folder is not None:
+        if not allow_local:
+            raise _ungranted("name", name)
+        return _in_folder(folder)
+    if name.startswith(HUB_PREFIX):
+        repository = name.removeprefix(HUB_PREFIX)
+        if hub.HUB_ID.fullmatch(repository) is None or "/" not in repository:
+            raise ModelNotFoundError(f"{name!r} is no model's name.", f"name={HUB_PREFIX + 'owner/model'!r}")
+        pickled = () if safe_only else PICKLED_WEIGHTS[:1]
+        return _Repository(name, repository, (*SAFE_WEIGHTS, *pickled), whole=True).find(download)
+    model_config(name)
+    return _weights(name, pretrained, allow_local, download)
+
+
+def _ungranted(field_name: str, value: str) -> UntrustedError:
+    return UntrustedError(
+        f"stored metadata sets {field_name} to a local path, which nobody here has granted.",
+        f"if you trust where the data comes from: embedreg.trust(paths=[{local_path(value) or value!r}])",
+    )
+
+
+def _in_folder(folder: Path) -> ClipFiles:
+    folder = folder.resolve()
+    if not (folder / CONFIG).is_file():
+        raise ModelNotFoundError(
+            f"{str(folder)!r} holds no open_clip model: it has no {CONFIG}.",
+            "put its configuration there, as open_clip writes it for the hub",
+        )
+    _config_in(folder)
+    found = [folder / name for name in (*SAFE_WEIGHTS, *PICKLED_WEIGHTS, *OTHER_WEIGHTS)]
+    for suffix in (".safetensors", ".bin", ".pth"):
+        found += sorted(folder.glob(f"*{suffix}"))
+    weights = next((path for path in found if path.is_file()), None)
+    if weights is None:
+        raise ModelNotFoundError(f"{str(folder)!r} holds no weights.", f"put {SAFE_WEIGHTS[0]} there")
+    return ClipFiles(weights, folder, "local")
+
+
+def _weights(name: str, pretrained: str | None, allow_local: bool, download: bool) -> ClipFiles:
+    """Find the weights of a model that the library has the configuration of."""
+    if not pretrained:
+        raise ConfigError(
+            f"{name!r} without pretrained weights would give vectors of no meaning.", "pretrained='laion2b_s34b_b79k'"
+        )
+    plain = name.replace("/", "-")
+    tag = library().get_pretrained_cfg(plain, pretrained)
+    if tag:
+        repository, file = os.path.split(tag.get("hf_hub") or "")
+        if not repository:
+            raise ModelNotFoundError(
+                f"the weights {pretrained!r} of {name!r} are on no hub.",
+                "download them, and name the file: pretrained='/path/to/weights.pt'",
+            )
+        found = _Repository(f"{name} {pretrained}", repository, _alternatives(file), whole=False).find(download)
+        return ClipFiles(found.weights, None, found.origin, tag)
+    if grants.is_path(pretrained) and not allow_local:
+        raise _ungranted("pretrained", pretrained)
+    path = Path(local_path(pretrained) or pretrained)
+    if allow_local and path.is_file():
+        return ClipFiles(path.resolve(), None, "local")
+    if grants.is_path(pretrained) or path.suffix in WEIGHTS_SUFFIXES:
+        raise ModelNotFoundError(f"there is no file of weights {pretrained!r}.", "name a checkpoint, or a tag")
+    tags = library().list_pretrained_tags_by_model(plain)
+    raise ModelNotFoundError(
+        f"open_clip has no weights {pretrained!r} for {name!r}.",
+        f"{did_you_mean(pretrained, tags)}it has {', '.join(sorted(tags)) or 'none'}; or name a checkpoint's file",
+    )
+
+
+def _alternatives(file: str) -> tuple[str, ...]:
+    """Return what the library would take for a file of weights, safetensors first."""
+    if not file:
+        return (*SAFE_WEIGHTS, PICKLED_WEIGHTS[0])
+    stem, suffix = os.path.splitext(file)
+    return (f"{stem}.safetensors", file) if suffix in (".bin", ".pth") else (file,)
+
+
+class _Repository:
+    """One look for a model on the hub, and what was learnt on the way for the message if it fails.
+
+    Args:
+        what: the model, as the message calls it.
+        repository: its id on the hub.
+        weights: names of files, the best first.
+        whole: whether its configuration is wanted too.
+    """
+
+    def __init__(self, what: str, repository: str, weights: tuple[str, ...], *, whole: bool) -> None:
+        self.what, self.repository, self.weights, self.whole = what, repository, weights, whole
+        self.cache = hub.cache_folder()
+
+    def find(self, download: bool) -> ClipFiles:
+        """Find it in the cache, else download it."""
+        found = self._cached("hub-cache")
+        if found is not None:
+            return found
+        told, hint = "the hub was not asked", hub.CONNECT
+        if download:
+            refusal = hub.download(self.repository, None, self.cache, self._wanted, extra=EXTRA)
+            found = self._cached("hub") if refusal is None else None
+            if found is not None:
+                return found
+            told, hint = self._refused(refusal)
+        raise ModelNotFoundError(f"the model {self.what!r} was not found locally, and {told}.", hint)
+
+    def _refused(self, refusal: hub.Refusal | None) -> tuple[str, str]:
+        """Say why the hub gave nothing of use, and what to do."""
+        if refusal is None:
+            lacks = f"the hub's {self.repository} has no {self.weights[0]}"
+            return lacks, "use a model with weights in safetensors: others can run code as they load"
+        hint = refusal.hint or "check the name on https://huggingface.co/models; for a private model: hf auth login"
+        if hub.COPY in hint:
+            hint = hint.replace(hub.COPY, COPY)
+        return refusal.why, hint
+
+    def _wanted(self, files: list[str]) -> list[str]:
+        chosen = next((name for name in self.weights if name in files), None)
+        rest = (CONFIG, *TOKENIZER_FILES) if self.whole else ()
+        return [] if chosen is None else [chosen, *rest]
+
+    def _cached(self, origin: Literal["hub-cache", "hub"]) -> ClipFiles | None:
+        if self.cache is None:
+            return None
+        storage = hub.storage_of(self.cache, self.repository)
+        commit = hub.commit_of(storage, None)
+        snapshot = storage / "snapshots" / commit if commit else None
+        if snapshot is None or (self.whole and not (snapshot / CONFIG).is_file()):
+            return None
+        weights = next((snapshot / name for name in self.weights if (snapshot / name).is_file()), None)
+        if weights is None:
+            return None
+        return ClipFiles(weights, snapshot if self.whole else None, origin)

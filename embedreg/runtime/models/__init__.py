@@ -1,0 +1,1 @@
+"""Model files: the hub, folders, integrity, conversions kept on disk."""

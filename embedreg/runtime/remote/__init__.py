@@ -1,0 +1,27 @@
+"""What every remote function shares: batches, order, several requests at a time, retries, and whose fault a refusal is.
+
+A remote function is a subclass of `RemoteTextFunction` with `ndims()` and `request(batch)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from embedreg.support.lazy import index
+
+if TYPE_CHECKING:
+    from embedreg.runtime.remote.function import AnswerError, Refusal, RemoteTextFunction, client_key, clients, release
+else:
+    __getattr__, __dir__ = index(
+        __name__,
+        {
+            "AnswerError": "function",
+            "Refusal": "function",
+            "RemoteTextFunction": "function",
+            "client_key": "function",
+            "clients": "function",
+            "release": "function",
+        },
+    )
+
+__all__ = ["AnswerError", "Refusal", "RemoteTextFunction", "client_key", "clients", "release"]

@@ -1,0 +1,1 @@
+"""Many callers, one model: micro-batches and a pool of buffers."""

@@ -1,0 +1,187 @@
+"""Batches on devices: each has its own copy of the model and a thread that feeds it, and is waited for late.
+
+A lane queues its batches one after the other without waiting for any: pinned memory there and back, and one
+synchronisation a window, when the next window is queued already. One device is one lane; there is no other way.
+
+Its author had no CUDA device: the tests run all of this on torch's CPU device, with one lane and with several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from embedreg.runtime import progress
+from embedreg.runtime.progress import Step
+from embedreg.runtime.text.plan import padded_tokens, share
+from embedreg.runtime.text.tokens import Tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from embedreg.runtime.text.execute import Backend
+
+__all__ = ["DeviceLanes"]
+
+log = logging.getLogger("embedreg")
+
+BUDGET = 32_768  # padded tokens: what keeps a large device busy for longer than the launches take
+LEAST = 4096  # padded tokens: so little is not worth another device
+
+_learnt: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # the budget that fitted, by model
+
+
+class DeviceLanes:
+    """Devices side by side.
+
+    Args:
+        backends: the same model on each device; the devices are taken to be equally fast.
+        budget: padded tokens of a batch; None for what suits a large device, or what had to do for this model before.
+    """
+
+    least = LEAST
+    start_cost = None  # the plan is made while the device is at work, and has to be quick
+
+    def __init__(self, backends: Sequence[Backend], budget: int | None) -> None:
+        self._lanes = [_Lane(backend, budget) for backend in backends]
+        self.lanes = len(backends)
+
+    @property
+    def budget(self) -> int:
+        """The padded tokens that fit on every device."""
+        return min(lane.budget for lane in self._lanes)
+
+    def __enter__(self) -> DeviceLanes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: np.ndarray) -> Callable[[], None]:
+        """Deal batches out to the lanes, which queue them on their devices.
+
+        Returns:
+            What to call to wait for them: it fills the rows of (n, d) `vectors` that the batches name.
+        """
+        pending = [
+            (lane, lane.thread.submit(contextvars.copy_context().run, lane.queue, tokens, part, vectors.shape[1]))
+            for lane, part in zip(self._lanes, share(tokens.lengths, batches, self.lanes), strict=True)
+            if part
+        ]
+
+        def finish() -> None:
+            for lane, future in pending:
+                queued = future.result()
+                took = lane.wait(queued)
+                vectors[queued.rows] = queued.made.numpy()
+                real = int(tokens.lengths[queued.rows].sum())
+                progress.report(Step(len(queued.rows), real, queued.padded, 0.0, took, self.lanes))
+
+        return finish
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """Work that a device may not have done yet.
+
+    Attributes:
+        rows: (m,) the rows of the window.
+        made: (m, d) float32 on the host, to be read after `done`.
+        padded: their tokens, padding included.
+        began: when the first of them was queued.
+        done: the CUDA event after the last of them; None where there is nothing to wait for.
+    """
+
+    rows: np.ndarray
+    made: Any
+    padded: int
+    began: float
+    done: Any
+
+
+class _Lane:
+    """One device; memory that runs out halves its batches, once a call."""
+
+    def __init__(self, backend: Backend, budget: int | None) -> None:
+        self.backend = backend
+        self.cuda = backend.device.startswith("cuda")  # elsewhere copies are not asynchronous, or not to be relied on
+        self.model = getattr(backend, "model", backend)
+        self.budget = budget or BUDGET
+        self.budget = min(self.budget, _learnt.get(self.model, self.budget))
+        self.halved = False
+        self.idle_since = 0.0
+        self.thread = ThreadPoolExecutor(1, f"embedreg-{backend.device}")
+
+    def queue(self, tokens: Tokens, batches: list[np.ndarray], ndims: int) -> _Queued:
+        """Queue batches; in the lane's own thread."""
+        import numpy as np
+        import torch
+
+        began = time.perf_counter()
+        order = np.concatenate(batches)
+        with self._current():
+            made = torch.empty((len(order), ndims), dtype=torch.float32, pin_memory=self.cuda)
+            at = padded = 0
+            for rows in batches:
+                for part, vectors in self._forward(tokens, rows):
+                    made[at : at + len(part)].copy_(vectors, non_blocking=self.cuda)
+                    at, padded = at + len(part), padded + padded_tokens(tokens.lengths, [part])
+            done = None
+            if self.cuda:
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch ships it untyped
+                done.record()
+        return _Queued(order, made, padded, began, done)
+
+    def wait(self, queued: _Queued) -> float:
+        """Wait until the device has done it; return for how long it was at work on it, in seconds."""
+        if queued.done is not None:
+            queued.done.synchronize()
+        now = time.perf_counter()
+        took = now - max(queued.began, self.idle_since)  # the next window is queued before this one is done
+        self.idle_since = now
+        return took
+
+    def _current(self) -> contextlib.AbstractContextManager[Any]:
+        import torch
+
+        # some kernels run on the thread's current device, wherever their tensors are
+        return torch.cuda.device(self.backend.device) if self.cuda else contextlib.nullcontext()
+
+    def _forward(self, tokens: Tokens, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield rows and their vectors, in one piece, or in several where memory is short."""
+        import numpy as np
+        import torch
+
+        size = padded_tokens(tokens.lengths, [rows])
+        if size <= self.budget or len(rows) == 1:
+            try:
+                yield rows, self._embed(tokens, rows)
+                return
+            except torch.OutOfMemoryError:
+                if self.halved or len(rows) == 1:
+                    raise
+                self.halved, self.budget = True, max(size // 2, 1)
+                _learnt[self.model] = self.budget
+                log.warning("%s has no memory for a batch; going on with half of it", self.backend.device)
+            if self.cuda:  # outside the except block, whose error holds on to what the batch had taken
+                torch.cuda.empty_cache()
+        for part in np.array_split(rows, min(-(-size // self.budget), len(rows))):
+            yield part, self._embed(tokens, part)
+
+    def _embed(self, tokens: Tokens, rows: np.ndarray) -> Any:
+        import torch
+
+        batch = tokens.padded(rows)
+        for kind in tokens.joined:
+            tensor = torch.from_numpy(batch[kind])
+            tensor = tensor.pin_memory() if self.cuda else tensor
+            batch[kind] = tensor.to(self.backend.device, non_blocking=self.cuda)
+        return self.backend.forward(batch)

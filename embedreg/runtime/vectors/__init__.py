@@ -1,0 +1,1 @@
+"""Vectors kept: on disk, in memory, of recent queries."""

@@ -1,0 +1,301 @@
+"""The vector cache: what was embedded before, by whatever run, is read from a file and not computed again.
+
+Opt-in, and for the whole process while it is open: an engine calls from threads of its own. A key is a digest of the
+function (configuration and weights), the role and the content of the input; nothing of the input can be read from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import sqlite3
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from embedreg.core.base import EmbeddingFunction
+from embedreg.declaration import identity
+from embedreg.errors import CallError, EmbedregError
+from embedreg.runtime.vectors.cache_file import CacheFile
+from embedreg.support.forks import ForkSafeLock
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Vectors: TypeAlias = tuple[np.ndarray, np.ndarray, dict[int, str]]
+
+__all__ = ["MAX_BYTES", "VectorCache", "current", "use", "vector_cache"]
+
+log = logging.getLogger("embedreg")
+
+MAX_BYTES = 4 * 2**30  # two and a half million vectors of 384 dimensions
+PROBE_BITS = 10  # of a probe that count: what is less is the noise of another batch or processor
+
+Role: TypeAlias = Literal["source", "query"]
+
+_open: list[VectorCache] = []
+_lock = ForkSafeLock()
+
+
+@contextlib.contextmanager
+def use(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Iterator[VectorCache]:
+    """Keep the vectors of everything that this process embeds meanwhile, and take from there what is known.
+
+    Args:
+        path: a file on a local disk; made where there is none. Several processes may use it at once.
+        max_bytes: how large it may become; what was not used for longest goes first.
+    Raises:
+        StorageError: the path holds something else or a damaged cache, or cannot be written.
+    """
+    cache = VectorCache(Path(path), max_bytes)
+    with _lock:
+        _open.append(cache)
+    try:
+        yield cache
+    finally:
+        with _lock:
+            _open.remove(cache)
+        cache.close()
+
+
+vector_cache = use  # its name in `embedreg`
+
+
+def current() -> VectorCache | None:
+    """Return the cache that was opened last and is open still."""
+    with _lock:
+        return _open[-1] if _open else None
+
+
+class VectorCache:
+    """One open cache; it counts what it saved.
+
+    A disk that fills up or a lock that stays costs the cache, never the run: one warning, and everything is computed.
+
+    Attributes:
+        hits: vectors that came from the file.
+        misses: inputs that it did not know.
+        stored: vectors that were added.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+        self.path = path
+        self.hits = self.misses = self.stored = 0
+        self._lock = ForkSafeLock()
+        self._file: CacheFile | None = None
+        self._readable = self._writable = True
+        self._owners: dict[int, tuple[weakref.ref[EmbeddingFunction], dict[tuple[str, str], bytes | None]]] = {}
+        try:
+            self._file = CacheFile(path, max_bytes)
+        except sqlite3.Error as exc:
+            self._give_up(exc)
+
+    @property
+    def evicted(self) -> int:
+        """How many vectors had to make room."""
+        return 0 if self._file is None else self._file.evicted
+
+    def __len__(self) -> int:
+        return 0 if self._file is None else len(self._file)
+
+    def __repr__(self) -> str:
+        return f"VectorCache({str(self.path)!r}, hits={self.hits}, misses={self.misses}, stored={self.stored})"
+
+    def close(self) -> None:
+        """Stop using the file."""
+        self._readable = self._writable = False
+        if self._file is not None:
+            self._file.close()
+
+    def through(
+        self,
+        function: EmbeddingFunction,
+        role: Role,
+        ndims: int,
+        window: Any,
+        compute: Callable[[Any], Vectors],
+    ) -> tuple[Vectors, int]:
+        """Return the vectors of a window of inputs: the known ones from the file, the others computed and kept.
+
+        Args:
+            window: m inputs, none of them null: an Arrow array or a list.
+            compute: gives the (m, d) vectors of some inputs, which are valid, and why the others are not.
+        Returns:
+            What `compute` would give for all of them, and how many came from the file.
+        """
+        import numpy as np
+
+        kinds = _contents(window, _takes_text(function, role)) if self._readable else None
+        owner = None if kinds is None else self._owner(function, role)
+        if kinds is None or owner is None:
+            return compute(window), 0
+        keys = [_key(owner, *content) for content in kinds]
+        found = self._find(keys, ndims)
+        missing = [row for row, key in enumerate(keys) if key not in found]
+        with self._lock:
+            self.hits += len(keys) - len(missing)
+            self.misses += len(missing)
+        if not found:
+            vectors = compute(window)
+            self._keep(keys, *vectors[:2])
+            return vectors, 0
+        matrix, valid = np.empty((len(keys), ndims), np.float32), np.ones(len(keys), bool)
+        hits = [row for row, key in enumerate(keys) if key in found]
+        matrix[hits] = np.frombuffer(b"".join(found[keys[row]] for row in hits), "<f4").reshape(-1, ndims)
+        reasons: dict[int, str] = {}
+        if missing:
+            some = window.take(missing) if hasattr(window, "take") else [window[row] for row in missing]
+            rows, good, why = compute(some)
+            matrix[missing], valid[missing] = rows, good
+            reasons = {missing[row]: reason for row, reason in why.items()}
+            self._keep([keys[row] for row in missing], rows, good)
+        return (matrix, valid, reasons), len(hits)
+
+    # -- the file ---------------------------------------------------------------------------------------------------
+
+    def _find(self, keys: list[bytes], ndims: int) -> dict[bytes, bytes]:
+        if self._file is None or not self._readable:
+            return {}
+        try:
+            return _finite(self._file.find(keys, ndims))
+        except sqlite3.Error as exc:
+            self._give_up(exc)
+            return {}
+
+    def _keep(self, keys: list[bytes], matrix: np.ndarray, valid: np.ndarray) -> None:
+        """Keep the vectors of inputs that have one; a bad row is tried again the next time."""
+        if self._file is None or not self._writable:
+            return
+        rows = matrix.astype("<f4", copy=False)
+        try:
+            stored = self._file.store({key: rows[row].tobytes() for row, key in enumerate(keys) if valid[row]})
+        except sqlite3.Error as exc:
+            self._give_up(exc, writing=True)
+        else:
+            with self._lock:
+                self.stored += stored
+
+    def _give_up(self, exc: sqlite3.Error, writing: bool = False) -> None:
+        """Do without the file, or without writing to it, from here on; say so once."""
+        with self._lock:
+            told, self._writable = not self._writable, False
+            self._readable = self._readable and writing
+        if not told:
+            what = "written to" if writing else "used"
+            log.warning("the vector cache %s is not %s any more: %s. The run goes on.", self.path, what, exc)
+
+    # -- functions --------------------------------------------------------------------------------------------------
+
+    def _owner(self, function: EmbeddingFunction, role: Role) -> bytes | None:
+        """Return the digest of a function in a role; None for one whose vectors cannot be told from another's."""
+        try:
+            fingerprint = identity.fingerprint(function)
+        except EmbedregError:  # it can be used and not be stored
+            return None
+        address = id(function)  # not by value: a class that was defined anew has equal instances
+        with self._lock:
+            if address not in self._owners:
+                reference = weakref.ref(function, lambda _: self._owners.pop(address, None))
+                self._owners[address] = reference, {}
+            known = self._owners[address][1]
+        name = fingerprint, role
+        if name not in known:
+            parts = _distinguished(function, role)
+            text = None if parts is None else json.dumps([fingerprint, role, *parts])
+            known[name] = None if text is None else hashlib.blake2b(text.encode(), digest_size=32).digest()
+        return known[name]
+
+
+def _distinguished(function: EmbeddingFunction, role: Role) -> list[str] | None:
+    """Return what tells a function from others of its configuration, or None.
+
+    Its model's identity. Where there is none: of a remote function nothing more than its class; of a local one its
+    vector of the probe, since weights and code may change under one name.
+    """
+    cls = type(function)
+    home = f"{cls.__module__}:{cls.__qualname__}"
+    if (known := function.model_identity()) is not None:
+        return [known]
+    if function.traits.remote:
+        return [home]
+    try:
+        probe = identity.probe_vector(function, role)
+    except CallError:
+        raise
+    except Exception as exc:  # noqa: BLE001  # it takes no such input: then nothing of it can be told
+        log.debug("%s is not cached: its probe gives %s", cls.__name__, type(exc).__name__)
+        return None
+    if (known := function.model_identity()) is not None:  # the probe has downloaded the model
+        return [known]
+    return None if probe is None else [home, _rounded(probe)]
+
+
+def _rounded(probe: np.ndarray) -> str:
+    import numpy as np
+
+    fraction, exponent = np.frexp(probe.astype(np.float64))
+    rounded = np.ldexp(np.rint(fraction * 2**PROBE_BITS), exponent - PROBE_BITS) + 0.0  # no negative zero
+    return hashlib.blake2b(rounded.astype("<f8").tobytes(), digest_size=32).hexdigest()
+
+
+def _finite(found: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Leave out vectors that no function of ours could have given: they are computed again."""
+    import numpy as np
+
+    if not found:
+        return found
+    good = np.isfinite(np.frombuffer(b"".join(found.values()), "<f4").reshape(len(found), -1)).all(axis=1)
+    return found if good.all() else {key: found[key] for key, right in zip(found, good.tolist(), strict=True) if right}
+
+
+# -- contents ----------------------------------------------------------------------------------------------------------
+
+
+def _key(owner: bytes, kind: bytes, content: Any) -> bytes:
+    return hashlib.blake2b(content, digest_size=32, key=owner, person=kind).digest()
+
+
+def _takes_text(function: EmbeddingFunction, role: Role) -> bool:
+    """Say whether a string is a text to the function: it may be a path or an address, behind which things change."""
+    modality = function.traits.modality.split("+")
+    return "text" in modality and (
+        modality == ["text"] or role == "query" or getattr(function, "source_type", None) == "text"
+    )
+
+
+def _contents(window: Any, texts: bool) -> list[tuple[bytes, Any]] | None:
+    """Return the kind and the bytes of each input; None where inputs are not what they say.
+
+    Args:
+        texts: whether strings are texts. Pictures in memory are not cached, nor what paths lead to.
+    """
+    import pyarrow as pa
+
+    if not isinstance(window, pa.Array):
+        if texts and all(isinstance(value, str) for value in window):
+            return [(b"text", value.encode("utf-8", "surrogatepass")) for value in window]
+        return [(b"bytes", value) for value in window] if all(isinstance(value, bytes) for value in window) else None
+    kind = window.type
+    if texts and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return [(b"text", content) for content in _slices(window)]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return [(b"bytes", content) for content in _slices(window)]
+    return None
+
+
+def _slices(array: Any) -> Iterator[memoryview]:
+    """Yield the bytes of each string or binary, without a copy."""
+    import numpy as np
+    import pyarrow as pa
+
+    wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int64 if wide else np.int32)[array.offset : array.offset + len(array) + 1].tolist()
+    view = memoryview(b"" if data is None else data)
+    for start, stop in itertools.pairwise(ends):
+        yield view[start:stop]

@@ -1,0 +1,176 @@
+"""Vectors of recent inputs in memory: bounded, looked up and kept many at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from embedreg.arrow.vectors import Embedded
+from embedreg.support.forks import ForkSafeLock
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+__all__ = ["RecentVectors", "keys_of"]
+
+KEY_BYTES = 250  # what a key, its entry and its slot take beside the vector
+_SHORT = 64  # characters; a longer input is known by its digest, which is smaller
+_ROUND = 16  # an eviction makes room for one part in so many, since finding the oldest looks at all
+
+
+class RecentVectors:
+    """Vectors by the key of their input; what was not used for longest goes first.
+
+    One matrix holds all of them, so that thousands are read or written in a few array operations. Memory is taken as
+    it fills.
+
+    Args:
+        ndims: d, the width of a vector.
+        max_rows: the most vectors that are kept; 0 keeps none.
+        max_bytes: the most memory that they and their keys may take.
+    """
+
+    def __init__(self, ndims: int, max_rows: int, max_bytes: int) -> None:
+        import numpy as np
+
+        self.ndims = ndims
+        self.capacity = max(0, min(max_rows, max_bytes // (4 * ndims + KEY_BYTES)))
+        self._lock = ForkSafeLock()
+        self._slots: dict[Hashable, int] = {}
+        self._keys: list[Hashable] = []
+        self._free: list[int] = []
+        self._matrix = np.empty((self.capacity, ndims), np.float32)  # untouched pages cost nothing
+        self._used = np.zeros(self.capacity, np.int64)
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def through(
+        self,
+        keys: Sequence[Hashable],
+        compute: Callable[[np.ndarray | None], Embedded],
+        *,
+        empty: Callable[[int, int], np.ndarray] | None = None,
+        keep: bool = True,
+    ) -> Embedded:
+        """Return the vectors of n different inputs: the known ones from here, the others computed and kept.
+
+        Args:
+            keys: of the inputs.
+            compute: gives the vectors of the inputs of some rows, or of all for None.
+            empty: makes (n, d) float32 matrices.
+            keep: whether what is computed is put here; a bad row never is.
+        """
+        import numpy as np
+
+        vectors, known = self.get(keys, empty)
+        missing = np.flatnonzero(~known)
+        if not len(missing):
+            return Embedded(vectors, known, distinct=len(keys), cached=len(keys))
+        whole = len(missing) == len(keys)
+        made = compute(None if whole else missing)
+        if keep:
+            fresh = keys if whole else [keys[row] for row in missing.tolist()]
+            if made.valid.all():
+                self.put(fresh, made.matrix)
+            else:
+                good = np.flatnonzero(made.valid)
+                self.put([fresh[row] for row in good.tolist()], made.matrix[good])
+        if whole:
+            return made
+        matrix = np.empty((len(keys), self.ndims), np.float32) if empty is None else empty(len(keys), self.ndims)
+        matrix[known], matrix[missing] = vectors, made.matrix
+        known[missing] = made.valid
+        reasons = {int(missing[row]): why for row, why in made.reasons.items()}
+        return Embedded(matrix, known, reasons, distinct=len(keys), cached=len(vectors) + made.cached)
+
+    def get(
+        self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Look n inputs up.
+
+        Args:
+            empty: makes the (k, d) float32 matrix that the vectors are put into.
+        Returns:
+            (k, d) float32, the vectors of those that are known, in order; and (n,) bool, which those are.
+        """
+        import numpy as np
+
+        with self._lock:
+            if not self._slots:
+                return np.empty((0, self.ndims), np.float32), np.zeros(len(keys), bool)
+            slots = np.fromiter(map(self._slots.get, keys, itertools.repeat(-1)), np.int64, len(keys))
+            known = slots >= 0
+            slots = slots[known]
+            self._clock += 1
+            self._used[slots] = self._clock
+            vectors = np.empty((len(slots), self.ndims), np.float32) if empty is None else empty(len(slots), self.ndims)
+            np.take(self._matrix, slots, axis=0, out=vectors, mode="clip")  # "raise" would copy once more
+            return vectors, known
+
+    def put(self, keys: Sequence[Hashable], vectors: np.ndarray) -> None:
+        """Keep the vectors of n inputs, (n, d) float32; of more than there is room for, the last ones."""
+        if not self.capacity or not keys:
+            return
+        with self._lock:
+            new = {key: row for row, key in enumerate(keys) if key not in self._slots}
+            names, rows = list(new)[-self.capacity :], list(new.values())[-self.capacity :]
+            slots = self._room(len(names))
+            self._clock += 1
+            self._matrix[slots] = vectors[rows]
+            self._used[slots] = self._clock
+            self._slots.update(zip(names, slots, strict=True))
+            for slot, name in zip(slots, names, strict=True):
+                self._keys[slot] = name
+
+    def _room(self, n: int) -> list[int]:
+        """Return n free slots; where there are not as many, those that were not used for longest are emptied."""
+        import numpy as np
+
+        filled = len(self._keys)
+        grown = min(n - len(self._free), self.capacity - filled)
+        if grown > 0:
+            self._keys += [None] * grown
+            self._free += range(filled, filled + grown)
+        if (short := n - len(self._free)) > 0:
+            count = min(max(short, self.capacity // _ROUND), len(self._slots))
+            oldest = np.argpartition(np.where(self._taken(), self._used, np.iinfo(np.int64).max), count - 1)[:count]
+            for slot in oldest.tolist():
+                del self._slots[self._keys[slot]]
+                self._keys[slot] = None
+            self._free += oldest.tolist()
+        slots, self._free = self._free[:n], self._free[n:]
+        return slots
+
+    def _taken(self) -> np.ndarray:
+        import numpy as np
+
+        taken = np.zeros(self.capacity, bool)
+        taken[list(self._slots.values())] = True
+        return taken
+
+
+def keys_of(values: pa.Array) -> list[Any]:
+    """Return a key for each of n inputs, none of them null: equal for equal inputs only.
+
+    Args:
+        values: strings or binaries. A short text is its own key; of anything else it is a digest of 16 bytes.
+    """
+    import pyarrow as pa
+
+    try:
+        keys: list[Any] = values.to_numpy(zero_copy_only=False).tolist()
+    except (UnicodeDecodeError, pa.ArrowException):  # of texts; what is not Unicode has bytes all the same
+        wide = pa.types.is_large_string(values.type)
+        return [_digest(key) for key in values.view(pa.large_binary() if wide else pa.binary()).to_pylist()]
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return [key if len(key) <= _SHORT else _digest(key.encode("utf-8", "surrogatepass")) for key in keys]
+    return [_digest(key) for key in keys]  # every one: a short binary could be another's digest
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

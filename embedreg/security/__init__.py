@@ -1,0 +1,1 @@
+"""Secrets and trust: variables, references, redaction, addresses, grants."""

@@ -1,0 +1,185 @@
+"""`$var:` references: what counts as sensitive, how a reference is resolved, what may not be written out.
+
+A configuration holds references; values live in the variables of this process and are looked up when a
+field is read. So whatever is dumped, printed, pickled or stored is clean by construction.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
+
+from embedreg.errors import ConfigError, HardcodedSecretError
+from embedreg.security.redaction import redact
+from embedreg.security.sensitive import holds_credentials, items_judged, looks_sensitive
+from embedreg.security.variables import Variables, missing, variables
+
+__all__ = [
+    "PREFIX",
+    "Reference",
+    "Variables",
+    "has_reference",
+    "holds_credentials",
+    "is_reference",
+    "looks_sensitive",
+    "missing",
+    "parse_reference",
+    "redact",
+    "references",
+    "refuse_hardcoded",
+    "resolve",
+    "variables",
+]
+
+PREFIX = "$var:"
+WRAPPERS = (SecretStr, SecretBytes, Secret)
+
+
+class Reference(NamedTuple):
+    """A parsed `$var:name[:default]`."""
+
+    name: str
+    default: str | None
+
+
+def unwrapped(value: Any) -> Any:
+    """Return what a SecretStr or another of pydantic's secrets holds, bytes as text; any other value as it is."""
+    if not isinstance(value, WRAPPERS):
+        return value
+    held = value.get_secret_value()
+    return held.decode("utf-8", "replace") if isinstance(held, bytes) else held
+
+
+def wrapped(text: str, like: Any) -> Any:
+    """Return a text in the same kind of secret as another one."""
+    return SecretBytes(text.encode()) if isinstance(like, SecretBytes) else type(like)(text)
+
+
+def is_reference(value: object) -> bool:
+    """Say whether a value is a `$var:` reference, bare or wrapped in a SecretStr."""
+    text = unwrapped(value)
+    return isinstance(text, str) and text.startswith(PREFIX)
+
+
+def parse_reference(value: str) -> Reference:
+    """Split `$var:name[:default]`; a default may hold colons.
+
+    Raises:
+        ConfigError: the name is empty.
+    """
+    name, colon, default = value[len(PREFIX) :].partition(":")
+    if not name:
+        raise ConfigError("a `$var:` reference has no name.", "write it as '$var:my_key' or '$var:my_key:default'")
+    return Reference(name, default if colon else None)
+
+
+def items_of(value: object) -> list[tuple[object, Any]] | None:
+    """Return what a container holds, as (key or None, item): a dict, a list, a pydantic model, a dataclass; else None.
+
+    An embedding function inside a configuration is a leaf: it looks after its own references.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return None
+    if isinstance(value, dict | Mapping):  # the builtin first: asking the abstract class is dear
+        return list(value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [(None, item) for item in value]
+    if isinstance(value, BaseModel) and not hasattr(type(value), "__embedding_function_registry_alias__"):
+        return [*value.__dict__.items(), *(value.__pydantic_extra__ or {}).items()]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(item.name, getattr(value, item.name, None)) for item in dataclasses.fields(value)]
+    return None
+
+
+def rebuilt(value: Any, change: Callable[[object, Any], Any]) -> Any:
+    """Return a container of the same kind with each item replaced by `change(key, item)`."""
+    if isinstance(value, Mapping):
+        return {key: change(key, item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [change(None, item) for item in value]
+        return (
+            type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        )  # a named tuple takes them apart
+    changed = {str(key): change(key, item) for key, item in items_of(value) or []}
+    if isinstance(value, BaseModel):
+        return value.model_copy(update=changed)
+    twin = copy.copy(value)
+    for key, item in changed.items():
+        object.__setattr__(twin, key, item)  # a dataclass may be frozen
+    return twin
+
+
+def references(value: object) -> Iterator[Reference]:
+    """Yield every reference inside a value, however deep it lies in dicts, lists and models."""
+    value = unwrapped(value)
+    if isinstance(value, str):
+        if value.startswith(PREFIX):
+            yield parse_reference(value)
+        return
+    for _, item in items_of(value) or ():
+        yield from references(item)
+
+
+def has_reference(value: object) -> bool:
+    """Say whether there is a reference anywhere inside a value."""
+    return next(references(value), None) is not None
+
+
+def resolve(value: Any, lookup: Callable[[Reference], str]) -> Any:
+    """Return a copy of a value with every reference in it looked up; a value without any comes back as it is."""
+    if isinstance(value, str):
+        return lookup(parse_reference(value)) if value.startswith(PREFIX) else value
+    if isinstance(value, WRAPPERS):
+        return wrapped(resolve(unwrapped(value), lookup), value) if is_reference(value) else value
+    if not has_reference(value):
+        return value
+    return rebuilt(value, lambda key, item: resolve(item, lookup))
+
+
+def refuse_hardcoded(where: str, value: object, *, sensitive: bool, named: frozenset[str] = frozenset()) -> None:
+    """Refuse a secret that is written out where only a reference may stand.
+
+    Args:
+        where: the field, for the message; keys of nested dicts are added to it.
+        value: what it was given.
+        sensitive: whether the field itself is sensitive.
+        named: the class's sensitive keys, refused at any depth of a dict.
+    Raises:
+        HardcodedSecretError: naming the place, never the value.
+        ConfigError: a reference without a name.
+    """
+    if isinstance(value, WRAPPERS):
+        value, sensitive = unwrapped(value), True
+    if isinstance(value, str):
+        if value.startswith(PREFIX):
+            default = parse_reference(value).default
+            if default and (sensitive or holds_credentials(default)):
+                raise _hardcoded(f"{where} is sensitive: its `$var:` cannot carry a hard-coded default.", where)
+        elif value and sensitive:
+            raise _hardcoded(f"{where} is sensitive and cannot be set to a hard-coded value.", where)
+        elif holds_credentials(value):
+            raise _hardcoded(f"{where} holds credentials, which cannot be hard-coded.", where)
+        return
+    items = items_of(value)
+    if items is not None:
+        for key, item, judged in items_judged(value, items):
+            inner = sensitive or judged or key in named
+            if inner and not sensitive and key is None:  # a pair of a name and a secret
+                key, item = item
+            refuse_hardcoded(where if key is None else f"{where}[{key!r}]", item, sensitive=inner, named=named)
+    elif sensitive and value is not None and not isinstance(value, bool) and value not in (0, b""):
+        raise _hardcoded(f"{where} is sensitive and cannot be set to a hard-coded value.", where)
+
+
+def _hardcoded(message: str, where: str) -> HardcodedSecretError:
+    field = where.partition("[")[0]
+    written = f"{field}='$var:my_key'" if field == where else f"'$var:my_key' for {where}"
+    return HardcodedSecretError(
+        message,
+        f"pass a reference, {written}, and set it in code that is not stored: "
+        "embedreg.get_registry().bind_env('my_key', 'MY_KEY') or .set_var('my_key', ...)",
+    )

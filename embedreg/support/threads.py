@@ -1,0 +1,157 @@
+"""Threads for one call at a time: for work that must not run in the caller's own thread, or not for ever.
+
+A call goes to a thread that is idle, else to a new one, and comes back in some microseconds. The threads are daemons:
+no process waits for one at its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from embedreg.support import forks
+
+__all__ = ["Threads"]
+
+KEPT = 8  # idle threads; more end when their call does
+
+
+class _Interrupted(BaseException):
+    """Raised in a thread whose caller was interrupted."""
+
+
+class _Call:
+    """A call on its way, and what came of it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.result: Any = None
+        self.failure: BaseException | None = None
+        self.over = threading.Lock()
+        self.over.acquire()
+
+    def end(self) -> None:
+        """Wake the caller; a second time does nothing."""
+        if self.over.locked():
+            self.over.release()
+
+
+class _Thread(threading.Thread):
+    """Runs one call after the other."""
+
+    def __init__(self, home: Threads) -> None:
+        super().__init__(name=home.name, daemon=True)
+        self.home = home
+        self.calls: SimpleQueue[_Call] = SimpleQueue()
+        # A fork waits for this lock: the child must not find torch in the middle of something.
+        self.busy = forks.ForkSafeLock(outer=True) if home.computes else contextlib.nullcontext()
+        self.leaving = False
+
+    def run(self) -> None:
+        self.home.here.thread = self
+        call: _Call | None = None
+        try:
+            while not self.leaving:
+                call = self.calls.get()
+                self._do(call)
+                call = None  # what it worked on may be as large as a model
+        except _Interrupted:
+            pass
+        finally:  # also where the interrupt came late, between a call and its end
+            if call is not None:
+                call.end()
+
+    def _do(self, call: _Call) -> None:
+        try:
+            with self.busy:
+                call.result = call.work()
+        except BaseException as exc:  # noqa: BLE001 (whatever it is, it is the caller's)
+            call.failure = exc
+        self.home.take_back(self)
+        call.end()
+
+
+class Threads:
+    """Threads that wait for calls.
+
+    Args:
+        name: of each thread.
+        computes: whether calls compute: a fork then waits a moment for those under way, and an interrupted caller waits
+            for its own. Calls that wait for a network are left alone.
+    """
+
+    def __init__(self, name: str, *, computes: bool) -> None:
+        self.name, self.computes = name, computes
+        self.here = threading.local()
+        self._lock = threading.Lock()
+        self._idle: list[_Thread] = []
+        forks.in_child(self._forget)
+
+    def call(self, work: Callable[..., Any], /, *args: Any, timeout_s: float | None = None) -> Any:
+        """Call a function in a thread, with the caller's context variables; return what it returns, or raise its error.
+
+        From one of these threads it is called directly. An interrupt of the caller interrupts a thread that computes.
+
+        Args:
+            timeout_s: how long to wait, in seconds; None for as long as it takes.
+        Raises:
+            TimeoutError: it took longer. The thread goes on until its work ends by itself: an interrupt could come in
+                the middle of an import, and leave half a module behind.
+        """
+        if getattr(self.here, "thread", None) is not None:
+            return work(*args)
+        context = contextvars.copy_context()
+        call = _Call(lambda: context.run(work, *args))
+        thread = self._one()
+        thread.calls.put(call)
+        try:
+            ended = call.over.acquire(timeout=-1 if timeout_s is None else timeout_s)
+        except BaseException:
+            if self.computes and self._interrupt(thread, call):
+                call.over.acquire()
+            raise
+        if not ended:
+            raise TimeoutError(f"timed out: no whole answer within {timeout_s:.3g} s")
+        if call.failure is not None:
+            try:
+                raise call.failure
+            finally:
+                del call, context  # a traceback holds this frame: no cycle
+        return call.result
+
+    def take_back(self, thread: _Thread) -> None:
+        """Keep a thread whose call has ended for the next one, unless it is to end."""
+        with self._lock:
+            thread.leaving = thread.leaving or len(self._idle) >= KEPT
+            if not thread.leaving:
+                self._idle.append(thread)
+
+    def _one(self) -> _Thread:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        thread = _Thread(self)
+        thread.start()
+        return thread
+
+    def _interrupt(self, thread: _Thread, call: _Call) -> bool:
+        """Raise `_Interrupted` in a thread at its next step; return False where its call has ended by itself."""
+        with self._lock:
+            if not call.over.locked() or thread in self._idle or thread.leaving:
+                return False
+            thread.leaving = True
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Interrupted)
+            )
+            return True
+
+    def _forget(self) -> None:
+        """Start afresh in a forked child, which has none of the threads."""
+        self.here = threading.local()
+        self._lock = threading.Lock()
+        self._idle = []

@@ -1,0 +1,272 @@
+"""Requests that arrive together share a pass; nobody who is alone waits, and nobody waits for another's fault."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from embedreg.runtime.serving.micro_batcher import Abandoned, Coalescer, Pass, Ticket
+
+SMALL, LARGE = 1 / 256, 1.0
+
+
+class Doubling:
+    """Doubles numbers, pass by pass; each pass can be held until it is let go."""
+
+    def __init__(self, held: bool = False) -> None:
+        self.sizes: list[int] = []
+        self.started = threading.Semaphore(0)
+        self.go = threading.Semaphore(0 if held else 10**6)
+        self.running = self.most = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, items: Sequence[int], each: Pass[int, int]) -> list[int]:
+        with self._lock:
+            self.sizes.append(len(items))
+            self.running += 1
+            self.most = max(self.most, self.running)
+        self.started.release()
+        try:
+            while not self.go.acquire(timeout=0.01):
+                each.check()
+        finally:
+            with self._lock:
+                self.running -= 1
+        if any(item < 0 for item in items):
+            raise ValueError("a negative number")
+        return [2 * item for item in items]
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for a state that no event tells of."""
+    over = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < over
+        time.sleep(0.001)
+
+
+def leave() -> None:
+    """Raise, as a caller does that waits no longer."""
+    raise TimeoutError("enough")
+
+
+def test_what_arrives_while_a_pass_runs_makes_the_next_one() -> None:
+    """A request that finds the model idle runs at once and alone; the others run together, each with its own result."""
+    work = Doubling(held=True)
+    coalescer = Coalescer(work)
+    first = coalescer.submit(1, SMALL)
+    assert work.started.acquire(timeout=10)
+    others = [coalescer.submit(k, SMALL) for k in range(2, 17)]
+    work.go.release(2)
+    assert [ticket.wait() for ticket in [first, *others]] == [2 * k for k in range(1, 17)]
+    assert work.sizes == [1, 15]
+
+
+def test_who_is_alone_never_waits_for_company() -> None:
+    """The window is for those who shared the pass before: a lone client's passes follow each other without it."""
+    coalescer = Coalescer(Doubling(), window_s=5.0)
+    began = time.monotonic()
+    assert [coalescer.submit(k, SMALL).wait() for k in range(50)] == [2 * k for k in range(50)]
+    assert time.monotonic() - began < 5.0
+
+
+def test_callers_that_come_back_are_waited_for() -> None:
+    """Sixteen clients, each with its next request when it has the answer to the last, share nearly every pass."""
+    work = Doubling()
+    coalescer = Coalescer(work, window_s=0.1)
+    start = threading.Barrier(16)  # or the first client may be done before the last one's thread has begun
+
+    def client(name: int) -> None:
+        start.wait()
+        for turn in range(20):
+            assert coalescer.submit(100 * name + turn, SMALL).wait() == 2 * (100 * name + turn)
+
+    with ThreadPoolExecutor(16) as clients:
+        list(clients.map(client, range(16)))
+    assert sum(work.sizes) == 320
+    assert len(work.sizes) < 80
+
+
+def test_a_pass_holds_no_more_than_it_should() -> None:
+    """Requests of half a pass go two by two."""
+    work = Doubling(held=True)
+    coalescer = Coalescer(work)
+    tickets = [coalescer.submit(k, 0.5) for k in range(7)]
+    assert work.started.acquire(timeout=10)
+    until(lambda: coalescer.waiting >= 5)
+    work.go.release(100)
+    assert [ticket.wait() for ticket in tickets] == [2 * k for k in range(7)]
+    assert max(work.sizes) == 2
+
+
+def test_large_requests_run_alone_and_leave_a_place_for_small_ones() -> None:
+    """With two passes at a time, a small request does not wait for a large one, and large ones wait for each other."""
+    work = Doubling(held=True)
+    coalescer = Coalescer(work, passes=2)
+    large = [coalescer.submit(k, LARGE) for k in (1, 2)]
+    assert work.started.acquire(timeout=10)
+    small = coalescer.submit(3, SMALL)
+    assert work.started.acquire(timeout=10)
+    assert coalescer.waiting == 1
+    work.go.release(3)
+    assert [ticket.wait() for ticket in [*large, small]] == [2, 4, 6]
+    assert work.sizes == [1, 1, 1]
+    assert work.most == 2
+
+
+def test_one_pass_at_a_time_means_one() -> None:
+    """A function that is not safe in several threads never runs in two."""
+    work = Doubling()
+    coalescer = Coalescer(work, passes=1)
+    with ThreadPoolExecutor(8) as clients:
+        weights = [SMALL, LARGE] * 20
+        assert list(clients.map(lambda weight: coalescer.submit(5, weight).wait(), weights)) == [10] * 40
+    assert work.most == 1
+
+
+def test_an_error_reaches_everybody_who_shares_the_pass() -> None:
+    """An outage is everybody's: the pass is not tried again for each."""
+    work = Doubling(held=True)
+    coalescer = Coalescer(work)
+    blocker = coalescer.submit(0, SMALL)
+    assert work.started.acquire(timeout=10)
+    tickets = [coalescer.submit(k, SMALL) for k in (1, -1, 2)]
+    work.go.release(100)
+    assert blocker.wait() == 0
+    for ticket in tickets:
+        with pytest.raises(ValueError, match="a negative number"):
+            ticket.wait()
+    assert work.sizes == [1, 3]
+
+
+def test_an_error_that_may_be_one_requests_own_stays_with_it() -> None:
+    """Under `isolate` the requests of a failed pass are run anew, each by itself."""
+    work = Doubling(held=True)
+    coalescer = Coalescer(work, isolate=lambda exc: isinstance(exc, ValueError))
+    blocker = coalescer.submit(0, SMALL)
+    assert work.started.acquire(timeout=10)
+    good, bad, better = (coalescer.submit(k, SMALL) for k in (1, -1, 2))
+    work.go.release(100)
+    assert (blocker.wait(), good.wait(), better.wait()) == (0, 2, 4)
+    with pytest.raises(ValueError, match="a negative number"):
+        bad.wait()
+
+
+def test_a_wrong_number_of_results_is_an_error() -> None:
+    """Nobody gets another's result."""
+    coalescer: Coalescer[int, int] = Coalescer(lambda items, each: [])
+    with pytest.raises(ValueError, match="zip"):
+        coalescer.submit(1, SMALL).wait()
+    assert coalescer.submit  # and the worker lives on
+    with pytest.raises(ValueError, match="zip"):
+        coalescer.submit(1, SMALL).wait()
+
+
+def test_who_leaves_does_not_hold_the_others() -> None:
+    """A cancelled request goes out of the queue, or out of a pass that goes on for those who share it."""
+    work = Doubling(held=True)
+    coalescer = Coalescer(work)
+    first = coalescer.submit(1, SMALL)
+    assert work.started.acquire(timeout=10)
+    queued, other = coalescer.submit(2, SMALL), coalescer.submit(3, SMALL)
+    with pytest.raises(TimeoutError):
+        queued.wait(leave)
+    assert coalescer.waiting == 1
+    third = coalescer.submit(4, SMALL)
+    work.go.release()
+    assert first.wait() == 2
+    assert work.started.acquire(timeout=10)
+    with pytest.raises(TimeoutError):
+        third.wait(leave)  # it is in the pass that runs now
+    work.go.release()
+    assert other.wait() == 6
+    assert work.sizes == [1, 2]
+
+
+def test_a_pass_that_nobody_waits_for_ends() -> None:
+    """The work hears of it between its steps, and the next request has the model."""
+    ended: list[type[BaseException]] = []
+    work = Doubling(held=True)
+
+    def run(items: Sequence[int], each: Pass[int, int]) -> list[int]:
+        try:
+            return work(items, each)
+        except BaseException as exc:
+            ended.append(type(exc))
+            raise
+
+    coalescer = Coalescer(run)
+    ticket = coalescer.submit(1, LARGE)
+    assert work.started.acquire(timeout=10)
+    with pytest.raises(TimeoutError):
+        ticket.wait(leave)
+    follower = coalescer.submit(2, LARGE)
+    assert work.started.acquire(timeout=10)
+    work.go.release()
+    assert follower.wait() == 4
+    assert ended == [Abandoned]
+
+
+def test_a_pass_that_never_ends_is_replaced() -> None:
+    """A model that hangs costs one worker, not the service; when it does come back, it is one too many and goes."""
+    stuck = threading.Event()
+    runs: list[int] = []
+
+    def run(items: Sequence[int], each: Pass[int, int]) -> list[int]:
+        runs.append(items[0])
+        if items[0] == 0:
+            assert stuck.wait(30)
+        return [2 * item for item in items]
+
+    coalescer: Coalescer[int, int] = Coalescer(run, give_up_s=0.2)
+    hanging = coalescer.submit(0, SMALL)
+    until(lambda: runs == [0])
+    with pytest.raises(TimeoutError):
+        hanging.wait(leave)
+    assert coalescer.submit(4, SMALL).wait() == 8
+    stuck.set()
+    until(lambda: coalescer._lost == 0)
+    assert coalescer.submit(5, SMALL).wait() == 10
+    assert coalescer._workers == 1
+
+
+def test_a_closed_one_takes_nothing_more() -> None:
+    """Those who wait are told; what runs ends for itself."""
+    work = Doubling(held=True)
+    coalescer = Coalescer(work)
+    running = coalescer.submit(1, SMALL)
+    assert work.started.acquire(timeout=10)
+    waiting: Ticket[int, int] = coalescer.submit(2, SMALL)
+    coalescer.close()
+    for call in (waiting.wait, lambda: coalescer.submit(3, SMALL)):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+    work.go.release()
+    assert running.wait() == 2
+
+
+def test_many_clients_get_their_own_results() -> None:
+    """Under load from threads that come, go and leave early, no result is lost, late or another's."""
+    coalescer = Coalescer(Doubling(), passes=3, window_s=0.001)
+    left = 0
+
+    def client(name: int) -> int:
+        gone = 0
+        for turn in range(60):
+            ticket: Ticket[int, int] = coalescer.submit(1000 * name + turn, SMALL if turn % 5 else LARGE)
+            check: Any = leave if turn % 7 == 0 else None
+            try:
+                assert ticket.wait(check) == 2 * (1000 * name + turn)
+            except TimeoutError:
+                gone += 1
+        return gone
+
+    with ThreadPoolExecutor(24) as clients:
+        left = sum(clients.map(client, range(24)))
+    assert left <= 24 * 9
+    assert coalescer.waiting == 0
