@@ -97,6 +97,12 @@ class Call:
         if self._memory is not None:
             self._held += self._memory.vectors.take(count, self.check)
 
+    def keep(self, count: int) -> None:
+        """Give back what was taken beyond a number of bytes."""
+        if self._memory is not None and self._held > count:
+            self._memory.vectors.give(self._held - count)
+            self._held = count
+
     def handed(self) -> int:
         """Return what was taken since the last time, for whoever gives it back."""
         held, self._held = self._held, 0

@@ -18,6 +18,7 @@ from embedreg.arrow.vectors import Embedded
 from embedreg.embedding.column import distinct_inputs
 from embedreg.engines.databend.call import Call, told
 from embedreg.engines.databend.message import in_one_line, inputs_of
+from embedreg.engines.databend.wire import FRAME_BYTES
 from embedreg.engines.databend.worker import Lane
 from embedreg.errors import InputError
 from embedreg.support.display import plain
@@ -35,6 +36,7 @@ SQL_INPUT = {"text": "STRING", "image": "BINARY"}
 
 CHUNK_BYTES = 2**20  # of texts that are embedded at a time: a function may take a hundred times their size
 CHUNK_IMAGE_BYTES = 2**26
+SENT_BYTES = 2 * FRAME_BYTES  # of copies: a message, and what gRPC makes of it
 
 
 class CallHeaders(Headers):  # type: ignore[misc]  # it ships no types
@@ -116,14 +118,16 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
                 before = int(sizes[seen - 1]) if seen else 0
                 some = int(np.searchsorted(sizes, before + most, "right")) - seen
                 fit = int(np.searchsorted(reached, seen + max(1, min(some, lane.chunk_rows))))
-                stop = max(min(fit, row + lane.limits.chunk_rows, n), min(row + 1, n))
+                stop = max(min(fit, row + lane.most_rows, n), min(row + 1, n))
                 upto = max(int(reached[stop - 1]) + 1, seen) if n else 0
-                # computed, laid out, and as it is sent
-                call.take((2 * (stop - row) + (upto - seen)) * lane.ndims * 4)
+                sent = (stop - row) * lane.ndims * 4  # and some of it copied: messages on their way
+                sent += min(sent, SENT_BYTES)
+                call.take(sent + (upto - seen) * lane.ndims * 4)
                 fresh = self._embed(distinct.slice(seen, upto - seen), call)
                 part = index[row:stop]
                 chunk = earlier.laid_out(part, seen, fresh)
                 too_long = 0 if long is None else int(long[row:stop].sum())
+                call.keep(sent)
                 tally.add(self._name, "nulls", int((part < 0).sum()) - too_long)
                 tally.add(self._name, "bad", int((~chunk.valid & (part >= 0)).sum()) + too_long)
                 yield self._batch(chunk)

@@ -125,12 +125,12 @@ class _Chunk:
     """Part of an answer.
 
     Attributes:
-        messages: to be sent.
+        made: the rows.
         held: the bytes of memory that are taken for them.
         last: whether it is the batch's last.
     """
 
-    messages: list[bytes]
+    made: pa.RecordBatch | None
     held: int
     last: bool
 
@@ -290,7 +290,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         inputs = list(function._input_schema)
         schema = pa.schema([*inputs, *function._result_schema], {_INPUT_COUNT: str(len(inputs)).encode()})
         info = flight.FlightInfo(schema, flight.FlightDescriptor.for_path(name), [], len(schema), 0)
-        await self._write(open_, context, info.serialize())
+        await self._write(open_, context, [info.serialize()])
 
     async def _exchange(self, open_: _Exchange, context: Any) -> None:
         """Answer DoExchange: call a function."""
@@ -306,7 +306,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                         f"{name}: the server is shutting down; run the query again later"
                     )
                 # at once: Databend waits for it with a clock of its own
-                await self._write(open_, context, *frames(function._result_schema))
+                await self._write(open_, context, frames(function._result_schema))
             if seen.kind == "schema" and isinstance(function, SqlFunction):
                 function.check(incoming.schema)
             if seen.kind == "batch":
@@ -339,7 +339,8 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 chunk = await asyncio.shield(step)
                 step = None if chunk.last else loop.run_in_executor(self._pool, next, work)
                 try:
-                    await self._write(open_, context, *chunk.messages)
+                    if chunk.made is not None:
+                        await self._write(open_, context, frames(chunk.made))
                 finally:
                     self._memory.vectors.give(chunk.held)
         finally:
@@ -364,7 +365,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         open_.taken = self._memory.reads.change(open_.taken, max(open_.taken, open_.kept + size))
         return message
 
-    async def _write(self, open_: _Exchange, context: Any, *messages: bytes) -> None:
+    async def _write(self, open_: _Exchange, context: Any, messages: Iterable[bytes]) -> None:
         for message in messages:
             open_.since, open_.waits = time.monotonic(), "takes"
             await context.write(message)
@@ -462,12 +463,12 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 batch = incoming.batch(message)
                 for made in function.eval_batch(batch, CallHeaders(call, open_)):
                     rows += made.num_rows
-                    chunk = _Chunk(frames(made), call.handed(), rows >= batch.num_rows)
+                    chunk = _Chunk(made, call.handed(), rows >= batch.num_rows)
                     del made
                     yield chunk
                     if chunk.last:
                         return
-                yield _Chunk([], call.handed(), last=True)
+                yield _Chunk(None, call.handed(), last=True)
         finally:
             self._memory.vectors.give(call.handed())
 

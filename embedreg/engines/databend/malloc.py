@@ -10,8 +10,9 @@ __all__ = ["settle", "trim"]
 
 _ARENA_MAX = -8  # of mallopt, in glibc's malloc.h
 _ARENAS = 2
-_MMAP_THRESHOLD = -3
-_LARGE = 2**22  # bytes that go back as soon as they are free; glibc would raise this to what was freed last
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGE = 2**24  # bytes that go back as soon as they are free: more than a chunk's vectors, which come again and again
+_KEPT = 2**26  # free bytes at the end of a heap that may stay until `trim`: else each message has fresh pages
 
 
 @functools.cache
@@ -30,6 +31,7 @@ def settle() -> None:
     if _libc() is not None:
         _libc().mallopt(_ARENA_MAX, _ARENAS)
         _libc().mallopt(_MMAP_THRESHOLD, _LARGE)
+        _libc().mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def trim() -> None:

@@ -100,8 +100,8 @@ class Limits:
         concurrency: runs of one function at a time; None for what its class says is safe.
         queue: calls that may be open beyond those being run; one more is refused.
         call_deadline_s: how long a call may last, in seconds.
-        chunk_rows: the most rows that are computed and sent at a time. A cancelled query stops after a chunk, sooner
-            where the function runs on embedreg's runtime.
+        chunk_rows: the most rows that are computed and sent at a time, and of wide vectors 8 MiB. A cancelled query
+            stops after a chunk, sooner where the function runs on embedreg's runtime.
         cache_rows: the most vectors that are kept for each function; 0 for none.
         cache_bytes: the most memory for the vectors of all functions, in bytes.
         coalesce_window_s: how long a run may wait for more calls, in seconds; only where others were there just before.

@@ -31,6 +31,7 @@ log = logging.getLogger("embedreg")
 # Of any other it is what a call that is tried again may have lost, while a local model wants rows enough to sort.
 CHUNK_S = {"waited for": 1.0, "shared": 16.0}
 FIRST_CHUNK = {"waited for": 256, "shared": 1024}  # rows, as long as nobody knows how quick the function is
+CHUNK_BYTES = 2**23  # of vectors in a chunk: several chunks have to find room, in memory and in the processor's caches
 BYTES_A_TOKEN = 4  # of English text, about
 
 # What a function is warmed up with; the picture is a PNG of one white pixel.
@@ -108,7 +109,12 @@ class Lane:
         """How many different inputs a large call brings at a time."""
         pace = self._rows_a_s
         rows = FIRST_CHUNK[self._kind] if pace is None else int(pace * CHUNK_S[self._kind])
-        return max(1, min(rows, self.limits.chunk_rows))
+        return max(1, min(rows, self.most_rows))
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows of a chunk, whatever they cost."""
+        return max(1, min(self.limits.chunk_rows, CHUNK_BYTES // (4 * self.ndims)))
 
     def embed(self, name: str, values: pa.Array, check: Callable[[], None]) -> Embedded:
         """Embed n different inputs, none of them null or blank.

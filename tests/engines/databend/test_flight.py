@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +158,21 @@ def test_nothing_in_nothing_out(client: Client) -> None:
     assert client.call("ai_array", pa.array([], pa.large_string())).to_pylist() == []
     assert client.call("ai_array", [None] * 9).to_pylist() == [None] * 9
     assert client.call("ai_vector", [None, " "]).to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize("returns", ["array", "vector"])
+def test_an_answer_of_many_megabytes_comes_in_messages_of_two(returns: Literal["array", "vector"]) -> None:
+    """Each is below the 4 MiB that clients take by default, and its rows are the right ones, nulls among them."""
+    function = embedreg.get("hashing").create(dim=384)
+    texts = [None if row % 7 == 0 else f"text {row}" for row in range(6000)]
+    with serve([Served("f", function, returns=returns)], bind="127.0.0.1:0") as server:
+        made = Client(server.address).call("f", texts)
+    assert max(chunk.nbytes for chunk in made.chunks) <= 2**21
+    assert len(made.chunks) < 10
+    expected = embedreg.embed_column(function, texts)
+    assert made.is_valid().to_pylist() == expected.valid.tolist()
+    flat = made.combine_chunks().drop_null().flatten().to_numpy()
+    assert np.array_equal(flat.reshape(-1, 384), expected.matrix[expected.valid])
 
 
 def test_several_batches_in_one_call(client: Client) -> None:
