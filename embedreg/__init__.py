@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedreg import engines
 from embedreg._version import __version__
+from embedreg.core import lancedb_hooks
 from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
@@ -109,4 +109,4 @@ _HOMES = {
 if not TYPE_CHECKING:  # a type checker reads the imports above
     __getattr__, __dir__ = index(__name__, _HOMES)
 
-engines.watch()
+lancedb_hooks.watch()

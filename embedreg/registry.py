@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
 
-from embedreg import engines
+from embedreg.core import lancedb_hooks
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, MissingExtraError, UnknownFunctionError
 from embedreg.security import references
@@ -111,7 +111,7 @@ class EmbeddingFunctionRegistry:
             cls.__embedding_function_registry_alias__ = name
         if old_path != path and not quietly:
             warnings.warn(f"{name!r} was {old_path} and is now {path}.", stacklevel=_stack_above(__name__))
-        engines.announce(name)
+        lancedb_hooks.announce(name)
         return cls
 
     def get(self, name: str) -> type[EmbeddingFunction]:

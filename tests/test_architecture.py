@@ -43,7 +43,7 @@ ORDER = (
 )
 # Imports by name, which no import statement shows: (the file, the module) -> why it is one.
 BY_NAME = {
-    ("engines/__init__.py", "embedreg.engines.lancedb.adapter"): "lancedb loads the adapter, not the core",
+    ("core/lancedb_hooks.py", "embedreg.engines.lancedb.adapter"): "lancedb loads the adapter, not the core",
     ("registry.py", "embedreg.functions.hashing"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.open_clip"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.openai"): "the table of built-ins, imported on get()",
@@ -53,24 +53,25 @@ BY_NAME = {
 }
 # What is still to be mended; nothing may be added.
 UPWARD: set[tuple[str, str]] = {
-    ("core/base.py", "engines/__init__.py"),
     ("core/base.py", "runtime/vectors/queries.py"),
     ("core/value.py", "declaration/codec.py"),
     ("core/value.py", "declaration/identity.py"),
-    ("declaration/codec.py", "engines/__init__.py"),
     ("declaration/codec.py", "registry.py"),
     ("declaration/identity.py", "embedding/column.py"),
-    ("embedding/schema.py", "engines/__init__.py"),
     ("inspection/attach.py", "engines/lancedb/__init__.py"),
     ("inspection/locate.py", "engines/duckdb/__init__.py"),
     ("inspection/locate.py", "engines/lancedb/__init__.py"),
-    ("registry.py", "engines/__init__.py"),
     ("security/grants.py", "core/base.py"),
     ("security/grants.py", "core/canonical.py"),
     ("security/grants.py", "core/instances.py"),
-    ("support/strict_json.py", "security/references.py"),
 }
-CIRCLES = 6
+CIRCLES = {  # a file of each
+    "cli/search.py",
+    "core/base.py",
+    "engines/databend/worker.py",
+    "inspection/locate.py",
+    "runtime/text/execute.py",
+}
 HEAVY = {
     "torch",
     "transformers",
@@ -173,7 +174,7 @@ def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
 def test_no_files_import_each_other_in_a_circle() -> None:
     """There is no circle of files, be the imports at the top, deferred, or for types."""
     graph = {name(file): {name(FILES[target]) for target in own_imports(file)} for file in FILES.values()}
-    assert len(list(circles(graph))) == CIRCLES
+    assert {each for group in circles(graph) for each in group if each in CIRCLES or not CIRCLES & {*group}} == CIRCLES
 
 
 def test_the_check_finds_a_circle() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union, cast
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from embedreg import engines
+from embedreg.core import lancedb_hooks
 from embedreg.core.fields import copied, names_by_key, refuse_unknown, runtime_fields, sensitive_fields
 from embedreg.core.instances import building, state_of
 from embedreg.core.value import Value
@@ -174,13 +174,13 @@ class EmbeddingFunction(Value, ABC):
 
         LanceDB's registry stores what this returns, so to that caller it gives the persisted form instead.
         """
-        if engines.called_from("lancedb"):
-            return engines.adapted(self).safe_model_dump()  # type: ignore[no-any-return]
+        if lancedb_hooks.called_from("lancedb"):
+            return lancedb_hooks.adapted(self).safe_model_dump()  # type: ignore[no-any-return]
         return copied(self._original_args)  # type: ignore[no-any-return]
 
     def SourceField(self, **kwargs: Any) -> Any:
         """Mark a pydantic field as this function's source column; further arguments are those of `pydantic.Field`."""
-        return engines.field_info(self, "source_column_for", None, kwargs)
+        return lancedb_hooks.field_info(self, lancedb_hooks.SOURCE, None, kwargs)
 
     def VectorField(self, source: str | None = None, **kwargs: Any) -> Any:
         """Mark a pydantic field as this function's vector column; further arguments are those of `pydantic.Field`.
@@ -188,7 +188,7 @@ class EmbeddingFunction(Value, ABC):
         Args:
             source: the source field it belongs to; needed only when this function has several in one schema.
         """
-        return engines.field_info(self, "vector_column_for", source, kwargs)
+        return lancedb_hooks.field_info(self, lancedb_hooks.VECTOR, source, kwargs)
 
     def bind(self, source: str, vector: str) -> EmbeddingFunctionConfig:
         """Declare that this function fills column `vector` from column `source`.
@@ -236,7 +236,7 @@ class EmbeddingFunctionConfig(BaseModel):
     """The type of a stored value, "float32" or "float16", where the column's own type says it."""
 
     def __init__(self, **values: Any) -> None:
-        function = engines.unwrap(values.get("function"))
+        function = lancedb_hooks.unwrap(values.get("function"))
         if not isinstance(function, EmbeddingFunction):
             raise ConfigError(
                 f"an EmbeddingFunctionConfig needs an embedreg function, not {type(function).__name__}.",

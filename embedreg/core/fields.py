@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from embedreg.errors import ConfigError, EmbedregError, HardcodedSecretError
 from embedreg.security import references
 from embedreg.security.sensitive import items_judged
+from embedreg.support import containers
 from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _secret_names(annotation: Any, seen: set[type]) -> set[str]:
 
 
 def _is_wrapped(annotation: Any) -> bool:
-    return any(isinstance(leaf, type) and issubclass(leaf, references.WRAPPERS) for leaf in _leaves(annotation))
+    return any(isinstance(leaf, type) and issubclass(leaf, containers.WRAPPERS) for leaf in _leaves(annotation))
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
@@ -270,8 +271,8 @@ def secret_values(cls: type[Value], config: Mapping[str, Any], function: str | N
     found: set[str] = set()
 
     def gather(value: Any, sensitive: bool, named: frozenset[str]) -> None:
-        if isinstance(value, references.WRAPPERS):
-            value, sensitive = references.unwrapped(value), True
+        if isinstance(value, containers.WRAPPERS):
+            value, sensitive = containers.unwrapped(value), True
         if isinstance(value, str):
             for reference in references.references(value):
                 text = references.variables.find(reference.name, function=function)
@@ -280,7 +281,7 @@ def secret_values(cls: type[Value], config: Mapping[str, Any], function: str | N
                     if "://" in text:  # of a URL's credentials, a message may show the password alone
                         found.update(text.partition("://")[2].rpartition("@")[0].partition(":")[2:])
             return
-        for key, item, judged in items_judged(value, references.items_of(value) or []):
+        for key, item, judged in items_judged(value, containers.items_of(value) or []):
             gather(item, sensitive or judged or key in named, named)
 
     for name, value in config.items():
@@ -292,10 +293,10 @@ def secret_values(cls: type[Value], config: Mapping[str, Any], function: str | N
 def copied(value: Any) -> Any:
     """Copy dicts, lists and the like all the way down; what they hold is shared, for it may be a client or a lock."""
     if type(value) in (dict, list, tuple, set, frozenset):
-        return references.rebuilt(value, lambda key, item: copied(item))
+        return containers.rebuilt(value, lambda key, item: copied(item))
     return (
         value.model_copy(deep=True)
-        if isinstance(value, BaseModel) and references.items_of(value) is not None
+        if isinstance(value, BaseModel) and containers.items_of(value) is not None
         else value
     )
 

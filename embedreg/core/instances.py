@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from embedreg.core.fields import copied, names_by_key, secret_values, sensitive_fields
 from embedreg.security import references
+from embedreg.support import containers
 
 if TYPE_CHECKING:
     from embedreg.core.value import Value
@@ -126,15 +127,15 @@ def restored(passed: Any, resolved: Any, value: Any, *, sensitive: bool) -> Any:
     """
     if not references.has_reference(passed):
         return value
-    if isinstance(passed, (str, *references.WRAPPERS)):
-        text = references.unwrapped(passed)
-        if isinstance(value, references.WRAPPERS):
-            return references.wrapped(text, value)
+    if isinstance(passed, (str, *containers.WRAPPERS)):
+        text = containers.unwrapped(passed)
+        if isinstance(value, containers.WRAPPERS):
+            return containers.wrapped(text, value)
         return text if sensitive or (type(value) is str and value == resolved) else value
     before, after, now = (
-        references.items_of(passed) or [],
-        references.items_of(resolved) or [],
-        references.items_of(value),
+        containers.items_of(passed) or [],
+        containers.items_of(resolved) or [],
+        containers.items_of(value),
     )
     if now is None:
         return passed if sensitive else value
@@ -143,7 +144,7 @@ def restored(passed: Any, resolved: Any, value: Any, *, sensitive: bool) -> Any:
             return passed if sensitive else value
         pairs = zip(before, after, now, strict=True)
         items = iter([restored(p, r, v, sensitive=sensitive) for (_, p), (_, r), (_, v) in pairs])
-        return references.rebuilt(value, lambda key, item: next(items))
+        return containers.rebuilt(value, lambda key, item: next(items))
     keyed, of_model = {key: (item, dict(after)[key]) for key, item in before}, isinstance(value, BaseModel)
     names = names_by_key(type(value)) if of_model else {}
     keyed = {names.get(str(key), key) if of_model else key: pair for key, pair in keyed.items()}
@@ -153,17 +154,17 @@ def restored(passed: Any, resolved: Any, value: Any, *, sensitive: bool) -> Any:
             return item
         return restored(*keyed[key], item, sensitive=sensitive or references.looks_sensitive(key))
 
-    return references.rebuilt(value, put_back)
+    return containers.rebuilt(value, put_back)
 
 
 def holds_any(value: Any, values: Iterable[str]) -> bool:
     """Say whether one of some secrets is written out inside a value."""
-    value = references.unwrapped(value)
+    value = containers.unwrapped(value)
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if isinstance(value, str):
         return any(secret in value for secret in values if len(secret) >= _TELLING or secret == value)
-    return any(holds_any(item, values) for _, item in references.items_of(value) or ())
+    return any(holds_any(item, values) for _, item in containers.items_of(value) or ())
 
 
 # -- instances ---------------------------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def _inner_functions(instance: Value) -> Iterator[Value]:
     """Yield the functions that another one has in a field, in a list or dict of a field, or in a private attribute."""
     fields = list(instance.__dict__.values())
     private = _slot(instance, "__pydantic_private__").values()
-    for value in [*fields, *private, *(item for held in fields for _, item in references.items_of(held) or ())]:
+    for value in [*fields, *private, *(item for held in fields for _, item in containers.items_of(held) or ())]:
         if hasattr(type(value), "_held_secrets"):
             yield value
 

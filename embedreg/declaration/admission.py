@@ -36,6 +36,7 @@ from embedreg.errors import MetadataError, UntrustedError
 from embedreg.security import references
 from embedreg.security.addresses import kind_of, local_path, parse_host
 from embedreg.security.grants import granted, host_granted, path_granted
+from embedreg.support import containers
 
 if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunction
@@ -88,7 +89,7 @@ def admit_built(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, A
                 item, depth = waiting.pop(), depth + 1
                 if (guard := value_guard(item)) is not None:
                     _check(alias, name, os.fspath(item) if isinstance(item, os.PathLike) else str(item), guard)
-                elif (items := references.items_of(item)) is not None:
+                elif (items := containers.items_of(item)) is not None:
                     usual = dict(defaults_in((type(item),)))  # of a model inside: its class's own
                     waiting += [part for key, part in items if key not in usual or part != usual[key]]
                     waiting += item if isinstance(item, dict) else ()

@@ -16,6 +16,7 @@ from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import canonical, defaults, effective, semantic_config
 from embedreg.core.fields import names_by_key, runtime_fields, secret_values
 from embedreg.core.instances import state_of
+from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration.admission import admit, admit_built, snake
 from embedreg.declaration.entries import (
     FORMAT,
@@ -29,7 +30,6 @@ from embedreg.declaration.entries import (
     shown,
     value_type,
 )
-from embedreg.engines import unwrap
 from embedreg.errors import (
     ConfigError,
     EmbedregError,

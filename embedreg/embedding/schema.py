@@ -19,7 +19,6 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
-    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     NaiveDatetime,
@@ -27,9 +26,10 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-from embedreg import engines
 from embedreg.arrow.values import NO_DEFAULTS, Defaults
+from embedreg.core import lancedb_hooks
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.core.lancedb_hooks import EXPLICIT, SOURCE, VECTOR
 from embedreg.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Schema", "Vector", "resolve"]
 
-SOURCE, VECTOR, EXPLICIT = "source_column_for", "vector_column_for", "embedreg_source"
 _VALUE_TYPES = {"float16", "float32", "float64"}
 
 
@@ -71,7 +70,7 @@ class VectorType(list[float]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         # A LanceModel's class body runs this, so lancedb is loaded by now if it is ever to judge this type.
-        engines.adopt_vector_type(VectorType)
+        lancedb_hooks.adopt_vector_type(VectorType)
         floats = core_schema.list_schema(core_schema.float_schema(), min_length=cls._dim, max_length=cls._dim)
         listed = core_schema.chain_schema([core_schema.no_info_plain_validator_function(_as_list), floats])
         checked = core_schema.no_info_after_validator_function(cls, listed)
@@ -103,23 +102,11 @@ def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: 
     if name not in _VALUE_TYPES:
         raise SchemaError(f"a vector cannot hold {value_type!r}.", "value_type='float32' or 'float16'")
     made = type(f"Vector({size})", (VectorType,), {"_dim": size, "_value_type": name, "_nullable": nullable})
-    engines.adopt_vector_type(VectorType)
+    lancedb_hooks.adopt_vector_type(VectorType)
     return made
 
 
 # -- markers -----------------------------------------------------------------------------------------------------------
-
-
-def marked_field(
-    function: EmbeddingFunction, role: str, source: str | None, extra: dict[str, Any], kwargs: dict[str, Any]
-) -> Any:
-    """Build the pydantic field behind `SourceField` and `VectorField`."""
-    extra[role] = function
-    if role == VECTOR:
-        kwargs.setdefault("default", None)  # what is to be computed need not be given
-        if source is not None:
-            extra[EXPLICIT] = source
-    return Field(json_schema_extra=extra, **kwargs)
 
 
 class Marker(typing.NamedTuple):
@@ -137,7 +124,9 @@ def _markers(fields: Mapping[str, FieldInfo]) -> tuple[list[Marker], list[Marker
     for name, info in fields.items():
         extra = info.json_schema_extra
         for role, markers in found.items():
-            if isinstance(extra, dict) and isinstance(function := engines.unwrap(extra.get(role)), EmbeddingFunction):
+            if isinstance(extra, dict) and isinstance(
+                function := lancedb_hooks.unwrap(extra.get(role)), EmbeddingFunction
+            ):
                 explicit = extra.get(EXPLICIT)
                 markers.append(Marker(name, info, function, explicit if isinstance(explicit, str) else None))
     return found[SOURCE], found[VECTOR]
@@ -238,7 +227,7 @@ def arrow_fields(model: type[BaseModel]) -> list[pa.Field]:
     for name, info in model.model_fields.items():
         where = f"{model.__name__}.{name}"
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-        function = engines.unwrap(extra.get(VECTOR))
+        function = lancedb_hooks.unwrap(extra.get(VECTOR))
         inner, nullable = _unwrap_optional(info.annotation)
         if isinstance(function, EmbeddingFunction):
             vector = _vector_class(inner)
@@ -435,7 +424,7 @@ def _own(config: Any) -> EmbeddingFunctionConfig:
     """Return a declaration as ours; one that was read keeps what is recorded of its vectors."""
     from embedreg.declaration import codec
 
-    function = engines.unwrap(config.function)
+    function = lancedb_hooks.unwrap(config.function)
     if (entry := codec.entry_behind(config)) is not None:
         return codec.recorded(entry, function)
     return function.bind(config.source_column, config.vector_column)  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from embedreg.errors import CallError, EmbedregError, RowError, reason_of
+from embedreg.support import containers
 
 __all__ = ["called", "carried", "cleaned", "guarded", "redact", "redacted"]
 
@@ -286,12 +287,11 @@ def cleaned(value: Any, values: Iterable[str], depth: int = 0) -> Any:
         return value if text == plain else type(value)(text.encode("latin-1"))
     if depth > _DEEP:
         return MARK  # nothing that deep, or that holds itself, is worth showing
-    from embedreg.security import references
 
     if isinstance(value, deque):
         return deque((cleaned(item, values, depth + 1) for item in value), value.maxlen)
-    if references.items_of(value) is None:
+    if containers.items_of(value) is None:
         return value
     if isinstance(value, Mapping):
         return {cleaned(key, values, depth + 1): cleaned(item, values, depth + 1) for key, item in value.items()}
-    return references.rebuilt(value, lambda key, item: cleaned(item, values, depth + 1))
+    return containers.rebuilt(value, lambda key, item: cleaned(item, values, depth + 1))

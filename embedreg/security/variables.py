@@ -8,17 +8,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from embedreg.errors import ConfigError, MissingVariableError
 from embedreg.security.sensitive import holds_credentials
 from embedreg.support.forks import ForkSafeLock
 from embedreg.support.imports import did_you_mean
 
-if TYPE_CHECKING:
-    from embedreg.security.references import Reference
-
-__all__ = ["Variables", "missing", "variables"]
+__all__ = ["Reference", "Variables", "missing", "variables"]
 
 _SHOWN = 80  # characters of a name that a message shows
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -26,6 +23,13 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 Names: TypeAlias = set[str]  # `Variables.set` hides the builtin in the class below
 Binding: TypeAlias = tuple[str, tuple[str, ...] | None]
 """An environment variable's name, and the functions that may have it."""
+
+
+class Reference(NamedTuple):
+    """A parsed `$var:name[:default]`."""
+
+    name: str
+    default: str | None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from embedreg.security.references import WRAPPERS, unwrapped
+from embedreg.support.containers import WRAPPERS, unwrapped
 
 __all__ = ["Malformed", "check", "document", "dumps", "jsonable", "split"]
 

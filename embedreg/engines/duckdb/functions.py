@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow.vectors import Embedded
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig, registered_name
+from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration.codec import Functions
 from embedreg.declaration.comments import functions_in_comments, metadata_in_comments
 from embedreg.embedding.column import Role, ZeroVectors, distinct_inputs, embed_distinct, zero_policy
-from embedreg.engines import unwrap
 from embedreg.engines.duckdb import sql as duckdb_sql
 from embedreg.errors import CallError, ConfigError, EmbedregError, MetadataError, StorageError
 from embedreg.inspection import locate

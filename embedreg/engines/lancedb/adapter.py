@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, PrivateAttr, model_serializer
 
-from embedreg import engines, registry
-from embedreg.core import base
+from embedreg import registry
+from embedreg.core import base, lancedb_hooks
 from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration import codec, entries
 from embedreg.embedding import column
@@ -51,7 +51,7 @@ class Adapter(LanceBase):
     def create(cls, **model: Any) -> Adapter:
         """Rebuild from stored metadata when lancedb asks; a user's own call creates as embedreg does."""
         owner = registry.get(cls.embedreg_alias)
-        if not engines.called_from("lancedb"):
+        if not lancedb_hooks.called_from("lancedb"):
             return adapter_for(owner.create(**model))
         function, notes = codec.rebuild(owner, cls.embedreg_alias, model)
         for note in notes:
@@ -311,7 +311,7 @@ def answer(function: EmbeddingFunction, role: str, asked_by: FrameType) -> Any:
     model, field = asking.f_locals["cls"], asked_by.f_locals["field_info"]
     pairs = _pairs_of(model)
     name = next((name for name, info in model.model_fields.items() if info is field), None)
-    if role == schemas.VECTOR:
+    if role == lancedb_hooks.VECTOR:
         return pairs[name][1] if name in pairs else adapter_for(function)
     source, _ = pairs.get(asking.f_locals["vec"], (None, None))
     return asking.f_locals["func"] if name is not None and source == name else None
@@ -331,7 +331,7 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
         for info in model.model_fields.values():
             extra = info.json_schema_extra
             if type(extra) is dict and any(isinstance(value, Adapter) for value in extra.values()):
-                info.json_schema_extra = engines.Marks(extra)  # pydantic merged it with other extras of the field
+                info.json_schema_extra = lancedb_hooks.Marks(extra)  # pydantic merged it with other extras of the field
         types = {field.name: field.type for field in pydantic_to_schema(model)}
         pairs = {}
         for source, vector in schemas.pair(*schemas._markers(model.model_fields)):

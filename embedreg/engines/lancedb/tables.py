@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration import codec, identity
 from embedreg.embedding import schema as schemas
 from embedreg.embedding import table as tables
 from embedreg.embedding.column import ZeroVectors
-from embedreg.engines import unwrap
 from embedreg.engines.lancedb.adapter import offer_stored
 from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
 from embedreg.support.display import plain

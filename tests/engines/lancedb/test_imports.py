@@ -115,7 +115,7 @@ again = importlib.reload(lancedb.embeddings)
 assert again is lancedb.embeddings and type(again.__loader__) is SourceFileLoader
 assert again.get_registry().get("hashing").create(dim=8).ndims() == 8
 assert importlib.reload(embedreg) is embedreg
-assert sum(type(finder).__module__ == "embedreg.engines" for finder in sys.meta_path) == 1
+assert sum(type(finder).__module__ == "embedreg.core.lancedb_hooks" for finder in sys.meta_path) == 1
 """
     )
 
@@ -131,7 +131,7 @@ def test_a_library_in_a_zip_file_can_be_hooked(new_process: Any, tmp_path: Any) 
     new_process(
         f"""
 import embedreg
-embedreg.engines.HOOKS["zipped.embeddings"] = "zipped_engine"
+embedreg.core.lancedb_hooks.HOOKS["zipped.embeddings"] = "zipped_engine"
 sys.path.insert(0, {str(tmp_path / "zipped.zip")!r})
 import zipped
 assert sys.modules["zipped_engine"].seen == 7
@@ -320,4 +320,4 @@ def test_adapters_pickle_and_compare_by_their_function() -> None:
 
 def test_the_module_of_the_hook_is_in_place() -> None:
     """The process of these tests has exactly one watcher."""
-    assert sum(type(finder).__module__ == "embedreg.engines" for finder in sys.meta_path) == 1
+    assert sum(type(finder).__module__ == "embedreg.core.lancedb_hooks" for finder in sys.meta_path) == 1
