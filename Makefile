@@ -18,7 +18,7 @@ PYTEST = -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types test-latest test-oldest bench wheel clean
+.PHONY: help demo test lint format types test-latest test-oldest surface bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ test-oldest: ## the suite in a fresh .venv-oldest, the core's own requirements a
 	@rm -rf $(VENV)-oldest
 	@$(MAKE) --no-print-directory VENV=$(VENV)-oldest $(VENV)-oldest/.oldest-installed
 	$(VENV)-oldest/bin/python $(PYTEST) $(ARGS)
+
+surface: $(VENV)/.dev-installed ## what of the public surface is another than commit 0e9641d's (names, signatures, help, JSON)
+	$(BIN)/python -m tests.public_surface tests/fixtures/v0/surface.json
 
 bench: $(VENV)/.dev-installed ## the benchmarks, one after another (minutes)
 	@for file in benchmarks/bench_*.py; do \

@@ -84,7 +84,7 @@ def declared(name: str) -> Any:
     return {"hashing": write.hashing, "minilm": write.minilm, "lengths": lambda: Lengths(scale=2.0)}[name]()
 
 
-@pytest.mark.parametrize("name", ["hashing", "minilm", "lengths"])
+@pytest.mark.parametrize("name", ["hashing", pytest.param("minilm", marks=pytest.mark.slow), "lengths"])
 def test_a_parquet_file_is_read_searched_and_filled_up(
     kept: Path, about: dict[str, Any], cli: Callable, name: str
 ) -> None:
@@ -204,7 +204,7 @@ def test_a_job_that_was_killed_is_continued(kept: Path, monkeypatch: pytest.Monk
     assert name == "folder" or not kept_in.exists()
 
 
-@pytest.mark.parametrize("made", [write.hashing, write.minilm, write.letters])
+@pytest.mark.parametrize("made", [write.hashing, pytest.param(write.minilm, marks=pytest.mark.slow), write.letters])
 def test_a_vector_cache_is_hit(kept: Path, made: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text in either role comes from the file: the function is known by its class or by its weights."""
     embedreg.get_registry().bind_env("fixture_key", "FIXTURE_KEY")

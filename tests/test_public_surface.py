@@ -1,0 +1,92 @@
+"""What users import, type and read is what the last commit before the new layout had, but for what is listed here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import public_surface
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "tests" / "fixtures" / "v0" / "surface.json"
+
+# The start of a path in the surface -> words of the entry in CHANGELOG.md that says so; `make surface` prints paths.
+ALLOWED: dict[str, str] = {}
+
+# Sections whose wording depends on the library that words them: they are compared under the versions that wrote them.
+WORDED_BY = {
+    "functions": ("python", "pydantic"),
+    "help": ("python", "typer"),
+    "modules": ("python", "pydantic"),
+    "results": ("python", "pydantic"),
+}
+SECTIONS = ["distribution", "errors", "functions", "help", "modules", "outputs", "results"]
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, Any]:
+    """The surface that commit 0e9641d wrote."""
+    found: dict[str, Any] = json.loads(STORED.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def current() -> dict[str, Any]:
+    """Today's surface, from a process in which nothing of the tests is registered."""
+    line = [sys.executable, "-m", "tests.public_surface"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def is_allowed(path: str) -> str | None:
+    """Return what allows a path to differ, the longest that fits."""
+    fitting = [start for start in ALLOWED if path == start or path.startswith(f"{start} / ")]
+    return max(fitting, key=len, default=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_surface_is_as_it_was(stored: dict[str, Any], current: dict[str, Any], section: str) -> None:
+    """Names, signatures, fields, errors, help and JSON outputs: each difference is an entry of the changelog."""
+    assert stored.keys() == {*SECTIONS, "made_with"}
+    made, now = stored["made_with"], public_surface.made_with()
+    if other := [name for name in WORDED_BY.get(section, ()) if made[name] != now[name]]:
+        pytest.skip(f"stored under {', '.join(f'{name} {made[name]}' for name in other)}: it may word this otherwise")
+    found = public_surface.differences(stored[section], current[section], section)
+    unexpected = [f"{path}: {change}" for path, change in found.items() if is_allowed(path) is None]
+    assert not unexpected, "not in ALLOWED:\n" + "\n".join(unexpected)
+    stale = [
+        start for start in ALLOWED if start.partition(" / ")[0] == section and start not in set(map(is_allowed, found))
+    ]
+    assert not stale, "allowed, and not so: take it out of ALLOWED"
+
+
+def test_each_allowed_difference_is_in_the_changelog() -> None:
+    """What users meet differently is written down for them, among what is not released yet."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased = " ".join(text.partition("## [Unreleased]")[2].partition("\n## [")[0].split())
+    assert [words for words in ALLOWED.values() if not words.strip() or words not in unreleased] == []
+
+
+def test_a_difference_is_found_wherever_it_is(stored: dict[str, Any]) -> None:
+    """Something added, removed or changed, at any depth, is named by its path; the same surface has none."""
+    changed = json.loads(json.dumps(stored))
+    assert public_surface.differences(stored, changed) == {}
+    changed["modules"]["embedreg"]["embed"]["signature"] = "()"
+    changed["help"]["embedreg embed"].append("  --new")
+    del changed["errors"]["DriftError"]
+    changed["outputs"]["functions"][0]["more"] = "text"
+    found = public_surface.differences(stored, changed)
+    assert found.pop("help / embedreg embed").splitlines()[-1] == "+  --new"
+    assert found == {
+        "errors / DriftError": "removed",
+        "modules / embedreg / embed / signature": f"{stored['modules']['embedreg']['embed']['signature']} -> ()",
+        "outputs / functions / 0 / more": "added",
+    }
