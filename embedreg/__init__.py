@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from embedreg._version import __version__
 from embedreg.core import lancedb_hooks
-from embedreg.support.lazy import index
+from embedreg.support.lazy import index, keep_old_modules
 
 if TYPE_CHECKING:
     from embedreg.core.base import (
@@ -105,6 +105,19 @@ _HOMES = {
     "url_retrieve": "images",
     "vector_cache": "runtime.vectors.disk",
 }
+
+# What pickles of functions and results name, in modules that have moved since: module -> name -> where it is now. An
+# entry stays as long as such pickles are to be read; tests/fixtures/ has one of each.
+_MOVED = {
+    "base": {"EmbeddingFunctionConfig": "core.base"},
+    "entries": {"Entry": "declaration.entries"},
+    "identity": {"Drift": "declaration.identity"},
+    "metadata": {"Functions": "declaration.codec", "_Stored": "declaration.codec"},
+    "table": {"BadRow": "embedding.table", "Report": "embedding.table"},
+    "value": {"_rebuild": "core.value"},
+    "vectors": {"Embedded": "arrow.vectors"},
+}
+keep_old_modules(__name__, _MOVED)
 
 if not TYPE_CHECKING:  # a type checker reads the imports above
     __getattr__, __dir__ = index(__name__, _HOMES)

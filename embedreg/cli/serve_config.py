@@ -135,7 +135,7 @@ def _settings(path: str, found: dict[str, Any]) -> Settings:
             found["limits"] = Limits(**limits)
         except ConfigError as exc:
             raise ConfigError(f"{path}: limits.{exc.message}", exc.hint) from None
-    _choice(path, "", found, "returns", "Returns")
+    _choice(path, "", found, "returns")
     wanted = tuple(_wanted(path, f"function[{n}].", each, folder) for n, each in enumerate(found.pop("function", [])))
     return Settings(**found, function=wanted)
 
@@ -150,7 +150,7 @@ def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
         if key in found and other in found:
             raise ConfigError(f"{path}: {where}{key} does not go with {other}.", f"take {key} out")
     for key in ("role", "input", "returns"):
-        _choice(path, where, found, key, key.title())
+        _choice(path, where, found, key)
     for key in ("name", "like", "as"):
         references.refuse_hardcoded(f"{path}: {where}{key}", found.get(key), sensitive=False)
     like = str(folder / found["like"]) if "like" in found else None
@@ -183,9 +183,9 @@ def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[st
         raise ConfigError(f"{path}: there is no setting {f'{where}{key}'!r}.", hint)
 
 
-def _choice(path: str, where: str, found: Mapping[str, Any], key: str, kind: str) -> None:
-    from embedreg.engines import databend
+def _choice(path: str, where: str, found: Mapping[str, Any], key: str) -> None:
+    from embedreg.engines.databend.server import Input, Returns, Role
 
-    choices = get_args(getattr(databend, kind))
+    choices = get_args({"input": Input, "returns": Returns, "role": Role}[key])
     if key in found and found[key] not in choices:
         raise ConfigError(f"{path}: {where}{key} = {found[key]!r} is none.", " or ".join(map(repr, choices)))

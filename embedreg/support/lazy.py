@@ -1,10 +1,11 @@
-"""An index of public names: a package's names are loaded when they are first used."""
+"""An index of names: a package's are loaded when they are first used, those of modules of earlier versions too."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 
@@ -29,3 +30,25 @@ def index(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
         return sorted({*homes, *getattr(sys.modules[package], "__all__", ())})
 
     return load, names
+
+
+def keep_old_modules(package: str, homes: Mapping[str, Mapping[str, str]]) -> None:
+    """Let names be found in modules that are no more: a pickle holds the module of the version that wrote it.
+
+    Args:
+        package: the package's `__name__`.
+        homes: module of then -> name -> the module that defines it now, both relative to the package.
+    """
+    for name, moved in homes.items():
+        module = ModuleType(f"{package}.{name}", "Names of an earlier version, for what was pickled by it.")
+        module.__getattr__ = _finder(package, name, moved)  # type: ignore[method-assign]  # PEP 562
+        sys.modules.setdefault(module.__name__, module)
+
+
+def _finder(package: str, module: str, moved: Mapping[str, str]) -> Callable[[str], Any]:
+    def find(name: str) -> Any:
+        if name not in moved:
+            raise AttributeError(f"module '{package}.{module}' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{moved[name]}"), name)
+
+    return find
