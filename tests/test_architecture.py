@@ -66,9 +66,7 @@ UPWARD: set[tuple[str, str]] = {
     ("security/grants.py", "core/instances.py"),
 }
 CIRCLES = {  # a file of each
-    "cli/search.py",
     "core/base.py",
-    "engines/databend/worker.py",
     "inspection/locate.py",
     "runtime/text/execute.py",
 }

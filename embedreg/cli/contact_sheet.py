@@ -8,15 +8,13 @@ import io
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from embedreg._version import __version__
+from embedreg.cli.hits import Hits, score_of
 from embedreg.errors import RowError
 from embedreg.support.atomic import in_place_of, storage_errors
 from embedreg.support.display import plain
-
-if TYPE_CHECKING:
-    from embedreg.cli.search import Hits
 
 __all__ = ["write"]
 
@@ -109,8 +107,6 @@ def _page(hits: Hits, query: Any, table: str, name: str | None) -> str:
 
 
 def _card(rank: int, row: dict[str, Any], distance: float, picture: str | None, hits: Hits, text: Any) -> str:
-    from embedreg.cli.search import score_of  # not above: it imports this module when a page is wanted
-
     name, value = score_of(hits.metric, distance)
     seen = [(key, item) for key, item in row.items() if text is None or key != hits.source]
     if picture is not None:

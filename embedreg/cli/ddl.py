@@ -14,7 +14,7 @@ from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector,
 from embedreg.cli.session import TRUST, AsJson, command
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend.server import Returns
+    from embedreg.engines.databend.spec import Returns
     from embedreg.engines.databend.sql import Layout
 
 __all__ = ["ReturnType", "TokenEnv", "Version", "as_comment", "ddl", "described", "notes", "returns_of"]

@@ -17,6 +17,7 @@ import typer
 
 from embedreg.cli import corpus, terminal
 from embedreg.cli import search as searching
+from embedreg.cli.hits import as_records
 from embedreg.cli.lance import new_table
 from embedreg.cli.session import AsJson, command, common_arguments
 from embedreg.datasets import places
@@ -145,7 +146,7 @@ def _in_new_process(folder: Path, as_json: bool) -> str:
 def _ask(place: places.Place, as_json: bool) -> None:
     answers: list[dict[str, Any]] = []
     for query, expected in corpus.DEMO_QUERIES.items():
-        hits = searching.as_records(searching.find(place, query, limit=_HITS, columns=["qualname", "text"]))
+        hits = as_records(searching.find(place, query, limit=_HITS, columns=["qualname", "text"]))
         answers.append({"query": query, "expected": expected, "hits": hits})
     if as_json:
         terminal.print_json(answers)

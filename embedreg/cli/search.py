@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from embedreg.cli import terminal
+from embedreg.cli.hits import Hits, as_records, show
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
 from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError
-from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
@@ -26,32 +24,9 @@ if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
     from embedreg.declaration.codec import Functions
 
-__all__ = ["Hits", "find", "search", "show"]
+__all__ = ["choose", "find", "search"]
 
-_BY_WORDS = ("bm25", "rrf")
 _IMAGE_ROWS = 256  # of a table with bytes to show, at a time: images may be of megabytes each
-
-
-@dataclass(frozen=True)
-class Hits:
-    """The rows that a search found.
-
-    Attributes:
-        rows: nearest first, without their vectors.
-        distances: (k,) one per row, smaller is nearer.
-        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product); "bm25" or "rrf" (reciprocal
-            ranks, fused) where words were looked for, with the negative score in `distances`.
-        source: the column that was embedded.
-        values: what that column holds for these rows, where it was asked for.
-        images: whether these are images, by bytes or by name.
-    """
-
-    rows: pa.Table
-    distances: np.ndarray[Any, Any]
-    metric: str
-    source: str
-    values: tuple[Any, ...] = ()
-    images: bool = False
 
 
 @command
@@ -314,52 +289,3 @@ def _is_binary(kind: pa.DataType) -> bool:
 
     test = pa.types
     return bool(test.is_binary(kind) or test.is_large_binary(kind) or test.is_binary_view(kind))
-
-
-def as_records(hits: Hits) -> list[dict[str, Any]]:
-    """Return the hits as JSON objects: the row's columns, `_distance`, and for cosine `_score`, 1 at best.
-
-    Bytes, which JSON lacks, become base64.
-    """
-    records = hits.rows.to_pylist()
-    for record in records:
-        found = {name: value for name, value in record.items() if isinstance(value, bytes)}
-        record.update({name: base64.b64encode(value).decode("ascii") for name, value in found.items()})
-    for record, distance in zip(records, hits.distances.tolist(), strict=True):
-        if hits.metric in _BY_WORDS:
-            record["_score"] = -distance
-            continue
-        record["_distance"] = distance
-        if hits.metric == "cosine":
-            record["_score"] = 1 - distance
-    return list(records)
-
-
-def show(hits: Hits, title: str | None = None, *, in_order: bool = False) -> None:
-    """Print the hits as a table: the score (or distance), and each column on one line.
-
-    Args:
-        in_order: whether the columns stay in their order, as the user gave it.
-    """
-    names = hits.rows.column_names
-    if not in_order:  # the text that was embedded is the long one: it comes last and is cut to what fits
-        names = [name for name in names if name != hits.source] + [name for name in names if name == hits.source]
-    rows = [
-        [f"{score_of(hits.metric, distance)[1]:.3f}", *(_cell(record[name]) for name in names)]
-        for record, distance in zip(hits.rows.to_pylist(), hits.distances.tolist(), strict=True)
-    ]
-    wide = names.index(hits.source) + 1 if hits.source in names else -1
-    terminal.print_table([score_of(hits.metric, 0)[0], *names], rows, title=title, wide=wide)
-
-
-def score_of(metric: str, distance: float) -> tuple[str, float]:
-    """Return what is shown of a distance: its name, and its value."""
-    if metric in _BY_WORDS:
-        return "score", -distance
-    return ("score", 1 - distance) if metric == "cosine" else ("distance", distance)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{len(value):,} bytes" if isinstance(value, bytes) else plain(value, 400)

@@ -22,7 +22,7 @@ from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend.server import Limits, Returns
+    from embedreg.engines.databend.spec import Limits, Returns
 
 __all__ = ["Settings", "check_variable", "read"]
 
@@ -112,7 +112,7 @@ def check_variable(what: str, variable: str) -> None:
 
 
 def _settings(path: str, found: dict[str, Any]) -> Settings:
-    from embedreg.engines.databend.server import Limits
+    from embedreg.engines.databend.spec import Limits
 
     kinds: dict[str, type] = {
         **dict.fromkeys(("warm", "insecure"), bool),
@@ -184,7 +184,7 @@ def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[st
 
 
 def _choice(path: str, where: str, found: Mapping[str, Any], key: str) -> None:
-    from embedreg.engines.databend.server import Input, Returns, Role
+    from embedreg.engines.databend.spec import Input, Returns, Role
 
     choices = get_args({"input": Input, "returns": Returns, "role": Role}[key])
     if key in found and found[key] not in choices:

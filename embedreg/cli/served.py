@@ -20,7 +20,7 @@ from embedreg.errors import EmbedregError
 
 if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunctionConfig
-    from embedreg.engines.databend.server import Input, Returns, Role, Served
+    from embedreg.engines.databend.spec import Input, Returns, Role, Served
 
 __all__ = [
     "As",
@@ -165,7 +165,7 @@ def build(each: Wanted, returns: Returns) -> Group:
     """
     from embedreg import functions_in, get
     from embedreg.cli.search import choose
-    from embedreg.engines.databend.server import Served
+    from embedreg.engines.databend.spec import Served
     from embedreg.engines.databend.worker import queries_differ
 
     config = None

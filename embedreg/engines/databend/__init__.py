@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend.server import DEFAULT_BIND, Limits, Served, Server, serve
+    from embedreg.engines.databend.server import Server, serve
+    from embedreg.engines.databend.spec import DEFAULT_BIND, Limits, Served
     from embedreg.engines.databend.worker import queries_differ
 else:
     __getattr__, __dir__ = index(
         __name__,
         {
-            "DEFAULT_BIND": "server",
-            "Limits": "server",
-            "Served": "server",
+            "DEFAULT_BIND": "spec",
+            "Limits": "spec",
+            "Served": "spec",
             "Server": "server",
             "queries_differ": "worker",
             "serve": "server",

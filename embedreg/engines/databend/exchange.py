@@ -24,7 +24,7 @@ from embedreg.errors import InputError
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend.server import Served
+    from embedreg.engines.databend.spec import Served
 
 __all__ = ["CallHeaders", "SqlFunction"]
 

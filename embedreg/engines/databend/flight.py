@@ -33,7 +33,7 @@ from embedreg.engines.databend.wire import Incoming, frames, path_of
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend.server import Limits
+    from embedreg.engines.databend.spec import Limits
 
 __all__ = ["BUILTINS", "FlightServer", "Gate"]
 

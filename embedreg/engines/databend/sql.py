@@ -20,7 +20,7 @@ from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
     from embedreg.declaration.codec import Functions
-    from embedreg.engines.databend.server import Served
+    from embedreg.engines.databend.spec import Served
 
 __all__ = [
     "VERSIONS",

@@ -22,7 +22,7 @@ from embedreg.errors import InputError
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
-    from embedreg.engines.databend.server import Limits
+    from embedreg.engines.databend.spec import Limits
 
 __all__ = ["Incoming", "Seen", "frames", "path_of"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from embedreg.engines.databend.metrics import Tally
-    from embedreg.engines.databend.server import Limits
+    from embedreg.engines.databend.spec import Limits
 
 __all__ = ["Lane", "queries_differ"]
 
