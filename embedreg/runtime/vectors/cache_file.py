@@ -31,6 +31,7 @@ MAX_VALUE = 16 * 2**20  # bytes of one value that SQLite may read: far more than
 STATEMENT_S = 60.0  # for one call, which takes seconds at most: a hostile file could make it go on for ever
 
 _HEADER = b"SQLite format 3\0"
+_NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # how a rollback journal ends that names one of several databases
 _TABLES = (
     "CREATE TABLE entries (id INTEGER PRIMARY KEY, key BLOB NOT NULL, used REAL NOT NULL, vector BLOB NOT NULL)",
     "CREATE UNIQUE INDEX by_key ON entries (key)",
@@ -92,7 +93,8 @@ class CacheFile:
                 )
                 for row, key, used, stored in rows.fetchall():
                     vector = stored[CHECK_BYTES:]
-                    if stored[:CHECK_BYTES] == _check(key, vector):
+                    # an index that a stranger wrote may lead from a key to a row of another one, of any type
+                    if isinstance(key, bytes) and stored[:CHECK_BYTES] == _check(key, vector):
                         found[key] = vector
                         if not (isinstance(used, float) and now - REFRESH_S <= used <= now):
                             stale.append(row)
@@ -279,6 +281,12 @@ def _refuse_others(path: Path, each: Path, *, beside: bool) -> None:
     what = f"the file {each.name!r} beside it" if beside else "it"
     if not stat.S_ISREG(found.st_mode):
         raise _unusable(path, f"something else is there: {what} is not a plain file", _ANOTHER)
+    if each.name.endswith("-journal") and _names_another(each):
+        raise _unusable(
+            path,
+            f"{what} names another file, which SQLite would delete; a cache of embedreg has no such journal",
+            _ANOTHER,
+        )
     if os.name == "nt":
         return
     if found.st_uid != os.geteuid():
@@ -289,6 +297,17 @@ def _refuse_others(path: Path, each: Path, *, beside: bool) -> None:
             f"others can write to {what}, and could have written any vector into it",
             f"choose another path; or, if nobody else has: chmod 600 {each}",
         )
+
+
+def _names_another(journal: Path) -> bool:
+    """Return whether a rollback journal is that of a transaction over several files: of a cache's, none is.
+
+    SQLite plays such a journal back when it opens the database, and then deletes the file that the journal names.
+    """
+    with journal.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - len(_NAMES_ANOTHER)))
+        return file.read() == _NAMES_ANOTHER
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
