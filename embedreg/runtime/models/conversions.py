@@ -38,7 +38,7 @@ def find(identity: str, made_of: dict[str, Any]) -> Path | None:
         made_of: what else it depends on, in JSON types.
     """
     folder = _folder(identity, made_of)
-    if folder is None or not os.path.lexists(folder):
+    if folder is None or not os.path.lexists(folder) or not _own_above(folder):
         return None
     try:
         recorded = (folder / _DIGEST).read_text("ascii").strip() if _is_own(folder / _DIGEST, stat.S_ISREG) else ""
@@ -63,10 +63,11 @@ def keep(identity: str, made_of: dict[str, Any], save: Callable[[Path], None]) -
     unfinished = None
     try:
         for path in reversed(list(folder.parents)[:LEVELS]):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not all(_is_own(path, stat.S_ISDIR) for path in list(folder.parents)[:LEVELS]):
-            log.warning("no converted model is kept in %s: a folder on the way is a link, or somebody else's", folder)
-            return
+            if not path.is_symlink():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_own(path, stat.S_ISDIR):  # before anything is made below it
+                log.warning("no converted model is kept in %s: %s is a link, or somebody else's", folder, path.name)
+                return
         unfinished = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         save(unfinished)
         for path in unfinished.iterdir():
@@ -79,21 +80,29 @@ def keep(identity: str, made_of: dict[str, Any], save: Callable[[Path], None]) -
         if unfinished is not None:
             drop(unfinished)
         return
-    others = [path for path in folder.parent.iterdir() if path != folder and _FORM.fullmatch(path.name)]
-    others.sort(key=lambda path: path.lstat().st_mtime)
-    for path in others[: max(0, len(others) + 1 - KEPT)]:
+    others = {}
+    for path in folder.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process has just dropped it
+            if path != folder and _FORM.fullmatch(path.name):
+                others[path] = path.lstat().st_mtime
+    for path in sorted(others, key=others.__getitem__)[: max(0, len(others) + 1 - KEPT)]:
         drop(path)
 
 
 def drop(folder: Path) -> None:
     """Delete a conversion; what cannot be deleted stays. Of a link, the link itself is deleted."""
-    if not all(_is_own(path, stat.S_ISDIR) for path in list(folder.parents)[:LEVELS]):
+    if not _own_above(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
         with contextlib.suppress(OSError):
             folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_above(folder: Path) -> bool:
+    """Return whether the folders of ours above a conversion are plain folders of this user."""
+    return all(_is_own(path, stat.S_ISDIR) for path in list(folder.parents)[:LEVELS])
 
 
 def _is_own(path: Path, kind: Callable[[int], bool]) -> bool:
