@@ -73,7 +73,8 @@ def damage(folder: Path, outside: Path, what: str, place: str, how: Any) -> None
                 content = content[:where] + how[1] + content[where + len(how[1]) :]
             path.write_bytes(content[: int(how * len(content))] if what == "cut" else how if what == "raw" else content)
         elif what == "mode":
-            path.chmod(how, follow_symlinks=False)
+            if not path.is_symlink():  # of a link there is none on Linux
+                path.chmod(how)
         elif what == "swap":
             path.rename(path.with_name(how))
         else:
