@@ -109,7 +109,7 @@ _HOMES = {
 # What pickles of functions and results name, in modules that have moved since: module -> name -> where it is now. An
 # entry stays as long as such pickles are to be read; tests/fixtures/ has one of each.
 _MOVED = {
-    "base": {"EmbeddingFunctionConfig": "core.base"},
+    "base": {"EmbeddingFunctionConfig": "core.base", "Traits": "core.base"},
     "entries": {"Entry": "declaration.entries"},
     "identity": {"Drift": "declaration.identity"},
     "metadata": {"Functions": "declaration.codec", "_Stored": "declaration.codec"},

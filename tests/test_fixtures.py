@@ -280,7 +280,7 @@ def test_pickles_of_functions_are_the_functions(kept: Path) -> None:
     np.testing.assert_array_equal(vectors, write.hashing().compute_source_embeddings([FOUND]))
     for path in Path("pickles").glob("*.pickle"):
         value = unpickled(path.stem)
-        if path.stem != "embedded":  # arrays have no one truth value
+        if path.stem not in ("embedded", "error"):  # arrays have no one truth value, and errors are equal to themselves
             assert pickle.loads(pickle.dumps(value)) == value
 
 
@@ -307,6 +307,10 @@ def test_pickles_of_results_are_the_results(kept: Path) -> None:
     assert type(then) is type(made)
     np.testing.assert_array_equal(then.matrix[WITH_TEXT], made.matrix[WITH_TEXT])
     assert then.valid.tolist() == made.valid.tolist()
+    assert unpickled("image-policy") == embedreg.ImagePolicy(hosts=("images.example.com",), max_bytes=1000)
+    assert unpickled("traits") == Lengths.traits
+    error = unpickled("error")
+    assert (type(error), str(error)) == (embedreg.RowError, str(embedreg.RowError("the text is bad")))
     job = unpickled("job-report")
     assert (job.rows, job.embedded, job.path) == (len(write.TEXTS), len(WITH_TEXT), "one/dataset")
 
