@@ -234,6 +234,7 @@ class EmbeddingFunctionRegistry:
 
         Variables stay: they are the process's, not the registry's.
         """
+        from embedreg.core import vouched
         from embedreg.images import allowances
         from embedreg.security import grants
 
@@ -241,6 +242,7 @@ class EmbeddingFunctionRegistry:
             self._registered.clear()
             self._plugins = None
         grants.reset()
+        vouched.reset()
         allowances.reset()
 
     # -- declarations -----------------------------------------------------------------------------------------------

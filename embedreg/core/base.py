@@ -19,6 +19,7 @@ from embedreg.core import lancedb_hooks
 from embedreg.core.fields import copied, names_by_key, refuse_unknown, runtime_fields, sensitive_fields
 from embedreg.core.instances import building, state_of
 from embedreg.core.value import Value
+from embedreg.core.vouched import vouch
 from embedreg.errors import ConfigError
 from embedreg.security.redaction import called
 
@@ -109,9 +110,7 @@ class EmbeddingFunction(Value, ABC):
         `device` and other runtime fields included: the reader's own code has vouched for it.
         """
         instance = cls(**config)
-        from embedreg.security import grants
-
-        grants.vouch(instance)
+        vouch(instance)
         return instance
 
     # -- what a subclass says ---------------------------------------------------------------------------------------

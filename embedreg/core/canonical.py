@@ -13,7 +13,7 @@ from embedreg.security import references
 from embedreg.support.strict_json import jsonable
 
 if TYPE_CHECKING:
-    from embedreg.core.base import EmbeddingFunction
+    from embedreg.core.configured import Configured
 
 __all__ = ["MODEL_FIELDS", "canonical", "defaults", "effective", "semantic_config"]
 
@@ -21,7 +21,7 @@ MODEL_FIELDS = ("name", "model", "model_name", "model_id", "pretrained")
 """Where a class keeps which model it runs: a hub's name, a local folder or a file of weights."""
 
 
-def semantic_config(function: EmbeddingFunction, *, strict: bool = False) -> dict[str, Any]:
+def semantic_config(function: Configured, *, strict: bool = False) -> dict[str, Any]:
     """Return every semantic field as it is stored: effective values, references unresolved, JSON types.
 
     Args:
@@ -29,7 +29,7 @@ def semantic_config(function: EmbeddingFunction, *, strict: bool = False) -> dic
     Raises:
         ValueError, TypeError: such a value, under `strict`.
     """
-    cls = type(function)
+    cls: type[Any] = type(function)
     runtime, sensitive, names = runtime_fields(cls), sensitive_fields(cls), names_by_key(cls)
     passed = {names.get(key, key): value for key, value in function._original_args.items()}
     config = {}
@@ -49,7 +49,7 @@ def _lenient(value: Any) -> Any:
         return repr(value)
 
 
-def defaults(cls: type[EmbeddingFunction]) -> dict[str, Any]:
+def defaults(cls: type[Any]) -> dict[str, Any]:
     """Return a class's defaults in JSON types; a field that must be given has none."""
     found = {}
     for name, info in cls.model_fields.items():
@@ -59,12 +59,12 @@ def defaults(cls: type[EmbeddingFunction]) -> dict[str, Any]:
     return found
 
 
-def effective(cls: type[EmbeddingFunction], stored: Mapping[str, Any]) -> dict[str, Any]:
+def effective(cls: type[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored configuration with the class's defaults where it says nothing."""
     return {**defaults(cls), **stored}
 
 
-def canonical(cls: type[EmbeddingFunction], config: Mapping[str, Any]) -> str:
+def canonical(cls: type[Any], config: Mapping[str, Any]) -> str:
     """Return one text for equal semantic configurations of a class."""
     runtime, sensitive = runtime_fields(cls), sensitive_fields(cls)
     kept = {k: v for k, v in config.items() if k not in runtime and not (k in sensitive and v is None)}

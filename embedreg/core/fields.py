@@ -23,7 +23,6 @@ from embedreg.support.imports import did_you_mean
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from embedreg.core.value import Value
 
 __all__ = ["copied", "names_by_key", "runtime_fields", "secret_values", "sensitive_fields"]
 
@@ -61,7 +60,7 @@ def _per_class(derive: Callable[[type[Any]], T]) -> Callable[[type[Any]], T]:
 
 
 @_per_class
-def _sensitive_fields(cls: type[Value]) -> frozenset[str]:
+def _sensitive_fields(cls: type[Any]) -> frozenset[str]:
     found = set(cls.sensitive_keys())
     for name, info in cls.model_fields.items():
         for_text = any(_may_hold_text(leaf) for leaf in _leaves(info.annotation))
@@ -70,7 +69,7 @@ def _sensitive_fields(cls: type[Value]) -> frozenset[str]:
     return frozenset(found)
 
 
-def sensitive_fields(cls: type[Value]) -> frozenset[str]:
+def sensitive_fields(cls: type[Any]) -> frozenset[str]:
     """Name the sensitive fields of a class: what it says, every field whose type mentions `SecretStr`, and every
     field for text that has a secret's name (`api_key`, `password`, ...).
     """
@@ -115,12 +114,12 @@ def _may_hold_text(leaf: Any) -> bool:
 
 
 @_per_class
-def _runtime_fields(cls: type[Value]) -> frozenset[str]:
+def _runtime_fields(cls: type[Any]) -> frozenset[str]:
     own = {name for name in cls.model_fields if name.startswith("timeout") or name.endswith(("timeout", "timeout_s"))}
     return _RUNTIME_FIELDS | own | frozenset(cls.runtime_keys())
 
 
-def runtime_fields(cls: type[Value]) -> frozenset[str]:
+def runtime_fields(cls: type[Any]) -> frozenset[str]:
     """Name the fields of a class that cannot change its vectors."""
     return _runtime_fields(cls)
 
@@ -144,7 +143,7 @@ def _aliases(info: FieldInfo) -> Iterator[str]:
 
 
 @_per_class
-def referring_defaults(cls: type[Value]) -> dict[str, Any]:
+def referring_defaults(cls: type[Any]) -> dict[str, Any]:
     """Return the class defaults that are `$var:` references, which pydantic would take as they are."""
     plain = {name: info.default for name, info in cls.model_fields.items() if info.default is not PydanticUndefined}
     return {name: value for name, value in plain.items() if references.has_reference(value)}
@@ -169,7 +168,7 @@ def bounded_ndims(ndims: Any) -> Any:
     return ndims
 
 
-def refuse_class(cls: type[Value], reserved: Iterable[str]) -> None:
+def refuse_class(cls: type[Any], reserved: Iterable[str]) -> None:
     """Refuse a class that has a hard-coded secret as a default, or that takes one of embedreg's own private names.
 
     Raises:
@@ -242,7 +241,7 @@ def _plain(key: str) -> str:
     return key.lower().replace("_", "").replace("-", "")
 
 
-def config_error(cls: type[Value], exc: ValidationError, values: Iterable[str]) -> EmbedregError:
+def config_error(cls: type[Any], exc: ValidationError, values: Iterable[str]) -> EmbedregError:
     """Put pydantic's refusal in our words, without inputs; what embedreg itself refused inside a validator stays."""
     problems = []
     for each in exc.errors(include_url=False, include_input=False):
@@ -262,7 +261,7 @@ def config_error(cls: type[Value], exc: ValidationError, values: Iterable[str]) 
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def secret_values(cls: type[Value], config: Mapping[str, Any], function: str | None = None) -> set[str]:
+def secret_values(cls: type[Any], config: Mapping[str, Any], function: str | None = None) -> set[str]:
     """Return the values behind the sensitive references of a configuration: for keeping them out of texts, only.
 
     Sensitive is what a sensitive field or key refers to, any header, and any text that is a secret by its form.

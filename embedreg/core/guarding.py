@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from embedreg.core.fields import names_by_key
 
 if TYPE_CHECKING:
-    from embedreg.core.base import EmbeddingFunction
+    pass
 
 __all__ = [
     "Guard",
@@ -105,12 +105,12 @@ def _by_name(name: str) -> Guard | None:
     return next((guard for guard, pattern in _TOGETHER.items() if pattern.fullmatch(last)), None)
 
 
-def guard_of(cls: type[EmbeddingFunction], name: str) -> Guard | None:
+def guard_of(cls: type[Any], name: str) -> Guard | None:
     """Return what a field is that metadata may not set unasked; None for a plain one."""
     return field_guard(cls, name) or deep_guard(type_of(cls, name))
 
 
-def field_guard(cls: type[EmbeddingFunction], name: str) -> Guard | None:
+def field_guard(cls: type[Any], name: str) -> Guard | None:
     """Return what a field's name says of it, or its class."""
     return guard_by_name(name) or ("other" if name in cls.guarded_fields() else None)
 

@@ -21,7 +21,7 @@ from embedreg.security import references
 from embedreg.support import containers
 
 if TYPE_CHECKING:
-    from embedreg.core.value import Value
+    from embedreg.core.configured import Configured
 
 __all__ = ["Origin", "State", "building", "held_secrets", "keep", "read", "secret_values", "state_of"]
 
@@ -100,17 +100,17 @@ def new_state(cls: type) -> State:
     return State(build[1], build[2], dict(build[3]))
 
 
-def state_of(instance: Value) -> State:
+def state_of(instance: Configured) -> State:
     """Return what an instance knows beside its fields."""
     return _get(instance, "_embedreg")  # type: ignore[no-any-return]
 
 
-def extra_of(instance: Value) -> dict[str, Any]:
+def extra_of(instance: Configured) -> dict[str, Any]:
     """Return the fields beyond those of the class, where it allows any; none while the instance is being built."""
     return _slot(instance, "__pydantic_extra__")
 
 
-def _slot(instance: Value, name: str) -> dict[str, Any]:
+def _slot(instance: Configured, name: str) -> dict[str, Any]:
     try:
         return _get(instance, name) or {}
     except AttributeError:  # not set before pydantic has validated the fields
@@ -170,7 +170,7 @@ def holds_any(value: Any, values: Iterable[str]) -> bool:
 # -- instances ---------------------------------------------------------------------------------------------------------
 
 
-def validation_values(instance: Value) -> dict[str, Any]:
+def validation_values(instance: Configured) -> dict[str, Any]:
     """Return a configuration with its references looked up, for validation.
 
     Raises:
@@ -189,7 +189,7 @@ def validation_values(instance: Value) -> dict[str, Any]:
     return {key: references.resolve(value, lookup) for key, value in state.given.items()}
 
 
-def keep(instance: Value) -> None:
+def keep(instance: Configured) -> None:
     """Put the references back into the fields that have just been validated, once."""
     state, cls = state_of(instance), type(instance)
     resolved, state.resolved = state.resolved, None
@@ -212,7 +212,7 @@ def keep(instance: Value) -> None:
             state.converted[name] = (now, value)
 
 
-def fill_unvalidated(instance: Value) -> None:
+def fill_unvalidated(instance: Configured) -> None:
     """Take over a pickled configuration as it is: what it refers to is not set here (yet), and cannot be validated."""
     cls, names, state = type(instance), names_by_key(type(instance)), state_of(instance)
     values = {names.get(key, key): value for key, value in state.given.items()}
@@ -222,7 +222,7 @@ def fill_unvalidated(instance: Value) -> None:
     state.converted = dict.fromkeys(unset(instance), (None, None))
 
 
-def unset(instance: Value) -> set[str]:
+def unset(instance: Configured) -> set[str]:
     """Name the fields that refer to a variable which is not set, and has no default."""
     names, reader = names_by_key(type(instance)), reader_of(instance)
     return {
@@ -233,7 +233,7 @@ def unset(instance: Value) -> set[str]:
     }
 
 
-def read(instance: Value, name: str, kept: Any) -> Any:
+def read(instance: Configured, name: str, kept: Any) -> Any:
     """Return what a field stands for: its references looked up, and converted as its validators did."""
     if kept.__class__ is str and not kept.startswith(references.PREFIX):
         return kept
@@ -251,18 +251,18 @@ def read(instance: Value, name: str, kept: Any) -> Any:
     return converted[1]
 
 
-def reader_of(instance: Value) -> str | None:
+def reader_of(instance: Configured) -> str | None:
     """Return the name of the function as which variables are asked for; None: stored metadata is not behind it."""
     state = state_of(instance)
     return state.alias if state.origin == "metadata" else None
 
 
-def looking_up(instance: Value) -> Callable[[references.Reference], str]:
+def looking_up(instance: Configured) -> Callable[[references.Reference], str]:
     """Return the lookup for what an instance refers to; it raises MissingVariableError."""
     return functools.partial(references.variables.lookup, function=reader_of(instance))
 
 
-def held_secrets(instance: Value) -> list[str]:
+def held_secrets(instance: Configured) -> list[str]:
     """Return the secrets that an instance holds or has held, and those of the functions that it works with."""
     state, cls, reader = state_of(instance), type(instance), reader_of(instance)
     passed = state.passed[1] if state.passed is not None else {}
@@ -279,7 +279,7 @@ def held_secrets(instance: Value) -> list[str]:
     return sorted(state.seen)
 
 
-def _inner_functions(instance: Value) -> Iterator[Value]:
+def _inner_functions(instance: Configured) -> Iterator[Configured]:
     """Yield the functions that another one has in a field, in a list or dict of a field, or in a private attribute."""
     fields = list(instance.__dict__.values())
     private = _slot(instance, "__pydantic_private__").values()
@@ -288,7 +288,7 @@ def _inner_functions(instance: Value) -> Iterator[Value]:
             yield value
 
 
-def overlay(instance: Value, name: str, value: Any) -> None:
+def overlay(instance: Any, name: str, value: Any) -> None:
     """Lay a field's kept value over what `__init__` gave it."""
     if name in type(instance).__pydantic_fields__:
         instance.__dict__[name] = value

@@ -15,7 +15,7 @@ from embedreg.errors import EmbedregError
 from embedreg.security import redaction
 
 if TYPE_CHECKING:
-    from embedreg.core.value import Value
+    from embedreg.core.configured import Configured
 
 __all__ = ["METHODS", "CachedApart", "plain_errors", "serialize_cleaned", "shown"]
 
@@ -60,7 +60,7 @@ def shown(method: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a method of a class's own that prints an instance: what it gives is cleaned of the instance's secrets."""
 
     @functools.wraps(method)
-    def show(self: Value, *args: Any, **kwargs: Any) -> Any:
+    def show(self: Configured, *args: Any, **kwargs: Any) -> Any:
         made = method(self, *args, **kwargs)
         held = self._held_secrets()
         return (

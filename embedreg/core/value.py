@@ -21,6 +21,7 @@ from embedreg.core import fields as config_
 from embedreg.core import instances, showing
 from embedreg.core.fields import copied, names_by_key, sensitive_fields
 from embedreg.core.instances import Origin, State, state_of
+from embedreg.core.vouched import settle
 from embedreg.errors import ConfigError, EmbedregError, HardcodedSecretError
 from embedreg.security import redaction, references
 
@@ -450,9 +451,7 @@ def _wrap(cls: type[Value]) -> None:
 
 def _checked_ndims(self: Value, ndims: Any) -> Any:
     if state_of(self).pending:
-        from embedreg.security import grants
-
-        grants.settle(cast("EmbeddingFunction", self))
+        settle(self)
     return config_.bounded_ndims(ndims)
 
 

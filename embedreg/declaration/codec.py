@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from embedreg.core import base
+from embedreg.core import base, vouched
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import canonical, defaults, effective, semantic_config
 from embedreg.core.fields import names_by_key, runtime_fields, secret_values
@@ -38,7 +38,6 @@ from embedreg.errors import (
     UnknownFunctionError,
     UntrustedError,
 )
-from embedreg.security import grants
 from embedreg.support import strict_json
 from embedreg.support.strict_json import Malformed
 
@@ -204,7 +203,7 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
     reserved = stored if isinstance(stored, dict) else {}
     config, unknown = _known_fields(cls, model)
     try:
-        function = grants.vouched(cls, config)
+        function = vouched.vouched(cls, config)
         if function is None:
 
             def make() -> EmbeddingFunction:
@@ -222,7 +221,7 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
                     raise
             else:
                 # what else an instance knows: another writer's declaration can mean other defaults
-                function = grants.rebuilt(cls, admitted, [alias, unknown, reserved], make)
+                function = vouched.rebuilt(cls, admitted, [alias, unknown, reserved], make)
     except (EmbedregError, Warning):
         raise
     except Exception as exc:  # noqa: BLE001  # a user's own __init__ may raise anything; what it read is metadata
@@ -263,7 +262,7 @@ def _of_its_class(
     try:
         admitted = admit(cls, alias, kept)
         declaration = [alias, unknown, reserved, rest]
-        return grants.set_by_class(cls, config, refused, lambda: grants.rebuilt(cls, admitted, declaration, make))
+        return vouched.set_by_class(cls, config, refused, lambda: vouched.rebuilt(cls, admitted, declaration, make))
     except Exception:  # noqa: BLE001  # it does not work without them: they are asked of the file after all
         return None
 

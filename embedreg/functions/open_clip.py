@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
+from embedreg.core import vouched
 from embedreg.core.base import IMAGES, EmbeddingFunction, Traits
 from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError, RowError
 from embedreg.runtime import cache, progress
@@ -24,7 +25,6 @@ from embedreg.runtime.text import truncation
 from embedreg.runtime.text.execute import Made
 from embedreg.runtime.text.truncation import Truncate
 from embedreg.runtime.vectors import queries
-from embedreg.security import grants
 from embedreg.security.references import is_reference
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class OpenClipEmbeddings(EmbeddingFunction):
 
     def _model_files(self, *, download: bool = True) -> clip_files.ClipFiles:
         path = self.name if self.name.startswith(clip_files.FOLDER_PREFIX) else self.pretrained or ""
-        allowed = grants.may_read(self, path)
+        allowed = vouched.may_read(self, path)
         if self._files is None or (self._files.origin == "local" and not allowed):  # a grant can be revoked
             self._files = clip_files.resolve(
                 self.name, self.pretrained, allow_local=allowed, safe_only=self.from_metadata, download=download

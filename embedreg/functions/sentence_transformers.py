@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
+from embedreg.core import vouched
 from embedreg.core.base import TEXT, Metric, TextEmbeddingFunction, Traits
 from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundError
 from embedreg.runtime import cache, progress
@@ -27,7 +28,6 @@ from embedreg.runtime.text.execute import Made, embed_texts
 from embedreg.runtime.text.pipeline import TextPipeline
 from embedreg.runtime.text.truncation import Truncate
 from embedreg.runtime.vectors import queries
-from embedreg.security import grants
 from embedreg.security.references import is_reference
 
 __all__ = ["SentenceTransformerEmbeddings"]
@@ -215,7 +215,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     # -- the model --------------------------------------------------------------------------------------------------
 
     def _model_folder(self, *, download: bool = True) -> weights.ResolvedModel:
-        allowed = grants.may_read(self, self.name)
+        allowed = vouched.may_read(self, self.name)
         if self._resolved is None or (self._resolved.origin == "local" and not allowed):  # a grant can be revoked
             resolved = weights.resolve_model(
                 self.name,

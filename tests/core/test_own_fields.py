@@ -8,8 +8,8 @@ import pytest
 
 import embedreg
 from embedreg import TextEmbeddingFunction, register
+from embedreg.core import vouched
 from embedreg.errors import ConfigError, EmbedregError, UntrustedError
-from embedreg.security import grants
 from tests.declared import LENGTHS, stored
 
 HOSTS = {"prod": "https://prod.example.com/v1", "test": "https://test.example.com/v1"}
@@ -105,7 +105,7 @@ def test_a_table_of_lancedbs_takes_it_in_the_same_process(tmp_path: Any) -> None
 @pytest.mark.parametrize("name", ["own-init", "own-late"])
 def test_a_field_that_the_class_sets_needs_no_grant(name: str, stage: str) -> None:
     """In a process that created nothing: no stored value is used, and the class's own is."""
-    grants.reset()
+    vouched.reset()
     found = embedreg.functions_in(entry(name, stage=stage, url=HOSTS[stage]))
     assert not found.problems
     function = found["vector"].function
@@ -120,7 +120,7 @@ def test_a_field_that_the_class_sets_needs_no_grant(name: str, stage: str) -> No
 @pytest.mark.parametrize("url", ["https://evil.example.com/v1", HOSTS["test"], "file:///etc", "/etc/passwd"])
 def test_another_value_than_the_classs_is_refused(url: str) -> None:
     """When it is read, or where the class sets it in `ndims()` only, before anything is embedded."""
-    grants.reset()
+    vouched.reset()
     assert isinstance(embedreg.functions_in(entry("own-init", url=url)).problems["vector"], UntrustedError)
     assert isinstance(embedreg.functions_in(entry("own-ndims", url=url)).problems["vector"], UntrustedError)
     late = embedreg.functions_in(entry("own-late", url=url))["vector"]
@@ -194,7 +194,7 @@ def test_options_of_a_users_own_function_are_stored_in_both_spellings() -> None:
     assert told["model"]["query_prompt"] == told["model"]["queryPrompt"] == "q: "
     assert "maxRetries" not in told["model"]
     assert embedreg.functions_in(stored(told))["b"].function is function
-    grants.reset()
+    vouched.reset()
     del told["model"]["query_prompt"]
     again = embedreg.functions_in(stored(told))["b"].function
     assert again == function

@@ -14,6 +14,7 @@ import pytest
 
 import embedreg
 from embedreg import register, trust
+from embedreg.core import vouched
 from embedreg.declaration import codec
 from embedreg.errors import ConfigError, UntrustedError
 from embedreg.security import grants
@@ -159,15 +160,15 @@ def test_a_relative_grant_is_taken_from_where_it_was_given(tmp_path: Path, monke
 
 def test_may_read_is_what_a_function_asks_before_it_looks_at_files(tmp_path: Path) -> None:
     """The reader's own function may; one from metadata only where the value is a path, granted now; never by name."""
-    assert grants.may_read(Service(name="model"), "model")
+    assert vouched.may_read(Service(name="model"), "model")
     with trust(paths=[tmp_path, "."]) as grant:
         function = granted({"name": f"{tmp_path}/model"})
         assert function.from_metadata
-        assert grants.may_read(function, function.name)
-        assert not grants.may_read(function, "/etc")
-        assert not grants.may_read(granted({"name": "model"}), "model")
+        assert vouched.may_read(function, function.name)
+        assert not vouched.may_read(function, "/etc")
+        assert not vouched.may_read(granted({"name": "model"}), "model")
         grant.revoke()
-        assert not grants.may_read(function, function.name)
+        assert not vouched.may_read(function, function.name)
 
 
 # -- grants ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""Which instance a declaration is: one that this process's own code created, or one rebuilt from it before."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+from cachetools import LRUCache
+
+from embedreg.core import instances
+from embedreg.core.canonical import canonical, defaults, effective, semantic_config
+from embedreg.core.configured import Configured
+from embedreg.errors import UntrustedError
+from embedreg.security import references
+from embedreg.security.addresses import is_path
+from embedreg.security.grants import path_granted
+from embedreg.support.forks import ForkSafeLock
+
+__all__ = ["may_read", "rebuilt", "reset", "set_by_class", "settle", "vouch", "vouched"]
+
+F = TypeVar("F", bound=Configured)
+
+_lock = ForkSafeLock()
+# Instances are small (weights live in the runtime's cache), yet a LanceDB-style class may keep its model in one:
+# the bound is what a process with a great many tables would still want at hand.
+_vouched: LRUCache[tuple[type, str], Configured] = LRUCache(maxsize=256)  # by its configuration as created
+# Engines rebuild a function for every add and every search: what one declaration asks for is built once, so that a
+# LanceDB-style class that loads its model in __init__ loads it once. Few, since such a model stays with its instance.
+_rebuilt: LRUCache[tuple[type, str, str], tuple[Any, dict[str, Any]]] = LRUCache(maxsize=16)
+_building = ForkSafeLock(outer=True)  # not _lock: what is built may load a model, which may ask for grants
+
+
+def reset() -> None:
+    """Forget every instance."""
+    with _lock:
+        _vouched.clear()
+        _rebuilt.clear()
+
+
+def may_read(function: Configured, value: str) -> bool:
+    """Say whether a function may look for a value among this machine's files.
+
+    The reader's own function may. One that metadata asked for may where the value is a path, and granted now; a plain
+    name is never looked up in the working directory for it.
+    """
+    return not function.from_metadata or (is_path(value) and path_granted(value))
+
+
+# -- what this process created -----------------------------------------------------------------------------------------
+
+
+def vouch(function: Configured) -> None:
+    """Remember an instance that the reader's own code created; the last one of equal configuration wins."""
+    if instances.metadata_is_building():
+        return  # created on the way, by the constructor of a function that metadata asked for
+    instances.state_of(function).assigned.clear()
+    instances.state_of(function).own.clear()
+    with _lock:
+        _vouched.pop(key := (type(function), canonical(type(function), semantic_config(function))), None)
+        _vouched[key] = function
+
+
+def vouched(cls: type[F], stored: Mapping[str, Any]) -> F | None:
+    """Return the instance whose semantic configuration equals a stored one, if this process created it.
+
+    It may have set fields since, in `ndims()` for one: what is stored may be from before that or from after it.
+    """
+    wanted = effective(cls, stored)
+    key = cls, canonical(cls, wanted)
+    with _lock:
+        function = _vouched.get(key)
+        changed = [
+            (made, created)
+            for (owner, created), made in reversed([*_vouched.items()])
+            if owner is cls and instances.state_of(made).assigned
+        ]
+    if function is not None and not instances.state_of(function).assigned:
+        return cast("F", function) if canonical(cls, semantic_config(function)) == key[1] else None
+    return cast("F | None", next((made for made, created in changed if _is_of(made, created, wanted)), None))
+
+
+def _is_of(function: Configured, created: str, wanted: Mapping[str, Any]) -> bool:
+    """Return whether a stored configuration is one of an instance's: as it is now, but for what it set by itself."""
+    cls, own = type(function), instances.state_of(function).own
+    before, now = json.loads(created), json.loads(canonical(cls, semantic_config(function)))
+    stored = json.loads(canonical(cls, wanted))
+    return all(
+        stored.get(name) == now.get(name) or (name in own and stored.get(name) == before.get(name))
+        for name in {*stored, *now}
+    )
+
+
+# -- what a class sets by itself ---------------------------------------------------------------------------------------
+
+
+def set_by_class(cls: type[Any], stored: Mapping[str, Any], refused: Iterable[str], build: Callable[[], F]) -> F | None:
+    """Return an instance built without the refused fields, where its class gives them the stored values by itself.
+
+    No stored value of these is used then. What the class sets in `ndims()` only, which may load a model, is compared
+    once that was asked; nothing is embedded before.
+
+    Args:
+        stored: the stored configuration.
+        refused: its fields that need a grant.
+        build: builds an instance without them.
+    """
+    made = build()
+    now, known = semantic_config(made), defaults(cls)
+    for name in refused:
+        if now.get(name) == stored[name]:
+            continue
+        if now.get(name) != known.get(name) or not _sets(cls.ndims, name):
+            return None
+        instances.state_of(made).pending[name] = stored[name]
+    return made
+
+
+def settle(function: Configured) -> None:
+    """Compare what a class has set by itself in `ndims()` with what was stored.
+
+    Raises:
+        UntrustedError: it is something else, and the stored value is not granted.
+    """
+    state, now = instances.state_of(function), semantic_config(function)
+    for name, value in state.pending.items():
+        if now.get(name) != value:
+            raise UntrustedError(
+                f"stored metadata sets {name} of {state.alias!r} to another value than its class does.",
+                f"if you trust where the data comes from: embedreg.trust(fields=[{f'{state.alias}.{name}'!r}])",
+            )
+    state.pending.clear()
+
+
+def _sets(method: Any, name: str) -> bool:
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return code is not None and any(
+        step.opname == "STORE_ATTR" and step.argval == name for step in dis.get_instructions(code)
+    )
+
+
+# -- instances that metadata asked for ---------------------------------------------------------------------------------
+
+
+def rebuilt(cls: type[Any], admitted: dict[str, Any], declaration: Any, build: Callable[[], F]) -> F:
+    """Return the instance that a declaration was built into before, if nobody changed it since; else build it.
+
+    One that refers to variables is built anew each time: an instance may keep what it resolved, and the next reader
+    may be another tenant.
+
+    Args:
+        admitted: the configuration, as the rules let it through.
+        declaration: everything else that the instance knows, in JSON types.
+    """
+    if references.has_reference(admitted):
+        return build()
+    key = cls, json.dumps(admitted, sort_keys=True), json.dumps(declaration, sort_keys=True)
+    with _building:
+        function, fields = _rebuilt.get(key, (None, {}))
+        if function is None or function.raw_fields() != fields:
+            function = build()
+            _rebuilt[key] = function, dict(function.raw_fields())
+        return cast("F", function)
