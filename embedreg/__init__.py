@@ -20,14 +20,13 @@ if TYPE_CHECKING:
         TextEmbeddingFunction,
         Traits,
     )
-    from embedreg.declaration.comments import functions_in_comments
     from embedreg.embedding.column import embed_column, embed_query
     from embedreg.embedding.schema import Schema, Vector
     from embedreg.embedding.table import Report, embed_batches, embed_table
     from embedreg.errors import EmbedregError, RowError
     from embedreg.images import ImagePolicy, allow_images, url_retrieve
     from embedreg.inspection.attach import attach
-    from embedreg.inspection.locate import check_drift, functions_in, inspect
+    from embedreg.inspection.locate import check_drift, functions_in, functions_in_comments, inspect
     from embedreg.jobs import embed
     from embedreg.registry import EmbeddingFunctionRegistry, get, get_registry, register
     from embedreg.runtime.cache import release
@@ -95,7 +94,7 @@ _HOMES = {
     "embed_query": "embedding.column",
     "embed_table": "embedding.table",
     "functions_in": "inspection.locate",
-    "functions_in_comments": "declaration.comments",
+    "functions_in_comments": "inspection.locate",
     "get": "registry",
     "get_registry": "registry",
     "inspect": "inspection.locate",
@@ -111,7 +110,7 @@ _HOMES = {
 _MOVED = {
     "base": {"EmbeddingFunctionConfig": "core.base", "Traits": "core.base"},
     "entries": {"Entry": "declaration.entries"},
-    "identity": {"Drift": "declaration.identity"},
+    "identity": {"Drift": "declaration.drift"},
     "metadata": {"Functions": "declaration.codec", "_Stored": "declaration.codec"},
     "table": {"BadRow": "embedding.table", "Report": "embedding.table"},
     "value": {"_rebuild": "core.value"},

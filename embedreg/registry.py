@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchema
 
 from embedreg.core import lancedb_hooks
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.core.canonical import OWN_PREFIX
 from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, MissingExtraError, UnknownFunctionError
 from embedreg.security import references
 from embedreg.support.forks import ForkSafeLock
@@ -39,7 +40,6 @@ BUILTINS = {
 ENTRY_POINT_GROUP = "embedreg.functions"
 
 _MODEL = re.compile(r"(?i)minilm|mpnet|bert|^bge-|^e5-|^gte-|-v\d|text-embedding|embed-text")
-_PREFIX = "embedreg:"  # of names in stored declarations that stock LanceDB shall not take for its own
 
 F = TypeVar("F", bound=type[EmbeddingFunction])
 Names: TypeAlias = list[str]  # `list` is a method of the registry
@@ -86,7 +86,7 @@ class EmbeddingFunctionRegistry:
         """
         if isinstance(alias, type):
             return self._register(alias.__name__, alias)
-        if alias is not None and (not isinstance(alias, str) or not alias.strip() or alias.startswith(_PREFIX)):
+        if alias is not None and (not isinstance(alias, str) or not alias.strip() or alias.startswith(OWN_PREFIX)):
             raise ConfigError(f"{alias!r} cannot name a function.", "use a short text such as 'my-embedder'")
 
         def decorate(cls: Any) -> Any:
@@ -125,7 +125,7 @@ class EmbeddingFunctionRegistry:
         """
         if not isinstance(name, str):
             raise UnknownFunctionError(f"a function's name is a str, not {type(name).__name__}.", "get('hashing')")
-        name = name.removeprefix(_PREFIX)
+        name = name.removeprefix(OWN_PREFIX)
         with self._lock:
             if (known := self._registered.get(name)) is not None:
                 return known
@@ -205,7 +205,7 @@ class EmbeddingFunctionRegistry:
             UnknownFunctionError, DuplicateFunctionError, MissingExtraError: as `get`.
         """
         cls = self.get(name)
-        alias = name.removeprefix(_PREFIX)
+        alias = name.removeprefix(OWN_PREFIX)
         missing = [module for module in cls.traits.requires if not importable(module)]
         return {
             "name": alias,
@@ -257,7 +257,7 @@ class EmbeddingFunctionRegistry:
         """
         from embedreg.declaration import codec as form
 
-        return form.parse(metadata)
+        return form.parse(metadata, self.get)
 
     def function_to_metadata(self, conf: EmbeddingFunctionConfig) -> dict[str, Any]:
         """Return the stored form of one declaration."""

@@ -17,11 +17,13 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from embedreg.core import lancedb_hooks
 from embedreg.core.fields import copied, names_by_key, refuse_unknown, runtime_fields, sensitive_fields
+from embedreg.core.held import verify_first
 from embedreg.core.instances import building, state_of
 from embedreg.core.value import Value
 from embedreg.core.vouched import vouch
 from embedreg.errors import ConfigError
 from embedreg.security.redaction import called
+from embedreg.support.threads import off_the_loop
 
 if TYPE_CHECKING:
     from typing import Self
@@ -151,9 +153,7 @@ class EmbeddingFunction(Value, ABC):
 
     async def acompute_query_embeddings(self, query: Any) -> Any:
         """Embed a query as `compute_query_embeddings_with_retry` does, without blocking the event loop."""
-        from embedreg.runtime.vectors import queries
-
-        return await queries.acompute(self, query)
+        return await off_the_loop(_compute_checked, self, query)
 
     def _with_retry(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self.traits.retry or self.max_retries == 0:
@@ -203,6 +203,11 @@ class EmbeddingFunction(Value, ABC):
     def from_metadata(self) -> bool:
         """Whether stored metadata asked for this instance, and nobody here vouched for it: no local lookups then."""
         return state_of(self).origin == "metadata"
+
+
+def _compute_checked(function: EmbeddingFunction, query: Any) -> Any:
+    verify_first(function)
+    return function.compute_query_embeddings_with_retry(query)
 
 
 class TextEmbeddingFunction(EmbeddingFunction):
@@ -256,12 +261,6 @@ def metric_of(function: EmbeddingFunction) -> Metric:
         if stated in typing.get_args(Metric):
             return cast("Metric", stated)
     return cls.traits.metric
-
-
-def registered_name(cls: type[EmbeddingFunction]) -> str | None:
-    """Return the name that a class itself was registered under; an unregistered subclass has none of its parent's."""
-    alias = cls.__dict__.get("__embedding_function_registry_alias__")
-    return alias if isinstance(alias, str) else None
 
 
 def from_stored(

@@ -15,7 +15,19 @@ from embedreg.support.strict_json import jsonable
 if TYPE_CHECKING:
     from embedreg.core.configured import Configured
 
-__all__ = ["MODEL_FIELDS", "canonical", "defaults", "effective", "semantic_config"]
+__all__ = [
+    "MODEL_FIELDS",
+    "OWN_PREFIX",
+    "canonical",
+    "defaults",
+    "effective",
+    "persisted_name",
+    "registered_name",
+    "semantic_config",
+]
+
+OWN_PREFIX = "embedreg:"
+"""Of names in stored declarations that stock LanceDB shall not take for its own."""
 
 MODEL_FIELDS = ("name", "model", "model_name", "model_id", "pretrained")
 """Where a class keeps which model it runs: a hub's name, a local folder or a file of weights."""
@@ -69,3 +81,25 @@ def canonical(cls: type[Any], config: Mapping[str, Any]) -> str:
     runtime, sensitive = runtime_fields(cls), sensitive_fields(cls)
     kept = {k: v for k, v in config.items() if k not in runtime and not (k in sensitive and v is None)}
     return json.dumps(kept, sort_keys=True, default=repr)
+
+
+def registered_name(cls: type[Any]) -> str | None:
+    """Return the name that a class itself was registered under; an unregistered subclass has none of its parent's."""
+    alias = cls.__dict__.get("__embedding_function_registry_alias__")
+    return alias if isinstance(alias, str) else None
+
+
+def persisted_name(function: Configured) -> str | None:
+    """Return the name an entry is stored under.
+
+    A built-in that carries a field stock LanceDB's function of that name would ignore is stored as
+    `embedreg:<name>`, so that stock LanceDB fails instead of writing other vectors of the same width.
+    """
+    cls: type[Any] = type(function)
+    alias = registered_name(cls)
+    stock = cls.traits.stock_fields
+    if alias is None or stock is None:
+        return alias
+    usual = defaults(cls)
+    own = (k for k, v in semantic_config(function).items() if k not in stock and v != usual.get(k))
+    return alias if next(own, None) is None else f"{OWN_PREFIX}{alias}"

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
@@ -23,12 +23,13 @@ from embedreg.support import containers
 if TYPE_CHECKING:
     from embedreg.core.configured import Configured
 
-__all__ = ["Origin", "State", "building", "held_secrets", "keep", "read", "secret_values", "state_of"]
+__all__ = ["Origin", "State", "building", "held_secrets", "keep", "read", "secret_values", "shared", "state_of"]
 
 Origin: TypeAlias = Literal["user", "metadata", "pickle"]
 _TELLING = 8  # characters; a shorter secret may be part of another value by chance
 _get = object.__getattribute__
 _gathering = threading.local()
+_AnyInstance = TypeVar("_AnyInstance")
 
 
 @dataclass(slots=True)
@@ -302,3 +303,15 @@ def same(one: Any, other: Any) -> bool:
         return bool(one == other)
     except ValueError:
         return False
+
+
+def shared(value: _AnyInstance) -> _AnyInstance:
+    """Return another instance that shares everything with one: what either loads or is assigned, both have."""
+    twin: _AnyInstance = object.__new__(type(value))
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot != "__weakref__" and hasattr(value, slot):
+                object.__setattr__(twin, slot, _get(value, slot))
+    object.__setattr__(twin, "__dict__", _get(value, "__dict__"))
+    return twin

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from cachetools import cached, cachedmethod
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, PrivateAttr, ValidationError
@@ -19,7 +19,9 @@ from pydantic_core import CoreSchema, from_json
 
 from embedreg.core import fields as config_
 from embedreg.core import instances, showing
+from embedreg.core.canonical import persisted_name
 from embedreg.core.fields import copied, names_by_key, sensitive_fields
+from embedreg.core.held import declared_for, held_to
 from embedreg.core.instances import Origin, State, state_of
 from embedreg.core.vouched import settle
 from embedreg.errors import ConfigError, EmbedregError, HardcodedSecretError
@@ -28,7 +30,6 @@ from embedreg.security import redaction, references
 if TYPE_CHECKING:
     from typing import Self
 
-    from embedreg.core.base import EmbeddingFunction
     from embedreg.security.variables import Binding
 
 __all__ = ["Value"]
@@ -56,7 +57,6 @@ _CACHED = tuple(
 )
 _ALIAS = "__embedding_function_registry_alias__"
 _get = object.__getattribute__
-_Any = TypeVar("_Any", bound="Value")
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
@@ -203,9 +203,7 @@ class Value(BaseModel):
         if name in _get(self, "__class__").__pydantic_fields__:
             return instances.read(self, name, value)
         if name == _ALIAS:
-            from embedreg.declaration import codec
-
-            return codec.persisted_name(cast("EmbeddingFunction", self))
+            return persisted_name(self)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -265,8 +263,6 @@ class Value(BaseModel):
         return hash((type(self), config_.freeze(self.raw_fields())))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from embedreg.declaration import identity
-
         state = state_of(self)
         passed = state.passed or ((), {})
         fields = self.raw_fields()
@@ -278,7 +274,7 @@ class Value(BaseModel):
             state.alias,
             state.unknown,
             self._declared,
-            identity.declared_for(cast("EmbeddingFunction", self)),
+            declared_for(self),
         )
         return _rebuild, (type(self), passed, fields, references.variables.bindings(names), how)
 
@@ -379,7 +375,7 @@ def _rebuild(
     """Unpickle or copy: through `__init__`, with fields that were assigned later laid over it."""
     references.variables.adopt(bindings)
     origin: Origin
-    origin, alias, unknown, declared, held_to = how
+    origin, alias, unknown, declared, column = how
     args, config = copied(passed)
     with instances.building(cls, "metadata" if origin == "metadata" else "pickle", alias, unknown):
         instance = cls(*args, **config)
@@ -388,23 +384,7 @@ def _rebuild(
     for name, value in fields.items():
         if name not in built or not instances.same(built[name], value):
             instances.overlay(instance, name, copied(value))
-    if held_to is not None:
-        from embedreg.declaration import identity
-
-        return identity.held_to(cast("EmbeddingFunction", instance), held_to)
-    return instance
-
-
-def shared(value: _Any) -> _Any:
-    """Return another instance that shares everything with one: what either loads or is assigned, both have."""
-    twin: _Any = object.__new__(type(value))
-    for cls in type(value).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            if slot != "__weakref__" and hasattr(value, slot):
-                object.__setattr__(twin, slot, _get(value, slot))
-    object.__setattr__(twin, "__dict__", _get(value, "__dict__"))
-    return twin
+    return instance if column is None else held_to(instance, column)
 
 
 def _extra_or_private(self: Value, name: str) -> Any:

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from embedreg.core import base, vouched
+from embedreg.core import base, held, vouched
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
-from embedreg.core.canonical import canonical, defaults, effective, semantic_config
+from embedreg.core.canonical import (
+    OWN_PREFIX,
+    canonical,
+    effective,
+    persisted_name,
+    registered_name,
+    semantic_config,
+)
 from embedreg.core.fields import names_by_key, runtime_fields, secret_values
 from embedreg.core.instances import state_of
 from embedreg.core.lancedb_hooks import unwrap
@@ -52,7 +59,6 @@ __all__ = [
     "entry_of",
     "parse",
     "persisted_model",
-    "persisted_name",
     "rebuild",
     "recorded",
     "refuse_twice",
@@ -62,7 +68,6 @@ __all__ = [
 ]
 
 LEARNT = ("probe", "identity")
-_PREFIX = f"{RESERVED}:"
 
 
 class Functions(dict[str, EmbeddingFunctionConfig]):
@@ -139,37 +144,36 @@ def declared_by(config: Any) -> dict[str, Any]:
 # -- rebuilding --------------------------------------------------------------------------------------------------------
 
 
-def parse(metadata: Mapping[Any, Any] | None) -> Functions:
+def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[EmbeddingFunction]]) -> Functions:
     """Rebuild the declared functions: LanceDB's `parse_functions`.
 
+    Args:
+        metadata: of the schema.
+        get: returns the class of a name, as a registry's `get`.
     Raises:
         MetadataError: the metadata as a whole cannot be read. One entry's problem never blocks the others.
     """
-    from embedreg.declaration import identity
-
     functions = Functions(entries(metadata))
     for column, entry in functions.entries.items():
         try:
-            function, notes = build(entry)
+            function, notes = build(entry, get)
         except EmbedregError as exc:
             functions.problems[column] = exc
             continue
         if entry.newer:
             notes.append("a later embedreg wrote this declaration; some of what it says may not be known here")
-        functions[column] = _Stored(entry, identity.held_to(function, entry.reserved))
+        functions[column] = _Stored(entry, held.held_to(function, entry.reserved))
         if notes:
             functions.noted[column] = notes
     return functions
 
 
-def build(entry: Entry) -> tuple[EmbeddingFunction, list[str]]:
+def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[EmbeddingFunction, list[str]]:
     """Rebuild one function under the trust rules: the instance this process vouched for, else a new one.
 
     Raises:
         EmbedregError: the class is not installed, the configuration is refused, or it is not trusted.
     """
-    from embedreg.registry import get_registry
-
     where = f"column {shown(entry.vector_column)}"
     if not entry.name:
         raise MetadataError(
@@ -177,11 +181,11 @@ def build(entry: Entry) -> tuple[EmbeddingFunction, list[str]]:
             "an alias.",
             "register the class with an alias and declare the column anew: fn.bind(source, vector)",
         ).for_shell("register the class with an alias, import it with --import, and declare it: embedreg attach --help")
-    alias = entry.name.removeprefix(_PREFIX)
-    if alias.startswith(_PREFIX) or len(alias) > 4 * SHOWN:
+    alias = entry.name.removeprefix(OWN_PREFIX)
+    if alias.startswith(OWN_PREFIX) or len(alias) > 4 * SHOWN:
         raise UnknownFunctionError(f"{where}: no function can be called {shown(entry.name)}.", "inspect the metadata")
     try:
-        cls = get_registry().get(alias)
+        cls = get(alias)
     except UnknownFunctionError as exc:
         raise UnknownFunctionError(f"{where}: {exc.message}", exc.hint).with_shell_hint_of(exc) from None
     except EmbedregError:
@@ -294,22 +298,6 @@ def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tup
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def persisted_name(function: EmbeddingFunction) -> str | None:
-    """Return the name an entry is stored under.
-
-    A built-in that carries a field stock LanceDB's function of that name would ignore is stored as
-    `embedreg:<name>`, so that stock LanceDB fails instead of writing other vectors of the same width.
-    """
-    cls = type(function)
-    alias = base.registered_name(cls)
-    stock = cls.traits.stock_fields
-    if alias is None or stock is None:
-        return alias
-    usual = defaults(cls)
-    own = (k for k, v in semantic_config(function).items() if k not in stock and v != usual.get(k))
-    return alias if next(own, None) is None else f"{_PREFIX}{alias}"
-
-
 def persisted_model(function: EmbeddingFunction, *, written: bool = True) -> dict[str, Any]:
     """Return the stored configuration: every semantic field's effective value, references unresolved, and what
     readers should know under the reserved key.
@@ -324,7 +312,7 @@ def persisted_model(function: EmbeddingFunction, *, written: bool = True) -> dic
             JSON form.
     """
     cls = type(function)
-    if base.registered_name(cls) is None:
+    if registered_name(cls) is None:
         raise ConfigError(
             f"{cls.__name__} is not registered, so a stored table could not be read back.",
             f"put @register('...') above {cls.__name__}",
@@ -365,18 +353,18 @@ def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[s
     Raises:
         ConfigError: the function says something of its vectors that has no JSON form.
     """
-    from embedreg.declaration import identity
+    from embedreg.declaration.fingerprint import fingerprint, producer
 
     learnt: dict[str, Any] = {}
     if written:
-        learnt = {"producer": identity.producer(function), **identity.learnt(function)}
+        learnt = {"producer": producer(function), **held.learnt(function)}
         learnt |= {k: v for k, v in function._declared.items() if k in LEARNT}
     made = {
         "format": FORMAT,
         "ndims": stated_ndims(function),
         **function.vector_traits(),
         "metric": base.metric_of(function),
-        "fingerprint": identity.fingerprint(function),
+        "fingerprint": fingerprint(function),
         **learnt,
     }
     try:
@@ -458,11 +446,11 @@ def _text(config: Any, before: Entry | None, written: bool) -> str:
     entry = entry_behind(config) or before
     if entry is None or not _repeats(config, entry):
         return strict_json.dumps({**entry_of(config, written=written), **(entry.extra if entry is not None else {})})
-    from embedreg.declaration import identity
+    from embedreg.declaration.fingerprint import producer
 
-    learnt = identity.learnt(unwrap(config.function))
+    learnt = held.learnt(unwrap(config.function))
     if learnt and "producer" not in entry.reserved:
-        learnt["producer"] = identity.producer(unwrap(config.function))
+        learnt["producer"] = producer(unwrap(config.function))
     # Another writer's entry stays as it is: what it leaves out has that writer's meaning. So does a newer format.
     if not learnt or not entry.reserved or entry.newer or entry.reserved.get("probe"):
         return entry.raw

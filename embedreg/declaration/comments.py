@@ -9,13 +9,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from embedreg.declaration import codec
-from embedreg.declaration.codec import Functions
 from embedreg.declaration.entries import KEY, Entry, entries
 from embedreg.errors import MetadataError
 from embedreg.support.strict_json import MAX_CHARACTERS
 
-__all__ = ["comment_of", "functions_in_comments", "metadata_in_comments", "one_line"]
+__all__ = ["comment_of", "metadata_in_comments", "one_line"]
 
 MARK = f"{KEY}="
 
@@ -35,22 +33,11 @@ def one_line(entry: Entry) -> str:
     return json.dumps(json.loads(entry.raw), separators=(",", ":"))
 
 
-def functions_in_comments(comments: Iterable[str | None]) -> Functions:
-    """Find the functions that column comments declare: {vector column: declaration}.
-
-    Args:
-        comments: the comments of a table's columns, in any order; those that declare nothing are skipped.
-    Raises:
-        MetadataError: a declaration that cannot be read, or two for one vector column.
-    """
-    return codec.parse(metadata_in_comments(comments))
-
-
 def metadata_in_comments(comments: Iterable[str | None]) -> dict[str, Any]:
     """Return the declarations of column comments as schema metadata; empty where there are none.
 
     Raises:
-        MetadataError: as `functions_in_comments`.
+        MetadataError: a declaration that cannot be read, or two for one vector column.
     """
     found: list[str] = []
     length = 0

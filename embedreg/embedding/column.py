@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from embedreg.arrow import inputs
 from embedreg.arrow.vectors import Embedded, as_matrix, zero_rows
 from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, metric_of
-from embedreg.declaration import identity
+from embedreg.declaration import drift
 from embedreg.errors import BadRowsError, ConfigError, InputError, RowError
 from embedreg.runtime import progress
 from embedreg.runtime.vectors import disk
-from embedreg.security.redaction import called, guarded, redact
+from embedreg.security.redaction import guarded, redact
 from embedreg.support.display import plain
-from embedreg.support.retry import call_with_retry, is_outage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +53,6 @@ def embed_column(
     *,
     zero_vectors: ZeroVectors | None = None,
     on_window: Callable[[int], None] | None = None,
-    probing: bool = False,
     declared: Mapping[str, Any] | None = None,
 ) -> Embedded:
     """Embed one column: nulls and blanks never reach the model, equal inputs reach it once.
@@ -66,8 +64,7 @@ def embed_column(
         zero_vectors: what becomes of a vector of zeros; see `zero_policy`.
         on_window: called with the number of rows that each window of work settled, and within a window with those of
             each batch, where the function runs on embedreg's runtime.
-        probing: for the drift check itself, which must not check again.
-        declared: what is recorded of the column that they are for; by default as of `identity.verify_once`.
+        declared: what is recorded of the column that they are for; by default as of `drift.verify_once`.
     Returns:
         (n, d) vectors, which of them are valid, and why the others are not.
     Raises:
@@ -77,14 +74,13 @@ def embed_column(
     """
     import numpy as np
 
-    if not probing:
-        identity.verify_once(function, declared)
+    drift.verify_once(function, declared)
     distinct, index = distinct_inputs(inputs.column_of(values, function.traits.modality))
     counts = np.bincount(index[index >= 0], minlength=len(distinct)) if len(distinct) else np.zeros(0, np.int64)
     if on_window is not None and (blank := int((index < 0).sum())):
         on_window(blank)
-    zeros = "keep" if probing else zero_policy(function, zero_vectors)
-    made = _windows(function, distinct, role, zeros, on_window, counts, probing, None)
+    zeros = zero_policy(function, zero_vectors)
+    made = _windows(function, distinct, role, zeros, on_window, counts, None)
     return made.laid_out(index)
 
 
@@ -108,9 +104,9 @@ def embed_distinct(
     """
     import numpy as np
 
-    identity.verify_once(function)
+    drift.verify_once(function)
     zeros = zero_policy(function, zero_vectors)
-    return _windows(function, distinct, role, zeros, on_window, np.ones(len(distinct), np.int64), False, empty)
+    return _windows(function, distinct, role, zeros, on_window, np.ones(len(distinct), np.int64), empty)
 
 
 def zero_policy(function: EmbeddingFunction, zero_vectors: ZeroVectors | None) -> ZeroVectors:
@@ -169,7 +165,6 @@ def _windows(
     zeros: ZeroVectors,
     on_window: Callable[[int], None] | None,
     counts: np.ndarray,
-    probing: bool,
     empty: Callable[[int, int], np.ndarray] | None,
 ) -> Embedded:
     """Embed distinct inputs, each of which stands for `counts` rows, a window at a time."""
@@ -178,11 +173,11 @@ def _windows(
     m, ndims = len(distinct), function.ndims()
     matrix = np.empty((m, ndims), np.float32) if empty is None else empty(m, ndims)
     made = Embedded(matrix, np.zeros(m, bool), distinct=m)
-    call = functools.partial(_compute, function, role, ndims, probing)
+    call = functools.partial(_compute, function, role, ndims)
     for start in range(0, m, function.traits.window):
         window = distinct[start : start + function.traits.window]
         with _told(on_window, counts[start : start + len(window)]):
-            (rows, ok, why), known = _embed(function, role, ndims, window, call, probing)
+            (rows, ok, why), known = _embed(function, role, ndims, window, call)
         made.cached += known
         stop = start + len(window)
         made.matrix[start:stop], made.valid[start:stop] = rows, ok
@@ -205,7 +200,7 @@ def embed_query(
         function: an embedding function.
         query: a text, or what else the function searches by.
         zero_vectors: "keep" returns a vector of zeros, else it is none; see `zero_policy`.
-        declared: what is recorded of the column that is searched; by default as of `identity.verify_once`.
+        declared: what is recorded of the column that is searched; by default as of `drift.verify_once`.
     Returns:
         (d,) float32.
     Raises:
@@ -217,7 +212,7 @@ def embed_query(
         raise InputError("the query is empty.", "search for some text")
     _refuse_several(function, query)
     zeros = zero_policy(function, zero_vectors)
-    identity.verify_once(function, declared)
+    drift.verify_once(function, declared)
     call = function.compute_query_embeddings_with_retry
     (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], lambda some: call(some[0]))
     if valid[0] and zeros != "keep" and len(zero_rows(rows)):
@@ -269,7 +264,7 @@ def _told(on_window: Callable[[int], None] | None, counts: np.ndarray) -> Iterat
 
 
 def _embed(
-    function: EmbeddingFunction, role: Role, ndims: int, window: Any, call: Callable[[Any], Any], probing: bool = False
+    function: EmbeddingFunction, role: Role, ndims: int, window: Any, call: Callable[[Any], Any]
 ) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
     """Call a function with what an open vector cache does not know of a window, and check what it returns.
 
@@ -284,7 +279,7 @@ def _embed(
         rows, valid, why = _checked(function, call, some, ndims)
         return rows, valid, _in_words(function, why) if why else why
 
-    cache = None if probing else disk.current()
+    cache = disk.current()
 
     def through(some: Any) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
         return (compute(some), 0) if cache is None else cache.through(function, role, ndims, some, compute)
@@ -313,7 +308,7 @@ def _checked(
 def _answers(function: EmbeddingFunction) -> bool:
     """Say whether a function gives a finite vector for the probe's input."""
     try:
-        return identity.probe_vector(function) is not None
+        return drift.probe_vector(function) is not None
     except Exception:  # noqa: BLE001  # whatever it is: the function does not answer
         return False
 
@@ -380,11 +375,7 @@ def _decodes(text: bytes) -> bool:
     return True
 
 
-def _compute(function: EmbeddingFunction, role: Role, ndims: int, probing: bool, window: Any) -> Any:
-    if probing and function.traits.retry and role == "source":
-        # an error of a kind that nobody knows may come of the probe itself: the rows are tried again, not this
-        call, retries = function.compute_source_embeddings, function.max_retries
-        return call_with_retry(call, window, max_retries=retries, called=called(function), transient=is_outage)
+def _compute(function: EmbeddingFunction, role: Role, ndims: int, window: Any) -> Any:
     if role == "source" or type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
         return function.compute_source_embeddings_with_retry(window)
     found: list[Any] = []

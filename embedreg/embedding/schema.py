@@ -31,6 +31,7 @@ from embedreg.core import lancedb_hooks
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.lancedb_hooks import EXPLICIT, SOURCE, VECTOR
 from embedreg.errors import SchemaError
+from embedreg.registry import get_registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -393,7 +394,7 @@ def resolve(schema: Any) -> Resolved:
         return schema
     pa = sys.modules.get("pyarrow")
     if pa is not None and isinstance(schema, pa.Schema):
-        functions = codec.parse(schema.metadata)
+        functions = get_registry().parse_functions(schema.metadata)
         configs = [functions[column] for column in functions.entries]
         for config in configs:
             if config.vector_column in schema.names and hasattr(

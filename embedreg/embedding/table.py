@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedreg.arrow import casting, inputs
 from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
 from embedreg.core.base import EmbeddingFunctionConfig
-from embedreg.declaration import codec, identity
+from embedreg.declaration import codec, drift
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import (
     NOT_UNICODE,
@@ -29,6 +30,7 @@ from embedreg.errors import (
     MissingColumnError,
     SchemaError,
 )
+from embedreg.registry import get_registry
 from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
@@ -111,7 +113,7 @@ def embed_table(
     made = pa.Table.from_batches(batches, plan.schema)
     if report.embedded > before:
         for config in plan.configs:
-            identity.learn(config.function, plan.recorded(config))
+            drift.learn(config.function, plan.recorded(config))
         made = made.replace_schema_metadata(plan.declare(plan.schema).metadata)
     return made
 
@@ -186,7 +188,7 @@ def _stream(
         total, batches = table.num_rows, iter(table.to_batches())
     stored = codec.Functions(codec.entries(own.metadata))
     if schema is None or stored.entries:
-        stored = codec.parse(own.metadata)
+        stored = get_registry().parse_functions(own.metadata)
     if schema is None:
         configs = [stored[column] for column in stored.entries]
     if not configs:
@@ -251,7 +253,7 @@ class _Plan:
             fields[config.vector_column] = self._vector_field(config, declared, fields.get(config.vector_column))
             if config.vector_column not in own.names and total != 0:
                 # it is going to be run anyway; given vectors need no model
-                identity.learn(config.function, self.recorded(config))
+                drift.learn(config.function, self.recorded(config))
         self.schema = self.declare(pa.schema(list(fields.values()), metadata=own.metadata))
 
     def declare(self, schema: pa.Schema) -> pa.Schema:
@@ -274,14 +276,14 @@ class _Plan:
             return
         stored = self.stored.get(config.vector_column)
         if not codec.says_same(config, entry) and (
-            stored is None or identity.fingerprint(stored.function) != identity.fingerprint(config.function)
+            stored is None or fingerprint(stored.function) != fingerprint(config.function)
         ):
             raise DriftError(
                 f"column {config.vector_column!r} already holds vectors of {entry.name!r} with another configuration.",
                 "drop the column to embed it anew, or write to another one: "
                 f"fn.bind({config.source_column!r}, {config.vector_column + '_2'!r})",
             ).for_shell(f"write to another column: --vector {shlex.quote(config.vector_column + '_2')}")
-        identity.verify_once(config.function, entry.reserved)
+        drift.verify_once(config.function, entry.reserved)
         self._unmixed.add(config.vector_column)
 
     @staticmethod

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from embedreg.arrow.vectors import given_vectors
+from embedreg.core import canonical
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
-from embedreg.declaration import codec, identity, manifest, parquet_footer
+from embedreg.declaration import codec, drift, manifest, parquet_footer
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import embed_column
 from embedreg.errors import (
@@ -25,6 +26,7 @@ from embedreg.errors import (
     StorageError,
 )
 from embedreg.inspection import locate
+from embedreg.runtime.vectors import disk
 from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ def attach(
     _refuse_other_vectors(cosines, rows, declaration)
     written = None
     if not known:
-        identity.learn(declaration.function, {})
+        drift.learn(declaration.function, {})
         kind = found.schema.field(declaration.vector_column).type
         typed = EmbeddingFunctionConfig(
             source_column=declaration.source_column,
@@ -150,7 +152,8 @@ def _compare(
         pieces.append(piece.filter(pc.and_(piece[source].is_valid(), piece[vector].is_valid())))
     rows = pa.concat_tables(pieces, promote_options="permissive")
     rows = rows.take(np.random.default_rng(seed).permutation(len(rows))[:sample]).combine_chunks()
-    made = embed_column(declaration.function, rows[source], probing=True)  # anew: not from a vector cache
+    with disk.paused():  # the vectors are made anew
+        made = embed_column(declaration.function, rows[source], zero_vectors="keep")
     blank = ~made.valid
     blank[list(made.reasons)] = False
     if blank.all():
@@ -170,8 +173,8 @@ def _compare(
 def _refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration: EmbeddingFunctionConfig) -> None:
     import numpy as np
 
-    name = codec.persisted_name(declaration.function)
-    other = cosines < identity.PROBE_COSINE
+    name = canonical.persisted_name(declaration.function)
+    other = cosines < drift.PROBE_COSINE
     if other.any():
         raise DriftError(
             f"{int(other.sum())} of {len(cosines)} sampled rows have other vectors than {name!r} gives: cosine "
@@ -179,7 +182,7 @@ def _refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration:
             "another model, setting or prompt made them, or the texts were changed since; embed the data anew with "
             "`embedreg embed`",
         )
-    longer = lengths > identity.PROBE_LENGTH
+    longer = lengths > drift.PROBE_LENGTH
     if metric_of(declaration.function) != "cosine" and longer.any():
         raise DriftError(
             f"{int(longer.sum())} of {len(cosines)} sampled rows have vectors of another length than {name!r} gives: "

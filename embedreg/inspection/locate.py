@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel
 
 from embedreg.core.fields import sensitive_fields
-from embedreg.declaration import codec, identity, manifest
+from embedreg.declaration import codec, drift, manifest
 from embedreg.declaration.codec import Entry, Functions
-from embedreg.declaration.identity import Drift
+from embedreg.declaration.comments import metadata_in_comments
+from embedreg.declaration.drift import Drift
 from embedreg.errors import EmbedregError, InputError, MetadataError, StorageError
+from embedreg.registry import get_registry
 from embedreg.security import references
 from embedreg.security.sensitive import items_judged
 from embedreg.support.display import plain
 
-__all__ = ["check_drift", "data_files", "file_schema", "functions_in", "inspect", "is_data", "metadata_of"]
+__all__ = [
+    "check_drift",
+    "data_files",
+    "file_schema",
+    "functions_in",
+    "functions_in_comments",
+    "inspect",
+    "is_data",
+    "metadata_of",
+]
 
 RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
@@ -45,10 +56,21 @@ def functions_in(data: Any) -> Functions:
     if isinstance(data, type) and hasattr(data, "to_arrow_schema"):
         return _of_class(data)
     found = metadata_of(data)
-    functions = codec.parse(found)
+    functions = get_registry().parse_functions(found)
     for column, note in getattr(found, "notes", {}).items():
         functions.noted.setdefault(column, []).append(note)
     return functions
+
+
+def functions_in_comments(comments: Iterable[str | None]) -> Functions:
+    """Find the functions that column comments declare: {vector column: declaration}.
+
+    Args:
+        comments: the comments of a table's columns, in any order; those that declare nothing are skipped.
+    Raises:
+        MetadataError: a declaration that cannot be read, or two for one vector column.
+    """
+    return get_registry().parse_functions(metadata_in_comments(comments))
 
 
 def _of_class(model: Any) -> Functions:
@@ -252,7 +274,7 @@ def check_drift(data: Any) -> list[Drift]:
     drifts = []
     for column, entry in functions.entries.items():
         try:
-            drifts.append(identity.compare(functions[column].function, entry.reserved, column))
+            drifts.append(drift.compare(functions[column].function, entry.reserved, column))
         except EmbedregError as exc:
             drifts.append(Drift(column, "unknown", (exc.message,)))
     return drifts

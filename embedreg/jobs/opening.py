@@ -15,7 +15,8 @@ from embedreg.datasets.places import Kind, Place, Target
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.sources import Known, Source, open_source
 from embedreg.datasets.storage import SCRATCH
-from embedreg.declaration import codec, identity, manifest
+from embedreg.declaration import codec, drift, manifest
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors, zero_policy
 from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, embed_batches
@@ -28,6 +29,7 @@ from embedreg.jobs.pieces import PIECE_ROWS, Outcome, Piece, cut_up, well_named
 from embedreg.jobs.sinks import Sink, sink_for
 from embedreg.jobs.stored import Done, is_output, refused, schema_of
 from embedreg.jobs.work import JobSpec
+from embedreg.registry import get_registry
 from embedreg.support.atomic import remove_empty
 from embedreg.support.display import plain
 from embedreg.support.strict_json import Malformed
@@ -382,7 +384,7 @@ def _declared(source: Source, declaration: Any) -> list[EmbeddingFunctionConfig]
     if declaration is not None:
         configs = schemas.resolve(declaration)[1]
     else:
-        stored = codec.parse(source.schema.metadata)
+        stored = get_registry().parse_functions(source.schema.metadata)
         configs = [stored[column] for column in stored.entries]
     if not configs:
         raise MetadataError(
@@ -415,7 +417,7 @@ def _begin(
     _refuse_unwritable(declared, target)
     for config in configs:
         if config.vector_column not in source.schema.names and source.rows != 0:
-            identity.learn(config.function, codec.declared_by(config))
+            drift.learn(config.function, codec.declared_by(config))
     rows = piece_rows or PIECE_ROWS
     return {
         "schema": embed_batches(_no_rows(source.schema), how).schema,
@@ -481,9 +483,7 @@ def _refuse_other(
         raise refused(f"what {target} was begun with", "its schema does not declare its columns")
     for config in configs:
         entry = entries[config.vector_column]
-        same = codec.says_same(config, entry) or entry.reserved.get("fingerprint") == identity.fingerprint(
-            config.function
-        )
+        same = codec.says_same(config, entry) or entry.reserved.get("fingerprint") == fingerprint(config.function)
         if not same or config.source_column != entry.source_column:
             raise DriftError(
                 f"{target} was begun with {entry.name!r} in another configuration: column {config.vector_column!r} "

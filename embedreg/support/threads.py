@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
+import functools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from embedreg.support import forks
 
-__all__ = ["Threads"]
+__all__ = ["Threads", "off_the_loop"]
 
+T = TypeVar("T")
+
+QUERY_THREADS = 4  # queries at a time; more would only compete for the same cores
 KEPT = 8  # idle threads; more end when their call does
 
 
@@ -155,3 +160,19 @@ class Threads:
         self.here = threading.local()
         self._lock = threading.Lock()
         self._idle = []
+
+
+@functools.cache
+def _query_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(QUERY_THREADS, "embedreg-query")
+
+
+forks.in_child(_query_threads.cache_clear)  # a forked child has none of the threads
+
+
+async def off_the_loop(call: Callable[..., T], *args: Any) -> T:
+    """Call something without blocking the event loop, in threads that no other work fills."""
+    import asyncio
+
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_query_threads(), context.run, call, *args)

@@ -66,8 +66,9 @@ def _report(task: dict[str, Any]) -> dict[str, Any]:
 
 def _from_stored(task: dict[str, Any], original: Any) -> dict[str, Any]:
     """Rebuild the function from its declaration, with all that it asks for granted: whom to trust is not tested."""
-    from embedreg.core.base import registered_name
+    from embedreg.core.canonical import registered_name
     from embedreg.declaration import codec
+    from embedreg.registry import get_registry
     from embedreg.security import references
     from embedreg.security.addresses import is_path, parse_host
     from embedreg.security.grants import trust
@@ -81,7 +82,7 @@ def _from_stored(task: dict[str, Any], original: Any) -> dict[str, Any]:
         remote_code=["*"],
         fields=[f"{name}.{field}" for field in fields],
     ):
-        found = codec.parse({codec.KEY: task["declaration"]})
+        found = get_registry().parse_functions({codec.KEY: task["declaration"]})
         if found.problems:
             return {"problem": str(found.problems["vector"])}
         function = found["vector"].function

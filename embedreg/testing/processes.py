@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedreg.core.base import EmbeddingFunction, registered_name
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.canonical import registered_name
 from embedreg.declaration import codec
 from embedreg.security import references
 from embedreg.testing import elsewhere

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from pydantic_core import to_json
 
-from embedreg.core.base import EmbeddingFunction, registered_name
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.canonical import registered_name
 from embedreg.core.fields import sensitive_fields
 from embedreg.declaration import codec
 from embedreg.errors import HardcodedSecretError

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from embedreg.arrow.vectors import Embedded, given_vectors
-from embedreg.core.base import EmbeddingFunction, registered_name
-from embedreg.declaration import codec
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.canonical import registered_name
 from embedreg.embedding.table import embed_table
 from embedreg.registry import get_registry
 from embedreg.security import addresses
@@ -128,7 +128,7 @@ class ValueContract:
             "the vectors in a table and those of the function",
             "return finite vectors within float32's range",
         )
-        declared = codec.parse(table.schema.metadata)["vector"].function
+        declared = get_registry().parse_functions(table.schema.metadata)["vector"].function
         _require_equal(declared, function, "read back from the table")
 
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 
 import embedreg
 from embedreg import get_registry
-from embedreg.core.base import registered_name, runtime_fields
+from embedreg.core.base import runtime_fields
+from embedreg.core.canonical import registered_name
 from embedreg.errors import ConfigError, EmbedregError, MissingVariableError
 from embedreg.security import references
 from tests.function_styles import (

@@ -17,7 +17,8 @@ import pytest
 
 import embedreg
 from embedreg import register
-from embedreg.declaration import codec, comments, identity
+from embedreg.core import held
+from embedreg.declaration import codec, comments, drift
 from embedreg.errors import CallError, DriftError
 from tests.fakes import Lengths, Picky
 from tests.turning import KEY, DotModel, FarModel, Model, changed, made, reserved, wider
@@ -41,9 +42,9 @@ def test_the_first_write_records_the_probe_and_the_models_identity(monkeypatch: 
     assert not {"probe", "identity"} & json.loads(declared)[0]["model"]["embedreg"].keys()
     record = reserved(made())
     vector = np.frombuffer(base64.b64decode(record["probe"]), "<f4")
-    assert vector.tolist() == pytest.approx(Model()._turned(len(identity.PROBE_TEXT)))
+    assert vector.tolist() == pytest.approx(Model()._turned(len(drift.PROBE_TEXT)))
     assert record["identity"] == "sha256:1"
-    assert Model.runs.count(identity.PROBE_TEXT) == 1
+    assert Model.runs.count(drift.PROBE_TEXT) == 1
 
 
 def test_a_table_keeps_the_probe_that_it_was_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +89,7 @@ def test_a_function_that_cannot_embed_the_probe_goes_without() -> None:
 # -- the probe decides -------------------------------------------------------------------------------------------------
 
 
-def verdict(table: pa.Table) -> identity.Drift:
+def verdict(table: pa.Table) -> drift.Drift:
     """Return the only verdict on a table."""
     [drift] = embedreg.check_drift(table)
     return drift
@@ -287,10 +288,10 @@ def test_the_probe_is_run_once_however_many_threads_ask(monkeypatch: pytest.Monk
     monkeypatch.setattr(Model, "generate_embeddings", slowly)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: embedreg.embed_query(function, "q"), range(16)))
-    assert Model.runs.count(identity.PROBE_TEXT) == 1
-    assert Model.runs[0] == identity.PROBE_TEXT
+    assert Model.runs.count(drift.PROBE_TEXT) == 1
+    assert Model.runs[0] == drift.PROBE_TEXT
     embedreg.embed_query(function, "q")
-    assert Model.runs.count(identity.PROBE_TEXT) == 1
+    assert Model.runs.count(drift.PROBE_TEXT) == 1
 
 
 def test_a_function_that_embeds_with_others_in_threads_does_not_lock() -> None:
@@ -328,9 +329,9 @@ def test_remote_functions_are_checked_when_asked_for_only() -> None:
     Model.runs.clear()
     embedreg.embed_query(function, "q")
     embedreg.embed_table(wider(table))
-    assert identity.PROBE_TEXT not in Model.runs
+    assert drift.PROBE_TEXT not in Model.runs
     assert verdict(table).verdict == "same"
-    assert Model.runs.count(identity.PROBE_TEXT) == 1
+    assert Model.runs.count(drift.PROBE_TEXT) == 1
 
 
 def test_a_created_remote_function_is_not_probed_again_for_a_table_that_has_a_probe() -> None:
@@ -340,18 +341,18 @@ def test_a_created_remote_function_is_not_probed_again_for_a_table_that_has_a_pr
     Model.runs.clear()
     embedreg.embed_table(wider(table), mine.bind("text", "vector"))
     embedreg.embed_table(wider(table))
-    assert identity.PROBE_TEXT not in Model.runs
+    assert drift.PROBE_TEXT not in Model.runs
 
 
 def test_what_is_known_of_a_function_ends_with_it() -> None:
     """Nothing is kept of instances that are gone, nor carried into a copy."""
     function = Lengths()
     made(function)
-    assert identity.learnt(function)
-    before = len(identity._states)
+    assert held.learnt(function)
+    before = len(held._states)
     del function
-    assert len(identity._states) < before
-    assert identity.learnt(Lengths()) == {}
+    assert len(held._states) < before
+    assert held.learnt(Lengths()) == {}
 
 
 def test_two_tables_that_disagree_do_not_speak_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,5 +406,5 @@ def test_an_agreeing_probe_gives_the_very_instance() -> None:
     assert first.max_retries == 5
     embedreg.embed_query(first, "a")
     assert embedreg.functions_in(table)["vector"].function is own
-    identity.forget(own)
+    held.forget(own)
     assert embedreg.functions_in(table)["vector"].function is not own

@@ -10,14 +10,14 @@ import pytest
 
 import embedreg
 from embedreg import register
-from embedreg.declaration.identity import fingerprint
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.errors import ConfigError
 from tests.turning import FarModel, Model
 
 ACROSS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from embedreg.declaration.identity import fingerprint
+from embedreg.declaration.fingerprint import fingerprint
 from tests.turning import Model
 print(fingerprint(Model(labels={"a", "b", "c", "dd", "eee"}, prompts={"q": "1", "d": "2"})))
 """

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import embedreg
 from embedreg import get_registry
 from embedreg.declaration import manifest
-from embedreg.declaration.comments import functions_in_comments
 from embedreg.declaration.parquet_footer import write_metadata
 from embedreg.errors import EmbedregError, StorageError
+from embedreg.inspection.locate import functions_in_comments
 from tests.watched import nothing_touched
 
 NAMES = [

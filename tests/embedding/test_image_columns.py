@@ -20,7 +20,8 @@ from PIL import Image
 import embedreg
 from embedreg import EmbeddingFunction, Report, Traits, allow_images, embed_column, embed_query, embed_table, register
 from embedreg.arrow.inputs import column_of
-from embedreg.declaration import identity
+from embedreg.core import held
+from embedreg.declaration import drift
 from embedreg.embedding.column import distinct_inputs
 from embedreg.errors import BadRowsError, InputError
 from tests.bad_images import bad_images, broken_exif
@@ -328,17 +329,17 @@ print(int(np.argmin([np.abs(query - row).max() for row in table["vector"].to_pyl
 
 def test_image_functions_have_a_probe(function: PixelMeans) -> None:
     """A fixed picture is what tells, years later, whether this is still the function that made the vectors."""
-    probe = identity.probe_vector(function)
+    probe = drift.probe_vector(function)
     assert probe is not None
-    assert Image.open(io.BytesIO(identity.PROBE_IMAGE)).size == (8, 8)
-    assert np.allclose(probe, cell_means(Image.open(io.BytesIO(identity.PROBE_IMAGE)).convert("RGB")))
+    assert Image.open(io.BytesIO(drift.PROBE_IMAGE)).size == (8, 8)
+    assert np.allclose(probe, cell_means(Image.open(io.BytesIO(drift.PROBE_IMAGE)).convert("RGB")))
     table = embed_table({"image": FILES}, function.bind("image", "vector"))
     other = embedreg.get("pixel-means").create(gain=-1.0)
-    [drift] = embedreg.check_drift(table)
-    assert drift.verdict == "same"
-    identity.forget(other)
+    [found] = embedreg.check_drift(table)
+    assert found.verdict == "same"
+    held.forget(other)
     assert (
-        identity.compare(other, embedreg.declaration.codec.declared_by(embedreg.functions_in(table)["vector"])).verdict
+        drift.compare(other, embedreg.declaration.codec.declared_by(embedreg.functions_in(table)["vector"])).verdict
         == "drift"
     )
 

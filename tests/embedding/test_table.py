@@ -14,7 +14,7 @@ import pytest
 
 import embedreg
 from embedreg import Report, Schema, TextEmbeddingFunction, Vector, embed_batches, embed_column, embed_table
-from embedreg.declaration import identity
+from embedreg.core import held
 from embedreg.errors import (
     BadRowsError,
     ConfigError,
@@ -48,7 +48,7 @@ def rows_of(texts: list[str | None] = TEXTS) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """Forget what reached the function, and the probe that it learnt."""
-    identity.forget(FN)
+    held.forget(FN)
     Lengths.seen.clear()
     yield
     Lengths.seen.clear()

@@ -48,7 +48,7 @@ def stored(model: dict[str, Any], *granted: Path) -> OpenClipEmbeddings:
     embedreg.get_registry().reset()
     embedreg.trust(paths=granted)
     entry = {"name": "open-clip", "model": model, "source_column": "image", "vector_column": "vector"}
-    function = codec.parse({codec.KEY: json.dumps([entry])})["vector"].function
+    function = embedreg.get_registry().parse_functions({codec.KEY: json.dumps([entry])})["vector"].function
     assert isinstance(function, OpenClipEmbeddings)
     assert function.from_metadata
     return function
@@ -352,7 +352,7 @@ print([name for name in ("torch", "open_clip", "PIL", "transformers") if name in
 
 def test_identity_is_what_the_files_hold(tiny_clip: Path, tmp_path: Path) -> None:
     """Moving a folder changes neither it nor the fingerprint; other weights or another preprocessing change it."""
-    from embedreg.declaration.identity import fingerprint
+    from embedreg.declaration.fingerprint import fingerprint
 
     moved = Path(shutil.copytree(tiny_clip, tmp_path / "moved"))
     first, second = create(tiny_clip), create(moved)

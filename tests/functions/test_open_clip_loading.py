@@ -40,7 +40,7 @@ def stored(*, reset: bool = True, **model: Any) -> Any:
     if reset:
         embedreg.get_registry().reset()
     entry = {"name": "open-clip", "model": model, "source_column": "image", "vector_column": "vector"}
-    return codec.parse({codec.KEY: json.dumps([entry])})["vector"].function
+    return embedreg.get_registry().parse_functions({codec.KEY: json.dumps([entry])})["vector"].function
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import embedreg
 from embedreg import errors
 from embedreg.declaration import codec
-from embedreg.declaration.identity import fingerprint
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.functions.open_clip import OpenClipEmbeddings
 from embedreg.runtime.vectors import queries
 from tests.tiny_clip import CAPTIONS, pictures, png

@@ -57,7 +57,7 @@ def stored(model: dict[str, Any], *granted: Path) -> SentenceTransformerEmbeddin
     embedreg.get_registry().reset()
     embedreg.trust(paths=granted)
     entry = {"name": "sentence-transformers", "model": model, "source_column": "text", "vector_column": "vector"}
-    function = codec.parse({codec.KEY: json.dumps([entry])})["vector"].function
+    function = embedreg.get_registry().parse_functions({codec.KEY: json.dumps([entry])})["vector"].function
     assert isinstance(function, SentenceTransformerEmbeddings)
     assert function.from_metadata
     return function

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 import embedreg
 from embedreg import errors
+from embedreg.core import canonical
 from embedreg.declaration import codec
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
 from embedreg.runtime import cache
@@ -93,7 +94,7 @@ def test_a_back_end_is_no_part_of_the_declaration(tiny: Callable[[str], Path]) -
     assert stored["embedreg"]["fingerprint"] == codec.persisted_model(create())["embedreg"]["fingerprint"]
     lower = create(precision="bfloat16")
     assert codec.persisted_model(lower)["precision"] == "bfloat16"
-    assert codec.persisted_name(lower) == "embedreg:sentence-transformers"
+    assert canonical.persisted_name(lower) == "embedreg:sentence-transformers"
 
 
 @pytest.mark.usefixtures("openvino")
@@ -370,7 +371,7 @@ def test_a_precision_that_the_processor_lacks_is_refused(
     embedreg.trust(paths=[tiny("mean")])
     model = {"name": str(tiny("mean")), "precision": "bfloat16", "embedreg": {"format": 1}}
     entry = {"name": "embedreg:sentence-transformers", "model": model, "source_column": "t", "vector_column": "v"}
-    stored = codec.parse({codec.KEY: json.dumps([entry])})["v"].function
+    stored = embedreg.get_registry().parse_functions({codec.KEY: json.dumps([entry])})["v"].function
     assert stored.from_metadata
     assert stored.compute_query_embeddings("a").shape == (1, 32)
 

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.core.base import EmbeddingFunction
-from embedreg.declaration import identity
+from embedreg.declaration import drift
 from embedreg.embedding.column import ZeroVectors
 from embedreg.engines.databend.spec import DEFAULT_BIND, Input, Limits, Role, Served
 from embedreg.engines.databend.worker import Lane, queries_differ
@@ -214,7 +214,7 @@ def serve(
         undo.enter_context(server)
         if warm:
             for item in served:
-                identity.verify_once(item.function)  # equal functions share a lane, each may have a column's probe
+                drift.verify_once(item.function)  # equal functions share a lane, each may have a column's probe
             for key, lane in lanes.items():
                 lane.warm(key[2])
         state["ready"] = True

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
 from embedreg.declaration import codec, comments
 from embedreg.errors import ConfigError
+from embedreg.inspection import locate
 from embedreg.inspection.locate import refuse_clear_secrets
 from embedreg.support.imports import did_you_mean
 
@@ -306,7 +307,7 @@ def functions_in_comments(shown: Iterable[str | None]) -> Functions:
     Raises:
         MetadataError: a declaration that cannot be read, or two for one vector column.
     """
-    return comments.functions_in_comments(_unquoted(comment) for comment in shown)
+    return locate.functions_in_comments(_unquoted(comment) for comment in shown)
 
 
 def _unquoted(comment: str | None) -> str | None:

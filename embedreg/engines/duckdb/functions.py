@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow.vectors import Embedded
-from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig, registered_name
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.core.canonical import registered_name
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration.codec import Functions
-from embedreg.declaration.comments import functions_in_comments, metadata_in_comments
+from embedreg.declaration.comments import metadata_in_comments
 from embedreg.embedding.column import Role, ZeroVectors, distinct_inputs, embed_distinct, zero_policy
 from embedreg.engines.duckdb import sql as duckdb_sql
 from embedreg.errors import CallError, ConfigError, EmbedregError, MetadataError, StorageError
 from embedreg.inspection import locate
+from embedreg.inspection.locate import functions_in_comments
 from embedreg.runtime.vectors.memory import RecentVectors, keys_of
 from embedreg.support.imports import attempt_import_or_raise
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, PrivateAttr, model_serializer
 
 from embedreg import registry
-from embedreg.core import base, lancedb_hooks
+from embedreg.core import canonical, lancedb_hooks
 from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration import codec, entries
 from embedreg.embedding import column
@@ -83,7 +83,7 @@ class Adapter(LanceBase):
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__embedding_function_registry_alias__":
-            return codec.persisted_name(self.embedreg_function)
+            return canonical.persisted_name(self.embedreg_function)
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
@@ -272,7 +272,7 @@ def _adapter_class(alias: str) -> type[Adapter]:
 
 
 def _new(function: EmbeddingFunction, dtype: str | None = None, declared: dict[str, Any] | None = None) -> Adapter:
-    adapter = _adapter_class(base.registered_name(type(function)) or "")()
+    adapter = _adapter_class(canonical.registered_name(type(function)) or "")()
     adapter._function, adapter._dtype, adapter._declared = function, dtype, declared
     return adapter
 

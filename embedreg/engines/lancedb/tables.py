@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedreg.core import canonical
 from embedreg.core.lancedb_hooks import unwrap
-from embedreg.declaration import codec, identity
+from embedreg.declaration import codec, drift
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
 from embedreg.embedding import table as tables
 from embedreg.embedding.column import ZeroVectors
@@ -103,9 +105,9 @@ def _refuse_other(name: str, there: pa.Schema, declared: pa.Schema, configs: lis
         elif config.source_column != entry.source_column:
             differ.append(f"column {plain(column)!r} is made from {plain(entry.source_column)!r} in the table")
         elif not codec.says_same(config, entry) and (
-            entry.reserved.get("fingerprint") != identity.fingerprint(unwrap(config.function))
+            entry.reserved.get("fingerprint") != fingerprint(unwrap(config.function))
         ):
-            function = codec.persisted_name(unwrap(config.function))
+            function = canonical.persisted_name(unwrap(config.function))
             differ.append(
                 f"column {plain(column)!r} is declared with {plain(entry.name or '')!r} in the table, with "
                 f"{function!r} in the schema, or with another configuration of it"
@@ -297,7 +299,7 @@ def _recorded(schema: pa.Schema) -> str | None:
         return None
     _, configs = schemas.resolve(schema)
     for config in configs:
-        identity.learn(config.function, codec.declared_by(config))
+        drift.learn(config.function, codec.declared_by(config))
     text = codec.encode(configs, found).decode()
     # where nothing changes there are another client's entries alone, which stay as they are
     if [entry.raw for entry in codec.entries({codec.KEY: text})] == [entry.raw for entry in found]:

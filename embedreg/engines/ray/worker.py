@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg._version import __version__
 from embedreg.arrow.casting import Unfit, exactly
-from embedreg.core.base import EmbeddingFunction, registered_name
-from embedreg.declaration import codec, identity
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.canonical import registered_name
+from embedreg.declaration import codec, drift
 from embedreg.embedding import table as tables
 from embedreg.embedding.schema import Resolved
 from embedreg.errors import (
@@ -188,7 +189,7 @@ def _plan(parcel: Parcel, given: pa.Schema, policy: dict[str, Any]) -> Plan:
         entry, own = stored.get(config.vector_column), codec.declared_by(config)
         fits = entry is not None and config.vector_column in given.names and codec.says_same(config, entry)
         known = entry.reserved if entry is not None and fits and not own else own
-        identity.learn(config.function, known)  # what is known already, each actor compares for itself
+        drift.learn(config.function, known)  # what is known already, each actor compares for itself
     return Plan(given, _declared(given, schema, policy), policy)
 
 

@@ -7,6 +7,7 @@ function (configuration and weights), the role and the content of the input; not
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import itertools
 import json
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg.core.base import EmbeddingFunction
-from embedreg.declaration import identity
+from embedreg.declaration import drift
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.errors import CallError, EmbedregError
 from embedreg.runtime.vectors.cache_file import CacheFile
 from embedreg.support.forks import ForkSafeLock
@@ -40,6 +42,7 @@ Role: TypeAlias = Literal["source", "query"]
 
 _open: list[VectorCache] = []
 _lock = ForkSafeLock()
+_paused: contextvars.ContextVar[bool] = contextvars.ContextVar("embedreg_cache_paused", default=False)
 
 
 @contextlib.contextmanager
@@ -66,8 +69,20 @@ def use(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Iterator
 vector_cache = use  # its name in `embedreg`
 
 
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Compute everything in this block anew: no cache is read or written by this thread."""
+    token = _paused.set(True)
+    try:
+        yield
+    finally:
+        _paused.reset(token)
+
+
 def current() -> VectorCache | None:
     """Return the cache that was opened last and is open still."""
+    if _paused.get():
+        return None
     with _lock:
         return _open[-1] if _open else None
 
@@ -194,7 +209,7 @@ class VectorCache:
     def _owner(self, function: EmbeddingFunction, role: Role) -> bytes | None:
         """Return the digest of a function in a role; None for one whose vectors cannot be told from another's."""
         try:
-            fingerprint = identity.fingerprint(function)
+            configuration = fingerprint(function)
         except EmbedregError:  # it can be used and not be stored
             return None
         address = id(function)  # not by value: a class that was defined anew has equal instances
@@ -203,10 +218,10 @@ class VectorCache:
                 reference = weakref.ref(function, lambda _: self._owners.pop(address, None))
                 self._owners[address] = reference, {}
             known = self._owners[address][1]
-        name = fingerprint, role
+        name = configuration, role
         if name not in known:
             parts = _distinguished(function, role)
-            text = None if parts is None else json.dumps([fingerprint, role, *parts])
+            text = None if parts is None else json.dumps([configuration, role, *parts])
             known[name] = None if text is None else hashlib.blake2b(text.encode(), digest_size=32).digest()
         return known[name]
 
@@ -224,7 +239,7 @@ def _distinguished(function: EmbeddingFunction, role: Role) -> list[str] | None:
     if function.traits.remote:
         return [home]
     try:
-        probe = identity.probe_vector(function, role)
+        probe = drift.probe_vector(function, role)
     except CallError:
         raise
     except Exception as exc:  # noqa: BLE001  # it takes no such input: then nothing of it can be told

@@ -1,26 +1,21 @@
-"""Queries: the vectors of recent ones, and callers that must not block."""
+"""The vectors of recent queries."""
 
 from __future__ import annotations
 
-import contextvars
-import functools
 from collections.abc import Hashable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 
-from embedreg.support import forks
 from embedreg.support.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["QueryCache", "acompute", "recent"]
+__all__ = ["QueryCache", "recent"]
 
 MAX_QUERIES = 1024  # with 1024 dimensions, 4 MiB
 MAX_KEY_CHARS = 4096  # a longer text is no query that comes again, and would be kept whole
-_THREADS = 4  # queries at a time; more would only fight for the same cores
 
 
 class QueryCache:
@@ -52,31 +47,3 @@ class QueryCache:
 
 
 recent = QueryCache()
-
-
-@functools.cache
-def _executor() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_THREADS, "embedreg-query")
-
-
-forks.in_child(_executor.cache_clear)  # a forked child has none of the threads
-
-
-async def acompute(function: Any, query: Any) -> Any:
-    """Embed a query without blocking the event loop, in threads that no other work fills.
-
-    Args:
-        function: an embedding function; its retries apply.
-    """
-    import asyncio
-
-    context = contextvars.copy_context()
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_executor(), context.run, _compute, function, query)
-
-
-def _compute(function: Any, query: Any) -> Any:
-    from embedreg.declaration import identity
-
-    identity.verify_once(function)
-    return function.compute_query_embeddings_with_retry(query)

@@ -61,7 +61,7 @@ def test_async_queries_run_beside_each_other_and_the_loop() -> None:
     async def main() -> list[Any]:
         word.set("mine")
         function = Waits.create()
-        return list(await asyncio.gather(queries.acompute(function, "abc"), queries.acompute(function, "de")))
+        return list(await asyncio.gather(*map(function.acompute_query_embeddings, ("abc", "de"))))
 
     assert asyncio.run(main()) == [[[3.0]], [[2.0]]]
     assert {name.partition("_")[0] for name, _ in seen} == {"embedreg-query"}

@@ -1,37 +1,32 @@
-"""Is this still the function that made these vectors? The fingerprint (configuration) and the probe (behaviour).
+"""Is this still the function that made these vectors? The probe decides.
 
-The probe decides: a fixed input was embedded when the column was made, and is compared by cosine with what the
-function gives now. Another fingerprint beside an agreeing probe is a note; a disagreeing probe is an error that names
-what changed.
+A fixed input was embedded when the column was made, and is compared by cosine with what the function gives now. Another
+fingerprint beside an agreeing probe is a note; a disagreeing probe is an error that names what changed.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
-import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from importlib import metadata as distributions
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedreg.core.base import EmbeddingFunction, metric_of, registered_name
-from embedreg.core.canonical import MODEL_FIELDS, semantic_config
-from embedreg.core.fields import sensitive_fields
-from embedreg.core.value import shared
-from embedreg.declaration.admission import guard_of
-from embedreg.errors import CallError, ConfigError, DriftError, InputError
-from embedreg.security import references
-from embedreg.security.addresses import is_path
-from embedreg.support.forks import ForkSafeLock
-from embedreg.support.strict_json import jsonable
+from embedreg.arrow import inputs
+from embedreg.arrow.vectors import as_matrix
+from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, metric_of
+from embedreg.core.canonical import registered_name
+from embedreg.core.held import declared_for, findings, probe_of
+from embedreg.declaration.fingerprint import fingerprint, producer
+from embedreg.errors import CallError, DriftError, InputError
+from embedreg.security.redaction import called, guarded
+from embedreg.support.retry import call_with_retry, is_outage
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Drift", "compare", "declared_for", "fingerprint", "forget", "held_to", "learn", "learnt", "verify_once"]
+__all__ = ["Drift", "compare", "learn", "probe_input", "probe_vector", "verify_once"]
 
 log = logging.getLogger("embedreg")
 
@@ -46,7 +41,6 @@ PROBE_IMAGE = base64.b64decode(
 # or another prompt falls well below .99.
 PROBE_COSINE = 0.999
 PROBE_LENGTH = 0.01  # relative: by how much a vector's length may differ where the metric looks at it
-MAX_PROBE = 2**19  # characters: no vector has 98 thousand dimensions
 _SHOWN = 60  # characters of a stored value that a message shows
 
 
@@ -71,87 +65,6 @@ class Drift:
         return f"{self.column}: {self.verdict}{agreement}" + (f": {'; '.join(self.changed)}" if self.changed else "")
 
 
-@dataclass
-class _State:
-    """What this process found out about one instance: probes that it agrees with, and its own probe and identity."""
-
-    verified: set[str] = field(default_factory=set)
-    learnt: dict[str, str] = field(default_factory=dict)
-    turn: ForkSafeLock = field(default_factory=lambda: ForkSafeLock(outer=True))
-    declared: Mapping[str, Any] | None = None  # of the one column that it was found by
-
-
-_states: dict[int, tuple[weakref.ref[EmbeddingFunction], _State]] = {}  # by identity: equal instances may be drifting
-_lock = ForkSafeLock()
-
-
-def _state(function: EmbeddingFunction) -> _State:
-    key = id(function)
-    with _lock:
-        if key not in _states:
-            _states[key] = weakref.ref(function, lambda _: _states.pop(key, None)), _State()
-        return _states[key][1]
-
-
-def fingerprint(function: EmbeddingFunction) -> str:
-    """Return a digest of what determines the vectors: the name, and every semantic field as it takes effect.
-
-    A local model counts by the hash of its files, not by where it lies; a secret does not count at all.
-
-    Raises:
-        ConfigError: a field's value has no JSON form. MissingVariableError: a field refers to what is not set.
-    """
-    cls = type(function)
-    sensitive = sensitive_fields(cls)
-    try:
-        config = semantic_config(function, strict=True)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"the configuration of {cls.__name__} cannot be stored as JSON.", "use str, numbers, lists and dicts"
-        ) from None
-    # a field that a later version adds, null by default, must not change the fingerprint of what is stored
-    fields = {k: _effect(function, k, v, sensitive) for k, v in config.items() if k not in sensitive and v is not None}
-    content = json.dumps([registered_name(cls), fields], sort_keys=True)
-    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
-
-
-def _effect(function: EmbeddingFunction, name: str, value: Any, sensitive: frozenset[str]) -> Any:
-    """Return what a field's value comes to: references looked up, secrets left out, a model by its identity."""
-    if references.is_reference(value):
-        value = jsonable(getattr(function, name))
-    local = name in MODEL_FIELDS or guard_of(type(function), name) == "path"
-    if local and isinstance(value, str) and is_path(value):
-        return function.model_identity() or "unknown"
-    reader = registered_name(type(function)) if function.from_metadata else None
-    return references.resolve(
-        _without_secrets(value, sensitive), lambda reference: references.variables.lookup(reference, function=reader)
-    )
-
-
-def _without_secrets(value: Any, sensitive: frozenset[str]) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _without_secrets(item, sensitive)
-            for key, item in value.items()
-            if key not in sensitive and not references.looks_sensitive(key)
-        }
-    return [_without_secrets(item, sensitive) for item in value] if isinstance(value, list) else value
-
-
-def producer(function: EmbeddingFunction) -> dict[str, str]:
-    """Return the versions of embedreg and of the libraries that a function runs on, without importing them."""
-    from embedreg._version import __version__
-
-    versions = {"embedreg": __version__}
-    for module in function.traits.requires:
-        name = module.replace("_", "-")
-        try:
-            versions[name] = distributions.version(name)
-        except distributions.PackageNotFoundError:
-            continue
-    return versions
-
-
 def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
     """Find out the probe (base64 of little-endian float32) and the model's identity, once: at the first write.
 
@@ -163,8 +76,8 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
     Raises:
         CallError: the call failed, as the write would.
     """
-    state = _state(function)
-    if _probe_of(function._declared if declared is None else declared) or state.learnt:
+    state = findings(function)
+    if probe_of(function._declared if declared is None else declared) or state.learnt:
         return
     with state.turn:
         if state.learnt:
@@ -184,27 +97,36 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
         state.verified.add(probe)
 
 
-def learnt(function: EmbeddingFunction) -> dict[str, Any]:
-    """Return what `learn` found out: `probe` and `identity`; empty before the first write."""
-    return dict(_state(function).learnt)
-
-
-def forget(function: EmbeddingFunction) -> None:
-    """Forget what was found out about an instance, whose model may have been changed in place."""
-    state = _state(function)
-    with state.turn:
-        state.verified.clear()
-        state.learnt.clear()
-
-
 def probe_vector(function: EmbeddingFunction, role: Literal["source", "query"] = "source") -> np.ndarray | None:
     """Embed the fixed input: (d,) float32, or None where the function gives no vector for it."""
     import numpy as np
 
-    from embedreg.embedding.column import embed_column
+    column = inputs.column_of([probe_input(function)], function.traits.modality)
+    matrix, valid, _ = _answer(function, column, role, function.ndims())
+    return np.array(matrix[0], dtype=np.float32) if valid[0] else None
 
-    embedded = embed_column(function, [probe_input(function)], role, probing=True)
-    return np.asarray(embedded.matrix[0], dtype=np.float32) if embedded.valid[0] else None
+
+@guarded
+def _answer(
+    function: EmbeddingFunction, column: Any, role: str, ndims: int
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Call a function and check what it returns. An error that the probe may cause is not retried."""
+    if (
+        role == "query"
+        and type(function).compute_query_embeddings is not TextEmbeddingFunction.compute_query_embeddings
+    ):
+        (query,) = column.to_pylist() if hasattr(column, "to_pylist") else column
+        return as_matrix(function.compute_query_embeddings_with_retry(query), 1, ndims)
+    if not function.traits.retry:
+        return as_matrix(function.compute_source_embeddings(column), 1, ndims)
+    rows = call_with_retry(
+        function.compute_source_embeddings,
+        column,
+        max_retries=function.max_retries,
+        called=called(function),
+        transient=is_outage,
+    )
+    return as_matrix(rows, 1, ndims)
 
 
 def probe_input(function: EmbeddingFunction) -> Any:
@@ -227,7 +149,7 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
     import numpy as np
 
     changed = list(_differences(function, declared))
-    stored = _decode(_probe_of(declared))
+    stored = _decode(probe_of(declared))
     if stored is None:
         if not declared:
             return Drift(column, "unknown", ("another client wrote the declaration: neither fingerprint nor probe",))
@@ -249,32 +171,6 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
     return Drift(column, "note" if changed else "same", tuple(changed), cosine)
 
 
-def held_to(function: EmbeddingFunction, declared: Mapping[str, Any]) -> EmbeddingFunction:
-    """Return a function that is compared with a stored declaration at its first use.
-
-    What `create()` made serves every column of an equal declaration, and one column's probe says nothing of the others.
-    So the column gets an instance of its own, which shares everything with the first one: fields, model, caches. Once
-    the probe agrees, or where there is none to compare, it is the very instance.
-    """
-    probe, state = _probe_of(declared), _state(function)
-    agreed = probe is None or probe in state.verified or probe == _probe_of(function._declared)
-    if agreed or function.traits.remote:
-        return function
-    twin = shared(function)
-    with _lock:
-        own = _State(state.verified, state.learnt, state.turn, declared)
-        key = id(twin)
-        _states[key] = weakref.ref(twin, lambda _: _states.pop(key, None)), own
-    return twin
-
-
-def declared_for(function: EmbeddingFunction) -> Mapping[str, Any] | None:
-    """Return the declaration that `held_to` holds a function to."""
-    with _lock:
-        found = _states.get(id(function))
-        return None if found is None else found[1].declared
-
-
 def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
     """Check a function against a stored probe before its first use; remote functions only in `check_drift`.
 
@@ -288,7 +184,7 @@ def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None 
     """
     if declared is None:
         declared = declared_for(function) or function._declared
-    probe, state = _probe_of(declared), _state(function)
+    probe, state = probe_of(declared), findings(function)
     if probe is None or probe in state.verified or function.traits.remote:
         return
     with state.turn:
@@ -298,11 +194,6 @@ def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None 
         if drift.verdict == "drift":
             raise drift_error(function, drift)
         state.verified.add(probe)
-
-
-def _probe_of(declared: Mapping[str, Any]) -> str | None:
-    probe = declared.get("probe")
-    return probe if isinstance(probe, str) and 0 < len(probe) <= MAX_PROBE else None
 
 
 def drift_error(function: EmbeddingFunction, drift: Drift) -> DriftError:
