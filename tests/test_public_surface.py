@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "fixtures" / "v0" / "surface.json"
 
 # The start of a path in the surface -> words of the entry in CHANGELOG.md that says so; `make surface` prints paths.
-ALLOWED: dict[str, str] = {}
+ALLOWED: dict[str, str] = {
+    "modules / embedreg / embed_column / signature": "`embed_column` has no parameter `probing` any more",
+}
 
 # Sections whose wording depends on the library that words them: they are compared under the versions that wrote them.
 WORDED_BY = {
