@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow import frames
-from embedreg.arrow.casting import Unfit, common_type, exactly, plain_array, shown, storable_type, value_at
+from embedreg.arrow.casting import Unfit, common_type, exactly, shown, storable_type, value_at
+from embedreg.arrow.columns import texts_of
 from embedreg.arrow.values import NO_DEFAULTS, Defaults, array_of, items_of, keys_of, numpy_array
 from embedreg.errors import InputError, MissingColumnError, SchemaError
 from embedreg.support.display import plain
@@ -22,22 +22,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "IMAGES_HINT",
     "Defaults",
     "Expected",
     "as_declared",
     "batches_of",
-    "column_of",
-    "is_picture",
     "made_column",
-    "not_texts",
     "storable",
     "total_rows",
 ]
 
-IMAGES_HINT = "images need a function of images, such as 'open-clip'; get_registry().describe(name)['modality'] tells"
-_MAX_STRING_BYTES = 2**31 - 1
-_WIDER = {"string": "large_string", "binary": "large_binary"}
 _NOTHING = object()
 _CHUNK = 8192  # rows that are turned into Arrow at a time: more do not stay in a processor's cache
 
@@ -211,7 +204,7 @@ def _column(
         return array_of(values, want, defaults)
     except Unfit as exc:
         if name in expected.texts and (want is None or pa.types.is_string(want) or pa.types.is_large_string(want)):
-            texts = _texts(values, want)
+            texts = texts_of(values, want)
             if texts is not None:
                 return texts
         raise _unfit(name, exc, first_row, want) from None
@@ -234,17 +227,6 @@ def _narrow(type_: pa.DataType) -> bool:
     if pa.types.is_floating(type_):
         return not pa.types.is_float64(type_)
     return any(_narrow(type_.field(at).type) for at in range(type_.num_fields))
-
-
-def _texts(values: list[Any], want: pa.DataType | None = None) -> pa.Array | None:
-    """Return texts some of which hold half a surrogate pair: the column's check tells of the rows; None for others."""
-    import pyarrow as pa
-
-    if not all(isinstance(value, str | None) for value in values):
-        return None
-    raw = [None if value is None else value.encode("utf-8", "surrogatepass") for value in values]
-    wide = pa.types.is_large_string(want) if want is not None else sum(map(len, filter(None, raw))) > _MAX_STRING_BYTES
-    return pa.array(raw, pa.large_binary()).view(pa.large_string()) if wide else pa.array(raw).view(pa.string())
 
 
 def as_declared(array: pa.Array, item: pa.Field, first_row: int) -> pa.Array:
@@ -668,159 +650,3 @@ def _aligned(batches: Iterable[pa.RecordBatch], schema: pa.Schema, expected: Exp
             ]
             yield pa.RecordBatch.from_arrays(made, schema=schema)
         done += batch.num_rows
-
-
-# -- one column --------------------------------------------------------------------------------------------------------
-
-
-def column_of(values: Any, modality: str) -> Any:
-    """Turn one column into an Arrow array where its type has one, else a plain list.
-
-    Args:
-        values: a list, tuple, numpy array, pandas or polars series, Arrow array or chunked array; one text or image
-            is a column of one row. An array of four axes is a stack of images, one of three a stack of grey ones.
-        modality: of the function; a text function takes nothing but text.
-    Returns:
-        A `pa.Array` of plain strings or binaries, or a list (images and other Python objects), None where null.
-    Raises:
-        InputError: a text function was given something else, or an image function what cannot be images.
-    """
-    import pyarrow as pa
-
-    if isinstance(values, str | bytes) or _is_one(values):
-        values = [values]
-    if isinstance(values, pa.ChunkedArray):
-        wider = _WIDER.get(str(values.type))
-        if wider is not None and values.nbytes > _MAX_STRING_BYTES:
-            values = values.cast(wider)  # 32-bit offsets would overflow
-        values = values.combine_chunks()
-    if isinstance(values, pa.Array):
-        return _decoded(values, modality)
-    objects = str(getattr(values, "dtype", "")).lower() == "object"  # pandas and polars call a series of any things so
-    if not objects and (hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__")):
-        return column_of(pa.chunked_array(values), modality)
-    if modality != "text" and getattr(values, "ndim", 1) > 1:
-        return _unstacked(values)
-    if modality == "text" and getattr(values, "ndim", 1) > 1:
-        raise not_texts([values])
-    listed = values.tolist() if hasattr(values, "tolist") else list(values)
-    if modality == "text" and any(map(_is_one, listed[:1])):
-        raise not_texts(listed)
-    if modality != "text" and _is_mixed(listed):
-        return _without_nulls(listed)
-    try:
-        return _decoded(pa.array(listed, from_pandas=True), modality)
-    except pa.ArrowCapacityError:
-        raise
-    except UnicodeEncodeError:  # half a surrogate pair, which only whoever embeds it can tell of its row
-        if modality != "text":
-            return _without_nulls(listed)
-        texts = _without_nulls(listed)
-        if (made := _texts(texts)) is not None:
-            return made
-        raise not_texts(texts) from None
-    except (pa.ArrowException, TypeError) as exc:
-        if modality == "text":
-            raise not_texts(listed) from None
-        if isinstance(exc, InputError):  # it is a TypeError too
-            raise
-        return _without_nulls(listed)
-
-
-def is_picture(value: Any) -> bool:
-    """Say whether a value that is no text may be an image."""
-    return isinstance(value, bytes) or _is_one(value) or getattr(value, "ndim", 1) > 1
-
-
-def not_texts(values: Iterable[Any]) -> InputError:
-    """Return the error for what a function of text alone was given instead of texts."""
-    others = [value for value in values if not isinstance(value, str | None)]
-    kinds = ", ".join(sorted({type(value).__name__ for value in others}))
-    if any(map(is_picture, others)):
-        return InputError(f"a text function was given {kinds}, which may be images, not texts.", IMAGES_HINT)
-    return InputError(f"a text function was given {kinds}.", "pass str values, and None for a null")
-
-
-def _is_one(values: Any) -> bool:
-    """Say whether it is one image and no column; Pillow's have `__arrow_c_array__`, for their pixels."""
-    return isinstance(values, bytearray | memoryview | Path) or type(values).__module__.partition(".")[0] == "PIL"
-
-
-def _unstacked(values: Any) -> list[Any]:
-    """Cut an array of several axes into its images.
-
-    Raises:
-        InputError: it is none, or may be one image as well.
-    """
-    if values.ndim == 4 or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
-        return list(values)
-    what = ": it may be one image, or a stack of grey ones." if values.ndim == 3 else "."
-    raise InputError(
-        f"an array of shape {values.shape} is no column of images{what}",
-        "pass a list of images, [image], or an array (n, h, w, 3)",
-    )
-
-
-def _is_mixed(values: list[Any]) -> bool:
-    """Say whether Arrow would make something else of these: of names beside bytes bytes, of arrays lists."""
-    import numpy as np
-
-    kinds = {type(value) for value in values}
-    names, arrays = (any(issubclass(kind, base) for kind in kinds) for base in (str, np.ndarray))
-    return arrays or (names and any(issubclass(kind, bytes | bytearray | memoryview) for kind in kinds))
-
-
-def _without_nulls(values: list[Any]) -> list[Any]:
-    """Put None where pandas has a null of its own."""
-    nulls = {"NAType", "NaTType"}
-    return [
-        None if type(value).__name__ in nulls or (isinstance(value, float) and value != value) else value
-        for value in values
-    ]
-
-
-def _decoded(array: pa.Array, modality: str) -> Any:
-    import pyarrow as pa
-
-    array = plain_array(array)
-    kind = array.type
-    if pa.types.is_null(kind):
-        return array.cast(pa.string())
-    if pa.types.is_string_view(kind):
-        return array.cast(pa.large_string())
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if modality == "text" and not text:
-        raise InputError(
-            f"a text function cannot embed a column of type {kind}.",
-            "cast it to string first, or choose another column",
-        )
-    if pa.types.is_binary_view(kind):
-        return array.cast(pa.large_binary())
-    if pa.types.is_fixed_size_binary(kind):
-        return array.cast(pa.binary())
-    if "image" in modality.split("+") and not (text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        return _images_of(array)
-    return array
-
-
-def _images_of(array: pa.Array) -> Any:
-    """Return the images of a column that is neither names nor bytes: both, as Hugging Face's datasets have them.
-
-    Raises:
-        InputError: it holds no images.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = array.type
-    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
-        raise InputError(
-            f"an image function cannot embed a column of type {kind}.",
-            "images are bytes, paths or URLs (binary or string), or structs of both, {bytes, path}",
-        )
-    content, names = (_decoded(pc.struct_field(array, name), "any") for name in ("bytes", "path"))
-    if content.null_count in (array.null_count, len(array)):
-        return content if content.null_count == array.null_count else names
-    return [
-        one if one is not None else other for one, other in zip(content.to_pylist(), names.to_pylist(), strict=True)
-    ]

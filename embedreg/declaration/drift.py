@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedreg.arrow import inputs
+from embedreg.arrow.columns import column_of
 from embedreg.arrow.vectors import as_matrix
 from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, metric_of
 from embedreg.core.canonical import registered_name
 from embedreg.core.held import declared_for, findings, probe_of
+from embedreg.core.modality import accepted, source_modality
 from embedreg.declaration.fingerprint import fingerprint, producer
 from embedreg.errors import CallError, DriftError, InputError
 from embedreg.security.redaction import called, guarded
@@ -30,13 +31,6 @@ __all__ = ["Drift", "compare", "learn", "probe_input", "probe_vector", "verify_o
 
 log = logging.getLogger("embedreg")
 
-PROBE_TEXT = "The quick brown fox jumps over the lazy dog; 3.14 is close to π."
-# A picture of 8 x 8 pixels, two gradients and a disc, as PNG: any decoder gives the same pixels.
-PROBE_IMAGE = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAcklEQVR42h2OUQ0AUQjDKgYxiEEMYiZmYkh2L/e7NF0BChoGFgSG45+r6GKK"
-    "LVS4uMc+uJpuptlGjZt7hqeoSU9msoMGD/e8bGrTm9nsRouXe28opbQyyioSFvcacMppZ5x1ZGzulb20uvRlLnvo8HHHB/dGU+why/E+AAAAAElF"
-    "TkSuQmCC"
-)
 # The same weights in another precision or on another device stay above .9999 (docs/benchmarks.md); another revision
 # or another prompt falls well below .99.
 PROBE_COSINE = 0.999
@@ -101,7 +95,7 @@ def probe_vector(function: EmbeddingFunction, role: Literal["source", "query"] =
     """Embed the fixed input: (d,) float32, or None where the function gives no vector for it."""
     import numpy as np
 
-    column = inputs.column_of([probe_input(function)], function.traits.modality)
+    column = column_of([probe_input(function)], accepted(function))
     matrix, valid, _ = _answer(function, column, role, function.ndims())
     return np.array(matrix[0], dtype=np.float32) if valid[0] else None
 
@@ -130,14 +124,11 @@ def _answer(
 
 
 def probe_input(function: EmbeddingFunction) -> Any:
-    """Return the fixed input of a function's modality, the first one it names: what a string in its column means."""
-    if function.traits.modality.startswith("image") and getattr(function, "source_type", "image") == "image":
-        return PROBE_IMAGE
-    if "text" in function.traits.modality:
-        return PROBE_TEXT
-    raise InputError(
-        f"there is no probe for the modality {function.traits.modality!r}.", "compare a sample of your own rows"
-    )
+    """Return the fixed input of what a function's source rows are."""
+    modality = source_modality(function)
+    if modality.probe is None:
+        raise InputError(f"there is no probe for the modality {modality.name!r}.", "compare a sample of your own rows")
+    return modality.probe
 
 
 def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: str = "vector") -> Drift:

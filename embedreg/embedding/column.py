@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from embedreg.arrow import inputs
+from embedreg.arrow import columns
 from embedreg.arrow.vectors import Embedded, as_matrix, zero_rows
+from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, metric_of
 from embedreg.declaration import drift
 from embedreg.errors import BadRowsError, ConfigError, InputError, RowError
@@ -59,7 +60,7 @@ def embed_column(
 
     Args:
         function: an embedding function.
-        values: n inputs; see `inputs.column_of`.
+        values: n inputs; see `columns.column_of`.
         role: whether they are source rows or queries.
         zero_vectors: what becomes of a vector of zeros; see `zero_policy`.
         on_window: called with the number of rows that each window of work settled, and within a window with those of
@@ -75,7 +76,7 @@ def embed_column(
     import numpy as np
 
     drift.verify_once(function, declared)
-    distinct, index = distinct_inputs(inputs.column_of(values, function.traits.modality))
+    distinct, index = distinct_inputs(columns.column_of(values, modality.accepted(function)))
     counts = np.bincount(index[index >= 0], minlength=len(distinct)) if len(distinct) else np.zeros(0, np.int64)
     if on_window is not None and (blank := int((index < 0).sum())):
         on_window(blank)
@@ -228,12 +229,14 @@ def _refuse_several(function: EmbeddingFunction, query: Any) -> None:
     Raises:
         InputError: a list or a column; or for a function of texts alone something else than a text.
     """
+    accepted = modality.accepted(function)
     several = isinstance(query, list | tuple | set | frozenset | dict) or hasattr(query, "__arrow_c_stream__")
-    if several or (function.traits.modality == "text" and not isinstance(query, str)):
+    several = several and not (accepted.lists and isinstance(query, list | tuple))
+    if several or (accepted.only_texts and not isinstance(query, str)):
         kind = f"{type(query).__name__}" + (f" of {len(query)}" if several and hasattr(query, "__len__") else "")
         raise InputError(
-            f"a query is one {'text' if function.traits.modality == 'text' else 'text or image'}, not a {kind}.",
-            inputs.IMAGES_HINT if inputs.is_picture(query) else "embed_column(fn, queries, 'query') embeds several",
+            f"a query is one {' or '.join(modality.query_names(function))}, not a {kind}.",
+            columns.IMAGES_HINT if columns.is_picture(query) else "embed_column(fn, queries, 'query') embeds several",
         )
 
 
@@ -322,8 +325,7 @@ def _in_words(function: EmbeddingFunction, reasons: dict[int, str]) -> dict[int,
 
 def _is_text(function: EmbeddingFunction, role: Role) -> bool:
     """Say whether a string is a text to the function, not the name of a file: such a name need not be Unicode."""
-    modality = function.traits.modality
-    return modality == "text" or getattr(function, "source_type", None) == "text" or role == "query"
+    return role == "query" or modality.source_modality(function).by_content
 
 
 def _broken_texts(window: Any) -> np.ndarray | None:

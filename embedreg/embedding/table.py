@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.arrow import casting, inputs
 from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
+from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.declaration import codec, drift
 from embedreg.declaration.fingerprint import fingerprint
@@ -180,7 +181,7 @@ def _stream(
         schemas.defaults_of(schema),
         frozenset(config.source_column for config in configs),
         frozenset(config.vector_column for config in configs),
-        frozenset(config.source_column for config in configs if config.function.traits.modality == "text"),
+        frozenset(config.source_column for config in configs if modality.accepted(config.function).only_texts),
     )
     own, batches = inputs.batches_of(data, expected, batch_rows or BATCH_ROWS, whole=whole)
     if batch_rows is None:
@@ -388,9 +389,9 @@ def _by_reason(bad: list[BadRow]) -> str:
 
 def _key(batch: pa.RecordBatch, row: int, config: EmbeddingFunctionConfig) -> str | None:
     """Return the name and value of the column that tells a row apart: a key, or the name of its image."""
-    images = config.function.traits.modality.startswith("image")
-    for name in (*_KEY_COLUMNS, *([config.source_column] if images else [])):
-        if name in batch.schema.names and (images or name != config.source_column):
+    names = modality.source_modality(config.function).string == "name"
+    for name in (*_KEY_COLUMNS, *([config.source_column] if names else [])):
+        if name in batch.schema.names and (names or name != config.source_column):
             value = casting.value_at(batch.column(name), row)
             if isinstance(value, str | int) and not isinstance(value, bool):
                 shown = str(value).partition("?")[0]  # what follows in an address may be a key of another kind

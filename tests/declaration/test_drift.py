@@ -18,6 +18,7 @@ import pytest
 import embedreg
 from embedreg import register
 from embedreg.core import held
+from embedreg.core.modality import PROBE_TEXT
 from embedreg.declaration import codec, comments, drift
 from embedreg.errors import CallError, DriftError
 from tests.fakes import Lengths, Picky
@@ -42,9 +43,9 @@ def test_the_first_write_records_the_probe_and_the_models_identity(monkeypatch: 
     assert not {"probe", "identity"} & json.loads(declared)[0]["model"]["embedreg"].keys()
     record = reserved(made())
     vector = np.frombuffer(base64.b64decode(record["probe"]), "<f4")
-    assert vector.tolist() == pytest.approx(Model()._turned(len(drift.PROBE_TEXT)))
+    assert vector.tolist() == pytest.approx(Model()._turned(len(PROBE_TEXT)))
     assert record["identity"] == "sha256:1"
-    assert Model.runs.count(drift.PROBE_TEXT) == 1
+    assert Model.runs.count(PROBE_TEXT) == 1
 
 
 def test_a_table_keeps_the_probe_that_it_was_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,10 +289,10 @@ def test_the_probe_is_run_once_however_many_threads_ask(monkeypatch: pytest.Monk
     monkeypatch.setattr(Model, "generate_embeddings", slowly)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: embedreg.embed_query(function, "q"), range(16)))
-    assert Model.runs.count(drift.PROBE_TEXT) == 1
-    assert Model.runs[0] == drift.PROBE_TEXT
+    assert Model.runs.count(PROBE_TEXT) == 1
+    assert Model.runs[0] == PROBE_TEXT
     embedreg.embed_query(function, "q")
-    assert Model.runs.count(drift.PROBE_TEXT) == 1
+    assert Model.runs.count(PROBE_TEXT) == 1
 
 
 def test_a_function_that_embeds_with_others_in_threads_does_not_lock() -> None:
@@ -329,9 +330,9 @@ def test_remote_functions_are_checked_when_asked_for_only() -> None:
     Model.runs.clear()
     embedreg.embed_query(function, "q")
     embedreg.embed_table(wider(table))
-    assert drift.PROBE_TEXT not in Model.runs
+    assert PROBE_TEXT not in Model.runs
     assert verdict(table).verdict == "same"
-    assert Model.runs.count(drift.PROBE_TEXT) == 1
+    assert Model.runs.count(PROBE_TEXT) == 1
 
 
 def test_a_created_remote_function_is_not_probed_again_for_a_table_that_has_a_probe() -> None:
@@ -341,7 +342,7 @@ def test_a_created_remote_function_is_not_probed_again_for_a_table_that_has_a_pr
     Model.runs.clear()
     embedreg.embed_table(wider(table), mine.bind("text", "vector"))
     embedreg.embed_table(wider(table))
-    assert drift.PROBE_TEXT not in Model.runs
+    assert PROBE_TEXT not in Model.runs
 
 
 def test_what_is_known_of_a_function_ends_with_it() -> None:

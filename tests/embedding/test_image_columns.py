@@ -19,8 +19,9 @@ from PIL import Image
 
 import embedreg
 from embedreg import EmbeddingFunction, Report, Traits, allow_images, embed_column, embed_query, embed_table, register
-from embedreg.arrow.inputs import column_of
+from embedreg.arrow.columns import column_of
 from embedreg.core import held
+from embedreg.core.modality import PROBE_IMAGE, accepted
 from embedreg.declaration import drift
 from embedreg.embedding.column import distinct_inputs
 from embedreg.errors import BadRowsError, InputError
@@ -209,7 +210,7 @@ def test_a_name_is_never_taken_for_bytes(keeps: Keeps) -> None:
 def test_distinct_images_are_not_copied(kind: pa.DataType) -> None:
     """A column without nulls or repetitions is handed on as it is: it may be gigabytes."""
     column = pa.array(FILES, kind)
-    distinct, index = distinct_inputs(column_of(column, "image"))
+    distinct, index = distinct_inputs(column_of(column, accepted(embedreg.get("pixel-means").create())))
     assert distinct.buffers()[2].address == column.buffers()[2].address
     assert index.tolist() == list(range(N))
     repeated = pa.array([b"", *FILES, None, *FILES], kind)[1:]
@@ -331,8 +332,8 @@ def test_image_functions_have_a_probe(function: PixelMeans) -> None:
     """A fixed picture is what tells, years later, whether this is still the function that made the vectors."""
     probe = drift.probe_vector(function)
     assert probe is not None
-    assert Image.open(io.BytesIO(drift.PROBE_IMAGE)).size == (8, 8)
-    assert np.allclose(probe, cell_means(Image.open(io.BytesIO(drift.PROBE_IMAGE)).convert("RGB")))
+    assert Image.open(io.BytesIO(PROBE_IMAGE)).size == (8, 8)
+    assert np.allclose(probe, cell_means(Image.open(io.BytesIO(PROBE_IMAGE)).convert("RGB")))
     table = embed_table({"image": FILES}, function.bind("image", "vector"))
     other = embedreg.get("pixel-means").create(gain=-1.0)
     [found] = embedreg.check_drift(table)

@@ -27,7 +27,7 @@ from embedreg import (
     embed_query,
     embed_table,
 )
-from embedreg.declaration.drift import PROBE_TEXT
+from embedreg.core.modality import PROBE_TEXT
 from embedreg.errors import BadRowsError, CallError, ConfigError, InputError, VectorError
 from embedreg.security.redaction import redact
 

@@ -54,7 +54,7 @@ def register() -> None:
 
 def embedded(log: Path) -> list[str]:
     """Every text that reached the function, in order; what a kill cut off is left out, and so is the probe."""
-    from embedreg.declaration.drift import PROBE_TEXT
+    from embedreg.core.modality import PROBE_TEXT
 
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
     return [line for line in lines if line != PROBE_TEXT]

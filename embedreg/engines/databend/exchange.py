@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.flight as flight
 from databend_udf.udf import ARROW_EXT_TYPE_VECTOR, EXTENSION_KEY, Headers, UserDefinedFunction
 
-from embedreg.arrow.inputs import column_of
+from embedreg.arrow.columns import Accepted, column_of
 from embedreg.arrow.vectors import Embedded
 from embedreg.embedding.column import distinct_inputs
 from embedreg.engines.databend.call import Call, told
@@ -96,7 +96,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         column = batch.column(0)
         if pa.types.is_binary_view(column.type):
             column = column.cast(pa.large_binary())
-        return column_of(column, "any")
+        return column_of(column, Accepted(self.served.input))  # whose type has been checked
 
     # -- chunks -----------------------------------------------------------------------------------------------------
 

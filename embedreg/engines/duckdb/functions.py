@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow.vectors import Embedded
+from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import registered_name
 from embedreg.core.lancedb_hooks import unwrap
@@ -67,8 +68,9 @@ def install(
         raise ConfigError("the SQL function has no name.", "install(con, fn, name='ai_embed')")
     function = _function_of(fn_or_data, vector)
     roles: dict[Role, str] = {"source": name, "query": f"{name}_query"}
+    types = {role: _sql_type(function, role) for role in roles}  # of both, before either is there
     for role, called in roles.items():
-        _register(con, called, _Call(function, role, called, zero_vectors), _sql_type(function, role))
+        _register(con, called, _Call(function, role, called, zero_vectors), types[role])
     return function
 
 
@@ -148,11 +150,15 @@ def _register(con: Any, name: str, call: _Call, kind: str) -> None:
 
 
 def _sql_type(function: EmbeddingFunction, role: Role) -> str:
-    """Return what a role is called with: pictures lie in tables as bytes, and are asked for in words if they can be."""
-    modality = function.traits.modality.split("+")
-    if "image" not in modality or getattr(function, "source_type", "image") == "text":
-        return "VARCHAR"
-    return "VARCHAR" if role == "query" and "text" in modality else "BLOB"
+    """Return what a role is called with: pictures lie in tables as bytes, and are asked for in words if they can be.
+
+    Raises:
+        ConfigError: DuckDB has no type for it.
+    """
+    asked = modality.sql_modality(function, role)
+    if "duckdb" not in asked.sql:
+        raise modality.refusal(function, asked, "DuckDB")
+    return asked.sql["duckdb"]
 
 
 # -- the calls ---------------------------------------------------------------------------------------------------------

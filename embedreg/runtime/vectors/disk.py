@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration import drift
 from embedreg.declaration.fingerprint import fingerprint
@@ -276,11 +277,10 @@ def _key(owner: bytes, kind: bytes, content: Any) -> bytes:
 
 
 def _takes_text(function: EmbeddingFunction, role: Role) -> bool:
-    """Say whether a string is a text to the function: it may be a path or an address, behind which things change."""
-    modality = function.traits.modality.split("+")
-    return "text" in modality and (
-        modality == ["text"] or role == "query" or getattr(function, "source_type", None) == "text"
-    )
+    """Return whether a string is a text to the function: it may be a path or an address, behind which things change."""
+    if role == "query":
+        return any(each.by_content for each in modality.modalities(function))
+    return modality.source_modality(function).by_content
 
 
 def _contents(window: Any, texts: bool) -> list[tuple[bytes, Any]] | None:

@@ -1,0 +1,246 @@
+"""One column of inputs, as an Arrow array or a list: what a function accepts is kept as it is, the rest is an error.
+
+What a function accepts is a value, `Accepted`; the table of modalities has one for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedreg.arrow.casting import plain_array
+from embedreg.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["IMAGES_HINT", "Accepted", "column_of", "images_of", "is_picture", "texts_of", "unstacked"]
+
+IMAGES_HINT = "images need a function of images, such as 'open-clip'; get_registry().describe(name)['modality'] tells"
+_MAX_STRING_BYTES = 2**31 - 1
+_WIDER = {"string": "large_string", "binary": "large_binary"}
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What a column of inputs may be made of.
+
+    Attributes:
+        name: of the function, in messages: "text" for a text function.
+        types: Arrow types, as `pyarrow.types.is_*` has them, after views and fixed sizes became plain ones; empty for
+            every type.
+        objects: whether an input may be a Python object that Arrow has no type for, such as an image in memory.
+        hint: what to do about a column of another type.
+        rows_of: cuts an array of several axes into rows; without it, each entry of the first axis is one.
+        read: makes inputs of a column of another type, or raises.
+    """
+
+    name: str
+    types: tuple[str, ...] = ()
+    objects: bool = False
+    hint: str = "choose another column"
+    rows_of: Callable[[Any], list[Any]] | None = None
+    read: Callable[[pa.Array], Any] | None = None
+
+    @property
+    def only_texts(self) -> bool:
+        """Whether nothing but texts is accepted."""
+        return not self.objects and set(self.types) == {"string", "large_string"}
+
+    @property
+    def lists(self) -> bool:
+        """Whether a list is one input, and no column of them."""
+        return any(name.endswith("list") for name in self.types)
+
+    def takes(self, kind: pa.DataType) -> bool:
+        """Return whether a column may be of an Arrow type."""
+        import pyarrow as pa
+
+        return not self.types or any(getattr(pa.types, f"is_{name}")(kind) for name in self.types)
+
+    def refusal(self, values: Iterable[Any]) -> InputError:
+        """Return the error for values that are none of these inputs."""
+        if self.only_texts:
+            values = [value for value in values if not isinstance(value, str | None)]
+        others = [value for value in values if value is not None]
+        kinds = ", ".join(sorted({type(value).__name__ for value in others}))
+        if any(map(is_picture, others)) and not self.objects:
+            what = f"{self._function} was given {kinds}, which may be images, not {self.name}s."
+            return InputError(what, IMAGES_HINT)
+        return InputError(
+            f"{self._function} was given {kinds}.",
+            "pass str values, and None for a null" if self.only_texts else self.hint,
+        )
+
+    def refusal_of_type(self, kind: pa.DataType) -> InputError:
+        """Return the error for a column of another Arrow type."""
+        return InputError(f"{self._function} cannot embed a column of type {kind}.", self.hint)
+
+    @property
+    def _function(self) -> str:
+        return f"{'an' if self.name[:1] in 'aeiou' else 'a'} {self.name} function"
+
+
+def column_of(values: Any, accepted: Accepted) -> Any:
+    """Turn one column into an Arrow array where its type has one, else a plain list.
+
+    Args:
+        values: a list, tuple, numpy array, pandas or polars series, Arrow array or chunked array; one text or image
+            is a column of one row. For images, an array of four axes is a stack of them, one of three of grey ones.
+        accepted: what the function embeds.
+    Returns:
+        A `pa.Array` of one of the accepted types, or a list of Python objects with None where null.
+    Raises:
+        InputError: what the function does not accept.
+    """
+    import pyarrow as pa
+
+    if isinstance(values, str | bytes) or _is_one(values):
+        values = [values]
+    if isinstance(values, pa.ChunkedArray):
+        wider = _WIDER.get(str(values.type))
+        if wider is not None and values.nbytes > _MAX_STRING_BYTES:
+            values = values.cast(wider)  # 32-bit offsets would overflow
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return _decoded(values, accepted)
+    objects = str(getattr(values, "dtype", "")).lower() == "object"  # pandas and polars call a series of any things so
+    if not objects and (hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__")):
+        return column_of(pa.chunked_array(values), accepted)
+    if getattr(values, "ndim", 1) > 1:
+        if accepted.only_texts:
+            raise accepted.refusal([values])
+        if accepted.rows_of is not None:
+            return accepted.rows_of(values)
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if not accepted.objects and any(map(_is_one, listed[:1])):
+        raise accepted.refusal(listed)
+    if accepted.objects and _is_mixed(listed):
+        return _without_nulls(listed)
+    try:
+        return _decoded(pa.array(listed, from_pandas=True), accepted)
+    except pa.ArrowCapacityError:
+        raise
+    except UnicodeEncodeError:  # half a surrogate pair, which only whoever embeds it can tell of its row
+        if accepted.objects:
+            return _without_nulls(listed)
+        texts = _without_nulls(listed)
+        if (made := texts_of(texts)) is not None:
+            return made
+        raise accepted.refusal(texts) from None
+    except (pa.ArrowException, TypeError) as exc:
+        if accepted.only_texts:
+            raise accepted.refusal(listed) from None
+        if isinstance(exc, InputError):  # it is a TypeError too
+            raise
+        if not accepted.objects:
+            raise accepted.refusal(listed) from None
+        return _without_nulls(listed)
+
+
+def is_picture(value: Any) -> bool:
+    """Return whether a value that is no text may be an image."""
+    return isinstance(value, bytes) or _is_one(value) or getattr(value, "ndim", 1) > 1
+
+
+def _is_one(values: Any) -> bool:
+    """Return whether it is one image and no column; Pillow's have `__arrow_c_array__`, for their pixels."""
+    return isinstance(values, bytearray | memoryview | Path) or type(values).__module__.partition(".")[0] == "PIL"
+
+
+def texts_of(values: list[Any], want: pa.DataType | None = None) -> pa.Array | None:
+    """Return texts some of which hold half a surrogate pair: the column's check tells of the rows; None for others."""
+    import pyarrow as pa
+
+    if not all(isinstance(value, str | None) for value in values):
+        return None
+    raw = [None if value is None else value.encode("utf-8", "surrogatepass") for value in values]
+    wide = pa.types.is_large_string(want) if want is not None else sum(map(len, filter(None, raw))) > _MAX_STRING_BYTES
+    return pa.array(raw, pa.large_binary()).view(pa.large_string()) if wide else pa.array(raw).view(pa.string())
+
+
+def unstacked(values: Any) -> list[Any]:
+    """Cut an array of several axes into its images.
+
+    Raises:
+        InputError: it is none, or may be one image as well.
+    """
+    if values.ndim == 4 or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
+        return list(values)
+    what = ": it may be one image, or a stack of grey ones." if values.ndim == 3 else "."
+    raise InputError(
+        f"an array of shape {values.shape} is no column of images{what}",
+        "pass a list of images, [image], or an array (n, h, w, 3)",
+    )
+
+
+def _is_mixed(values: list[Any]) -> bool:
+    """Return whether Arrow would make something else of these: of names beside bytes bytes, of arrays lists."""
+    import numpy as np
+
+    kinds = {type(value) for value in values}
+    names, arrays = (any(issubclass(kind, base) for kind in kinds) for base in (str, np.ndarray))
+    return arrays or (names and any(issubclass(kind, bytes | bytearray | memoryview) for kind in kinds))
+
+
+def _without_nulls(values: list[Any]) -> list[Any]:
+    """Put None where pandas has a null of its own."""
+    nulls = {"NAType", "NaTType"}
+    return [
+        None if type(value).__name__ in nulls or (isinstance(value, float) and value != value) else value
+        for value in values
+    ]
+
+
+def _decoded(array: pa.Array, accepted: Accepted) -> Any:
+    import pyarrow as pa
+
+    array = plain_array(array)
+    kind = array.type
+    if pa.types.is_null(kind):
+        return array.cast(pa.string())
+    for view, plain in _plain_types():
+        if view(kind):
+            array = array.cast(plain)
+            break
+    if accepted.takes(array.type):
+        return array
+    if accepted.read is not None:
+        return accepted.read(array)
+    raise accepted.refusal_of_type(kind)
+
+
+def _plain_types() -> list[tuple[Callable[[pa.DataType], bool], pa.DataType]]:
+    """Return the types that are another way to write a plain one."""
+    import pyarrow as pa
+
+    return [
+        (pa.types.is_string_view, pa.large_string()),
+        (pa.types.is_binary_view, pa.large_binary()),
+        (pa.types.is_fixed_size_binary, pa.binary()),
+    ]
+
+
+def images_of(array: pa.Array) -> Any:
+    """Return the images of a column that is neither names nor bytes: both, as Hugging Face's datasets have them.
+
+    Raises:
+        InputError: it holds no images.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
+        raise InputError(
+            f"an image function cannot embed a column of type {kind}.",
+            "images are bytes, paths or URLs (binary or string), or structs of both, {bytes, path}",
+        )
+    content, names = (_decoded(pc.struct_field(array, name), Accepted("image")) for name in ("bytes", "path"))
+    if content.null_count in (array.null_count, len(array)):
+        return content if content.null_count == array.null_count else names
+    return [
+        one if one is not None else other for one, other in zip(content.to_pylist(), names.to_pylist(), strict=True)
+    ]

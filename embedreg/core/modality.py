@@ -1,0 +1,198 @@
+"""Modalities: what an input of a function may be. One table, asked by whoever reads, probes, caches or serves inputs.
+
+`Traits(modality=...)` names rows of this table, joined by "+": "text", "image+text". Everything that depends on a
+modality stands in its row; no other module compares their names. A name that has no row is refused where the function
+is used: nobody would know whether a string is such an input, or only the path of one.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedreg.arrow.columns import Accepted, images_of, unstacked
+from embedreg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedreg.core.base import EmbeddingFunction
+
+__all__ = [
+    "ANY",
+    "IMAGE",
+    "MODALITIES",
+    "TEXT",
+    "Modality",
+    "accepted",
+    "add_modality",
+    "modalities",
+    "query_names",
+    "refusal",
+    "source_modality",
+    "sql_modality",
+    "sql_types",
+]
+
+PROBE_TEXT = "The quick brown fox jumps over the lazy dog; 3.14 is close to π."
+# A picture of 8 x 8 pixels, two gradients and a disc, as PNG: any decoder gives the same pixels.
+PROBE_IMAGE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAcklEQVR42h2OUQ0AUQjDKgYxiEEMYiZmYkh2L/e7NF0BChoGFgSG45+r6GKK"
+    "LVS4uMc+uJpuptlGjZt7hqeoSU9msoMGD/e8bGrTm9nsRouXe28opbQyyioSFvcacMppZ5x1ZGzulb20uvRlLnvo8HHHB/dGU+why/E+AAAAAElF"
+    "TkSuQmCC"
+)
+
+String = Literal["content", "name", "unknown"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of input: a row of the table.
+
+    Attributes:
+        name: as `Traits(modality=...)` has it.
+        string: what a plain string in a source column is: the "content" itself, as for texts; or its "name", a path or
+            a URL; "unknown" where only the function knows.
+        types: the Arrow types of a source column, as `pyarrow.types.is_*` has them; empty for every type. String and
+            binary views and fixed-size binaries arrive as plain ones.
+        objects: whether an input may be a Python object that Arrow has no type for, such as an image in memory.
+        probe: the fixed input that tells whether a function still gives the vectors that are stored. It never changes:
+            stored probes were made from it. None for no probe.
+        sql: the SQL type of an input by the name of the engine, "duckdb" or "databend"; an engine that is not named
+            refuses the modality.
+        hint: what to do about a column of another type.
+        rows_of: cuts an array of several axes into inputs; without it, each entry of the first axis is one.
+        read: makes inputs of a column of another Arrow type, or raises an `InputError`.
+    """
+
+    name: str
+    string: String = "unknown"
+    types: tuple[str, ...] = ()
+    objects: bool = False
+    probe: Any = None
+    sql: Mapping[str, str] = field(default_factory=dict, hash=False)
+    hint: str = "choose another column"
+    rows_of: Callable[[Any], list[Any]] | None = None
+    read: Callable[[pa.Array], Any] | None = None
+
+    @property
+    def by_content(self) -> bool:
+        """Whether a string is the input itself, so that equal strings have equal vectors wherever they are."""
+        return self.string == "content"
+
+
+TEXT = Modality(
+    "text",
+    string="content",
+    types=("string", "large_string"),
+    probe=PROBE_TEXT,
+    sql={"duckdb": "VARCHAR", "databend": "STRING"},
+    hint="cast it to string first, or choose another column",
+)
+IMAGE = Modality(
+    "image",
+    string="name",
+    types=("string", "large_string", "binary", "large_binary"),
+    objects=True,
+    probe=PROBE_IMAGE,
+    sql={"duckdb": "BLOB", "databend": "BINARY"},
+    rows_of=unstacked,
+    read=images_of,
+)
+# A class that does not say what it embeds, as LanceDB's do not: it gets what the column holds, and texts from SQL.
+ANY = Modality("any", objects=True, rows_of=unstacked)
+
+MODALITIES: dict[str, Modality] = {each.name: each for each in (TEXT, IMAGE, ANY)}
+
+
+def add_modality(modality: Modality) -> None:
+    """Add a row to the table, for the functions of a plug-in; call it where the functions are registered.
+
+    Raises:
+        ConfigError: the name cannot stand in `Traits(modality=...)`, or another modality has it.
+    """
+    name = modality.name
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name:
+        raise ConfigError(f"{name!r} cannot be the name of a modality.", "embedreg.Modality('audio', ...)")
+    if MODALITIES.setdefault(name, modality) != modality:
+        raise ConfigError(f"there is another modality of the name {name!r}.", "give this one a name of its own")
+    _parsed.cache_clear()
+
+
+def modalities(function: EmbeddingFunction) -> tuple[Modality, ...]:
+    """Return what the inputs of a function may be, in the order that its class names them.
+
+    Raises:
+        ConfigError: its class names a modality that is not in the table.
+    """
+    try:
+        return _parsed(function.traits.modality)[0]
+    except KeyError as exc:
+        name = exc.args[0]
+    raise ConfigError(
+        f"{type(function).__name__} embeds {name!r}, an unknown modality; known: {', '.join(MODALITIES)}.",
+        f"embedreg.add_modality(embedreg.Modality({name!r}, ...)) describes it; under "
+        "traits = embedreg.Traits(modality='any') the function gets its rows as they are",
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> tuple[tuple[Modality, ...], Accepted]:
+    """Return the modalities that a class names, and what a column of them may be made of."""
+    named = tuple(MODALITIES[name.strip()] for name in text.split("+"))
+    types = tuple(dict.fromkeys(kind for each in named for kind in each.types))
+    return named, Accepted(
+        " or ".join(each.name for each in named),
+        types if all(each.types for each in named) else (),
+        any(each.objects for each in named),
+        named[0].hint,
+        next((each.rows_of for each in named if each.rows_of is not None), None),
+        next((each.read for each in named if each.read is not None), None),
+    )
+
+
+def accepted(function: EmbeddingFunction) -> Accepted:
+    """Return what a column for a function may be made of, in either role."""
+    modalities(function)
+    return _parsed(function.traits.modality)[1]
+
+
+def source_modality(function: EmbeddingFunction) -> Modality:
+    """Return what a plain string in a function's source column is: the one place that decides it.
+
+    It is the first modality that the class names, unless the instance has a field `source_type` that names another.
+    """
+    named = modalities(function)
+    stated = getattr(function, "source_type", None)
+    among = MODALITIES.values() if ANY in named else named
+    return next((each for each in among if each.name == stated), named[0])
+
+
+def sql_modality(function: EmbeddingFunction, role: Literal["source", "query"] = "source") -> Modality:
+    """Return what SQL passes to a function: as a query a text, if it takes texts; a text, too, if it does not say."""
+    asked = TEXT if role == "query" and TEXT in modalities(function) else source_modality(function)
+    return TEXT if asked is ANY else asked
+
+
+def sql_types(engine: str) -> dict[str, str]:
+    """Return the modalities that an engine serves, with the SQL type of each."""
+    return {name: each.sql[engine] for name, each in MODALITIES.items() if engine in each.sql}
+
+
+def query_names(function: EmbeddingFunction) -> list[str]:
+    """Return what a single query may be, for messages: a text always may, where a function says so or says nothing."""
+    named = modalities(function)
+    among = MODALITIES.values() if ANY in named else named
+    return list(dict.fromkeys([TEXT.name, *(each.name for each in among if each is not ANY)]))
+
+
+def refusal(function: EmbeddingFunction, modality: Modality, engine: str) -> ConfigError:
+    """Return the error for a modality that an engine has no SQL type for."""
+    return ConfigError(
+        f"{type(function).__name__} embeds {modality.name!r}, which {engine} cannot pass to a function; "
+        f"it passes {' or '.join(sql_types(engine.lower()))}.",
+        "embed the column with embedreg.embed_table or `embedreg embed`, and load the vectors",
+    )
