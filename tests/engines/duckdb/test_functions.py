@@ -154,7 +154,7 @@ def test_each_text_is_embedded_once(con: Any) -> None:
 
 def test_what_is_kept_is_bounded(con: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest vectors stay, within so many bytes; a value that was pushed out is embedded again."""
-    monkeypatch.setattr(engine, "KNOWN_BYTES", 50 * 212)
+    monkeypatch.setattr("embedreg.engines.duckdb.functions.KNOWN_BYTES", 50 * 212)
     engine.install(con, Lengths.create())
     con.execute("CREATE TABLE t AS SELECT 'text ' || i AS text FROM range(200) r(i)")
     con.sql("SELECT ai_embed(text) FROM t").fetchall()
