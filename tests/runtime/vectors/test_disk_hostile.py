@@ -231,6 +231,8 @@ def damage(at: Path, what: str, end: str, how: Any) -> None:
 
 def by_sqlite(path: Path, what: str, how: Any) -> None:
     """Change a cache as somebody with SQLite would."""
+    if not all(each.is_file() for each in path.parent.iterdir()):
+        return  # SQLite would wait for a pipe
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=0.1)) as con:
         deadline = iter(range(100))
         con.set_progress_handler(lambda: next(deadline, None) is None, 100_000)
