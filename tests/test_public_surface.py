@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "zero_vectors: ZeroVectors | None = None, on_window: Callable[[int], None] | None = None, "
         "declared: Mapping[str, Any] | None = None) -> Embedded",
     ),
+    "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
 }
 
 # Sections whose wording depends on the library that words them: they are compared under the versions that wrote them.
