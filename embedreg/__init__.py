@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from embedreg.embedding.column import embed_column, embed_query
     from embedreg.embedding.schema import Schema, Vector
     from embedreg.embedding.table import Report, embed_batches, embed_table
-    from embedreg.errors import EmbedregError, RowError
+    from embedreg.errors import EmbedregError, Grant, RowError
     from embedreg.images import ImagePolicy, allow_images, url_retrieve
     from embedreg.inspection.attach import attach
     from embedreg.inspection.locate import check_drift, functions_in, functions_in_comments, inspect
@@ -41,6 +41,7 @@ __all__ = [
     "EmbeddingFunctionConfig",
     "EmbeddingFunctionRegistry",
     "EmbedregError",
+    "Grant",
     "ImagePolicy",
     "Report",
     "RowError",
@@ -77,6 +78,7 @@ _HOMES = {
     "EmbeddingFunctionConfig": "core.base",
     "EmbeddingFunctionRegistry": "registry",
     "EmbedregError": "errors",
+    "Grant": "errors",
     "ImagePolicy": "images",
     "Report": "embedding.table",
     "RowError": "errors",

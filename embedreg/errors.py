@@ -23,8 +23,11 @@ EmbedregError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
+# The errors alone; `Grant`, which one of them carries, is `embedreg.Grant`.
 __all__ = [
     "BadRowsError",
     "CallError",
@@ -46,6 +49,45 @@ __all__ = [
     "UntrustedError",
     "VectorError",
 ]
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What stored metadata may have, or needs before it may be used: a value, compared by what it holds.
+
+    `embedreg.trust(grant)` puts one into force. Each field is as `trust` takes it; one text stands for a tuple of one.
+    """
+
+    paths: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    remote_code: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value: Any = getattr(self, field.name)
+            object.__setattr__(self, field.name, (value,) if isinstance(value, str) else tuple(value))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the kinds that it holds something of, so that `trust(**grant)` takes it too."""
+        return (field.name for field in fields(self) if getattr(self, field.name))
+
+    def __getitem__(self, kind: str) -> tuple[str, ...]:
+        values: tuple[str, ...] = getattr(self, kind)
+        return values
+
+    def __bool__(self) -> bool:
+        return any(self.keys())
+
+    def __or__(self, other: Grant) -> Grant:
+        """Return a grant of what either holds, each thing once."""
+        kinds = [field.name for field in fields(self)]
+        return Grant(**{kind: tuple(dict.fromkeys((*self[kind], *other[kind]))) for kind in kinds})
+
+    def __str__(self) -> str:
+        """Return the call that puts it into force."""
+        return f"embedreg.trust({', '.join(f'{kind}={list(self[kind])!r}' for kind in self.keys())})"
 
 
 class EmbedregError(Exception):
@@ -113,7 +155,16 @@ class MissingExtraError(EmbedregError, ImportError):
 
 
 class UntrustedError(EmbedregError, PermissionError):
-    """Stored metadata asks for something that the reader has not granted."""
+    """Stored metadata asks for something that the reader has not granted.
+
+    Attributes:
+        needed: everything that it asks for and has not got. `with embedreg.trust(error.needed):` grants it; empty where
+            no grant helps.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, needed: Grant = Grant()) -> None:
+        super().__init__(message, hint)
+        self.needed = needed
 
 
 class MetadataError(EmbedregError, ValueError):

@@ -24,7 +24,33 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "zero_vectors: ZeroVectors | None = None, on_window: Callable[[int], None] | None = None, "
         "declared: Mapping[str, Any] | None = None) -> Embedded",
     ),
-    "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
+    "help": (
+        "`--trust-remote-code` and `--trust-field` on every command",
+        "\n+  --trust-remote-code MODEL, --allow-dir DIR,",
+    ),
+    "help / embedreg": ("`--trust-remote-code` and `--trust-field` on every command", "\n+  docs/trust.md"),
+    "modules / embedreg / Grant": ("`embedreg.Grant`, what stored metadata needs or is granted, as a value", "added"),
+    "modules / embedreg / trust / signature": (
+        "`embedreg.trust(grant)` grants it",
+        "-> (grant: Grant | None = None, *, paths: Iterable[str | Path] = (), hosts: Iterable[str] = (), variables: "
+        "Iterable[str] = (), remote_code: Iterable[str] = (), fields: Iterable[str] = ()) -> Trust",
+    ),
+    "modules / embedreg.errors / UntrustedError / signature": (
+        "`UntrustedError.needed` and `Functions.needed` hold everything at once",
+        "-> (message: str, hint: str | None = None, needed: Grant = Grant(paths=(), hosts=(), variables=(), "
+        "remote_code=(), fields=())) -> None",
+    ),
+    "outputs / inspect / functions / 0 / needed": ("`embedreg inspect --json` list it under `needed`", "added"),
+    "outputs / inspect, checked / functions / 0 / needed": (
+        "`embedreg inspect --json` list it under `needed`",
+        "added",
+    ),
+    "results / functions_in / members / every": ("`Functions.every()` returns the declarations", "added"),
+    "results / functions_in / members / needed": (
+        "`UntrustedError.needed` and `Functions.needed` hold everything at once",
+        "added",
+    ),
+    "results / inspect / 0 / needed": ("`embedreg inspect --json` list it under `needed`", "added"),
 }
 
 # Sections whose wording depends on the library that words them: they are compared under the versions that wrote them.

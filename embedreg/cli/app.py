@@ -28,8 +28,9 @@ _EPILOG = "\n".join(
         "",
         "\b",
         "Every command takes --import, --config, --env and --debug, and what data",
-        "may ask for: --trust-path, --trust-host, --trust-variable, --allow-dir,",
-        "--allow-host, --allow-private-host: docs/trust.md",
+        "may ask for: --trust-path, --trust-host, --trust-variable, --trust-field,",
+        "--trust-remote-code, --allow-dir, --allow-host, --allow-private-host:",
+        "docs/trust.md",
     ]
 )
 

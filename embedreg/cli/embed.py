@@ -195,7 +195,7 @@ def _stored(data: Source, settings: list[str]) -> list[EmbeddingFunctionConfig]:
     stored = functions_in(data.schema)
     if settings or not stored.entries:
         raise typer.BadParameter("--function NAME is needed (embedreg functions lists the names).")
-    return [stored[column] for column in stored.entries]
+    return stored.every()
 
 
 def _look(src: str, options: dict[str, Any], reading: Reading) -> Source:

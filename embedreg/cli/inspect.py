@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedreg.cli import exits, terminal
-from embedreg.cli.hints import in_options
+from embedreg.cli.hints import in_options, trusting
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
-from embedreg.errors import EmbedregError
+from embedreg.errors import EmbedregError, Grant
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
@@ -113,6 +115,10 @@ def _print(found: dict[str, Any]) -> None:
         terminal.say(f"{function['vector_column']} is filled from {function['source_column']}", style="bold")
         for line in _lines(function):
             terminal.say(f"  {line[:11]}{plain(line[11:])}")
+    needs = [needed for function in found["functions"] if (needed := Grant(**function["needed"]))]
+    if len(set(needs)) > 1:
+        terminal.say()
+        terminal.say(plain(f"For all columns, {trusting(functools.reduce(operator.or_, needs))}"))
 
 
 def _lines(function: dict[str, Any]) -> list[str]:
@@ -141,7 +147,9 @@ def _lines(function: dict[str, Any]) -> list[str]:
         lines.append("usable     yes: it can be rebuilt here")
     else:
         lines.append(f"usable     no: {function['problem']}")
-        lines += [f"           Hint: {in_options(function['hint'])}"] if function["hint"] else []
+        needed = Grant(**function["needed"])
+        hint = trusting(needed) if needed else in_options(function["hint"])
+        lines += [f"           Hint: {hint}"] if hint else []
     if function["drift"] is not None:
         lines.append(f"drift      {_verdict(function['drift'])}")
     elif function["status"] == "ready":

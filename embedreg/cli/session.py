@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import typer
 
 from embedreg.cli import exits, signals, terminal, user_config
-from embedreg.cli.hints import in_options, with_options
-from embedreg.errors import EmbedregError
+from embedreg.cli.hints import hint_of, with_options
+from embedreg.errors import EmbedregError, Grant
 from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
@@ -35,7 +35,8 @@ TRUST = "\n".join(
         "\b",
         "What metadata or data may ask for is granted by",
         "--trust-path DIR, --trust-host HOST,",
-        "--trust-variable NAME, --allow-dir DIR,",
+        "--trust-variable NAME, --trust-field FUNCTION.FIELD,",
+        "--trust-remote-code MODEL, --allow-dir DIR,",
         "--allow-host HOST, --allow-private-host HOST, or",
         "in a settings file: docs/command-line.md",
     ]
@@ -85,6 +86,25 @@ def _common(
             metavar="NAME",
             hidden=True,
             help="Let stored metadata send this `$var:` to a trusted host. Repeatable.",
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trust-remote-code",
+            metavar="MODEL",
+            hidden=True,
+            help="Let a model's own code run where stored metadata says so; MODEL@REVISION where one is stored. "
+            "Repeatable.",
+        ),
+    ] = None,
+    trust_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trust-field",
+            metavar="FUNCTION.FIELD",
+            hidden=True,
+            help="Let stored metadata set this guarded field. Repeatable.",
         ),
     ] = None,
     allow_dir: Annotated[
@@ -167,6 +187,8 @@ def _session(
     trust_path: list[str] | None,
     trust_host: list[str] | None,
     trust_variable: list[str] | None,
+    trust_remote_code: list[str] | None,
+    trust_field: list[str] | None,
     allow_dir: list[str] | None,
     allow_host: list[str] | None,
     allow_private_host: list[str] | None,
@@ -191,8 +213,14 @@ def _session(
         set_on_retry_hooks(())  # this process is ours, and a hook of stamina's may print where only JSON may stand
         # the hub's client would draw bars of its own beside ours, and where no terminal is
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        given = {"paths": trust_path, "hosts": trust_host, "variables": trust_variable}
-        trusted = trust(**{name: [*granted.trust[name], *(values or ())] for name, values in given.items()})
+        asked = {
+            "paths": trust_path,
+            "hosts": trust_host,
+            "variables": trust_variable,
+            "remote_code": trust_remote_code,
+            "fields": trust_field,
+        }
+        trusted = trust(Grant(**{kind: (*granted.trust[kind], *(values or ())) for kind, values in asked.items()}))
         allow = granted.allow
         allowed = allow_images(
             dirs=[*allow["dirs"], *(allow_dir or ())],
@@ -272,7 +300,7 @@ def report(exc: BaseException, *, debug: bool = False) -> int:
             f"your function {name!r} raised {said}", None if debug else "run it again with --debug for its traceback"
         )
     elif isinstance(exc, EmbedregError):
-        terminal.error(with_options(exc.message), exc.shell_hint or in_options(exc.hint))
+        terminal.error(with_options(exc.message), hint_of(exc))
     elif isinstance(exc, OSError):
         what = f"{exc.filename}: " if exc.filename else ""
         terminal.error(

@@ -8,10 +8,12 @@ stranger's. Secrets do not stand in them: a key is named by its environment vari
     [env]                                  # as --env: $var:openai_key is read from OPENAI_API_KEY
     openai_key = "OPENAI_API_KEY"
 
-    [trust]                                # as --trust-path, --trust-host, --trust-variable
+    [trust]                                # as --trust-path, --trust-host, --trust-variable, ...
     paths = ["models"]
     hosts = ["http://localhost:11434"]
     variables = ["openai_key"]
+    remote_code = ["org/model"]
+    fields = ["openai.default_headers"]
 
     [allow]                                # as --allow-dir, --allow-host, --allow-private-host
     dirs = ["photos"]
@@ -37,7 +39,8 @@ __all__ = ["VARIABLE", "Granted", "own_file", "read"]
 
 VARIABLE = "EMBEDREG_CONFIG"  # names the user's file; empty: there is none
 _MAX_BYTES = 2**20
-_TRUST, _ALLOW = ("paths", "hosts", "variables"), ("dirs", "hosts", "private_hosts")
+_TRUST = ("paths", "hosts", "variables", "remote_code", "fields")
+_ALLOW = ("dirs", "hosts", "private_hosts")
 _ENVIRONMENT_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -48,7 +51,7 @@ class Granted:
     Attributes:
         imports: modules or files that register functions.
         env: variable of a `$var:` reference -> environment variable.
-        trust: "paths", "hosts", "variables" -> what stored metadata may name.
+        trust: "paths", "hosts", "variables", "remote_code", "fields" -> what stored metadata may have.
         allow: "dirs", "hosts", "private_hosts" -> where images may come from that data names.
     """
 

@@ -13,10 +13,10 @@ from cachetools import LRUCache
 from embedreg.core import instances
 from embedreg.core.canonical import canonical, defaults, effective, semantic_config
 from embedreg.core.configured import Configured
-from embedreg.errors import UntrustedError
+from embedreg.errors import Grant
 from embedreg.security import references
 from embedreg.security.addresses import is_path
-from embedreg.security.grants import path_granted
+from embedreg.security.grants import path_granted, refusal
 from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["may_read", "rebuilt", "reset", "set_by_class", "settle", "vouch", "vouched"]
@@ -125,12 +125,12 @@ def settle(function: Configured) -> None:
         UntrustedError: it is something else, and the stored value is not granted.
     """
     state, now = instances.state_of(function), semantic_config(function)
-    for name, value in state.pending.items():
-        if now.get(name) != value:
-            raise UntrustedError(
-                f"stored metadata sets {name} of {state.alias!r} to another value than its class does.",
-                f"if you trust where the data comes from: embedreg.trust(fields=[{f'{state.alias}.{name}'!r}])",
-            )
+    changed = [name for name, value in state.pending.items() if now.get(name) != value]
+    if changed:
+        raise refusal(
+            f"stored metadata sets {', '.join(changed)} of {state.alias!r} to another value than its class does.",
+            Grant(fields=tuple(f"{state.alias}.{name}" for name in changed)),
+        )
     state.pending.clear()
 
 

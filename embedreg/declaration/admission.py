@@ -7,12 +7,14 @@ no host and hands over no secret unless the reader said so: by creating the same
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 import os
-import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.core.canonical import MODEL_FIELDS, _lenient, defaults, effective
@@ -32,18 +34,17 @@ from embedreg.core.guarding import (
     value_guard,
 )
 from embedreg.declaration.entries import SHOWN
-from embedreg.errors import MetadataError, UntrustedError
+from embedreg.errors import Grant, MetadataError
 from embedreg.security import references
-from embedreg.security.addresses import kind_of, local_path, parse_host
-from embedreg.security.grants import granted, host_granted, path_granted
+from embedreg.security.addresses import kind_of, parse_host
+from embedreg.security.grants import granted, host_granted, path_granted, path_needed, refusal
 from embedreg.support import containers
 
 if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunction
 
-__all__ = ["admit", "admit_built", "guard_of", "snake"]
+__all__ = ["admit", "admit_built", "examine", "guard_of", "snake"]
 
-LONGEST_PATH = 4096  # characters that a message shows of a path; Linux takes no more
 MAX_DEFAULTS = 8  # references that are each other's defaults; one is what people write
 
 
@@ -51,25 +52,34 @@ def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -
     """Check a stored configuration against the rules and the grants, and return what may be built.
 
     Raises:
-        UntrustedError: it asks for a path, host, header, variable or other guarded thing that nobody granted.
+        UntrustedError: it asks for paths, hosts, headers, variables or other guarded things that nobody granted. The
+            error names every field, and its `needed` grants all of it.
     """
+    admitted, needs = examine(cls, alias, stored)
+    needs.refuse()
+    return admitted
+
+
+def examine(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], Needs]:
+    """Return what may be built of a stored configuration once what it needs is granted, and what that is."""
     sensitive, known = sensitive_fields(cls), defaults(cls)
+    needs = Needs(alias)
     admitted: dict[str, Any] = {}
     endpoint = False
     for name, value in stored.items():
         usual = value is None or (name in known and _same(value, known[name]))
         if not usual and _exceeds(name, value) and f"{alias}.{name}" not in granted("fields"):
-            raise _refusal(alias, name, f"more than {_most(name)}", f"fields=[{f'{alias}.{name}'!r}]")
+            needs.field(name, f"more than {_most(name)}", Grant(fields=(f"{alias}.{name}",)))
         if usual or (name in sensitive and references.is_reference(value)):
             admitted[name] = value
         elif name == "trust_remote_code":
-            admitted[name] = _remote_code(alias, effective(cls, stored))
+            admitted[name] = _remote_code(needs, effective(cls, stored))
         else:
-            endpoint |= _check(alias, name, value, field_guard(cls, name), type_of(cls, name))
-            admitted[name] = _public(alias, name, value)
+            endpoint |= _check(needs, name, value, field_guard(cls, name), type_of(cls, name))
+            admitted[name] = _public(needs, name, value)
     for name in sensitive & admitted.keys():
-        _check_sensitive(alias, name, admitted[name], endpoint)
-    return admitted
+        _check_sensitive(needs, name, admitted[name], endpoint)
+    return admitted, needs
 
 
 def admit_built(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any], built: Mapping[str, Any]) -> None:
@@ -79,21 +89,108 @@ def admit_built(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, A
         stored: the fields that the file gives.
         built: the values that the instance has.
     Raises:
-        UntrustedError: one is not granted.
+        UntrustedError: some are not granted.
     """
-    known = defaults(cls)
+    known, needs = defaults(cls), Needs(alias)
     for name, value in built.items():
         if name in stored and not (name in known and _same(stored[name], known[name])):
             waiting, depth = [value], 0
             while waiting and depth < 1000:
                 item, depth = waiting.pop(), depth + 1
                 if (guard := value_guard(item)) is not None:
-                    _check(alias, name, os.fspath(item) if isinstance(item, os.PathLike) else str(item), guard)
+                    _check(needs, name, os.fspath(item) if isinstance(item, os.PathLike) else str(item), guard)
                 elif (items := containers.items_of(item)) is not None:
                     usual = dict(defaults_in((type(item),)))  # of a model inside: its class's own
                     waiting += [part for key, part in items if key not in usual or part != usual[key]]
                     waiting += item if isinstance(item, dict) else ()
+    needs.refuse()
 
+
+@dataclass(frozen=True)
+class _Need:
+    """One thing that a stored configuration asks for and has not got.
+
+    Attributes:
+        message: the error's, where it is the only one; part: what the message of several says of it.
+        lead: of the hint.
+    """
+
+    message: str
+    part: str
+    grant: Grant
+    lead: str = "if you trust where the data comes from"
+    other: str = ""
+
+
+class Needs:
+    """What a stored configuration asks for and has not got: all of it is looked for before it is refused."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self._found: list[_Need] = []
+        self._code: tuple[str, str] | None = None  # a model whose own code is asked for, and how it is granted
+        self.fields: set[str] = set()  # that cannot be as stored, whatever the others are
+
+    def field(self, name: str, kind: str, grant: Grant) -> None:
+        """Note a field that holds what is not granted."""
+        message = f"stored metadata sets {name} of {self.alias!r} to {kind}, which nobody here has granted."
+        self._found.append(_Need(message, f"{name} ({kind})", grant, other=_OWN))
+        self.fields.add(name)
+
+    def variable(self, name: str, variable: str) -> None:
+        """Note a variable in a field that is not sensitive."""
+        message = (
+            f"stored metadata puts variable {variable!r} into {name} of {self.alias!r}, which is no sensitive field."
+        )
+        self._found.append(_Need(message, f"variable {variable!r} in {name}", Grant(variables=(variable,))))
+        self.fields.add(name)
+
+    def sent(self, name: str, variable: str) -> None:
+        """Note a variable that would be sent to an endpoint that the metadata chose."""
+        message = (
+            f"stored metadata of {self.alias!r} names an endpoint and would send variable {variable!r} ({name}) there."
+        )
+        part = f"variable {variable!r} ({name}), sent to that endpoint"
+        self._found.append(_Need(message, part, Grant(variables=(variable,)), lead="if you trust both"))
+
+    def __bool__(self) -> bool:
+        """Return whether it is refused without a grant."""
+        return bool(self._found)
+
+    def code(self, model: str, wanted: str) -> None:
+        """Note a model whose own code is asked for: by itself no reason to refuse anything, since it reads as false."""
+        self._code = model, wanted
+
+    def refuse(self) -> None:
+        """Raise the error for all that was noted; a model's own code alone is warned of.
+
+        Raises:
+            UntrustedError: something was noted.
+        """
+        if not self._found:
+            if self._code is not None:
+                model, wanted = self._code
+                warnings.warn(
+                    f"stored metadata sets trust_remote_code for {model!r}; it is read as false. "
+                    f"Hint: {Grant(remote_code=(wanted,))} lets that model's own code run.",
+                    stacklevel=3,
+                )
+            return
+        needs = [*self._found]
+        if self._code is not None and self._code[1].strip():  # a grant of no name would be of none
+            model, wanted = self._code
+            needs.append(_Need("", f"trust_remote_code (the own code of {model!r})", Grant(remote_code=(wanted,))))
+        needed = functools.reduce(operator.or_, (need.grant for need in needs))
+        first = needs[0]
+        if all(need.message == first.message for need in needs):
+            raise refusal(first.message, needed, lead=first.lead, other=first.other)
+        parts = ", ".join(dict.fromkeys(need.part for need in needs))
+        raise refusal(
+            f"stored metadata of {self.alias!r} asks for what has not been granted: {parts}.", needed, other=_OWN
+        )
+
+
+_OWN = ", or create the same function in your own code first"
 
 # How much work, waiting or memory a stored runtime field may ask for.
 _MOST: dict[str, int] = {"batch_size": 65_536, "max_retries": 100, "num_threads": 256, "num_workers": 256}
@@ -117,27 +214,23 @@ def _same(value: Any, other: Any) -> bool:
     return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)  # True is not 1 here
 
 
-def _remote_code(alias: str, config: Mapping[str, Any]) -> bool:
+def _remote_code(needs: Needs, config: Mapping[str, Any]) -> bool:
     """Read a stored `trust_remote_code`: true, or anything that counts as true, only where that model is granted."""
     value = config["trust_remote_code"]
     if value is False:
         return False
-    model = next((text for key in MODEL_FIELDS if isinstance(text := config.get(key), str)), alias)
+    model = next((text for key in MODEL_FIELDS if isinstance(text := config.get(key), str)), needs.alias)
     # Anyone can offer a revision of anyone's model on a hub, so a name alone vouches for the default one only.
     revisions = [str(v) for k, v in config.items() if k.endswith("revision") and v is not None]
     wanted = "@".join([model, *revisions])
     if {"*", wanted} & granted("remote_code"):
         return True
-    warnings.warn(
-        f"stored metadata sets trust_remote_code for {model!r}; it is read as false. "
-        f"Hint: embedreg.trust(remote_code=[{wanted!r}]) lets that model's own code run.",
-        stacklevel=2,
-    )
+    needs.code(model, wanted)
     return False
 
 
-def _check(alias: str, name: str, value: Any, guard: Guard | None, types: Types = ()) -> bool:
-    """Refuse what is not granted; return whether the value, granted, may decide where requests go.
+def _check(needs: Needs, name: str, value: Any, guard: Guard | None, types: Types = ()) -> bool:
+    """Note what is not granted; return whether the value, granted, may decide where requests go.
 
     Args:
         guard: what names say of the value: the field's, or a key's above it.
@@ -148,30 +241,30 @@ def _check(alias: str, name: str, value: Any, guard: Guard | None, types: Types 
         if isinstance(value, list):
             below = inner(types, None)
             for item in value:
-                endpoint |= _check(alias, name, item, guard, below)
+                endpoint |= _check(needs, name, item, guard, below)
             return endpoint
         usual = [*defaults_in(types)]
         for key, item in value.items():
-            endpoint |= _check(alias, name, key, None, of_keys(types))
+            endpoint |= _check(needs, name, key, None, of_keys(types))
             if any(key == known and _same(item, _lenient(default)) for known, default in usual):
                 continue
             # an option that is off asks for nothing; a whole field that is off may be what it guards against
             named = guard or (None if item is False else guard_by_name(key))
-            endpoint |= _check(alias, name, item, named, inner(types, key))
+            endpoint |= _check(needs, name, item, named, inner(types, key))
         return endpoint
     if value is None:
         return False
     typed = deep_guard(types)
     if not isinstance(value, bool):
         guard = guard or typed
-    field = f"{alias}.{name}"
+    field = f"{needs.alias}.{name}"
     everything = field in granted("fields")
     if not isinstance(value, str):
         if guard is not None and not everything:
-            raise _refusal(alias, name, "a value", f"fields=[{field!r}]")
+            needs.field(name, "a value", Grant(fields=(field,)))
         return guard in ("address", "other")
     if "\0" in value:  # what is below Python takes such a text for its beginning
-        raise MetadataError(f"the stored {name} of {alias!r} holds a NUL character.", "do not use this data")
+        raise MetadataError(f"the stored {name} of {needs.alias!r} holds a NUL character.", "do not use this data")
     text = _default(value)
     if text is None:
         return guard in ("address", "other")  # a reference without a default: `_public` asks for the variable's grant
@@ -179,33 +272,27 @@ def _check(alias: str, name: str, value: Any, guard: Guard | None, types: Types 
     if kind is None and guard in ("address", "path"):
         kind = "url" if guard == "address" else "path"
     if not everything:
-        _check_text(alias, name, text, kind, guard)
+        _check_text(needs, name, text, kind, guard, typed)
     return kind == "url" or guard in ("address", "other")
 
 
-def _check_text(alias: str, name: str, text: str, kind: Literal["url", "path"] | None, guard: Guard | None) -> None:
-    field = f"fields=[{f'{alias}.{name}'!r}]"
-    if kind == "url" and not host_granted(text):
-        host = parse_host(text)
+def _check_text(
+    needs: Needs,
+    name: str,
+    text: str,
+    kind: Literal["url", "path"] | None,
+    guard: Guard | None,
+    typed: Guard | None,
+) -> None:
+    field = Grant(fields=(f"{needs.alias}.{name}",))
+    if kind == "url" and (typed == "path" or not host_granted(text)):
+        host = None if typed == "path" else parse_host(text)  # its class would make a path of it, which no host covers
         what = "a URL" if guard != "address" or kind_of(text) == "url" else "a host"
-        raise _refusal(alias, name, what, field if host is None else f"hosts=[{str(host)!r}]")
+        needs.field(name, what, field if host is None else Grant(hosts=(str(host),)))
     if kind == "path" and not path_granted(text):
-        grantable = local_path(text) is not None and len(text) <= LONGEST_PATH
-        raise _refusal(alias, name, "a local path", f"paths=[{_unspelled(text)!r}]" if grantable else field)
+        needs.field(name, "a local path", path_needed(text) or field)
     if kind is None and guard is not None:
-        raise _refusal(alias, name, "a value", field)
-
-
-def _unspelled(text: str) -> str:
-    return (local_path(text) or text) if re.match(r"(?i)(local-dir|file):", text) else text
-
-
-def _refusal(alias: str, name: str, kind: str, grant: str) -> UntrustedError:
-    return UntrustedError(
-        f"stored metadata sets {name} of {alias!r} to {kind}, which nobody here has granted.",
-        f"if you trust where the data comes from: embedreg.trust({grant}), "
-        "or create the same function in your own code first",
-    )
+        needs.field(name, "a value", field)
 
 
 def _default(text: str) -> str | None:
@@ -220,7 +307,7 @@ def _default(text: str) -> str | None:
     raise MetadataError("a stored `$var:` reference hides behind too many others.", "inspect it, and do not use it")
 
 
-def _public(alias: str, name: str, value: Any) -> Any:
+def _public(needs: Needs, name: str, value: Any) -> Any:
     """Replace references outside sensitive fields by their defaults: a stored file must not read our variables.
 
     A default may be a reference again, which the constructor would resolve; so it is followed to its end here, which
@@ -235,13 +322,10 @@ def _public(alias: str, name: str, value: Any) -> Any:
         if reference.default is None:
             if len(reference.name) > SHOWN:
                 raise MetadataError(
-                    f"a variable in {name} of {alias!r} has a name of no sense.", "do not use this data"
+                    f"a variable in {name} of {needs.alias!r} has a name of no sense.", "do not use this data"
                 )
-            raise UntrustedError(
-                f"stored metadata puts variable {reference.name!r} into {name} of {alias!r}, which is no sensitive "
-                "field.",
-                f"if you trust where the data comes from: embedreg.trust(variables=[{reference.name!r}])",
-            )
+            needs.variable(name, reference.name)
+            return ""  # which nothing is built of: the whole is refused
         if references.is_reference(reference.default):
             return lookup(references.parse_reference(reference.default))
         return reference.default
@@ -249,12 +333,8 @@ def _public(alias: str, name: str, value: Any) -> Any:
     return references.resolve(value, lookup)
 
 
-def _check_sensitive(alias: str, name: str, value: Any, endpoint: bool) -> None:
-    """Refuse to hand a secret to an endpoint that the metadata chose, even a granted one, unless it is granted too."""
+def _check_sensitive(needs: Needs, name: str, value: Any, endpoint: bool) -> None:
+    """Note a secret that would go to an endpoint that the metadata chose, even a granted one: it is granted by name."""
     for reference in references.references(value):
         if endpoint and reference.name not in granted("variables"):
-            raise UntrustedError(
-                f"stored metadata of {alias!r} names an endpoint and would send variable {reference.name!r} ({name}) "
-                "there.",
-                f"if you trust both: embedreg.trust(hosts=[...], variables=[{reference.name!r}])",
-            )
+            needs.sent(name, reference.name)

@@ -7,6 +7,8 @@ read is untrusted (see `admission`); what cannot be rebuilt here is kept byte fo
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -24,7 +26,7 @@ from embedreg.core.canonical import (
 from embedreg.core.fields import names_by_key, runtime_fields, secret_values
 from embedreg.core.instances import state_of
 from embedreg.core.lancedb_hooks import unwrap
-from embedreg.declaration.admission import admit, admit_built, snake
+from embedreg.declaration.admission import admit, admit_built, examine, snake
 from embedreg.declaration.entries import (
     FORMAT,
     KEY,
@@ -40,11 +42,13 @@ from embedreg.declaration.entries import (
 from embedreg.errors import (
     ConfigError,
     EmbedregError,
+    Grant,
     MetadataError,
     MissingColumnError,
     UnknownFunctionError,
     UntrustedError,
 )
+from embedreg.security.grants import refusal
 from embedreg.support import strict_json
 from embedreg.support.strict_json import Malformed
 
@@ -92,6 +96,26 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
     def notes(self) -> list[str]:
         """The notes on all columns."""
         return [note for notes in self.noted.values() for note in notes]
+
+    @property
+    def needed(self) -> Grant:
+        """What has to be granted before every column can be used; empty where nothing has, or no grant helps."""
+        return functools.reduce(
+            operator.or_, (each.needed for each in self.problems.values() if isinstance(each, UntrustedError)), Grant()
+        )
+
+    def every(self) -> list[EmbeddingFunctionConfig]:
+        """Return the declarations of all columns, in the order in which they are stored.
+
+        Raises:
+            UntrustedError: some need grants; its `needed` holds those of all columns. EmbedregError: another problem.
+        """
+        untrusted = {column: each for column, each in self.problems.items() if isinstance(each, UntrustedError)}
+        first = next(iter(self.problems.values()), None)
+        if isinstance(first, UntrustedError) and len({each.message for each in untrusted.values()}) > 1:
+            said = " ".join(f"Column {shown(column)}: {each.message}" for column, each in untrusted.items())
+            raise refusal(said, self.needed) from first.__cause__
+        return [self[column] for column in self.entries]
 
     def __missing__(self, vector_column: str) -> EmbeddingFunctionConfig:
         problem = self.problems.get(vector_column)
@@ -217,13 +241,11 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
                 made._declared = reserved
                 return made
 
-            try:
-                admitted = admit(cls, alias, config)
-            except UntrustedError:
-                function = _of_its_class(cls, alias, config, unknown, reserved)
-                if function is None:
-                    raise
-            else:
+            admitted, needs = examine(cls, alias, config)
+            if needs:
+                function = _of_its_class(cls, alias, config, needs.fields, unknown, reserved)
+            if function is None:
+                needs.refuse()
                 # what else an instance knows: another writer's declaration can mean other defaults
                 function = vouched.rebuilt(cls, admitted, [alias, unknown, reserved], make)
     except (EmbedregError, Warning):
@@ -243,18 +265,14 @@ def _of_its_class(
     cls: type[EmbeddingFunction],
     alias: str,
     config: dict[str, Any],
+    fields: set[str],
     unknown: dict[str, Any],
     reserved: dict[str, Any],
 ) -> EmbeddingFunction | None:
     """Build a function without the stored fields that need a grant, where its class sets them to the same values."""
     if _built_in(cls):
         return None  # none of them sets any
-    refused = []
-    for name, value in config.items():
-        try:
-            admit(cls, alias, {name: value})
-        except EmbedregError:
-            refused.append(name)
+    refused = [name for name in config if name in fields]
     kept = {name: value for name, value in config.items() if name not in refused}
     rest = {name: config[name] for name in refused}
 

@@ -394,8 +394,7 @@ def resolve(schema: Any) -> Resolved:
         return schema
     pa = sys.modules.get("pyarrow")
     if pa is not None and isinstance(schema, pa.Schema):
-        functions = get_registry().parse_functions(schema.metadata)
-        configs = [functions[column] for column in functions.entries]
+        configs = get_registry().parse_functions(schema.metadata).every()
         for config in configs:
             if config.vector_column in schema.names and hasattr(
                 kind := schema.field(config.vector_column).type, "value_type"

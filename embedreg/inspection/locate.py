@@ -15,8 +15,7 @@ from embedreg.declaration import codec, drift, manifest
 from embedreg.declaration.codec import Entry, Functions
 from embedreg.declaration.comments import metadata_in_comments
 from embedreg.declaration.drift import Drift
-from embedreg.errors import EmbedregError, InputError, MetadataError, StorageError
-from embedreg.inspection.engines import comes_from, engine_of
+from embedreg.errors import EmbedregError, Grant, InputError, MetadataError, StorageError, UntrustedError
 from embedreg.registry import get_registry
 from embedreg.security import references
 from embedreg.security.sensitive import items_judged
@@ -97,8 +96,10 @@ def metadata_of(data: Any) -> Mapping[Any, Any]:
         raise InputError(f"the class {data.__name__} declares no schema.", "subclass embedreg.Schema")
     if isinstance(data, BaseModel):
         raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
-    if not comes_from(data, "pyarrow") and (engine := engine_of(data)) is not None:
-        return engine.metadata_of(data)
+    if type(data).__module__.partition(".")[0] in ("duckdb", "_duckdb") and hasattr(data, "sql_query"):
+        from embedreg.engines import duckdb
+
+        return duckdb.metadata_of(data)
     schema = _schema_of(data)
     if hasattr(schema, "metadata"):
         return _of_schema(schema)
@@ -116,12 +117,12 @@ def _schema_of(data: Any) -> Any:
     schema = getattr(data, "schema_arrow", None)  # a Parquet file
     if schema is None:
         schema = getattr(data, "schema", data)
-    if callable(schema) and not hasattr(schema, "metadata"):
+    if callable(schema) and not hasattr(schema, "metadata"):  # a Ray dataset has it as a method
         schema = schema()
     if hasattr(schema, "__await__"):
         schema.close()
         raise InputError("an asynchronous table was given.", "functions_in(await table.schema())")
-    return schema
+    return getattr(schema, "base_schema", schema)  # Ray wraps the Arrow schema
 
 
 def _exported(data: Any) -> Any:
@@ -150,9 +151,11 @@ class _Merged(dict[Any, Any]):
 
 def _of_path(path: Path) -> Mapping[Any, Any]:
     try:
-        if (engine := engine_of(path)) is not None:
-            return engine.metadata_of(path)
         if path.is_dir():
+            if path.suffix == ".lance" or (path / "_versions").is_dir():
+                from embedreg.engines import lancedb
+
+                return _of_schema(lancedb.schema_at(path))
             files = data_files(path)
             if not files and not (path / manifest.NAME).is_file():
                 raise StorageError(
@@ -286,7 +289,7 @@ def inspect(data: Any) -> list[dict[str, Any]]:
         One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, but for what
         somebody wrote where only a reference may stand), what was recorded (`format`, `ndims`, `dtype`, `normalized`,
         `metric`, `prompts`, `fingerprint`, `identity`, `producer`, and `probe` as a bool), `status` ("ready", or the
-        name of the error), `problem`, `hint` and `notes`.
+        name of the error), `problem`, `hint`, `needed` (for `embedreg.trust(**needed)`) and `notes`.
     """
     functions = functions_in(data)
     found = []
@@ -303,10 +306,15 @@ def inspect(data: Any) -> list[dict[str, Any]]:
                 "status": "ready" if problem is None else type(problem).__name__,
                 "problem": None if problem is None else problem.message,
                 "hint": None if problem is None else problem.hint,
+                "needed": _listed(problem.needed) if isinstance(problem, UntrustedError) else {},
                 "notes": list(functions.noted.get(column, ())),
             }
         )
     return found
+
+
+def _listed(grant: Grant) -> dict[str, list[str]]:
+    return {kind: list(values) for kind, values in dict(grant).items()}
 
 
 def refuse_clear_secrets(entry: Entry) -> None:

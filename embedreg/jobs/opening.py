@@ -384,8 +384,7 @@ def _declared(source: Source, declaration: Any) -> list[EmbeddingFunctionConfig]
     if declaration is not None:
         configs = schemas.resolve(declaration)[1]
     else:
-        stored = get_registry().parse_functions(source.schema.metadata)
-        configs = [stored[column] for column in stored.entries]
+        configs = get_registry().parse_functions(source.schema.metadata).every()
     if not configs:
         raise MetadataError(
             f"nothing declares how {source.place} is to be embedded.",

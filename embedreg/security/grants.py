@@ -5,37 +5,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
-from embedreg.errors import ConfigError
+from embedreg.errors import ConfigError, Grant, UntrustedError
 from embedreg.security.addresses import folder_given, forms, is_path, local_path, parse_host, texts_given
 from embedreg.support.forks import ForkSafeLock
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["Grant", "Trust", "is_path", "path_granted", "refusal", "trust"]
 
-__all__ = ["Grant", "is_path", "path_granted", "trust"]
+LONGEST_PATH = 4096  # characters that a message shows of a path; Linux takes no more
+_SPELLED = re.compile(r"(?i)(local-dir|file):")
 
-_grants: list[Grant] = []
+_grants: list[Trust] = []
 _lock = ForkSafeLock()
 
 
-@dataclass(frozen=True, eq=False)
-class Grant:
-    """What one `trust(...)` call allows; as a context manager it ends with the block."""
+class Trust:
+    """A grant in force, as `trust(...)` returns it; as a context manager it ends with the block.
 
-    paths: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
-    variables: tuple[str, ...] = ()
-    remote_code: tuple[str, ...] = ()
-    fields: tuple[str, ...] = ()
+    Two that grant the same are two: each is taken back by itself.
+    """
 
-    def __enter__(self) -> Grant:
+    def __init__(self, grant: Grant) -> None:
+        self.grant = grant
+
+    def __repr__(self) -> str:
+        return f"<{'in force' if self in _grants else 'revoked'}: {self.grant}>"
+
+    def __enter__(self) -> Self:
         with _lock:
             if self not in _grants:
                 _grants.append(self)
@@ -52,18 +55,20 @@ class Grant:
 
 
 def trust(
+    grant: Grant | None = None,
     *,
     paths: Iterable[str | Path] = (),
     hosts: Iterable[str] = (),
     variables: Iterable[str] = (),
     remote_code: Iterable[str] = (),
     fields: Iterable[str] = (),
-) -> Grant:
+) -> Trust:
     """Grant stored metadata more than it gets by default, for this process or for a `with` block.
 
     A grant holds for every thread of the process, since an engine embeds in threads of its own.
 
     Args:
+        grant: all of it in one value, such as the `needed` of an `UntrustedError`.
         paths: folders (and all below them) or files that a stored local path may name.
         hosts: what a stored endpoint may lead to: `host` (any port), `host:port`, or `scheme://host[:port]`.
         variables: `$var:` names that metadata may have in any field, and beside an endpoint that it names.
@@ -71,18 +76,22 @@ def trust(
             `trust_remote_code: true` is kept.
         fields: other guarded fields, written `function.field`, that metadata may set.
     Returns:
-        The grant: `.revoke()` it, or use it in a `with` statement.
+        The grant in force: `.revoke()` it, or use it in a `with` statement.
     Raises:
         ConfigError: something that could not grant what it seems to, such as an empty path.
     """
-    grant = Grant(
+    if grant is not None and not isinstance(grant, Grant):
+        raise ConfigError(f"trust() cannot take {grant!r}.", "trust(error.needed), or name it: trust(paths=['models'])")
+    own = Grant(
         paths=tuple(folder_given("trust", "paths", item) for item in _given("paths", paths)),
         hosts=tuple(_authority(item) for item in _given("hosts", hosts)),
         variables=tuple(_given("variables", variables)),
         remote_code=tuple(_given("remote_code", remote_code)),
         fields=tuple(_given("fields", fields)),
     )
-    return grant.__enter__()
+    if grant is None:
+        return Trust(own).__enter__()
+    return trust(**(grant | own))
 
 
 _given = functools.partial(texts_given, "trust")
@@ -97,6 +106,25 @@ def _authority(text: str) -> str:
     return text.rstrip("/")
 
 
+def refusal(
+    message: str, needed: Grant, *, lead: str = "if you trust where the data comes from", other: str = ""
+) -> UntrustedError:
+    """Return the error for stored metadata that needs a grant, with the call that gives it for a hint.
+
+    Args:
+        other: what else would do, at the end of the hint.
+    """
+    return UntrustedError(message, f"{lead}: {needed}{other}", needed)
+
+
+def path_refusal(message: str, value: str) -> UntrustedError:
+    """Return the error for a stored local path that is not granted, as a model is looked for."""
+    needed = path_needed(value)
+    if needed is None:
+        return UntrustedError(message, "name the model in your own code: its path here is spelled in several ways")
+    return refusal(message, needed)
+
+
 def reset() -> None:
     """Take every grant back."""
     with _lock:
@@ -106,7 +134,12 @@ def reset() -> None:
 def granted(kind: str) -> set[str]:
     """Return everything granted of one kind."""
     with _lock:
-        return {value for grant in _grants for value in getattr(grant, kind)}
+        return {value for each in _grants for value in each.grant[kind]}
+
+
+def in_force() -> Grant:
+    """Return everything granted now, in one value."""
+    return Grant(**{kind.name: tuple(sorted(granted(kind.name))) for kind in dataclasses.fields(Grant)})
 
 
 def path_granted(value: str) -> bool:
@@ -128,6 +161,22 @@ def _inside(text: str, folders: set[str]) -> bool:
         ):
             return True
     return False
+
+
+def path_needed(value: str) -> Grant | None:
+    """Return the grant that a stored local path needs; None where one path does not cover every form of it.
+
+    It is found by the path's letters alone, as nothing of an ungranted path may be looked at.
+    """
+    path = local_path(value) if _SPELLED.match(value) else value
+    if path is None or not path.strip() or len(value) > LONGEST_PATH or local_path(path) is None:
+        return None
+    folder = folder_given("trust", "paths", path)
+    for form in forms(value):
+        inner = local_path(form)
+        if inner is None or not Path(os.path.abspath(inner)).is_relative_to(folder):
+            return None
+    return Grant(paths=(path,))
 
 
 def host_granted(value: str) -> bool:

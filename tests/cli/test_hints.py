@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedreg.cli import exits
-from embedreg.cli.hints import in_options, with_options
+from embedreg.cli.hints import TRUST_OPTIONS, hint_of, in_options, trusting, with_options
+from embedreg.errors import Grant, UntrustedError
 
 
 @pytest.mark.parametrize(
@@ -26,10 +28,6 @@ from embedreg.cli.hints import in_options, with_options
         (
             "--types a=text keeps it (in Python: types={'a(b)': 'text'}); or drop it",
             "--types a=text keeps it; or drop it",
-        ),
-        (
-            "if you trust where the data comes from: embedreg.trust(paths=['my models']), or create it first",
-            "if you trust where the data comes from: --trust-path 'my models'",
         ),
         ("embedreg.allow_images(dirs=['photos'])", "--allow-dir photos"),
         ("embedreg.allow_images(private_hosts=['box'])", "--allow-private-host box"),
@@ -47,6 +45,22 @@ from embedreg.cli.hints import in_options, with_options
 def test_a_hint_in_python_becomes_options(hint: str | None, here: str | None) -> None:
     """What has an option here is named by it; the rest stays."""
     assert in_options(hint) == here
+
+
+def test_a_grant_becomes_options() -> None:
+    """Whatever has to be granted has an option, quoted for the shell; no text is read for it."""
+    needed = Grant(
+        paths=("my models",), hosts=("a:1", "b"), variables=("k",), remote_code=("org/m@v1",), fields=("f.headers",)
+    )
+    assert trusting(needed) == (
+        "if you trust where the data comes from: --trust-path 'my models' --trust-host a:1 --trust-host b "
+        "--trust-variable k --trust-remote-code org/m@v1 --trust-field f.headers"
+    )
+    assert TRUST_OPTIONS.keys() == dict(needed).keys() == {field.name for field in dataclasses.fields(Grant)}
+    assert hint_of(UntrustedError("no.", "embedreg.trust(paths=['x'])", Grant(paths="x"))) == (
+        "if you trust where the data comes from: --trust-path x"
+    )
+    assert hint_of(UntrustedError("pickled weights.", "use another model")) == "use another model"
 
 
 def test_the_reason_of_a_bad_row_names_an_option() -> None:

@@ -37,12 +37,19 @@ def test_a_file_says_what_the_options_say(tmp_path: Path) -> None:
     found = read(
         tmp_path / "s.toml",
         'import = ["own.py", "package.module"]\n[env]\nkey = "MY_KEY"\n[trust]\npaths = ["models", "/m"]\n'
-        'hosts = ["localhost:1"]\nvariables = ["key"]\n[allow]\ndirs = ["photos"]\nhosts = ["h"]\n'
+        'hosts = ["localhost:1"]\nvariables = ["key"]\nremote_code = ["org/m"]\nfields = ["f.headers"]\n'
+        '[allow]\ndirs = ["photos"]\nhosts = ["h"]\n'
         'private_hosts = ["p"]\n',
     )
     assert found.imports == [str(tmp_path / "own.py"), "package.module"]
     assert found.env == {"key": "MY_KEY"}
-    assert found.trust == {"paths": [str(tmp_path / "models"), "/m"], "hosts": ["localhost:1"], "variables": ["key"]}
+    assert found.trust == {
+        "paths": [str(tmp_path / "models"), "/m"],
+        "hosts": ["localhost:1"],
+        "variables": ["key"],
+        "remote_code": ["org/m"],
+        "fields": ["f.headers"],
+    }
     assert found.allow == {"dirs": [str(tmp_path / "photos")], "hosts": ["h"], "private_hosts": ["p"]}
 
 

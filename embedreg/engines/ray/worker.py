@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from embedreg._version import __version__
@@ -95,9 +95,8 @@ def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Parcel:
                 f"what would be sent of {type(function).__name__} holds one of its secrets.",
                 "read the secret from its field (self.api_key) where it is used; keep it in no global or default",
             )
-    granted = {kind.name: tuple(sorted(grants.granted(kind.name))) for kind in fields(grants.Grant)}
     path = tuple(map(os.path.abspath, sys.path))
-    return Parcel(pickled, grants.Grant(**granted), current_policy(), os.getcwd(), path)
+    return Parcel(pickled, grants.in_force(), current_policy(), os.getcwd(), path)
 
 
 def unpack(parcel: Parcel) -> Any:
@@ -127,8 +126,8 @@ def unpack(parcel: Parcel) -> Any:
 @contextlib.contextmanager
 def granted(parcel: Parcel) -> Iterator[None]:
     """Grant what the driver's process had granted, for as long as this work of its payload runs."""
-    # objects of this block alone: another thread may be inside the same payload, and ends its own
-    with replace(parcel.grants), allow_images(parcel.images):
+    # a grant of this block alone: another thread may be inside the same payload, and ends its own
+    with grants.trust(parcel.grants), allow_images(parcel.images):
         yield
 
 

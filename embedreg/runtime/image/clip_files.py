@@ -214,9 +214,8 @@ def resolve(
 
 
 def _ungranted(field_name: str, value: str) -> UntrustedError:
-    return UntrustedError(
-        f"stored metadata sets {field_name} to a local path, which nobody here has granted.",
-        f"if you trust where the data comes from: embedreg.trust(paths=[{local_path(value) or value!r}])",
+    return grants.path_refusal(
+        f"stored metadata sets {field_name} to a local path, which nobody here has granted.", value
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from embedreg.errors import ModelNotFoundError, UntrustedError
+from embedreg.errors import Grant, ModelNotFoundError, UntrustedError
 from embedreg.runtime.models import hub
 from embedreg.runtime.models.folders import CONFIG_NAMES, Module, flat, modules, read_json, read_object
 from embedreg.support.forks import ForkSafeLock
@@ -85,22 +85,25 @@ def _code_files(module: Module) -> list[str]:
     return [f"{name.partition('.')[0]}.py" for name in classes if "." in name and "--" not in name]
 
 
-def check_safe(folder: Path, name: str, *, code: bool, pickles: bool) -> None:
+def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: str | None = None) -> None:
     """Refuse a folder that would run, or read, anything but its own data.
 
     Args:
         name: what the model is called, for the message.
         code: whether Python code that comes with the model may run.
         pickles: whether weights in pickle form, and files that point to another model, are allowed.
+        revision: which one was asked for, since a grant of code names it.
     Raises:
         UntrustedError: it would.
     """
     for module in flat(modules(folder)):
         if not module.own and not code:
+            needed = Grant(remote_code=(name if revision is None else f"{name}@{revision}",))
             raise UntrustedError(
                 f"the model {name!r} needs the class {module.kind!r}, which is code of its own.",
                 "if you have read that code and trust it: trust_remote_code=True, or for a stored declaration "
-                f"embedreg.trust(remote_code=[{name!r}])",
+                f"{needed}",
+                needed,
             )
         if pickles or not module.own:
             continue

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cachetools import LRUCache
 
-from embedreg.errors import ConfigError, ModelNotFoundError, UntrustedError
+from embedreg.errors import ConfigError, ModelNotFoundError
 from embedreg.runtime.models import hub, integrity
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
@@ -88,9 +88,8 @@ def resolve_model(
         ConfigError: a name, revision or folder that cannot work.
     """
     if grants.is_path(name) and not allow_local:
-        raise UntrustedError(
-            "stored metadata asks for a model in a local folder, which nobody here has granted.",
-            f"if you trust where the data comes from: embedreg.trust(paths=[{name!r}])",
+        raise grants.path_refusal(
+            "stored metadata asks for a model in a local folder, which nobody here has granted.", name
         )
     local = _local(name, revision) if allow_local else None
     if local is not None:

@@ -24,19 +24,20 @@ BATCH = 32  # rows, its own default
 PROMPT_NOT_POOLED = frozenset({"hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"})
 
 
-def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool) -> Any:
+def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool, revision: str | None = None) -> Any:
     """Load a `SentenceTransformer`, ready to be called from several threads.
 
     Args:
         name: what the user calls it.
         device: as `device.resolve` names it.
         code: whether code that comes with the model may run.
+        revision: which one the user asked for.
         own: whether the user's own code names the folder, so that pickled weights and parts of other models may load.
     Raises:
         UntrustedError: what it would run or read is not allowed. CallError: it cannot be loaded.
         MissingExtraError: the library is not installed.
     """
-    integrity.check_safe(found.path, name, code=code, pickles=own)
+    integrity.check_safe(found.path, name, code=code, pickles=own, revision=revision)
     try:
         with progress.stage(f"loading {name}"), _quiet():
             library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
