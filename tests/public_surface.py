@@ -27,6 +27,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic import PydanticUserError
+
 __all__ = ["differences", "made_with", "surface"]
 
 MODULES = (
@@ -48,7 +50,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 def _annotation(value: Any) -> str:
     text = value if isinstance(value, str) else inspect.formatannotation(value)
-    return _PATH.sub("", text.replace("typing.", ""))
+    return _PATH.sub("", _ADDRESS.sub("", text.replace("typing.", "")))
 
 
 def _default(value: Any) -> str:
@@ -57,7 +59,7 @@ def _default(value: Any) -> str:
     return _PATH.sub("", _ADDRESS.sub("", repr(value)))
 
 
-def _signature(call: Any) -> str:
+def _signature(call: Any, types: bool = True) -> str:
     try:
         found = inspect.signature(call)
     except (TypeError, ValueError):
@@ -71,7 +73,7 @@ def _signature(call: Any) -> str:
             text = f"**{text}"
         elif each.kind is each.KEYWORD_ONLY and not star:
             parts, star = [*parts, "*"], True
-        if each.annotation is not each.empty:
+        if types and each.annotation is not each.empty:
             text += f": {_annotation(each.annotation)}"
         if each.default is not each.empty:
             text += f" = {_default(each.default)}"
@@ -102,11 +104,9 @@ def _class(cls: type) -> dict[str, Any]:
         "signature": _signature(cls),
     }
     fields = getattr(cls, "__pydantic_fields__", {}) or {}
-    if fields:
-        found["fields"] = {
-            name: f"{_annotation(each.annotation)} = {'required' if each.is_required() else _field_default(each)}"
-            for name, each in fields.items()
-        }
+    if fields:  # what a field takes is what its schema says, however the annotation comes to it
+        found["signature"] = _signature(cls, types=False)
+        found["fields"] = {name: _field(cls, name, each) for name, each in fields.items()}
     elif dataclasses.is_dataclass(cls):
         found["fields"] = {each.name: _annotation(each.type) for each in dataclasses.fields(cls)}
     found["members"] = {name: _member(cls, name) for name in sorted(names - found.get("fields", {}).keys())}
@@ -120,8 +120,15 @@ def _is_known(base: type) -> bool:
     return public or (base is not object and base.__module__ in ("builtins", "pydantic.main"))
 
 
-def _field_default(field: Any) -> str:
-    return "factory" if field.default_factory is not None else _default(field.default)
+def _field(cls: Any, name: str, field: Any) -> str:
+    try:
+        schema = cls.model_json_schema()["properties"][field.alias or name]
+        kind = json.dumps({key: schema[key] for key in sorted(schema.keys() - {"default", "description", "title"})})
+    except (TypeError, PydanticUserError):  # of values that have no JSON
+        kind = _annotation(field.annotation)
+    if field.is_required():
+        return f"{kind} = required"
+    return f"{kind} = {'factory' if field.default_factory is not None else _default(field.default)}"
 
 
 def _described(value: Any) -> Any:
