@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "zero_vectors: ZeroVectors | None = None, on_window: Callable[[int], None] | None = None, "
         "declared: Mapping[str, Any] | None = None) -> Embedded",
     ),
+    "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
     "help": (
         "`--trust-remote-code` and `--trust-field` on every command",
         "\n+  --trust-remote-code MODEL, --allow-dir DIR,",

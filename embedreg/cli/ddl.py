@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedreg.cli import terminal
-from embedreg.cli.ddl_duckdb import duckdb
+from embedreg.cli.ddl_declared import EngineGroup
 from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
 from embedreg.cli.session import TRUST, AsJson, command
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ReturnType", "TokenEnv", "Version", "as_comment", "ddl", "described", "notes", "returns_of"]
 
 ddl = typer.Typer(
+    cls=EngineGroup,
     help="Print SQL that makes a database know embedding functions; nothing is run.",
     short_help="Print SQL for embedding functions; nothing is run.",
     no_args_is_help=True,
@@ -88,7 +89,6 @@ def databend(
 ddl.command("databend", cls=Grouped, epilog=TRUST, short_help="For Databend: external functions, tables, searches.")(
     databend
 )
-ddl.command("duckdb", epilog=TRUST, short_help="For DuckDB: comments and a COPY that keep declarations.")(duckdb)
 
 
 def returns_of(version: str, returns: str | None) -> Returns:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from embedreg.cli import terminal, user_config
 from embedreg.cli.functions import describe
 from embedreg.cli.session import AsJson, command
 from embedreg.errors import EmbedregError
+from embedreg.inspection.engines import engines, problems
 
 __all__ = ["doctor"]
 
@@ -41,6 +43,11 @@ def doctor(as_json: AsJson = False) -> None:
         for name, lib in found["libraries"].items()
     ]
     terminal.print_table(["library", "version", "extra", "to install"], rows)
+    rows = [
+        [name, "ready" if engine["ready"] else "not ready", _needs(engine), engine["install"] or ""]
+        for name, engine in found["engines"].items()
+    ]
+    terminal.print_table(["engine", "", "needs", "to install"], rows)
     rows = [[name, "set" if there else "not set"] for name, there in found["keys"].items()]
     terminal.print_table(["key in the environment", ""], rows)
     rows = [
@@ -72,6 +79,7 @@ def examine() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": _device(libraries["torch"]["version"] is not None),
         "libraries": libraries,
+        "engines": _engines(),
         "functions": functions,
         "keys": {name: bool(os.environ.get(name)) for name in _KEYS},
         "settings": None if (own := user_config.own_file()) is None else str(own),
@@ -84,14 +92,60 @@ def _required() -> dict[str, str | None]:
     """Return what embedreg and its extras need: distribution -> the extra, None for embedreg itself."""
     found: dict[str, str | None] = {}
     for requirement in importlib.metadata.requires(_OWN) or []:
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
-        if name == _OWN or (extra is not None and extra.group(1) in _BUNDLES):
+        name, _, needed_by = _parsed(requirement)
+        if name == _OWN or needed_by in _BUNDLES:
             continue
-        needed_by = extra and extra.group(1)
         if name not in found or needed_by == name:  # an extra of its own is the one to install
             found[name] = needed_by
     return found | _DEMO
+
+
+def _parsed(requirement: str) -> tuple[str, str, str | None]:
+    """Return the distribution of a requirement, the bounds of its version, and the extra that it belongs to."""
+    text, _, marker = requirement.partition(";")
+    name, bounds = re.fullmatch(r"([\w.-]+)\s*(?:\[[^]]*\])?\s*\(?([^)]*)\)?\s*", text.strip()).groups()  # type: ignore[union-attr]
+    extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
+    return name, bounds.strip(), extra and extra.group(1)
+
+
+def _engines() -> dict[str, Any]:
+    """Return which engines can be used, what they need, and how to get it."""
+    found: dict[str, Any] = {
+        name: {"ready": False, "install": problem.hint, "libraries": {}, "problem": problem.message}
+        for name, problem in problems().items()
+    }
+    own = [_parsed(requirement) for requirement in importlib.metadata.requires(_OWN) or []]
+    for name, engine in engines().items():
+        if engine.requires is None:
+            needs = {library: bounds for library, bounds, extra in own if extra is not None and extra == engine.extra}
+            install = f"pip install 'embedreg[{engine.extra}]'"
+        else:
+            needs = {library: bounds for library, bounds, _ in map(_parsed, engine.requires)}
+            install = f"pip install {' '.join(map(shlex.quote, engine.requires))}"
+        libraries = {
+            library: {"version": _library(library, None)["version"], "needs": bounds}
+            for library, bounds in needs.items()
+        }
+        ready = all(_fits(library["version"], library["needs"]) for library in libraries.values())
+        install_or_none = None if ready else install
+        found[name] = {"ready": ready, "install": install_or_none, "libraries": libraries, "problem": None}
+    return dict(sorted(found.items()))
+
+
+def _needs(engine: dict[str, Any]) -> str:
+    """Return the libraries of an engine with the bounds of their versions, or why it cannot be imported."""
+    if engine["problem"] is not None:
+        return str(engine["problem"])
+    return ", ".join(f"{name} {library['needs']}".strip() for name, library in engine["libraries"].items())
+
+
+def _fits(version: str | None, bounds: str | None) -> bool:
+    """Return whether a version is there and within its bounds, as far as this environment can compare them."""
+    try:
+        from packaging.specifiers import SpecifierSet
+    except ImportError:  # torch, lancedb and most others bring it
+        return version is not None
+    return version is not None and SpecifierSet(bounds or "").contains(version, prereleases=True)
 
 
 def _library(name: str, extra: str | None) -> dict[str, str | None]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.arrow import casting, inputs
+from embedreg.arrow.declared import Expected, as_declared, made_column
+from embedreg.arrow.values import Defaults
 from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
@@ -176,7 +178,7 @@ def _stream(
         raise ConfigError(f"batch_rows={batch_rows!r} is no positive number of rows.", f"batch_rows={BATCH_ROWS}")
     declared, configs = schemas.resolve(schema) if schema is not None else (None, [])
     total = inputs.total_rows(data)
-    expected = inputs.Expected(
+    expected = Expected(
         declared,
         schemas.defaults_of(schema),
         frozenset(config.source_column for config in configs),
@@ -211,7 +213,7 @@ class _Plan:
     def __init__(
         self,
         own: pa.Schema,
-        expected: inputs.Expected,
+        expected: Expected,
         configs: list[EmbeddingFunctionConfig],
         stored: codec.Functions,
         total: int | None,
@@ -521,12 +523,12 @@ def _embed_rows(
         raise named.with_shell_hint_of(exc) from exc
 
 
-def _cast(given: pa.Array | None, item: pa.Field, defaults: inputs.Defaults, first: int, rows: int) -> pa.Array:
+def _cast(given: pa.Array | None, item: pa.Field, defaults: Defaults, first: int, rows: int) -> pa.Array:
     """Return a column as it is declared; one that the data lacks is made of its default."""
     import pyarrow as pa
 
     if given is not None:
-        return inputs.as_declared(given, item, first)
+        return as_declared(given, item, first)
     if (make := defaults.made.get(item.name)) is None:
         return pa.nulls(rows, item.type)
-    return inputs.as_declared(inputs.made_column(item, [make({}) for _ in range(rows)]), item, first)
+    return as_declared(made_column(item, [make({}) for _ in range(rows)]), item, first)

@@ -23,9 +23,9 @@ from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import device, onednn, precision, workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.models import folders, integrity, weights
-from embedreg.runtime.text import library, openvino, truncation
+from embedreg.runtime.text import backend, library, truncation
+from embedreg.runtime.text.backend import BackendName, ModelBackend
 from embedreg.runtime.text.execute import Made, embed_texts
-from embedreg.runtime.text.pipeline import TextPipeline
 from embedreg.runtime.text.truncation import Truncate
 from embedreg.runtime.vectors import queries
 from embedreg.security.references import is_reference
@@ -81,7 +81,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
     num_threads: int | None = Field(default=None, ge=1)
     truncate: Truncate = "warn"
     precision: Precision = "float32"
-    backend: Literal["auto", "torch", "openvino"] = "auto"
+    backend: BackendName = "auto"
     truncate_dim: int | None = Field(default=None, ge=1)
     query_prompt: str | None = None
     document_prompt: str | None = None
@@ -155,7 +155,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
                 rows,
                 ndims,
                 max_rows=self.batch_size,
-                lanes=self.num_threads,
+                threads=self.num_threads,
                 whole=self.truncate == "error",
             )
         return self._settled(made, model)
@@ -232,7 +232,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         model = self._model_folder(download=download)
         if self._key is None:
             stamp = integrity.stamp(model.path) if model.origin == "local" else 0
-            precision = "float32" if self.backend == "openvino" else self.precision  # what OpenVINO is made from
+            precision = "float32" if self._kind().compiles else self.precision  # what a compiled form is made from
             self._key = (
                 "sentence-transformers",
                 str(model.path),
@@ -259,7 +259,7 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         found = self._model_folder()
         own = found.origin == "local" and not self.from_metadata
         model = library.load(found, self.name, on, code=self.trust_remote_code, own=own, revision=self.revision)
-        if self.precision != "float32" and self.backend != "openvino":
+        if self.precision != "float32" and not self._kind().compiles:
             self._check_precision(on)
             if not precision.convert(model, self.precision):
                 raise ConfigError(f"the model {self.name!r} has no transformer to convert.", "precision='float32'")
@@ -270,17 +270,25 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
         if not self.from_metadata:  # stored vectors have to be matched, at whatever speed
             precision.check(self.precision, on)
 
-    def _compiled(self, model: Any) -> openvino.Compiled:
-        if self._devices() != ("cpu",):
-            raise ConfigError(f"backend='openvino' runs on a CPU, not on {self.device!r}.", "device='cpu'")
-        self._check_precision("cpu")
-        streams, group = self.num_threads or workers.lanes(), self._cache_key()
-        key = (*group, "cpu", "openvino", cache.THREADED, self.precision, streams)
+    def _kind(self) -> type[ModelBackend]:
+        return backend.find(self.backend)
+
+    def _compiled(self, model: Any) -> Any:
+        kind, devices = self._kind(), self._devices()
+        if kind.devices and (len(devices) > 1 or devices[0] not in kind.devices):
+            allowed = " or ".join("a CPU" if name == "cpu" else name for name in sorted(kind.devices))
+            raise ConfigError(
+                f"backend={self.backend!r} runs on {allowed}, not on {self.device!r}.",
+                f"device={min(kind.devices)!r}",
+            )
+        self._check_precision(devices[0])
+        threads, group = self.num_threads or workers.lanes(), self._cache_key()
+        key = (*group, devices[0], self.backend, cache.THREADED, self.precision, threads)
         identity = None if self.trust_remote_code else self.model_identity()  # code of its own is not in the identity
 
-        def compiled() -> openvino.Compiled:
-            with progress.stage(f"preparing {self.name} for OpenVINO"):
-                return openvino.Compiled(model, self.precision, streams, identity)
+        def compiled() -> Any:
+            with progress.stage(f"preparing {self.name} for {kind.label}"):
+                return kind.compile(model, self.precision, threads, identity)
 
         return cache.get(key, lambda: workers.alone(compiled), lambda made: made.size, group=group)
 
@@ -301,18 +309,21 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             self._said[stock] = (alike, alike) if stock else (query, document)
         return self._said[stock]
 
-    def _pipeline(self, model: Any, role: Literal["query", "document"], on: str) -> TextPipeline:
+    def _pipeline(self, model: Any, role: Literal["query", "document"], on: str) -> ModelBackend:
         query, document = self._prompts()
         prompt = query if role == "query" else document
         task = None if self._as_stock() else role
-        role_of = (model, on, prompt, task, self.normalize, self.truncate_dim)
-        if self.backend != "openvino" or (role == "query" and self.precision == "float32"):
-            return TextPipeline(*role_of)  # for one short text torch has all cores at work, and agrees
-        return openvino.OpenVinoPipeline(*role_of, compiled=self._compiled(model))
+        kind = self._kind()
+        alone = kind.compiles and role == "query" and self.precision == "float32"  # see ModelBackend.compiles
+        compiled = self._compiled(model) if kind.compiles and not alone else None
+        made = backend.find(backend.AUTO) if alone else kind
+        return made(model, on, prompt, task, self.normalize, self.truncate_dim, compiled)
 
     def _encode_by_the_library(self, model: Any, rows: list[str], role: Literal["query", "document"]) -> Made:
-        if self.backend == "openvino":
-            raise ConfigError(f"OpenVINO cannot run the model {self.name!r} as the library does.", "backend='torch'")
+        if self._kind().compiles:
+            raise ConfigError(
+                f"{self._kind().label} cannot run the model {self.name!r} as the library does.", "backend='torch'"
+            )
         said = self._prompts()[role == "document"]
         with self._failing(len(rows)):
             encode = functools.partial(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from embedreg.arrow.vectors import given_vectors
 from embedreg.core import canonical
@@ -26,6 +26,7 @@ from embedreg.errors import (
     StorageError,
 )
 from embedreg.inspection import locate
+from embedreg.inspection.engines import Attachable, engine_of
 from embedreg.runtime.vectors import disk
 from embedreg.support.imports import did_you_mean
 
@@ -56,23 +57,6 @@ class Agreement:
     lowest: float
     median: float
     written: Path | None
-
-
-class _Data(Protocol):
-    """Data that can be sampled and told what it holds."""
-
-    path: Path
-    schema: pa.Schema
-    rows: int
-
-    def sample(self, columns: list[str], rows: int, seed: int) -> Iterator[pa.Table]:
-        """Yield pieces of rows, spread over the data."""
-
-    def declared(self) -> list[codec.Entry]:
-        """Return the declarations that lie where `declare` writes."""
-
-    def declare(self, text: bytes) -> Path:
-        """Write the declarations; say where."""
 
 
 def attach(
@@ -136,7 +120,7 @@ def _says(declaration: EmbeddingFunctionConfig, entry: codec.Entry) -> bool:
 
 
 def _compare(
-    data: _Data, declaration: EmbeddingFunctionConfig, sample: int, seed: int
+    data: Attachable, declaration: EmbeddingFunctionConfig, sample: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embed a sample anew: (n,) cosines with the stored vectors, and the relative difference of their lengths.
 
@@ -194,9 +178,9 @@ def _refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> _Data:
-    if path.suffix == ".lance" or (path / "_versions").is_dir():
-        return _Lance(path)
+def _open(path: Path) -> Attachable:
+    if (engine := engine_of(path)) is not None:
+        return engine.attachable(path)
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():
@@ -261,36 +245,6 @@ class _Folder(_Parquet):
 
     def declare(self, text: bytes) -> Path:
         return manifest.write(self.path, text)
-
-
-class _Lance:
-    """A Lance table: the declarations lie in its schema, of which a new version is made."""
-
-    def __init__(self, path: Path) -> None:
-        from embedreg.engines import lancedb
-
-        self.path = path
-        self._dataset = lancedb.dataset_at(path)
-        self.schema: pa.Schema = self._dataset.schema
-        self.rows = int(self._dataset.count_rows())
-
-    def sample(self, columns: list[str], rows: int, seed: int) -> Iterator[pa.Table]:
-        import numpy as np
-
-        if not self.rows:
-            return
-        edges = np.linspace(0, self.rows, min(self.rows, 4 * rows) + 1).astype(int)  # some may have no vector
-        places = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
-        yield self._dataset.take(places.tolist(), columns=columns)
-
-    def declared(self) -> list[codec.Entry]:
-        return codec.entries(self.schema.metadata)
-
-    def declare(self, text: bytes) -> Path:
-        from embedreg.engines import lancedb
-
-        lancedb.declare_at(self._dataset, text)
-        return self.path
 
 
 def _some(batches: Iterator[pa.RecordBatch], start: int, rows: int, generator: np.random.Generator) -> pa.Table:

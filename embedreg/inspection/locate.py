@@ -16,6 +16,7 @@ from embedreg.declaration.codec import Entry, Functions
 from embedreg.declaration.comments import metadata_in_comments
 from embedreg.declaration.drift import Drift
 from embedreg.errors import EmbedregError, Grant, InputError, MetadataError, StorageError, UntrustedError
+from embedreg.inspection.engines import comes_from, engine_of
 from embedreg.registry import get_registry
 from embedreg.security import references
 from embedreg.security.sensitive import items_judged
@@ -96,10 +97,8 @@ def metadata_of(data: Any) -> Mapping[Any, Any]:
         raise InputError(f"the class {data.__name__} declares no schema.", "subclass embedreg.Schema")
     if isinstance(data, BaseModel):
         raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
-    if type(data).__module__.partition(".")[0] in ("duckdb", "_duckdb") and hasattr(data, "sql_query"):
-        from embedreg.engines import duckdb
-
-        return duckdb.metadata_of(data)
+    if not comes_from(data, "pyarrow") and (engine := engine_of(data)) is not None:
+        return engine.metadata_of(data)
     schema = _schema_of(data)
     if hasattr(schema, "metadata"):
         return _of_schema(schema)
@@ -117,12 +116,12 @@ def _schema_of(data: Any) -> Any:
     schema = getattr(data, "schema_arrow", None)  # a Parquet file
     if schema is None:
         schema = getattr(data, "schema", data)
-    if callable(schema) and not hasattr(schema, "metadata"):  # a Ray dataset has it as a method
+    if callable(schema) and not hasattr(schema, "metadata"):
         schema = schema()
     if hasattr(schema, "__await__"):
         schema.close()
         raise InputError("an asynchronous table was given.", "functions_in(await table.schema())")
-    return getattr(schema, "base_schema", schema)  # Ray wraps the Arrow schema
+    return schema
 
 
 def _exported(data: Any) -> Any:
@@ -151,11 +150,9 @@ class _Merged(dict[Any, Any]):
 
 def _of_path(path: Path) -> Mapping[Any, Any]:
     try:
+        if (engine := engine_of(path)) is not None:
+            return engine.metadata_of(path)
         if path.is_dir():
-            if path.suffix == ".lance" or (path / "_versions").is_dir():
-                from embedreg.engines import lancedb
-
-                return _of_schema(lancedb.schema_at(path))
             files = data_files(path)
             if not files and not (path / manifest.NAME).is_file():
                 raise StorageError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["escaped_json", "plain", "printable"]
+__all__ = ["escaped_json", "first_line", "plain", "printable"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _JOINERS = frozenset("\u200c\u200d")  # parts of words in Persian and Indic scripts, and of emoji; they steer nothing
@@ -37,6 +37,11 @@ def plain(value: object, limit: int | None = None) -> str:
         text = text[: 16 * limit]
     text = printable(" ".join(text.split()))
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def first_line(exc: BaseException) -> str:
+    """Return the first line of an error's message; engines add their traces below."""
+    return str(exc).strip().partition("\n")[0]
 
 
 def escaped_json(text: str, *, ascii_only: bool = False) -> str:

@@ -24,7 +24,8 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 import embedreg
 from embedreg import Schema, Vector, embed_batches, embed_table
-from embedreg.arrow.casting import Unfit, common_type, exactly
+from embedreg.arrow.casting import Unfit, exactly
+from embedreg.arrow.common_types import common_type
 from embedreg.arrow.values import array_of
 from embedreg.engines import lancedb as engine
 from embedreg.errors import BadRowsError, InputError, MissingColumnError, SchemaError, VectorError

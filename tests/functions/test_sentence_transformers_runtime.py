@@ -267,7 +267,7 @@ def test_several_devices_give_the_same_vectors(
     """A column is dealt out to a copy of the model on each device, and every row has the vector that one gives it."""
     monkeypatch.setattr("embedreg.functions.sentence_transformers.ROWS_A_DEVICE", 20)
     monkeypatch.setattr("embedreg.runtime.text.devices.LEAST", 1)
-    monkeypatch.setattr("embedreg.runtime.text.devices.DeviceLanes.least", 1)
+    monkeypatch.setattr("embedreg.runtime.text.devices.DeviceWorkers.least", 1)
     expected = create(tiny(kind)).generate_embeddings(TEXTS)
     embedreg.release()
     function = create(tiny(kind), device="cuda:0,1")

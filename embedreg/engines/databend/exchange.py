@@ -199,13 +199,14 @@ class _Earlier:
     kept: int = 0
 
     def __post_init__(self) -> None:
-        rows = np.flatnonzero(self.index >= 0)
         repeated = int(self.repeated.sum())
-        self.last = np.full(len(self.repeated), -1)
-        self.last[self.index[rows]] = rows  # of equal places the last one stays
-        self.slot = np.full(len(self.repeated), -1)
         self.matrix = np.empty((repeated, self.ndims), np.float32)  # untouched pages cost nothing
         self.valid = np.zeros(repeated, bool)
+        places = len(self.repeated) if repeated else 0  # where nothing comes again, nobody asks for these
+        self.last, self.slot = np.full(places, -1), np.full(places, -1)
+        if repeated:
+            rows = np.flatnonzero(self.index >= 0)
+            self.last[self.index[rows]] = rows  # of equal places the last one stays
 
     def laid_out(self, part: np.ndarray, seen: int, fresh: Embedded) -> Embedded:
         """Return the vectors of a chunk's rows.

@@ -31,7 +31,9 @@ MAX_HEADER_BYTES = 2**20  # of a batch's header: 65,536 buffers of a string view
 MAX_COLUMNS = 64
 MAX_FIELDS = 64  # of a protobuf message; FlightData has four
 MAX_DICTIONARIES = 64  # messages
-FRAME_BYTES = 2**21  # of an answer: for a slow reader to show progress, and below the 4 MiB that many clients take
+FRAME_BYTES = 2**22 - 2**16  # of an answer: many clients take no message of over 4 MiB
+_COPIED_TWICE = 2**16  # bytes of an answer that is so small that a second copy costs less than avoiding it
+_PLAIN = pa.ipc.IpcWriteOptions()
 
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # MessageHeader of Message.fbs
 _DESCRIPTOR, _HEADER, _BODY = 1, 2, 1000  # fields of FlightData
@@ -113,19 +115,29 @@ def frames(made: pa.Schema | pa.RecordBatch) -> Iterator[bytes]:
 
     Each is made when it is asked for. Of all at once the memory is fresh pages, which takes ten times as long.
     """
-    if isinstance(made, pa.Schema) or made.nbytes <= FRAME_BYTES:
+    if isinstance(made, pa.Schema) or made.nbytes <= _COPIED_TWICE:
         view = memoryview(made.serialize())
         stop = 8 + int.from_bytes(view[4:8], "little")
         yield _flight_data([view[8:stop]], [view[stop:]])
         return
     rows = max(1, FRAME_BYTES * made.num_rows // made.nbytes)
-    parts = _Parts()
-    with pa.PythonFile(parts, "w") as file, pa.ipc.new_stream(file, made.schema) as writer:
-        writer.write_batch(made.slice(0, 0))  # and before it the schema
-        parts.taken()
+    written = _Written()
+    with pa.PythonFile(written, "w") as file, pa.ipc.new_stream(file, made.schema, options=_PLAIN) as writer:
         for at in range(0, made.num_rows, rows):
             writer.write_batch(made.slice(at, rows))
-            yield _flight_data(*parts.taken())
+            parts = written.taken()
+            if at == 0:
+                _, parts = _divided(parts)  # the schema, which comes with the first batch
+            yield _flight_data(*_divided(parts))
+
+
+def _divided(parts: list[memoryview]) -> tuple[list[memoryview], list[memoryview]]:
+    """Return the header of an encapsulated message, and what comes after it."""
+    left, upto = int.from_bytes(parts[1], "little"), 2
+    while left > 0:
+        left -= len(parts[upto])
+        upto += 1
+    return parts[2:upto], parts[upto:]
 
 
 def _flight_data(header: list[memoryview], body: list[memoryview]) -> bytes:
@@ -136,33 +148,29 @@ def _flight_data(header: list[memoryview], body: list[memoryview]) -> bytes:
     return b"".join(whole)
 
 
-class _Parts:
-    """A file to which Arrow writes one message at a time, and which keeps the buffers as they are."""
+class _Written:
+    """A file to which Arrow writes, and which keeps the buffers as they are."""
 
     closed = False
 
     def __init__(self) -> None:
-        self._written: list[memoryview] = []
+        self._parts: list[memoryview] = []
 
     def write(self, part: bytes | pa.Buffer) -> None:
         """Keep what is written."""
-        self._written.append(memoryview(part))
+        self._parts.append(memoryview(part))
 
     def flush(self) -> None:
         """Do nothing: nothing lies under it."""
 
     def close(self) -> None:
         """Let go of the end of the stream."""
-        self.closed, self._written = True, []
+        self.closed, self._parts = True, []
 
-    def taken(self) -> tuple[list[memoryview], list[memoryview]]:
-        """Return the header and the body of what was written since the last time."""
-        (_, size, *parts), self._written = self._written, []
-        left, upto = int.from_bytes(size, "little"), 0
-        while left > 0:
-            left -= len(parts[upto])
-            upto += 1
-        return parts[:upto], parts[upto:]
+    def taken(self) -> list[memoryview]:
+        """Return what was written since the last time."""
+        parts, self._parts = self._parts, []
+        return parts
 
 
 # -- flatbuffers ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from embedreg.errors import CallError, ConfigError, EmbedregError, MetadataError
 from embedreg.inspection import locate
 from embedreg.inspection.locate import functions_in_comments
 from embedreg.runtime.vectors.memory import RecentVectors, keys_of
+from embedreg.support.display import first_line
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _register(con: Any, name: str, call: _Call, kind: str) -> None:
         con.create_function(name, call, [kind], f"FLOAT[{call.ndims}]", type="arrow", null_handling="special")
     except duckdb.Error as exc:
         raise StorageError(
-            f"DuckDB does not take the function {name!r}: {_one_line(exc)}",
+            f"DuckDB does not take the function {name!r}: {first_line(exc)}",
             "install it through the connection that installed it before, or under another name",
         ) from exc
 
@@ -186,7 +187,7 @@ class _Call:
             raise type(exc)(" ".join(f"{exc.message}{hint}".split())) from None
         except Exception as exc:  # noqa: BLE001  # whatever a user's own function raises
             name = registered_name(type(self._function)) or type(self._function).__name__
-            raise CallError(f"{name!r} failed: {type(exc).__name__}: {_one_line(exc)}") from None
+            raise CallError(f"{name!r} failed: {type(exc).__name__}: {first_line(exc)}") from None
 
     def _embed(self, values: pa.ChunkedArray) -> pa.Array:
         import pyarrow as pa
@@ -204,7 +205,3 @@ class _Call:
             return made
 
         return self._known.through(keys_of(distinct), computed).laid_out(index).to_arrow()
-
-
-def _one_line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0]

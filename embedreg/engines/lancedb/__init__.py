@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
-    from embedreg.engines.lancedb.tables import aadd, add, create_table, dataset_at, declare_at, open_table, schema_at
+    from embedreg.engines.lancedb.folders import dataset_at, declare_at, schema_at
+    from embedreg.engines.lancedb.tables import aadd, add, create_table, open_table
 else:
     __getattr__, __dir__ = index(
         __name__,
@@ -18,10 +19,10 @@ else:
             "aadd": "tables",
             "add": "tables",
             "create_table": "tables",
-            "dataset_at": "tables",
-            "declare_at": "tables",
+            "dataset_at": "folders",
+            "declare_at": "folders",
             "open_table": "tables",
-            "schema_at": "tables",
+            "schema_at": "folders",
         },
     )
 

@@ -1,6 +1,6 @@
 """LanceDB tables: made, opened and filled, where its own `create_table`, `open_table` and `add` fall short.
 
-Functions inside lancedb's own schemas, tables and searches need none of this: see `lancedb_adapter`.
+Functions inside lancedb's own schemas, tables and searches need none of this: see `adapter`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.core import canonical
@@ -22,7 +21,7 @@ from embedreg.embedding import table as tables
 from embedreg.embedding.column import ZeroVectors
 from embedreg.engines.lancedb.adapter import offer_stored
 from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
-from embedreg.support.display import plain
+from embedreg.support.display import first_line, plain
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from embedreg.core.base import EmbeddingFunctionConfig
 
-__all__ = ["aadd", "add", "create_table", "dataset_at", "declare_at", "open_table", "schema_at"]
+__all__ = ["aadd", "add", "create_table", "open_table"]
 
 log = logging.getLogger("embedreg")
 
@@ -73,7 +72,7 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
         hint = "check the folder's permissions and the space on its disk"
         if "exists" in str(exc):
             hint = f"open_table(db, {name!r}) opens it; mode='overwrite' replaces it"
-        raise StorageError(f"table {name!r} could not be created: {_first_line(exc)}", hint) from exc
+        raise StorageError(f"table {name!r} could not be created: {first_line(exc)}", hint) from exc
 
 
 def _existing(db: Any, name: str) -> Any:
@@ -140,7 +139,7 @@ def open_table(db: Any, name: str) -> Any:
         table = db.open_table(name)
     except (OSError, RuntimeError, ValueError) as exc:
         raise StorageError(
-            f"table {name!r} could not be opened: {_first_line(exc)}", "list(db.list_tables().tables)"
+            f"table {name!r} could not be opened: {first_line(exc)}", "list(db.list_tables().tables)"
         ) from exc
     found = codec.entries(table.schema.metadata)
     offer_stored(found)
@@ -154,7 +153,7 @@ def open_table(db: Any, name: str) -> Any:
             _write_metadata(table, json.dumps(items, indent=2))
         except (OSError, RuntimeError, ValueError) as exc:
             raise StorageError(
-                f"the metadata of table {name!r} could not be rewritten: {_first_line(exc)}",
+                f"the metadata of table {name!r} could not be rewritten: {first_line(exc)}",
                 "open it once where it can be written",
             ) from exc
     return table
@@ -324,7 +323,7 @@ def _translated(kept: _Remembered) -> Iterator[None]:
         if isinstance(exc, EmbedregError):
             raise
         raise StorageError(
-            f"lancedb could not add the rows: {_first_line(exc)}", "the table is as it was before; see the cause above"
+            f"lancedb could not add the rows: {first_line(exc)}", "the table is as it was before; see the cause above"
         ) from exc
 
 
@@ -334,7 +333,7 @@ def _unrecorded() -> Iterator[None]:
     try:
         yield
     except (EmbedregError, NotImplementedError, OSError, RuntimeError, ValueError) as exc:
-        log.warning("the rows are added; the probe of their vectors could not be recorded: %s", _first_line(exc))
+        log.warning("the rows are added; the probe of their vectors could not be recorded: %s", first_line(exc))
 
 
 class _Remembered:
@@ -359,45 +358,6 @@ class _Remembered:
             raise
 
 
-def schema_at(path: Path) -> pa.Schema:
-    """Return the schema of the table in a `.lance` folder.
-
-    Raises:
-        StorageError: it is no table.
-    """
-    lancedb = attempt_import_or_raise("lancedb", extra="lancedb")
-    try:
-        schema: pa.Schema = lancedb.connect(path.parent).open_table(path.stem).schema
-    except (OSError, RuntimeError, ValueError) as exc:
-        raise StorageError(f"{str(path)!r} is no Lance table: {_first_line(exc)}", "check the path") from exc
-    return schema
-
-
-def dataset_at(path: Path) -> Any:
-    """Open the table in a `.lance` folder as pylance's dataset, whose rows can be taken by number.
-
-    Raises:
-        StorageError: it is no table.
-    """
-    lance = attempt_import_or_raise("lance", "pylance", extra="lancedb")
-    try:
-        return lance.dataset(str(path))
-    except (OSError, RuntimeError, ValueError) as exc:
-        raise StorageError(f"{str(path)!r} is no Lance table: {_first_line(exc)}", "check the path") from exc
-
-
-def declare_at(dataset: Any, text: bytes) -> None:
-    """Write the declarations of a dataset that `dataset_at` opened; its rows stay as they are.
-
-    Raises:
-        StorageError: they cannot be written.
-    """
-    try:
-        dataset.update_schema_metadata({codec.KEY: text.decode()})
-    except (OSError, RuntimeError, ValueError) as exc:
-        raise StorageError(f"the table's metadata cannot be written: {_first_line(exc)}", "try again") from exc
-
-
 def _write_metadata(table: Any, text: str) -> None:
     """Write the declarations; lancedb itself has no call for it."""
     attempt_import_or_raise("lance", "pylance")
@@ -408,7 +368,3 @@ def _write_metadata(table: Any, text: str) -> None:
 def _refuse_async(thing: Any, instead: str) -> None:
     if type(thing).__name__.startswith("Async"):
         raise InputError(f"an asynchronous {type(thing).__name__} was given.", instead)
-
-
-def _first_line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0]

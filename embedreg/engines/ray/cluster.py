@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from embedreg.errors import CallError, ConfigError, EmbedregError, MissingExtraError
+from embedreg.support.display import first_line
 from embedreg.support.imports import attempt_import_or_raise
 
 __all__ = ["Crew", "connected", "plain_errors", "result_of"]
@@ -109,7 +110,7 @@ def connected(address: str | None) -> Iterator[Callable[[], None]]:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
             except (OSError, RuntimeError, ValueError) as exc:
                 problem = ConfigError(
-                    f"there is no Ray cluster at {address!r}: {_first_line(exc)}.",
+                    f"there is no Ray cluster at {address!r}: {first_line(exc).rstrip('.')}.",
                     "leave the address out for one on this machine, or `ray start --head` and address='auto'",
                 )
         if problem is not None:
@@ -250,10 +251,6 @@ def plain_errors() -> Iterator[None]:
             raise
     if problem is not None:
         raise problem
-
-
-def _first_line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0].rstrip(".")
 
 
 def _last_line(text: str) -> str:

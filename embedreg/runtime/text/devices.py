@@ -1,9 +1,9 @@
 """Batches on devices: each has its own copy of the model and a thread that feeds it, and is waited for late.
 
-A lane queues its batches one after the other without waiting for any: pinned memory there and back, and one
-synchronisation a window, when the next window is queued already. One device is one lane; there is no other way.
+A device worker queues its batches one after the other without waiting for any: pinned memory there and back, and one
+synchronisation a window, when the next window is queued already. One device is one worker; there is no other way.
 
-Its author had no CUDA device: the tests run all of this on torch's CPU device, with one lane and with several.
+The tests run all of this on torch's CPU device, with one worker and with several.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from embedreg.runtime.text.tokens import Tokens
 if TYPE_CHECKING:
     import numpy as np
 
-    from embedreg.runtime.text.execute import Backend
+    from embedreg.runtime.text.backend import Backend
 
-__all__ = ["DeviceLanes"]
+__all__ = ["DeviceWorkers"]
 
 log = logging.getLogger("embedreg")
 
@@ -38,7 +38,7 @@ LEAST = 4096  # padded tokens: so little is not worth another device
 _learnt: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # the budget that fitted, by model
 
 
-class DeviceLanes:
+class DeviceWorkers:
     """Devices side by side.
 
     Args:
@@ -50,40 +50,40 @@ class DeviceLanes:
     start_cost = None  # the plan is made while the device is at work, and has to be quick
 
     def __init__(self, backends: Sequence[Backend], budget: int | None) -> None:
-        self._lanes = [_Lane(backend, budget) for backend in backends]
-        self.lanes = len(backends)
+        self._workers = [_DeviceWorker(backend, budget) for backend in backends]
+        self.workers = len(backends)
 
     @property
     def budget(self) -> int:
         """The padded tokens that fit on every device."""
-        return min(lane.budget for lane in self._lanes)
+        return min(worker.budget for worker in self._workers)
 
-    def __enter__(self) -> DeviceLanes:
+    def __enter__(self) -> DeviceWorkers:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for lane in self._lanes:
-            lane.thread.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.thread.shutdown(wait=True, cancel_futures=True)
 
     def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: np.ndarray) -> Callable[[], None]:
-        """Deal batches out to the lanes, which queue them on their devices.
+        """Deal batches out to the device workers, which queue them on their devices.
 
         Returns:
             What to call to wait for them: it fills the rows of (n, d) `vectors` that the batches name.
         """
         pending = [
-            (lane, lane.thread.submit(contextvars.copy_context().run, lane.queue, tokens, part, vectors.shape[1]))
-            for lane, part in zip(self._lanes, share(tokens.lengths, batches, self.lanes), strict=True)
+            (worker, worker.thread.submit(contextvars.copy_context().run, worker.queue, tokens, part, vectors.shape[1]))
+            for worker, part in zip(self._workers, share(tokens.lengths, batches, self.workers), strict=True)
             if part
         ]
 
         def finish() -> None:
-            for lane, future in pending:
+            for worker, future in pending:
                 queued = future.result()
-                took = lane.wait(queued)
+                took = worker.wait(queued)
                 vectors[queued.rows] = queued.made.numpy()
                 real = int(tokens.lengths[queued.rows].sum())
-                progress.report(Step(len(queued.rows), real, queued.padded, 0.0, took, self.lanes))
+                progress.report(Step(len(queued.rows), real, queued.padded, 0.0, took, self.workers))
 
         return finish
 
@@ -107,7 +107,7 @@ class _Queued:
     done: Any
 
 
-class _Lane:
+class _DeviceWorker:
     """One device; memory that runs out halves its batches, once a call."""
 
     def __init__(self, backend: Backend, budget: int | None) -> None:
@@ -121,7 +121,7 @@ class _Lane:
         self.thread = ThreadPoolExecutor(1, f"embedreg-{backend.device}")
 
     def queue(self, tokens: Tokens, batches: list[np.ndarray], ndims: int) -> _Queued:
-        """Queue batches; in the lane's own thread."""
+        """Queue batches; in the worker's own thread."""
         import numpy as np
         import torch
 

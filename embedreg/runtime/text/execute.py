@@ -1,7 +1,7 @@
 """From texts to vectors: tokenize once, plan, run the batches, scatter into one matrix.
 
 On a CPU, batches run in worker threads of one core each (`workers`), on GPUs they are dealt out to the devices
-(`lanes`). The next window is tokenized while this one is in the model.
+(`devices`). The next window is tokenized while this one is in the model.
 """
 
 from __future__ import annotations
@@ -10,43 +10,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from embedreg.runtime import progress
 from embedreg.runtime.hardware import workers
 from embedreg.runtime.progress import Step
-from embedreg.runtime.text.devices import DeviceLanes
+from embedreg.runtime.text.devices import DeviceWorkers
 from embedreg.runtime.text.plan import MIN_BUDGET, padded_tokens, plan
 from embedreg.runtime.text.tokens import Tokens
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Backend", "Made", "embed_texts"]
+    from embedreg.runtime.text.backend import Backend
+
+__all__ = ["Made", "embed_texts"]
 
 CPU_BUDGET = 1024  # padded tokens: a batch's activations stay in the caches; 8192 is a fifth slower
 WINDOW = 8192  # rows planned at once: from a few thousand on, next to no padding is left
 _FIRST = 1024  # rows of the first window on devices, which stand idle until it is tokenized
 _TOKENIZED = 512  # rows a call of the tokenizer, which one thread at a time may use: a query must not wait for long
 _ALONE = 192  # padded tokens: so few are quicker in one thread, on all cores
-
-
-class Backend(Protocol):
-    """What the runtime needs of a model of texts."""
-
-    @property
-    def device(self) -> str:
-        """Say "cpu", or the torch device that `forward` wants its tensors on."""
-
-    def tokenize(self, texts: list[str]) -> Tokens:
-        """Tokenize texts, without padding; called in one thread at a time."""
-
-    def forward(self, batch: dict[str, Any]) -> Any:
-        """Embed a padded batch: (b, d) floats, a numpy array or, on its device, a tensor; called in many threads.
-
-        Args:
-            batch: kind -> (b, t) int64, numpy arrays on a CPU and tensors elsewhere; and the extras of its `Tokens`.
-        """
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,7 @@ def embed_texts(
     *,
     budget: int | None = None,
     max_rows: int | None = None,
-    lanes: int | None = None,
+    threads: int | None = None,
     whole: bool = False,
 ) -> Made:
     """Embed texts.
@@ -80,7 +64,7 @@ def embed_texts(
         ndims: d, the width of its vectors.
         budget: padded tokens of a batch; None for what suits the device.
         max_rows: the most rows of a batch; None for no bound.
-        lanes: worker threads on a CPU; None for one per core that torch may use.
+        threads: worker threads on a CPU; None for one per core that torch may use.
         whole: whether rows that would be truncated are left out.
     Returns:
         The vectors in the order of the texts.
@@ -89,7 +73,7 @@ def embed_texts(
 
     backends = list(backend) if isinstance(backend, Sequence) else [backend]
     on_cpu = len(backends) == 1 and backends[0].device == "cpu"
-    runner = _Cpu(backends[0], lanes or workers.lanes(), budget) if on_cpu else DeviceLanes(backends, budget)
+    runner = _CpuWorkers(backends[0], threads or workers.lanes(), budget) if on_cpu else DeviceWorkers(backends, budget)
     vectors = np.zeros((len(texts), ndims), np.float32)
     truncated = np.zeros(len(texts), bool)
     finish = _nothing
@@ -104,7 +88,7 @@ def embed_texts(
                 tokens.lengths[wanted],
                 runner.budget,
                 max_rows=max_rows,
-                lanes=runner.lanes,
+                workers=runner.workers,
                 least=runner.least,
                 start_cost=runner.start_cost,
             )
@@ -144,7 +128,7 @@ def _tokenized(backend: Backend, texts: list[str], first: int) -> Iterator[tuple
             yield start, tokens, took
 
 
-class _Cpu:
+class _CpuWorkers:
     """Batches in worker threads, each of one core."""
 
     least = MIN_BUDGET
@@ -152,10 +136,10 @@ class _Cpu:
         32  # tokens: measured with MiniLM, where a batch of 8 to 1,024 tokens costs its tokens and 26 to 60 more
     )
 
-    def __init__(self, backend: Backend, lanes: int, budget: int | None) -> None:
-        self.backend, self.lanes, self.budget = backend, lanes, budget or CPU_BUDGET
+    def __init__(self, backend: Backend, threads: int, budget: int | None) -> None:
+        self.backend, self.workers, self.budget = backend, threads, budget or CPU_BUDGET
 
-    def __enter__(self) -> _Cpu:
+    def __enter__(self) -> _CpuWorkers:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -163,22 +147,22 @@ class _Cpu:
 
     def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: np.ndarray) -> Callable[[], None]:
         """Fill the rows of `vectors` that the batches name; there is nothing left to wait for."""
-        lanes = self.lanes
+        threads = self.workers
 
         def work(rows: np.ndarray) -> Step:
             began = time.perf_counter()
             vectors[rows] = self.backend.forward(tokens.padded(rows))
             took = time.perf_counter() - began
             return Step(
-                len(rows), int(tokens.lengths[rows].sum()), padded_tokens(tokens.lengths, [rows]), 0.0, took, lanes
+                len(rows), int(tokens.lengths[rows].sum()), padded_tokens(tokens.lengths, [rows]), 0.0, took, threads
             )
 
         if padded_tokens(tokens.lengths, batches) <= _ALONE:
-            lanes = 1
+            threads = 1
             for rows in batches:
                 progress.report(workers.alone(work, rows))
         else:
-            for step in workers.run(work, batches, lanes):
+            for step in workers.run(work, batches, threads):
                 progress.report(step)
         return _nothing
 

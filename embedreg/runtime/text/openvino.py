@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.hardware.precision import Precision
@@ -121,11 +121,16 @@ class Compiled:
 class OpenVinoPipeline(TextPipeline):
     """A model in one role, its transformer compiled."""
 
-    compiled: Compiled | None = None
+    label: ClassVar[str] = "OpenVINO"
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    compiles: ClassVar[bool] = True
+
+    @classmethod
+    def compile(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Compiled:
+        """Convert and compile the transformer, or take the conversion that an earlier process kept."""
+        return Compiled(model, precision, threads, identity)
 
     def _run(self, features: dict[str, Any]) -> Any:
-        if self.compiled is None:
-            return super()._run(features)
         features = self.compiled(features)
         for module in list(self.model)[1:]:
             features = module(features)

@@ -12,13 +12,15 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from embedreg.runtime.text.tokens import Tokens
 from embedreg.support.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from embedreg.runtime.hardware.precision import Precision
 
 __all__ = ["TextPipeline", "serialise_tokenizing"]
 
@@ -44,7 +46,12 @@ class TextPipeline:
         task: "query", "document", or None for neither, as the library calls it.
         normalize: whether vectors get unit length.
         truncate_dim: how many leading dimensions are kept; None for what the model says.
+        compiled: what `compile` returned; None for a back end that runs the model itself.
     """
+
+    label: ClassVar[str] = "torch"
+    devices: ClassVar[frozenset[str]] = frozenset()
+    compiles: ClassVar[bool] = False
 
     model: Any
     device: str
@@ -52,9 +59,15 @@ class TextPipeline:
     task: str | None
     normalize: bool
     truncate_dim: int | None
+    compiled: Any = None
+
+    @classmethod
+    def compile(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Any:
+        """Return what a back end that compiles runs in place of the model: see `ModelBackend`."""
+        raise NotImplementedError(f"{cls.label} runs the model itself")
 
     def usable(self, texts: list[str]) -> bool:
-        """Say whether this model goes through the runtime with the vectors that the library gives.
+        """Return whether this model goes through the runtime with the vectors that the library gives.
 
         Args:
             texts: at least one, to compare the padding on.

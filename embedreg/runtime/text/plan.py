@@ -23,7 +23,7 @@ def plan(
     budget: int,
     *,
     max_rows: int | None = None,
-    lanes: int = 1,
+    workers: int = 1,
     least: int = MIN_BUDGET,
     start_cost: int | None = None,
 ) -> list[np.ndarray]:
@@ -33,8 +33,8 @@ def plan(
         lengths: (n,) tokens of each row.
         budget: the most padded tokens (rows times the longest of them) of a batch; a longer row is a batch by itself.
         max_rows: the most rows of a batch; None for no bound.
-        lanes: how many batches run side by side; the batches are cut so that no lane is left over at the end.
-        least: padded tokens; no batch is cut finer than this for the lanes' sake.
+        workers: how many batches run side by side; the batches are cut so that no worker is idle at the end.
+        least: padded tokens; no batch is cut finer than this to keep the workers busy.
         start_cost: what a batch costs beside its padded tokens, in tokens: batches are then cut where that and the
             padding together are least. None: they are filled up to the budget, which is quicker to plan.
     Returns:
@@ -46,7 +46,7 @@ def plan(
         return []
     order = np.argsort(-lengths, kind="stable")
     sizes = np.maximum(lengths[order], 1)
-    part = -(-int(sizes.sum()) // max(lanes, 1))
+    part = -(-int(sizes.sum()) // max(workers, 1))
     rounds = -(-part // budget)
     even = -(-part // rounds) + int(sizes[-1]) - 1  # room for a row that would just not fit
     budget = min(budget, max(even, least))
@@ -87,21 +87,21 @@ def _cheapest(sizes: np.ndarray, budget: int, most: int, start_cost: int) -> lis
     return cuts[::-1]
 
 
-def share(lengths: np.ndarray, batches: list[np.ndarray], lanes: int) -> list[list[np.ndarray]]:
-    """Deal batches out to lanes that are equally fast, each next one to the lane with the fewest padded tokens.
+def share(lengths: np.ndarray, batches: list[np.ndarray], workers: int) -> list[list[np.ndarray]]:
+    """Deal batches out to workers that are equally fast, each next one to the worker with the fewest padded tokens.
 
-    Dealt out beforehand, and not taken as lanes get free: a lane that queues its work on a device is free at once.
+    Dealt out beforehand, and not taken as workers get free: one that queues its work on a device is free at once.
 
     Returns:
-        The batches of each lane, in their order; a lane may get none.
+        The batches of each worker, in their order; a worker may get none.
     Source: Graham 1969, "Bounds on multiprocessing timing anomalies" (longest processing time first).
     """
-    dealt: list[list[np.ndarray]] = [[] for _ in range(lanes)]
-    loads = [0] * lanes
+    dealt: list[list[np.ndarray]] = [[] for _ in range(workers)]
+    loads = [0] * workers
     for rows in batches:
-        lane = loads.index(min(loads))
-        dealt[lane].append(rows)
-        loads[lane] += padded_tokens(lengths, [rows])
+        worker = loads.index(min(loads))
+        dealt[worker].append(rows)
+        loads[worker] += padded_tokens(lengths, [rows])
     return dealt
 
 

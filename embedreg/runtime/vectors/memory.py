@@ -161,6 +161,7 @@ def keys_of(values: pa.Array) -> list[Any]:
         values: strings or binaries. A short text is its own key; of anything else it is a digest of 16 bytes.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     try:
         keys: list[Any] = values.to_numpy(zero_copy_only=False).tolist()
@@ -168,6 +169,8 @@ def keys_of(values: pa.Array) -> list[Any]:
         wide = pa.types.is_large_string(values.type)
         return [_digest(key) for key in values.view(pa.large_binary() if wide else pa.binary()).to_pylist()]
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        if (pc.max(pc.binary_length(values)).as_py() or 0) <= _SHORT:
+            return keys
         return [key if len(key) <= _SHORT else _digest(key.encode("utf-8", "surrogatepass")) for key in keys]
     return [_digest(key) for key in keys]  # every one: a short binary could be another's digest
 

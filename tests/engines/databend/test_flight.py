@@ -161,14 +161,14 @@ def test_nothing_in_nothing_out(client: Client) -> None:
 
 
 @pytest.mark.parametrize("returns", ["array", "vector"])
-def test_an_answer_of_many_megabytes_comes_in_messages_of_two(returns: Literal["array", "vector"]) -> None:
+def test_an_answer_of_many_megabytes_comes_in_several_messages(returns: Literal["array", "vector"]) -> None:
     """Each is below the 4 MiB that clients take by default, and its rows are the right ones, nulls among them."""
     function = embedreg.get("hashing").create(dim=384)
     texts = [None if row % 7 == 0 else f"text {row}" for row in range(6000)]
     with serve([Served("f", function, returns=returns)], bind="127.0.0.1:0") as server:
         made = Client(server.address).call("f", texts)
-    assert max(chunk.nbytes for chunk in made.chunks) <= 2**21
-    assert len(made.chunks) < 10
+    assert max(chunk.nbytes for chunk in made.chunks) < 2**22
+    assert 2 < len(made.chunks) < 6
     expected = embedreg.embed_column(function, texts)
     assert made.is_valid().to_pylist() == expected.valid.tolist()
     flat = made.combine_chunks().drop_null().flatten().to_numpy()

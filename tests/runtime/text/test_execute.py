@@ -11,7 +11,8 @@ import torch
 from embedreg.runtime import progress
 from embedreg.runtime.progress import Step
 from embedreg.runtime.text import execute
-from embedreg.runtime.text.execute import Backend, embed_texts
+from embedreg.runtime.text.backend import Backend
+from embedreg.runtime.text.execute import embed_texts
 from embedreg.runtime.text.tokens import Tokens
 
 LIMIT = 20
@@ -68,17 +69,17 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_vectors_come_back_in_the_order_of_the_texts(devices: list[str], n: int) -> None:
     """Over several windows, on worker threads or queued on one or several devices, each text has its own vector."""
     backends: list[Backend] = [Letters(device) for device in devices]
-    made = embed_texts(backends if len(backends) > 1 else backends[0], words(n), 2, lanes=2)
+    made = embed_texts(backends if len(backends) > 1 else backends[0], words(n), 2, threads=2)
     np.testing.assert_array_equal(made.vectors, expected(words(n)))
     assert made.vectors.dtype == np.float32
     assert made.truncated.tolist() == [len(text) > LIMIT for text in words(n)]
 
 
-@pytest.mark.parametrize("options", [{"lanes": 1}, {"lanes": 5}, {"budget": 1}, {"budget": 10**6}, {"max_rows": 3}])
+@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 5}, {"budget": 1}, {"budget": 10**6}, {"max_rows": 3}])
 def test_the_way_of_batching_changes_nothing(options: dict[str, int]) -> None:
-    """Lanes, budgets and bounds give the same vectors, and are kept to."""
+    """Threads, budgets and bounds give the same vectors, and are kept to."""
     backend = Letters()
-    made = embed_texts(backend, words(300), 2, **{"lanes": 2, **options})
+    made = embed_texts(backend, words(300), 2, **{"threads": 2, **options})
     np.testing.assert_array_equal(made.vectors, expected(words(300)))
     budget = options.get("budget", execute.CPU_BUDGET)
     assert all(rows == 1 or rows * longest <= budget for rows, longest in backend.batches)
@@ -90,14 +91,14 @@ def test_a_few_words_are_embedded_in_one_thread() -> None:
     backend = Letters()
     embed_texts(backend, ["one", "two"], 2)
     assert backend.threads == {"embedreg-alone"}
-    embed_texts(backend, words(300), 2, lanes=2)
+    embed_texts(backend, words(300), 2, threads=2)
     assert "embedreg" in backend.threads
 
 
 def test_rows_that_must_be_whole_are_left_out_when_they_are_not() -> None:
     """Under `whole` a truncated row never reaches the model, and the others are as they were."""
     backend = Letters()
-    made = embed_texts(backend, words(60), 2, whole=True, lanes=2)
+    made = embed_texts(backend, words(60), 2, whole=True, threads=2)
     cut = made.truncated
     assert cut.any()
     np.testing.assert_array_equal(made.vectors[~cut], expected(words(60))[~cut])
@@ -186,7 +187,7 @@ def test_whoever_watches_hears_of_every_row() -> None:
     inner: list[tuple[Step, str]] = []
     with progress.watch(outer.append):
         with progress.watch(lambda step: inner.append((step, threading.current_thread().name))):
-            embed_texts(Letters(), words(250), 2, lanes=2, whole=True)
+            embed_texts(Letters(), words(250), 2, threads=2, whole=True)
         embed_texts(Letters(), words(10), 2)
     embed_texts(Letters(), words(10), 2)
     assert sum(step.rows for step, _ in inner) == 250
@@ -203,7 +204,7 @@ def test_two_callers_at_once_get_their_own_vectors() -> None:
     found: dict[int, np.ndarray] = {}
 
     def work(n: int) -> None:
-        found[n] = embed_texts(Letters(), words(n), 2, lanes=2).vectors
+        found[n] = embed_texts(Letters(), words(n), 2, threads=2).vectors
 
     threads = [threading.Thread(target=work, args=(n,)) for n in (301, 302, 303)]
     for thread in threads:
@@ -223,4 +224,4 @@ def test_an_error_in_the_model_comes_out() -> None:
             raise FloatingPointError("broken")
 
     with pytest.raises(FloatingPointError, match="broken"):
-        embed_texts(Broken(), words(300), 2, lanes=2)
+        embed_texts(Broken(), words(300), 2, threads=2)

@@ -16,10 +16,10 @@ starts = st.integers(0, 200) | st.none()
 
 @given(lengths_of, st.integers(1, 4096), st.integers(1, 50) | st.none(), st.integers(1, 8), starts)
 def test_every_row_is_planned_once_within_the_bounds(
-    lengths: np.ndarray, budget: int, max_rows: int | None, lanes: int, start_cost: int | None
+    lengths: np.ndarray, budget: int, max_rows: int | None, workers: int, start_cost: int | None
 ) -> None:
     """Whatever the lengths and bounds, each row is in one batch, and no batch of several rows is over a bound."""
-    batches = plan(lengths, budget, max_rows=max_rows, lanes=lanes, start_cost=start_cost)
+    batches = plan(lengths, budget, max_rows=max_rows, workers=workers, start_cost=start_cost)
     rows = np.concatenate([*batches, np.zeros(0, np.int64)]).astype(np.int64)
     assert sorted(rows.tolist()) == list(range(len(lengths)))
     for batch in batches:
@@ -66,19 +66,19 @@ def test_a_small_call_is_cut_where_lengths_change() -> None:
 
 
 def test_no_lane_is_left_over_at_the_end() -> None:
-    """Rows of one length make a number of batches that the lanes share evenly, and not one more."""
+    """Rows of one length make a number of batches that the workers share evenly, and not one more."""
     for n in (40, 100, 200, 333, 1000):
         for start_cost in (None, 32):
-            batches = plan(np.full(n, 33), 1024, lanes=2, start_cost=start_cost)
+            batches = plan(np.full(n, 33), 1024, workers=2, start_cost=start_cost)
             loads = [padded_tokens(np.full(n, 33), part) for part in share(np.full(n, 33), batches, 2)]
             assert max(loads) < 1.03 * sum(loads) / 2 + 33
 
 
 def test_few_rows_are_shared_among_the_lanes() -> None:
-    """Less than a budget for each lane is cut finer, down to batches that would be too small."""
-    assert len(plan(np.full(16, 64), 1024, lanes=2)) == 2
-    assert len(plan(np.full(4, 8), 1024, lanes=8)) == 1
-    assert len(plan(np.full(4, MIN_BUDGET), 1024, lanes=8)) == 4
+    """Less than a budget for each worker is cut finer, down to batches that would be too small."""
+    assert len(plan(np.full(16, 64), 1024, workers=2)) == 2
+    assert len(plan(np.full(4, 8), 1024, workers=8)) == 1
+    assert len(plan(np.full(4, MIN_BUDGET), 1024, workers=8)) == 4
 
 
 def test_no_rows_need_no_batch() -> None:
@@ -88,16 +88,18 @@ def test_no_rows_need_no_batch() -> None:
 
 
 @given(lengths_of, st.integers(1, 4096), st.integers(1, 8))
-def test_every_batch_is_dealt_to_one_lane_and_none_has_much_more(lengths: np.ndarray, budget: int, lanes: int) -> None:
-    """Lanes get all batches between them, and the fullest is over the emptiest by no more than one batch."""
-    batches = plan(lengths, budget, lanes=lanes)
-    dealt = share(lengths, batches, lanes)
-    assert len(dealt) == lanes
+def test_every_batch_is_dealt_to_one_lane_and_none_has_much_more(
+    lengths: np.ndarray, budget: int, workers: int
+) -> None:
+    """Workers get all batches between them, and the fullest is over the emptiest by no more than one batch."""
+    batches = plan(lengths, budget, workers=workers)
+    dealt = share(lengths, batches, workers)
+    assert len(dealt) == workers
     assert sorted(id(rows) for part in dealt for rows in part) == sorted(map(id, batches))
     loads = [padded_tokens(lengths, part) for part in dealt]
     assert max(loads) - min(loads) <= max((padded_tokens(lengths, [rows]) for rows in batches), default=0)
 
 
 def test_lanes_that_cost_more_than_they_bring_are_left_out() -> None:
-    """With `least`, few rows are not cut into crumbs for the sake of more lanes."""
-    assert len(plan(np.full(40, 50), 32_768, lanes=8, least=1000)) == 2
+    """With `least`, few rows are not cut into crumbs for the sake of more workers."""
+    assert len(plan(np.full(40, 50), 32_768, workers=8, least=1000)) == 2

@@ -42,7 +42,7 @@ def test_100_000_rows_cost_per_row_what_10_000_cost() -> None:
     def took(size: int) -> float:
         start = time.process_time()
         for at in range(0, len(texts), size):
-            assert embed_texts(Tiny(), texts[at : at + size], 32, lanes=2).vectors.shape == (size, 32)
+            assert embed_texts(Tiny(), texts[at : at + size], 32, threads=2).vectors.shape == (size, 32)
         return time.process_time() - start
 
     took(10_000)

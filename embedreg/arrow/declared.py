@@ -1,0 +1,163 @@
+"""Columns as they are declared: each value is what the declared type says, or an error names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from embedreg.arrow.casting import Unfit, exactly, shown
+from embedreg.arrow.columns import texts_of
+from embedreg.arrow.values import NO_DEFAULTS, Defaults, array_of
+from embedreg.errors import InputError
+from embedreg.support.display import plain
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+__all__ = ["Expected", "as_declared", "column", "made_column", "named", "unfit"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a declaration says of rows that bring no types.
+
+    Attributes:
+        schema: the declared types, where there are some.
+        defaults: what stands for keys that rows lack.
+        sources: the columns that are to be embedded.
+        vectors: the columns that are to be filled.
+        texts: those of the sources that hold texts for functions of text.
+    """
+
+    schema: pa.Schema | None = None
+    defaults: Defaults = NO_DEFAULTS
+    sources: frozenset[str] = frozenset()
+    vectors: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
+
+    def types(self) -> dict[str, Any]:
+        """Return the declared types; vectors as doubles, since what becomes of each is for `given_vectors` to say."""
+        import pyarrow as pa
+
+        found = {}
+        for item in self.schema if self.schema is not None else []:
+            found[item.name] = item.type
+            if item.name in self.vectors and pa.types.is_fixed_size_list(item.type):
+                found[item.name] = pa.list_(pa.float64(), item.type.list_size)
+        return found
+
+    def required(self) -> set[str]:
+        """Return the columns that may hold no null; those that are to be filled do not count."""
+        return {item.name for item in self.schema or [] if not item.nullable} - self.vectors
+
+
+def unfit(name: str, exc: Unfit, first_row: int, want: pa.DataType | None) -> InputError:
+    """Return the error that names the column, the row and the value that does not fit."""
+    import pyarrow as pa
+
+    if want is not None and pa.types.is_null(want):
+        return InputError(
+            f"column {plain(name, 80)!r} does not agree on a type: row {first_row + exc.row} is the first with "
+            "a value, and the schema of the stream is given out.",
+            "declare it in a Schema, or pass list(rows), which has all rows at hand",
+        )
+    what = (
+        f"is no {want}" if want is not None else "does not agree on a type" if exc.mixed else "cannot be kept as it is"
+    )
+    where = f"column {plain(name, 80)!r} {what}"
+    return InputError(
+        f"{where}: row {first_row + exc.row}{f' at {exc.path}' if exc.path else ''}: {exc.why}.",
+        "convert the value, or declare the column as a type that holds it"
+        if want is not None
+        else "convert the values to one type, or declare it in a Schema"
+        if exc.mixed
+        else "convert the value",
+    )
+
+
+def column(
+    name: str,
+    values: list[Any],
+    expected: Expected,
+    want: pa.DataType | None,
+    first_row: int = 0,
+    *,
+    settled: bool = False,
+) -> pa.Array:
+    """Turn the Python values of one column into Arrow.
+
+    Args:
+        settled: whether `want` is what earlier rows of a stream have and nobody declared: no float is rounded to it.
+    """
+    import pyarrow as pa
+
+    defaults = expected.defaults.inner.get(name, NO_DEFAULTS)
+    try:
+        if settled and want is not None and _narrow(want):
+            return exactly(array_of(values, None, defaults), want, rounds=False)
+        return array_of(values, want, defaults)
+    except Unfit as exc:
+        if name in expected.texts and (want is None or pa.types.is_string(want) or pa.types.is_large_string(want)):
+            texts = texts_of(values, want)
+            if texts is not None:
+                return texts
+        raise unfit(name, exc, first_row, want) from None
+    except RecursionError:
+        raise InputError(
+            f"column {plain(name, 80)!r}: a value from row {first_row} on is nested too deep, or holds itself.",
+            "flatten it, or store it as JSON text",
+        ) from None
+    except (pa.ArrowException, TypeError, ValueError, ArithmeticError) as exc:
+        raise InputError(
+            f"column {plain(name, 80)!r} from row {first_row} on cannot become Arrow: {plain(exc, 200)}.",
+            "convert its values, or declare it in a Schema",
+        ) from None
+
+
+def _narrow(type_: pa.DataType) -> bool:
+    """Return whether a type has floats that are narrower than Python's."""
+    import pyarrow as pa
+
+    if pa.types.is_floating(type_):
+        return not pa.types.is_float64(type_)
+    return any(_narrow(type_.field(at).type) for at in range(type_.num_fields))
+
+
+def as_declared(array: pa.Array, item: pa.Field, first_row: int) -> pa.Array:
+    """Return a column as it is declared: its type, and null only where null may be.
+
+    Raises:
+        InputError: a value that would change, or a null, with its row.
+    """
+    import numpy as np
+
+    made = array
+    if array.type != item.type:
+        try:
+            made = exactly(array, item.type)
+        except Unfit as exc:
+            raise InputError(
+                f"column {plain(item.name, 80)!r} is {array.type}, the schema says {item.type}: "
+                f"row {first_row + exc.row}{f' at {exc.path}' if exc.path else ''}: {exc.why}.",
+                "cast it, or change the schema",
+            ) from None
+    if not item.nullable and made.null_count:
+        row = first_row + int(np.argmax(np.asarray(made.is_null())))
+        raise InputError(
+            f"column {plain(item.name, 80)!r}: row {row} is null, which the schema does not allow.",
+            f"fill it, or declare {item.name}: ... | None",
+        )
+    return made
+
+
+def made_column(item: pa.Field, values: list[Any]) -> pa.Array:
+    """Return default values as a column."""
+    return column(item.name, values, Expected(), item.type)
+
+
+def named(name: Any) -> str:
+    """Return a column's name, which is a str."""
+    if not isinstance(name, str):
+        raise InputError(f"a column is named {shown(name)}, which is no str.", "name columns with str")
+    return str.__str__(name)

@@ -1,0 +1,30 @@
+"""LanceDB in the table of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embedreg.inspection.engines import Attachable, Engine
+
+__all__ = ["LanceDB"]
+
+
+class LanceDB(Engine):
+    """LanceDB: the folder of a table. A table object has its Arrow schema, which needs no engine."""
+
+    extra = "lancedb"
+
+    def reads(self, data: Any) -> bool:
+        return isinstance(data, Path) and data.is_dir() and (data.suffix == ".lance" or (data / "_versions").is_dir())
+
+    def metadata_of(self, data: Any) -> Mapping[Any, Any]:
+        from embedreg.engines.lancedb.folders import schema_at
+
+        return schema_at(data).metadata or {}
+
+    def attachable(self, path: Path) -> Attachable:
+        from embedreg.engines.lancedb.folders import Table
+
+        return Table(path)

@@ -1,0 +1,197 @@
+"""The table of engines, and what embedreg asks of one. A new engine is a folder, and one line of the table.
+
+Each line names a small class, which is imported when the table is read; the engine's library is imported when the
+engine is used. An installed distribution adds a line by an entry point of the group `embedreg.engines`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from embedreg.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedreg.declaration.entries import Entry
+
+__all__ = [
+    "ENGINES",
+    "Attachable",
+    "Declared",
+    "Engine",
+    "Statements",
+    "comes_from",
+    "engine_of",
+    "engines",
+    "problems",
+]
+
+log = logging.getLogger("embedreg")
+
+ENGINES = {
+    "databend": "embedreg.engines.databend.engine:Databend",
+    "duckdb": "embedreg.engines.duckdb.engine:DuckDB",
+    "lancedb": "embedreg.engines.lancedb.engine:LanceDB",
+    "ray": "embedreg.engines.ray.engine:Ray",
+}
+ENTRY_POINT_GROUP = "embedreg.engines"
+
+
+class Attachable(Protocol):
+    """Stored data that can be sampled, and that keeps declarations."""
+
+    path: Path
+    schema: pa.Schema
+    rows: int
+
+    def sample(self, columns: list[str], rows: int, seed: int) -> Iterator[pa.Table]:
+        """Yield pieces of rows, spread over the data."""
+
+    def declared(self) -> list[Entry]:
+        """Return the declarations that lie where `declare` writes."""
+
+    def declare(self, text: bytes) -> Path:
+        """Write the declarations, and return where they lie."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Data and what it declares, for an engine's SQL.
+
+    Attributes:
+        path: of the data.
+        kind: "parquet" for a file or a folder of them, "lance" for a table.
+        entries: its declarations; none holds a secret in the clear.
+    """
+
+    path: Path
+    kind: str
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True)
+class Statements:
+    """Statements of one purpose.
+
+    Attributes:
+        key: their name in JSON.
+        heading: the comment above them.
+        sql: one statement, or several.
+    """
+
+    key: str
+    heading: str
+    sql: str | list[str] = field(repr=False)
+
+    @property
+    def listed(self) -> list[str]:
+        """The statements as a list."""
+        return [self.sql] if isinstance(self.sql, str) else self.sql
+
+
+class Engine:
+    """An engine. A subclass sets the names, and overrides the methods that the engine has an answer to.
+
+    Its module imports the engine's library inside of methods only.
+
+    Attributes:
+        extra: the extra of embedreg that installs what it needs.
+        requires: what it needs, as `pip install` takes it; None for what the extra asks for.
+        ddl: writes the SQL that carries declarations, from a `Declared` and keyword-only arguments with defaults, each
+            annotated as `Annotated[type, "help"]`: they are the options of `embedreg ddl <name>`, and the docstring is
+            its help. None for an engine without.
+        ddl_help: one line about that command, for the list of commands.
+    """
+
+    extra: ClassVar[str | None] = None
+    requires: ClassVar[Sequence[str] | None] = None
+    ddl: ClassVar[Callable[..., list[Statements]] | None] = None
+    ddl_help: ClassVar[str] = ""
+
+    def reads(self, data: Any) -> bool:
+        """Return whether declarations in an object, or at a `Path`, are read by this engine."""
+        return False
+
+    def metadata_of(self, data: Any) -> Mapping[Any, Any]:
+        """Return the schema metadata of what it `reads`.
+
+        Raises:
+            EmbedregError: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def attachable(self, path: Path) -> Attachable:
+        """Open data at a path that it `reads`, for `attach`.
+
+        Raises:
+            EmbedregError: it cannot be opened.
+        """
+        raise NotImplementedError
+
+
+def comes_from(data: Any, *libraries: str) -> bool:
+    """Return whether an object's class is one of a library's, or inherits from one."""
+    return any(base.__module__.partition(".")[0] in libraries for base in type(data).__mro__)
+
+
+def engine_of(data: Any) -> Engine | None:
+    """Return the engine that reads declarations in an object, or at a `Path`; None where none does."""
+    for targets in (_table, _plugins):  # entry points are looked up only where no engine of the table reads it
+        for name, target in targets().items():
+            made = _made(name, target)
+            if isinstance(made, Engine) and made.reads(data):
+                return made
+    return None
+
+
+def engines() -> dict[str, Engine]:
+    """Return the engines by their names: those of the table, then those of installed plug-ins.
+
+    One that cannot be imported is left out, with a warning in the log: it is not what the caller asked about.
+    """
+    return {name: made for name, made in _all().items() if isinstance(made, Engine)}
+
+
+def problems() -> dict[str, MissingExtraError]:
+    """Return why engines cannot be imported, by their names."""
+    return {name: made for name, made in _all().items() if isinstance(made, MissingExtraError)}
+
+
+def _all() -> dict[str, Engine | MissingExtraError]:
+    return {name: _made(name, target) for targets in (_table, _plugins) for name, target in targets().items()}
+
+
+def _table() -> dict[str, str]:
+    return ENGINES
+
+
+@functools.cache
+def _plugins() -> dict[str, str]:
+    """Return what installed distributions add: name -> "module:Class". None takes the name of an engine above."""
+    found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return {name: target for name, target in found.items() if name not in ENGINES}
+
+
+@functools.cache
+def _made(name: str, target: str) -> Engine | MissingExtraError:
+    """Make an engine, once; a failure is the result."""
+    module, _, attribute = target.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute)()
+        if isinstance(made, Engine):
+            return made
+        reason = f"{attribute} is not a subclass of embedreg.inspection.engines.Engine"
+    except Exception as exc:  # noqa: BLE001  # a plug-in's module may fail in any way
+        reason = f"{type(exc).__name__}: {exc}"
+    log.warning("the engine %r (%s) cannot be used: %s", name, target, reason)
+    return MissingExtraError(
+        f"the engine {name!r} ({target}) cannot be used: {reason}.", "reinstall the distribution that it comes from"
+    )

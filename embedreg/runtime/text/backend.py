@@ -1,0 +1,121 @@
+"""Back ends: what the runtime needs of a model of texts, and the table of ways to run a sentence-transformers model.
+
+A new back end is one file with a class and one line in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, cast
+
+from pydantic import AfterValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from embedreg.runtime.hardware.precision import Precision
+    from embedreg.runtime.text.tokens import Tokens
+
+__all__ = ["AUTO", "BACKENDS", "Backend", "BackendName", "ModelBackend", "find"]
+
+BACKENDS = {
+    "torch": "embedreg.runtime.text.pipeline:TextPipeline",
+    "openvino": "embedreg.runtime.text.openvino:OpenVinoPipeline",
+}
+"""Name -> "module:Class" of a `ModelBackend`; the module is imported when the back end is first used."""
+
+AUTO = "auto"
+DEFAULT = "torch"  # what "auto" is: another library that is installed must not change what runs
+
+
+class Backend(Protocol):
+    """One model in one role on one device."""
+
+    @property
+    def device(self) -> str:
+        """Return "cpu", or the torch device that `forward` wants its tensors on."""
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """Tokenize texts, without padding; called in one thread at a time."""
+
+    def forward(self, batch: dict[str, Any]) -> Any:
+        """Embed a padded batch: (b, d) floats, a numpy array or, on its device, a tensor; called in many threads.
+
+        Args:
+            batch: kind -> (b, t) int64, numpy arrays on a CPU and tensors elsewhere; and the extras of its `Tokens`.
+        """
+
+
+class ModelBackend(Backend, Protocol):
+    """A class of `BACKENDS`: a way to run a `SentenceTransformer`, made for one role.
+
+    Attributes:
+        label: its name in messages.
+        devices: the devices that it runs on, as `device.resolve` names them; empty for all.
+        compiles: whether it runs a compiled form that `compile` makes, and not the model itself. Then the model is
+            loaded in float32, whatever the precision, and a single query in float32 is left to torch, which has all
+            cores at work on it and agrees.
+    """
+
+    label: ClassVar[str]
+    devices: ClassVar[frozenset[str]]
+    compiles: ClassVar[bool]
+
+    @property
+    def prompt(self) -> str:
+        """Return what is put before each text."""
+
+    @property
+    def task(self) -> str | None:
+        """Return the role as the library calls it: "query", "document", or None for neither."""
+
+    def __init__(
+        self,
+        model: Any,
+        device: str,
+        prompt: str,
+        task: str | None,
+        normalize: bool,
+        truncate_dim: int | None,
+        compiled: Any = None,
+    ) -> None: ...
+
+    @classmethod
+    def compile(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Any:
+        """Compile a model; called once for all roles. What it returns has the bytes that it holds as `size`.
+
+        Args:
+            precision: what to compute in.
+            threads: how many batches are computed side by side, on a core each.
+            identity: of the model's files, for a copy on the disk; None where none may be kept.
+        """
+
+    def usable(self, texts: list[str]) -> bool:
+        """Return whether this model goes through the runtime with the vectors that the library gives."""
+
+    def one(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Embed one text in this thread: (1, d) float32, and (1,) bool: whether it was truncated."""
+
+
+def find(name: str) -> type[ModelBackend]:
+    """Return a back end's class.
+
+    Args:
+        name: one of `BACKENDS`, or "auto".
+    """
+    module, _, attribute = BACKENDS[DEFAULT if name == AUTO else name].partition(":")
+    return cast("type[ModelBackend]", getattr(import_module(module), attribute))
+
+
+def _known(name: str) -> str:
+    names = [AUTO, *BACKENDS]
+    if name not in names:
+        *first, last = map(repr, names)
+        expected = f"{', '.join(first)} or {last}"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return name
+
+
+BackendName = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": [AUTO, *BACKENDS], "type": "string"})]
+"""The type of a field that names a back end; an unknown name is an error that lists the known ones."""
