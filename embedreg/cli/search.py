@@ -124,6 +124,7 @@ def find(
         InputError: an image, for a function of texts; words, where no engine looks for them.
     """
     from embedreg import embed_query, functions_in
+    from embedreg.core import modality
     from embedreg.core.base import metric_of
 
     if mode != "vector" and (place.kind != "lance" or not isinstance(query, str)):
@@ -132,8 +133,11 @@ def find(
     with terminal.status("loading the function"):
         config = choose(functions_in(place.path), vector, str(place.path))
         function, source = config.function, config.source_column
-        if not isinstance(query, str) and function.traits.modality == "text":
-            raise InputError(f"{place.path} holds texts, which no image can be compared with.", "look for a text")
+        embedded = modality.modalities(function)
+        if not (isinstance(query, str) or modality.IMAGE in embedded or modality.ANY in embedded):
+            raise InputError(
+                f"{place.path} holds {embedded[0].name}s, which no image can be compared with.", "look for a text"
+            )
         vector_of_query: Any = None if mode == "text" else embed_query(function, query)
     metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, metric_of(function))
     extra = source if values else None
@@ -152,10 +156,11 @@ def find(
 
 
 def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
-    """Say whether the rows that a function embeds are images; a str is one only for a function that says so."""
-    if function.traits.modality.startswith("image"):
-        return getattr(function, "source_type", "image") == "image"
-    return function.traits.modality == "any" and _is_binary(kind)
+    """Return whether the rows that a function embeds are images; a str is one only for a function that says so."""
+    from embedreg.core.modality import ANY, IMAGE, source_modality
+
+    embedded = source_modality(function)
+    return embedded is IMAGE or (embedded is ANY and _is_binary(kind))
 
 
 def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFunctionConfig:

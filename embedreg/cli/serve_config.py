@@ -184,8 +184,8 @@ def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[st
 
 
 def _choice(path: str, where: str, found: Mapping[str, Any], key: str) -> None:
-    from embedreg.engines.databend.spec import Input, Returns, Role
+    from embedreg.engines.databend.spec import Returns, Role, inputs
 
-    choices = get_args({"input": Input, "returns": Returns, "role": Role}[key])
+    choices = {"input": tuple(inputs()), "returns": get_args(Returns), "role": get_args(Role)}[key]
     if key in found and found[key] not in choices:
         raise ConfigError(f"{path}: {where}{key} = {found[key]!r} is none.", " or ".join(map(repr, choices)))

@@ -165,7 +165,8 @@ def build(each: Wanted, returns: Returns) -> Group:
     """
     from embedreg import functions_in, get
     from embedreg.cli.search import choose
-    from embedreg.engines.databend.spec import Served
+    from embedreg.core.modality import TEXT, refusal, sql_modality
+    from embedreg.engines.databend.spec import Served, inputs
     from embedreg.engines.databend.worker import queries_differ
 
     config = None
@@ -175,13 +176,15 @@ def build(each: Wanted, returns: Returns) -> Group:
         function = config.function
     else:
         function = get(str(each.function)).create(**each.settings)
-    modality = function.traits.modality
-    kind: Input = each.input or ("image" if "image" in modality else "text")
+    embedded = sql_modality(function)
+    kind = each.input or embedded.name
+    if kind not in inputs() and each.input is None:
+        raise refusal(function, embedded, "Databend", inputs())
     name = each.name or f"ai_embed_{function.ndims()}"
     returns = each.returns or returns
     rows = Served(name, function, each.role or "source", kind, returns)
-    alone = each.role is not None or not (queries_differ(function) or kind == "image")
-    return Group(rows, None if alone else Served(f"{name}_query", function, "query", "text", returns), config)
+    alone = each.role is not None or not (queries_differ(function) or kind != TEXT.name)
+    return Group(rows, None if alone else Served(f"{name}_query", function, "query", TEXT.name, returns), config)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -189,10 +189,10 @@ def query_names(function: EmbeddingFunction) -> list[str]:
     return list(dict.fromkeys([TEXT.name, *(each.name for each in among if each is not ANY)]))
 
 
-def refusal(function: EmbeddingFunction, modality: Modality, engine: str) -> ConfigError:
-    """Return the error for a modality that an engine has no SQL type for."""
+def refusal(function: EmbeddingFunction, modality: Modality, engine: str, passed: Iterable[str]) -> ConfigError:
+    """Return the error for a modality that an engine cannot pass to a function, with those that it can."""
     return ConfigError(
         f"{type(function).__name__} embeds {modality.name!r}, which {engine} cannot pass to a function; "
-        f"it passes {' or '.join(sql_types(engine.lower()))}.",
+        f"it passes {' or '.join(passed)}.",
         "embed the column with embedreg.embed_table or `embedreg embed`, and load the vectors",
     )

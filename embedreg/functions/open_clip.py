@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr
 
 from embedreg.core import vouched
 from embedreg.core.base import IMAGES, EmbeddingFunction, Traits
+from embedreg.core.modality import TEXT, source_modality
 from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError, RowError
 from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import device, precision, workers
@@ -159,7 +160,7 @@ class OpenClipEmbeddings(EmbeddingFunction):
             InputError: under source_type="text", a row that is no text.
         """
         rows = self.sanitize_input(images)
-        if self.source_type == "text":
+        if source_modality(self) is TEXT:
             return self._embed_texts(rows)
         with self._failing(len(rows)):
             return embed_pictures(

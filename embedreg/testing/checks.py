@@ -12,6 +12,7 @@ import pytest
 
 from embedreg.arrow.vectors import _to_numpy
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.modality import TEXT, source_modality
 from embedreg.errors import RowError
 
 __all__ = ["FORMS", "Agreement", "embed", "flaw", "has_text", "read", "require"]
@@ -30,8 +31,8 @@ def require(condition: Any, what: str, hint: str) -> None:
 
 
 def has_text(function: EmbeddingFunction) -> bool:
-    """Say whether the source rows of a function are texts."""
-    return function.traits.modality == "text"
+    """Return whether the source rows of a function are texts."""
+    return source_modality(function) is TEXT
 
 
 def embed(function: EmbeddingFunction, rows: Any, n: int | None = None) -> np.ndarray:

@@ -8,7 +8,8 @@ import pytest
 
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.fields import sensitive_fields
-from embedreg.testing.checks import Agreement, flaw
+from embedreg.core.modality import source_modality
+from embedreg.testing.checks import Agreement, flaw, has_text
 from embedreg.testing.processes import ProcessContract
 from embedreg.testing.secrecy import SecretContract
 from embedreg.testing.values import ValueContract
@@ -46,10 +47,10 @@ class EmbeddingFunctionContract(VectorContract, ValueContract, SecretContract, P
     @pytest.fixture
     def inputs(self, function: EmbeddingFunction) -> list[Any]:
         """Three or more source rows with different vectors; override it for images, or for a narrow function."""
-        if function.traits.modality == "text":
+        if has_text(function):
             return list(TEXTS)
         raise flaw(
-            f"the suite has no rows of the modality {function.traits.modality!r}.",
+            f"the suite has no rows of the modality {source_modality(function).name!r}.",
             "override the fixture `inputs` to return a list of three or more source rows",
         )
 

@@ -18,6 +18,7 @@ from embedreg.arrow.vectors import Embedded
 from embedreg.embedding.column import distinct_inputs
 from embedreg.engines.databend.call import Call, told
 from embedreg.engines.databend.message import in_one_line, inputs_of
+from embedreg.engines.databend.spec import inputs
 from embedreg.engines.databend.wire import FRAME_BYTES
 from embedreg.engines.databend.worker import Lane
 from embedreg.errors import InputError
@@ -30,12 +31,9 @@ __all__ = ["CallHeaders", "SqlFunction"]
 
 log = logging.getLogger("embedreg")
 
-ARROW_INPUT = {"text": pa.large_utf8(), "image": pa.large_binary()}
-SQL_INPUT = {"text": "STRING", "image": "BINARY"}
-
-
-CHUNK_BYTES = 2**20  # of texts that are embedded at a time: a function may take a hundred times their size
-CHUNK_IMAGE_BYTES = 2**26
+ARROW_INPUT = {"STRING": pa.large_utf8(), "BINARY": pa.large_binary()}
+# Bytes of inputs that are embedded at a time: a function may take a hundred times the size of a text.
+CHUNK_BYTES = {"STRING": 2**20, "BINARY": 2**26}
 SENT_BYTES = 2 * FRAME_BYTES  # of copies: a message, and what gRPC makes of it
 
 
@@ -58,7 +56,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
 
     def __init__(self, served: Served, lane: Lane, on_error: Literal["null", "raise"] = "null") -> None:
         self._name, self.served, self.lane, self.on_error = served.name, served, lane, on_error
-        self._input_schema = pa.schema([pa.field("input", ARROW_INPUT[served.input], nullable=True)])
+        self._input_schema = pa.schema([pa.field("input", ARROW_INPUT[inputs()[served.input]], nullable=True)])
         self._result_schema = pa.schema([_result_field(served.returns, lane.ndims)])
 
     def eval_batch(self, batch: pa.RecordBatch, headers: Headers | None = None) -> Iterator[pa.RecordBatch]:
@@ -80,14 +78,14 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
 
     def check(self, schema: pa.Schema) -> None:
         """Raise an InputError unless rows of a schema are what this function takes."""
-        wanted = SQL_INPUT[self.served.input]
+        wanted = inputs()[self.served.input]
         if len(schema) != 1:
             raise InputError(f"it takes one {wanted}, and got {len(schema)} arguments.", "check CREATE FUNCTION")
         kind = schema.field(0).type
         plainly = kind.value_type if pa.types.is_dictionary(kind) else kind
         text = pa.types.is_string(plainly) or pa.types.is_large_string(plainly) or pa.types.is_string_view(plainly)
         binary = pa.types.is_binary(plainly) or pa.types.is_large_binary(plainly) or pa.types.is_binary_view(plainly)
-        if not (text if self.served.input == "text" else binary):
+        if not {"STRING": text, "BINARY": binary}[wanted]:
             raise InputError(f"it takes {wanted}, and got a column of type {plain(kind, 60)}.", "cast it in SQL")
 
     def _input(self, batch: pa.RecordBatch) -> pa.Array:
@@ -109,7 +107,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         reached = np.maximum.accumulate(index) if n else index  # distinct inputs are numbered as they appear
         repeated = _repeated(index, len(distinct))
         sizes = np.cumsum(pc.binary_length(distinct).to_numpy(zero_copy_only=False), dtype=np.int64)
-        most = CHUNK_BYTES if self.served.input == "text" else CHUNK_IMAGE_BYTES
+        most = CHUNK_BYTES[inputs()[self.served.input]]
         row = seen = 0
         with call.keeping(int(repeated.sum()) * lane.ndims * 4):
             earlier = _Earlier(index, repeated, lane.ndims)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
+from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction
 from embedreg.errors import ConfigError
 
-__all__ = ["DEFAULT_BIND", "Input", "Limits", "Returns", "Role", "Served"]
+__all__ = ["DEFAULT_BIND", "Input", "Limits", "Returns", "Role", "Served", "inputs"]
 
 DEFAULT_BIND = "127.0.0.1:8815"
 MAX_CHUNK_ROWS = 65_536  # a block of Databend's
 _MAY_BE_ZERO = {"queue", "cache_rows", "cache_bytes", "coalesce_window_s", "drain_s"}
 
 Role = Literal["source", "query"]
-Input = Literal["text", "image"]
+Input: TypeAlias = str  # a modality that has a SQL type of those below, see `inputs`
 Returns = Literal["array", "vector"]
+PASSED = ("STRING", "BINARY")  # the SQL types of inputs that the server reads
+
+
+def inputs() -> dict[str, str]:
+    """Return what SQL can pass to a function, by the name of the modality, with its SQL type."""
+    return {name: kind for name, kind in modality.sql_types("databend").items() if kind in PASSED}
 
 
 @dataclass(frozen=True)
@@ -47,16 +54,26 @@ class Served:
                 f"{self.name} would serve a {type(self.function).__name__}, which is no embedding function.",
                 "embedreg.get('sentence-transformers').create(name='all-MiniLM-L6-v2')",
             )
-        for name, kinds in (("role", Role), ("input", Input), ("returns", Returns)):
-            if getattr(self, name) not in get_args(kinds):
-                known = " or ".join(repr(kind) for kind in get_args(kinds))
+        choices = {"role": get_args(Role), "input": tuple(inputs()), "returns": get_args(Returns)}
+        for name, kinds in choices.items():
+            if getattr(self, name) not in kinds:
+                known = " or ".join(repr(kind) for kind in kinds)
                 raise ConfigError(f"{self.name}: {name}={getattr(self, name)!r} is none.", f"{name}={known}")
-        modality = self.function.traits.modality
-        if self.input not in modality.split("+") and modality != "any" and (self.role, self.input) != ("query", "text"):
-            raise ConfigError(
-                f"{self.name}: {type(self.function).__name__} embeds {modality}, not {self.input}.",
-                f"Served({self.name!r}, function, input={modality.partition('+')[0]!r})",
-            )
+        self._refuse_other_input()
+
+    def _refuse_other_input(self) -> None:
+        """Refuse what the function does not embed. A text may be a query for anything."""
+        passed, embedded = modality.MODALITIES[self.input], modality.modalities(self.function)
+        in_words = self.role == "query" and passed is modality.TEXT
+        if in_words or passed in embedded or modality.ANY in embedded:
+            return
+        if not any(each.name in inputs() for each in embedded):
+            raise modality.refusal(self.function, embedded[0], "Databend", inputs())
+        names = [each.name for each in embedded]
+        raise ConfigError(
+            f"{self.name}: {type(self.function).__name__} embeds {'+'.join(names)}, not {self.input}.",
+            f"Served({self.name!r}, function, input={next(name for name in names if name in inputs())!r})",
+        )
 
 
 @dataclass(frozen=True)

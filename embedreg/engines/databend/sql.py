@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
+from embedreg.core.modality import MODALITIES
 from embedreg.declaration import codec, comments
+from embedreg.engines.databend.spec import inputs
 from embedreg.errors import ConfigError
 from embedreg.inspection import locate
 from embedreg.inspection.locate import refuse_clear_secrets
@@ -59,7 +61,6 @@ RESERVED = frozenset(_WORDS.split())
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
 _ESCAPED = {"'": "''", "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _DISTANCES = {"cosine": "cosine_distance", "l2": "l2_distance"}
-_SQL_INPUT = {"text": "STRING", "image": "BINARY"}
 
 
 # -- quoting -----------------------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def create_function(
     if served.returns == "vector" and not current:
         raise ConfigError(f"Databend {version} has no VECTOR type.", "returns='array', or version='current'")
     headers = f"HEADERS = ({literal('authorization')} = {literal(f'Bearer {TOKEN}')})" if token and current else None
-    kind = _SQL_INPUT[served.input]
+    kind = inputs()[served.input]
     clauses = [
         f"CREATE {'OR REPLACE ' if replace else ''}FUNCTION {identifier(served.name)} "
         f"({f'input {kind}' if current else kind})",
@@ -208,7 +209,7 @@ class Layout:
 
 def create_source_table(served: Served, layout: Layout) -> str:
     """Return the statement that makes the table with the rows, where there is none."""
-    columns = f"{identifier(layout.key)} BIGINT, {identifier(layout.source)} {_SQL_INPUT[served.input]}"
+    columns = f"{identifier(layout.key)} BIGINT, {identifier(layout.source)} {inputs()[served.input]}"
     return f"CREATE TABLE IF NOT EXISTS {table_name(layout.table)} ({columns});"
 
 
@@ -228,7 +229,7 @@ def create_vector_table(
     key, source, vector = (identifier(name) for name in (layout.key, layout.source, layout.vector))
     columns = [
         f"{key} BIGINT",
-        f"{source} {_SQL_INPUT[served.input]}",
+        f"{source} {inputs()[served.input]}",
         # a column of ARRAY(FLOAT) has items that may be null, which cosine_distance does not take
         f"{vector} {_vector_type(served, 'FLOAT NOT NULL')} COMMENT {literal(_comment(served, layout, config))}",
     ]
@@ -268,7 +269,7 @@ def search(
     left = vector if stored else f"{identifier(served.name)}({source})"
     right = f"{identifier((query or served).name)}({literal(text)})"
     # A picture in a result is of no use.
-    shown = [key, source] if served.input == "text" else [key]
+    shown = [key, source] if MODALITIES[served.input].by_content else [key]
     return "\n".join(
         [
             f"SELECT {', '.join(shown)}, {_DISTANCES[_metric(served)]}({left}, {right}) AS distance",

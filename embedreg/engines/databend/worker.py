@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg.arrow.vectors import Embedded
+from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction
 from embedreg.embedding.column import ZeroVectors, embed_column, embed_distinct, zero_policy
 from embedreg.errors import CallError, EmbedregError
@@ -34,21 +35,12 @@ FIRST_CHUNK = {"waited for": 256, "shared": 1024}  # rows, as long as nobody kno
 CHUNK_BYTES = 2**23  # of vectors in a chunk: several chunks have to find room, in memory and in the processor's caches
 BYTES_A_TOKEN = 4  # of English text, about
 
-# What a function is warmed up with; the picture is a PNG of one white pixel.
-_SAMPLES = {
-    "text": "a sample",
-    "image": bytes.fromhex(
-        "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
-        "0000000a49444154789c63f80f0001010100b138f6140000000049454e44ae426082"
-    ),
-}
-
 Role: TypeAlias = Literal["source", "query"]
 
 
 def queries_differ(function: EmbeddingFunction) -> bool:
     """Say whether a function embeds queries and sources in different ways; where it does not say, True."""
-    if function.traits.modality != "text":
+    if not modality.accepted(function).only_texts:
         return True
     if type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
         return False
@@ -140,15 +132,16 @@ class Lane:
         return made
 
     def warm(self, kind: str) -> None:
-        """Run a function of this machine once, which loads its model.
+        """Run a function of this machine once, on the probe of a modality, which loads its model.
 
         Raises:
             EmbedregError: it cannot be run at all. That a user's function has no liking for the sample is no such sign.
         """
-        if self.function.traits.remote:
+        sample = modality.MODALITIES[kind].probe
+        if self.function.traits.remote or sample is None:
             return
         try:
-            embed_column(self.function, [_SAMPLES[kind]], self.role)
+            embed_column(self.function, [sample], self.role)
         except EmbedregError:
             raise
         except Exception as exc:  # noqa: BLE001  # a user's function may raise anything

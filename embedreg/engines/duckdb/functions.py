@@ -158,7 +158,7 @@ def _sql_type(function: EmbeddingFunction, role: Role) -> str:
     """
     asked = modality.sql_modality(function, role)
     if "duckdb" not in asked.sql:
-        raise modality.refusal(function, asked, "DuckDB")
+        raise modality.refusal(function, asked, "DuckDB", modality.sql_types("duckdb"))
     return asked.sql["duckdb"]
 
 
