@@ -24,6 +24,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "zero_vectors: ZeroVectors | None = None, on_window: Callable[[int], None] | None = None, "
         "declared: Mapping[str, Any] | None = None) -> Embedded",
     ),
+    "modules / embedreg.engines.ray / run_job / signature": (
+        "`engines.ray.run_job` calls its further arguments `options`",
+        "-> (job: Job, **options: Any) -> JobReport",
+    ),
     "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
     "help": (
         "`--trust-remote-code` and `--trust-field` on every command",

@@ -19,7 +19,7 @@ from embedreg.embedding.schema import resolve
 from embedreg.engines import duckdb as duckdb_engine
 from embedreg.engines import lancedb as lancedb_engine
 from embedreg.engines.databend import serve
-from embedreg.engines.ray.worker import Filler, pack, plan
+from embedreg.engines.ray.worker import BlockEmbedder, pack, plan
 from embedreg.errors import ConfigError, InputError
 from tests.engines.databend_flight import Client
 
@@ -105,11 +105,11 @@ def by_ray(function: Zeros, folder: Path, **options: Any) -> list[Any]:
     """Fill a block as an actor of Ray does, in this process."""
     schema = resolve([function.bind("text", "vector")])
     block = pa.table({"text": TEXTS})
-    parcel = pack(schema, [function])
-    planned: Any = plan(parcel, block.schema, {"on_error": "null", "batch_rows": 8, **options})
+    payload = pack(schema, [function])
+    planned: Any = plan(payload, block.schema, {"on_error": "null", "batch_rows": 8, **options})
     if isinstance(planned, Exception):  # which the driver raises
         raise planned
-    return list(Filler(parcel, planned)(block)["vector"].to_pylist())
+    return list(BlockEmbedder(payload, planned)(block)["vector"].to_pylist())
 
 
 ENGINES: dict[str, Engine] = {
@@ -194,9 +194,9 @@ def test_a_block_of_another_type_is_kept_or_named() -> None:
     function = embedreg.get("hashing").create(dim=4)
     schema = resolve([function.bind("text", "vector")])
     first = pa.table({"text": ["a"], "v": pa.array([0.5], pa.float32())})
-    parcel = pack(schema, [function])
-    filler = Filler(parcel, plan(parcel, first.schema, {"on_error": "null", "batch_rows": 8}))
-    assert filler(first)["v"].to_pylist() == [0.5]
-    assert filler(pa.table({"text": ["b"], "v": [3]}))["v"].to_pylist() == [3.0]
+    payload = pack(schema, [function])
+    embedder = BlockEmbedder(payload, plan(payload, first.schema, {"on_error": "null", "batch_rows": 8}))
+    assert embedder(first)["v"].to_pylist() == [0.5]
+    assert embedder(pa.table({"text": ["b"], "v": [3]}))["v"].to_pylist() == [3.0]
     with pytest.raises(InputError, match=r"column 'v' of a block is double, of the first one float: 0\.1 is no float"):
-        filler._given(pa.table({"text": ["b"], "v": [0.1]}))  # what `__call__` raises, Ray's own clothes apart
+        embedder._given(pa.table({"text": ["b"], "v": [0.1]}))  # what `__call__` raises, Ray's own clothes apart

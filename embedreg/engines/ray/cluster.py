@@ -1,4 +1,4 @@
-"""A Ray cluster as the driver meets it: connecting without noise, what the actors ask for, one error for an error."""
+"""A Ray cluster seen from the driver: a quiet connection, the actor pool, one error of ours for each of Ray's."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from embedreg.errors import CallError, ConfigError, EmbedregError, MissingExtraE
 from embedreg.support.display import first_line
 from embedreg.support.imports import attempt_import_or_raise
 
-__all__ = ["Crew", "connected", "plain_errors", "result_of"]
+__all__ = ["ActorPool", "connected", "plain_errors", "result_of"]
 
 log = logging.getLogger("embedreg")
 
 CONNECT_TIMEOUT_S = 10.0
-PATIENCE_S = 30.0  # how long a cluster may take for the first worker before that is worth a line
+START_WARNING_S = 30.0  # without a first worker, after which a warning is logged
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}  # of a cluster of our own: nothing is sent from it
 
 
-class Crew:
-    """How many actors, and what each of them asks of the cluster.
+class ActorPool:
+    """The size of a pool of actors, and the resources that each of them requests.
 
     Args:
         actors: how many, or the least and the most.
@@ -45,18 +45,21 @@ class Crew:
     ) -> None:
         pair = actors if isinstance(actors, tuple) else (actors, actors)
         if len(pair) != 2 or not all(type(n) is int for n in pair) or not 1 <= pair[0] <= pair[1]:
-            raise ConfigError(f"actors={actors!r} is no number of actors.", "actors=4, or actors=(1, 8)")
+            raise ConfigError(
+                f"invalid actors={actors!r}; expected a number of actors, or (least, most).",
+                "actors=4, or actors=(1, 8)",
+            )
         for name, value in (("cpus_per_actor", cpus_per_actor), ("gpus_per_actor", gpus_per_actor)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ConfigError(f"{name}={value!r} is no number of devices.", f"{name}=1")
+                raise ConfigError(f"invalid {name}={value!r}; expected a finite number, 0 or more.", f"{name}=1")
         self.least, self.most = pair
-        self.asks: dict[str, Any] = {**(options or {}), "num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor}
+        self.options: dict[str, Any] = {**(options or {}), "num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor}
 
     def refuse_impossible(self) -> None:
-        """Refuse a crew that the connected cluster is too small for, unless it can grow.
+        """Refuse a pool that the connected cluster is too small for, unless the cluster can grow.
 
         Raises:
-            ConfigError: naming what there is too little of.
+            ConfigError: naming the resource.
         """
         import ray
 
@@ -64,16 +67,16 @@ class Crew:
             return
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own has no types
         for name, option, kind in (("num_cpus", "cpus_per_actor", "CPU"), ("num_gpus", "gpus_per_actor", "GPU")):
-            wanted, have = self.asks[name] * self.least, there.get(kind, 0)
+            wanted, have = self.options[name] * self.least, there.get(kind, 0)
             if wanted > have:
                 raise ConfigError(
-                    f"{self.least} actor(s) of {self.asks[name]:g} {kind}(s): the cluster has {have:g} in all.",
+                    f"{self.least} actor(s) of {self.options[name]:g} {kind}(s): the cluster has {have:g} in all.",
                     f"fewer actors, or a smaller {option}",
                 )
 
 
 def _grows() -> bool:
-    """Say whether a cluster has an autoscaler, so that what it lacks may still come."""
+    """Return whether the cluster has an autoscaler, which may add the missing resources."""
     from ray._private.state import state  # there is no public call that asks
 
     try:
@@ -84,15 +87,14 @@ def _grows() -> bool:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Callable[[], None]]:
-    """Be connected to Ray for a block: to what this process is connected to already, else as the address says.
+    """Connect to Ray for the `with` block; a connection that this process already has is used as it is.
 
-    A cluster of its own is started where there is no address, and ended with the block. A cluster that was there
-    stays.
+    Without an address a local cluster is started, and stopped at the end of the block.
 
     Args:
         address: of a cluster ("auto", "host:6379"); None for RAY_ADDRESS, else for one of its own.
     Yields:
-        What is to be called between two calls of Ray, for a SIGTERM to take effect.
+        A callable, to be called between two calls of Ray, so that a SIGTERM takes effect.
     Raises:
         MissingExtraError: Ray is not installed. ConfigError: there is no such cluster.
     """
@@ -106,7 +108,7 @@ def connected(address: str | None) -> Iterator[Callable[[], None]]:
     with Termination() as termination:
         with _environment(_QUIET if own else {}):
             try:
-                _reach(address)
+                _check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
             except (OSError, RuntimeError, ValueError) as exc:
                 problem = ConfigError(
@@ -117,15 +119,15 @@ def connected(address: str | None) -> Iterator[Callable[[], None]]:
             raise problem
         termination.hold()
         try:
-            yield termination.obey
+            yield termination.deliver
         finally:
             ray.shutdown()
 
 
 class Termination:
-    """Holds a SIGTERM back while Ray's code may run, which turns what a handler raises into an exit of its own.
+    """Defers a SIGTERM while Ray's code may run, since Ray turns an exception of a handler into an exit of its own.
 
-    Ray's start replaces the handler; where this process had one, that one is called after all, by `obey`.
+    `ray.init` replaces the handler; if the process had one, `deliver` calls it.
     """
 
     def __init__(self) -> None:
@@ -133,12 +135,12 @@ class Termination:
         self._asked: tuple[Any, ...] | None = None
 
     def hold(self) -> None:
-        """Begin: what Ray has installed is replaced in turn."""
+        """Replace the handler that Ray has installed."""
         if callable(self._before):
             signal.signal(signal.SIGTERM, self._note)
 
-    def obey(self) -> None:
-        """Call the process's own handler, if there was a SIGTERM meanwhile."""
+    def deliver(self) -> None:
+        """Call the process's own handler if a SIGTERM has arrived."""
         asked, self._asked = self._asked, None
         if asked is not None:
             self._before(*asked)
@@ -154,14 +156,14 @@ class Termination:
     def __exit__(self, *exc: object) -> None:
         if callable(self._before):
             signal.signal(signal.SIGTERM, self._before)
-        self.obey()
+        self.deliver()
 
 
-def _reach(address: str) -> None:
-    """See that somebody answers at an address: Ray itself would try for many minutes.
+def _check_reachable(address: str) -> None:
+    """Check that an address accepts connections: Ray itself would retry for many minutes.
 
     Raises:
-        OSError: nobody does.
+        OSError: it does not.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
@@ -188,7 +190,7 @@ def result_of(reference: Any) -> Any:
     """
     import ray
 
-    ready, _ = ray.wait([reference], timeout=PATIENCE_S)
+    ready, _ = ray.wait([reference], timeout=START_WARNING_S)
     if not ready:
         warn_of_waiting()
     problem: EmbedregError
@@ -204,12 +206,12 @@ def result_of(reference: Any) -> Any:
 
 
 def warn_of_waiting() -> None:
-    """Say that the cluster lets us wait: nobody would know otherwise."""
-    log.warning("Ray has found no place for a worker in %d s: is the cluster busy, or growing?", PATIENCE_S)
+    """Log that no worker has been placed yet."""
+    log.warning("Ray has started no worker for %d s: is the cluster busy, or still growing?", START_WARNING_S)
 
 
 def of_ray(exc: BaseException) -> EmbedregError:
-    """Return one of our errors for one of Ray's: ours where it carries one, else its gist."""
+    """Return one of our errors for one of Ray's: the one that it carries, else a CallError with its last line."""
     ours = carried(exc)
     if ours is not None:
         return ours
@@ -241,7 +243,7 @@ def carried(exc: BaseException) -> EmbedregError | None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let an error of ours that comes out of Ray in this block be just that, without Ray's frames around it."""
+    """Raise an error of ours that Ray has wrapped in this block as itself, without Ray's frames."""
     problem: EmbedregError | None = None
     try:
         yield

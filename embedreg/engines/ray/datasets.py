@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from embedreg.embedding import schema as schemas
 from embedreg.embedding import table as tables
 from embedreg.embedding.column import ZeroVectors
-from embedreg.engines.ray.cluster import Crew, plain_errors, result_of
+from embedreg.engines.ray.cluster import ActorPool, plain_errors, result_of
 from embedreg.engines.ray.jobs import engine, run_job
 from embedreg.engines.ray.sinks import remember, write_lance, write_parquet
-from embedreg.engines.ray.worker import Filler, Parcel, Plan, pack, plan
+from embedreg.engines.ray.worker import BlockEmbedder, Payload, Plan, pack, plan
 from embedreg.errors import ConfigError, InputError, SchemaError
 from embedreg.support.imports import attempt_import_or_raise
 
@@ -63,24 +63,24 @@ def embed_dataset(
     """
     data = attempt_import_or_raise("ray.data", "ray[data]", extra="ray")
     if not isinstance(ds, data.Dataset):
-        raise InputError(f"a {type(ds).__name__} is no ray.data.Dataset.", "ray.data.from_arrow(table)")
-    crew = Crew(actors, cpus_per_actor, gpus_per_actor, options)
-    crew.refuse_impossible()
+        raise InputError(f"expected a ray.data.Dataset, got a {type(ds).__name__}.", "ray.data.from_arrow(table)")
+    pool = ActorPool(actors, cpus_per_actor, gpus_per_actor, options)
+    pool.refuse_impossible()
     given = _schema_of(ds)
     schema = schemas.resolve(given if declaration is None else declaration)
     if not schema.configs:
         raise ConfigError("nothing declares a function.", "embed_dataset(ds, fn.bind('text', 'vector'), ...)")
-    parcel = pack(schema, [config.function for config in schema.configs])
+    payload = pack(schema, [config.function for config in schema.configs])
     policy = {"on_error": on_error, "batch_rows": batch_rows, "zero_vectors": zero_vectors}
-    made = _planned(crew, parcel, given, policy)
-    # Blocks of their own size: else one that is read whole would keep one actor busy while the others wait.
+    made = _planned(pool, payload, given, policy)
+    # Small blocks: a file that is read as one block would keep one actor busy while the others wait.
     out: Dataset = ds.repartition(target_num_rows_per_block=batch_rows).map_batches(
-        Filler,
-        fn_constructor_args=(parcel, made),
-        compute=data.ActorPoolStrategy(min_size=crew.least, max_size=crew.most),
+        BlockEmbedder,
+        fn_constructor_args=(payload, made),
+        compute=data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
         batch_size=batch_rows,
         batch_format="pyarrow",
-        **crew.asks,
+        **pool.options,
     )
     remember(out, made.made)
     return out
@@ -98,11 +98,11 @@ def _schema_of(ds: Dataset) -> pa.Schema:
     return own if isinstance(own, pa.Schema) else pa.schema(zip(schema.names, schema.types, strict=True))
 
 
-def _planned(crew: Crew, parcel: Parcel, given: pa.Schema, policy: dict[str, Any]) -> Plan:
-    """Let one worker, with what the actors will have, check the functions and say what the blocks become."""
+def _planned(pool: ActorPool, payload: Payload, given: pa.Schema, policy: dict[str, Any]) -> Plan:
+    """Check the functions on one worker with the actors' resources, and return the plan of the blocks."""
     import ray
 
-    # A process of its own that ends with the call, and with it the model that it loaded.
-    task = ray.remote(max_calls=1, max_retries=0)(plan).options(**crew.asks)
-    made: Plan = result_of(task.remote(parcel, given, policy))
+    # max_calls=1: the process ends with the call, which frees the model that it loaded.
+    task = ray.remote(max_calls=1, max_retries=0)(plan).options(**pool.options)
+    made: Plan = result_of(task.remote(payload, given, policy))
     return made

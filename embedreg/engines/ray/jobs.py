@@ -7,8 +7,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from embedreg.engines.ray.cluster import PATIENCE_S, Crew, connected, of_ray, warn_of_waiting
-from embedreg.engines.ray.worker import Hand, pack
+from embedreg.engines.ray.cluster import START_WARNING_S, ActorPool, connected, of_ray, warn_of_waiting
+from embedreg.engines.ray.worker import JobActor, pack
 from embedreg.errors import BadRowsError, CallError, ConfigError, EmbedregError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["engine", "run_job"]
 
-TICK_S = 1.0  # between two looks at how far the pieces in work are
-ATTEMPTS = 3  # at a piece whose worker dies: by then it is the piece
+TICK_S = 1.0  # between two reports of progress
+ATTEMPTS = 3  # at a piece whose worker dies: then the piece is at fault
 
 
 def engine(
@@ -41,44 +41,44 @@ def engine(
         What `embed` does, and, when the job runs: MissingVariableError, HardcodedSecretError, MissingExtraError as
             `embed_dataset`; StorageError where a node does not reach the data; CallError where workers keep dying.
     """
-    crew = Crew(actors, cpus_per_actor, gpus_per_actor, options)
+    pool = ActorPool(actors, cpus_per_actor, gpus_per_actor, options)
 
     def run(job: Job) -> Generator[Outcome]:
         pieces = job.pending()
         if not pieces:
             return
-        parcel = pack(job.work, job.work.functions.values())
-        with connected(address) as obey:
-            crew.refuse_impossible()
-            _refuse_one_file(job.work.cache)
-            with _Hands(crew, parcel, min(crew.most, len(pieces)), obey) as hands:
-                yield from hands.run(job, pieces)
+        payload = pack(job.work, job.work.functions.values())
+        with connected(address) as check_signals:
+            pool.refuse_impossible()
+            _refuse_shared_cache(job.work.cache)
+            with _Actors(pool, payload, min(pool.most, len(pieces)), check_signals) as running:
+                yield from running.run(job, pieces)
 
     return run
 
 
-def run_job(job: Job, **crew: Any) -> JobReport:
+def run_job(job: Job, **options: Any) -> JobReport:
     """Run an open job to its end on a Ray cluster; arguments and errors as `engine`."""
-    with contextlib.closing(engine(**crew)(job)) as outcomes:  # whatever happens, no actor outlives the run
+    with contextlib.closing(engine(**options)(job)) as outcomes:  # whatever happens, no actor outlives the run
         for outcome in outcomes:
             job.record(outcome)
     return job.finish()
 
 
-class _Hands:
+class _Actors:
     """The actors of one run: started together, given a piece each, replaced when they die, gone at the end."""
 
-    def __init__(self, crew: Crew, parcel: Any, number: int, obey: Callable[[], None]) -> None:
+    def __init__(self, pool: ActorPool, payload: Any, number: int, check_signals: Callable[[], None]) -> None:
         import ray
 
         self._ray: Any = ray  # parts of which have no types
-        self._number, self._obey = number, obey
-        kind = self._ray.remote(max_concurrency=2, max_restarts=0)(Hand).options(**crew.asks)
-        self._new: Callable[[], Any] = lambda: kind.remote(parcel)
+        self._number, self._check_signals = number, check_signals
+        kind = self._ray.remote(max_concurrency=2, max_restarts=0)(JobActor).options(**pool.options)
+        self._new: Callable[[], Any] = lambda: kind.remote(payload)
         self._running: dict[Any, tuple[Any, Piece | None]] = {}  # what is waited for -> the actor, and its piece
         self._ticks = 0
 
-    def __enter__(self) -> _Hands:
+    def __enter__(self) -> _Actors:
         for _ in range(self._number):
             self._start()
         return self
@@ -100,7 +100,7 @@ class _Hands:
         waiting, died = deque(pieces), Counter[str]()
         while waiting or any(piece is not None for _, piece in self._running.values()):
             ready, _ = self._ray.wait([*self._running], timeout=TICK_S)
-            self._obey()
+            self._check_signals()
             if not ready:
                 self._wait_on(job)
                 continue
@@ -115,7 +115,7 @@ class _Hands:
                     self._start()
                 continue
             if isinstance(made, EmbedregError):
-                self._running[ready[0]] = actor, None  # it is to end with the others
+                self._running[ready[0]] = actor, None  # killed with the others
                 raise _of_job(job, made)
             if waiting:
                 following = waiting.popleft()
@@ -140,14 +140,14 @@ class _Hands:
             raise problem from None
 
     def _wait_on(self, job: Job) -> None:
-        """Tell how far the pieces in work are, and once where no worker finds a place."""
+        """Report how many rows of the current pieces are done, and warn once if no worker has been placed."""
         self._ticks += 1
-        if self._ticks * TICK_S == PATIENCE_S and not any(piece for _, piece in self._running.values()):
+        if self._ticks * TICK_S == START_WARNING_S and not any(piece for _, piece in self._running.values()):
             warn_of_waiting()
         job.advance(self._rows())
 
     def _rows(self) -> int:
-        """Ask the workers how many rows of their pieces are done; one that does not answer at once counts nothing."""
+        """Ask the workers how many rows of their pieces are done; one that does not answer at once counts as none."""
         asked = [actor.rows.remote() for actor, piece in self._running.values() if piece is not None]
         ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=TICK_S) if asked else ([], [])
         rows = 0
@@ -155,7 +155,7 @@ class _Hands:
             try:
                 rows += self._ray.get(each)
             except self._ray.exceptions.RayError:
-                continue  # it has died, as the wait for its piece tells
+                continue  # it has died, which the wait for its piece reports
         return rows
 
 
@@ -166,7 +166,7 @@ def _of_job(job: Job, problem: EmbedregError) -> EmbedregError:
     return problem
 
 
-def _refuse_one_file(cache: str | None) -> None:
+def _refuse_shared_cache(cache: str | None) -> None:
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own has no types

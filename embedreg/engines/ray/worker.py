@@ -1,6 +1,6 @@
-"""What goes to a Ray worker and what it does there: parcels without secrets, the check at the start, blocks and pieces.
+"""What is sent to Ray workers, and what they run: payloads without secrets, the check at the start, blocks and pieces.
 
-Nothing here imports Ray at its top: a worker has it, and the driver asks for it where it connects.
+Nothing here imports Ray at its top: the driver checks that it is installed where it connects.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ if TYPE_CHECKING:
 
     from embedreg.jobs import JobSpec, Outcome, Piece
 
-__all__ = ["Filler", "Hand", "Parcel", "Plan", "check", "located", "pack", "plan", "step", "unpack"]
+__all__ = ["BlockEmbedder", "JobActor", "Payload", "Plan", "check", "located", "pack", "plan", "step", "unpack"]
 
 SHIP = 'ray.init(runtime_env={"working_dir": "."}) sends this folder to every worker; or pip install it on every node'
-_TELLING = 8  # characters: a shorter secret occurs in any pickle by chance
+MIN_SECRET_CHARS = 8  # a shorter secret occurs in any pickle by chance
 _LIBRARY = re.compile(r"[/\\](site-packages|dist-packages)[/\\]|[/\\]lib[/\\]python3")
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A value on its way to the workers, with what its functions need there.
+class Payload:
+    """A pickled value for the workers, with what its functions need there.
 
     Attributes:
         pickled: the value; classes of a script or notebook go along, those of modules are imported there.
@@ -71,8 +71,8 @@ class Parcel:
     version: str = __version__
 
 
-def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Parcel:
-    """Make the parcel of a value that holds these functions.
+def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Payload:
+    """Pickle a value that holds these functions.
 
     Raises:
         MissingVariableError: one of them has a variable that only this process has.
@@ -90,33 +90,33 @@ def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Parcel:
             "move its class from the script into a module of its own; " + SHIP,
         ) from exc
     for function in functions:
-        if any(len(held) >= _TELLING and held.encode() in pickled for held in function._held_secrets()):
+        if any(len(held) >= MIN_SECRET_CHARS and held.encode() in pickled for held in function._held_secrets()):
             raise HardcodedSecretError(
                 f"what would be sent of {type(function).__name__} holds one of its secrets.",
                 "read the secret from its field (self.api_key) where it is used; keep it in no global or default",
             )
     path = tuple(map(os.path.abspath, sys.path))
-    return Parcel(pickled, grants.in_force(), current_policy(), os.getcwd(), path)
+    return Payload(pickled, grants.in_force(), current_policy(), os.getcwd(), path)
 
 
-def unpack(parcel: Parcel) -> Any:
-    """Open a parcel, on a worker, within `granted`.
+def unpack(payload: Payload) -> Any:
+    """Unpickle a payload on a worker, within `granted`.
 
     Raises:
-        MissingExtraError: a class cannot be imported here. ConfigError: another embedreg made the parcel.
+        MissingExtraError: a class cannot be imported here. ConfigError: the driver has another version of embedreg.
     """
     from ray import cloudpickle
 
-    if parcel.version != __version__:
+    if payload.version != __version__:
         raise ConfigError(
-            f"embedreg is {__version__} here and {parcel.version} where the run was started.",
-            f"pip install embedreg=={parcel.version} on every node",
+            f"embedreg is {__version__} here and {payload.version} where the run was started.",
+            f"pip install embedreg=={payload.version} on every node",
         )
     with contextlib.suppress(OSError):  # another machine need not have it
-        os.chdir(parcel.folder)
-    sys.path += [folder for folder in parcel.path if folder not in sys.path and os.path.isdir(folder)]
+        os.chdir(payload.folder)
+    sys.path += [folder for folder in payload.path if folder not in sys.path and os.path.isdir(folder)]
     try:
-        return cloudpickle.loads(parcel.pickled)
+        return cloudpickle.loads(payload.pickled)
     except EmbedregError:
         raise
     except (ImportError, AttributeError) as exc:
@@ -124,15 +124,15 @@ def unpack(parcel: Parcel) -> Any:
 
 
 @contextlib.contextmanager
-def granted(parcel: Parcel) -> Iterator[None]:
+def granted(payload: Payload) -> Iterator[None]:
     """Grant what the driver's process had granted, for as long as this work of its payload runs."""
     # a grant of this block alone: another thread may be inside the same payload, and ends its own
-    with grants.trust(parcel.grants), allow_images(parcel.images):
+    with grants.trust(payload.grants), allow_images(payload.images):
         yield
 
 
 def check(functions: Iterable[EmbeddingFunction]) -> None:
-    """See that functions can run in this process, before there is any work; and make their names known in it.
+    """Check that functions can run in this process, before any work; and register their names in it.
 
     Raises:
         MissingExtraError: a library is not installed. MissingVariableError: a variable has no value here.
@@ -170,17 +170,17 @@ class Plan:
     policy: dict[str, Any]
 
 
-def plan(parcel: Parcel, given: pa.Schema, policy: dict[str, Any]) -> Plan | EmbedregError:
-    """Check a worker, learn the probe, and say what every block becomes; a failure is the result, for it to be short.
+def plan(payload: Payload, given: pa.Schema, policy: dict[str, Any]) -> Plan | EmbedregError:
+    """Check a worker, learn the probe, and return the plan of every block; a failure is returned, not raised.
 
     The driver needs neither the model nor its library: this runs on a worker with what the actors will have.
     """
-    made: Plan | EmbedregError = _quietly(lambda: _plan(parcel, given, policy), parcel)
+    made: Plan | EmbedregError = _returning_errors(lambda: _plan(payload, given, policy), payload)
     return made
 
 
-def _plan(parcel: Parcel, given: pa.Schema, policy: dict[str, Any]) -> Plan:
-    schema: Resolved = unpack(parcel)
+def _plan(payload: Payload, given: pa.Schema, policy: dict[str, Any]) -> Plan:
+    schema: Resolved = unpack(payload)
     check(config.function for config in schema.configs)
     stored = {entry.vector_column: entry for entry in codec.entries(given.metadata)}
     _declared(given, schema, policy)  # what does not fit shows before any model is loaded
@@ -199,16 +199,16 @@ def _declared(given: pa.Schema, schema: Resolved, policy: dict[str, Any]) -> pa.
     return tables.embed_batches(nothing, schema, **policy).schema
 
 
-class Filler:
-    """The class that Ray's actors run: it holds the functions, and fills one block after the other."""
+class BlockEmbedder:
+    """The class that Ray's actors run: it holds the functions, and embeds one block after the other."""
 
-    def __init__(self, parcel: Parcel, plan: Plan) -> None:
-        self._parcel, self._plan = parcel, plan
+    def __init__(self, payload: Payload, plan: Plan) -> None:
+        self._payload, self._plan = payload, plan
         self._schema: Resolved | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return a block with its vector columns filled in."""
-        return step(lambda: self._fill(block), self._parcel)
+        return step(lambda: self._fill(block), self._payload)
 
     def _fill(self, block: pa.Table) -> pa.Table:
         if self._schema is None:
@@ -249,7 +249,7 @@ class Filler:
         return pa.table(columns, schema=self._plan.given)
 
     def _unpacked(self) -> Resolved:
-        schema: Resolved = unpack(self._parcel)
+        schema: Resolved = unpack(self._payload)
         check(config.function for config in schema.configs)
         stored = {entry.vector_column: entry for entry in codec.entries(self._plan.made.metadata)}
         # with the probe: each actor's model is compared with the one that the run was declared with
@@ -260,49 +260,49 @@ class Filler:
 # -- a job -------------------------------------------------------------------------------------------------------------
 
 
-class Hand:
-    """An actor that runs the pieces of a job, one after the other; what fails is a result, for it to be short.
+class JobActor:
+    """An actor that runs the pieces of a job, one after the other; a failure is returned, not raised.
 
-    It is called in two threads: one works, one tells how far that is.
+    It is called in two threads: one works, one reports progress.
     """
 
-    def __init__(self, parcel: Parcel) -> None:
-        self._parcel, self._rows = parcel, 0
+    def __init__(self, payload: Payload) -> None:
+        self._payload, self._rows = payload, 0
 
     def start(self) -> EmbedregError | None:
-        """Open the parcel, and see that work can be done on this node."""
-        failed: EmbedregError | None = _quietly(self._start, self._parcel)
+        """Unpickle the payload, and check that this node can do the work."""
+        failed: EmbedregError | None = _returning_errors(self._start, self._payload)
         return failed
 
     def _start(self) -> None:
-        self._work: JobSpec = unpack(self._parcel)
+        self._work: JobSpec = unpack(self._payload)
         check(self._work.functions.values())
-        _see(self._work)
+        _check_storage(self._work)
 
     def run(self, piece: Piece, max_bad_rows: int | None) -> Outcome | EmbedregError:
         """Embed a piece and publish it."""
-        made: Outcome | EmbedregError = _quietly(lambda: self._run(piece, max_bad_rows), self._parcel)
+        made: Outcome | EmbedregError = _returning_errors(lambda: self._run(piece, max_bad_rows), self._payload)
         self._rows = 0
         return made
 
     def _run(self, piece: Piece, max_bad_rows: int | None) -> Outcome:
         cache = self._work.cache
         with disk.use(cache) if cache is not None else contextlib.nullcontext():
-            return self._work.run(piece, self._told, max_bad_rows=max_bad_rows)
+            return self._work.run(piece, self._set_rows, max_bad_rows=max_bad_rows)
 
     def rows(self) -> int:
-        """Say how many rows of the piece in work are done."""
+        """Return how many rows of the current piece are done."""
         return self._rows
 
-    def _told(self, rows: int) -> None:
+    def _set_rows(self, rows: int) -> None:
         self._rows = rows
 
 
-def _see(work: JobSpec) -> None:
-    """See that this node has the data and the destination before it, and not others of the same name.
+def _check_storage(work: JobSpec) -> None:
+    """Check that this node reaches the data and the destination, and not others of the same name.
 
     Raises:
-        StorageError: it has not.
+        StorageError: it does not.
     """
     from pyarrow.fs import FileType
 
@@ -337,7 +337,7 @@ def located(exc: Exception) -> EmbedregError:
 
 
 def _place(exc: Exception) -> str:
-    """Say where in the user's own code an error was raised."""
+    """Return where in the user's own code an error was raised."""
     frames = traceback.extract_tb(exc.__traceback__)
     own = [frame for frame in frames if not _LIBRARY.search(frame.filename) and not _is_ours(frame.filename)]
     return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}" if own else ""
@@ -348,25 +348,25 @@ def _is_ours(filename: str) -> bool:
     return filename.startswith(home.removesuffix("__init__.py"))
 
 
-def _quietly(work: Callable[[], Any], parcel: Parcel | None = None) -> Any:
-    """Do some work, with a payload's grants where it is of one.
+def _returning_errors(work: Callable[[], Any], payload: Payload | None = None) -> Any:
+    """Run some work, with the grants of its payload if it has one.
 
-    An error is returned, since one that is raised fills Ray's logs and stderr with its frames.
+    An error is returned: one that is raised fills Ray's logs and stderr with its frames.
     """
     try:
-        with contextlib.nullcontext() if parcel is None else granted(parcel):
+        with contextlib.nullcontext() if payload is None else granted(payload):
             return work()
     except Exception as exc:  # noqa: BLE001  # the seam where a user's class, a vendor and Arrow meet Ray
         return located(exc)
 
 
-def step(work: Callable[[], Any], parcel: Parcel | None = None) -> Any:
-    """Do some work in a step of a Ray dataset; an error meets the driver as one of ours, without Ray's wall."""
-    made = _quietly(work, parcel)
+def step(work: Callable[[], Any], payload: Payload | None = None) -> Any:
+    """Run some work in a step of a Ray dataset; an error reaches the driver as one of ours, without Ray's frames."""
+    made = _returning_errors(work, payload)
     if isinstance(made, EmbedregError):
         from ray.data import DataContext
 
-        # Of this worker's process, and from now on only: else Ray would raise an error without ours in its place.
+        # For this worker's process from now on: otherwise Ray raises an error of its own without ours inside.
         DataContext.get_current().raise_original_map_exception = True
         raise in_ray(made)
     return made

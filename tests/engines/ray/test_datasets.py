@@ -327,7 +327,7 @@ def test_what_does_not_fit_is_told_before_anything_runs(cluster: Cluster) -> Non
     with pytest.raises(ConfigError, match="the cluster has 0"):
         embedded(hashing, ["a"], gpus_per_actor=1)
     for actors in (0, (2, 1), True, "2"):
-        with pytest.raises(ConfigError, match="no number of actors"):
+        with pytest.raises(ConfigError, match="expected a number of actors"):
             engine.embed_dataset(data, hashing.bind("txt", "vector"), actors=actors)  # type: ignore[arg-type]
 
 
@@ -466,10 +466,10 @@ def test_what_data_may_name_images_in_goes_along(run_python: Callable[..., str],
         "from embedreg.engines.ray.worker import granted, pack, unpack\n"
         "from embedreg.images import current_policy\n"
         f"with embedreg.allow_images(dirs=[{str(tmp_path)!r}], max_pixels=10_000):\n"
-        "    parcel, policy = pack('nothing', []), current_policy()\n"
+        "    payload, policy = pack('nothing', []), current_policy()\n"
         "before = current_policy()\n"
-        "with granted(parcel), granted(parcel):\n"
-        "    assert unpack(parcel) == 'nothing'\n"
+        "with granted(payload), granted(payload):\n"
+        "    assert unpack(payload) == 'nothing'\n"
         "    during = current_policy()\n"
         "print(during == policy and current_policy() == before != policy)\n"
     )
@@ -479,14 +479,14 @@ def test_what_data_may_name_images_in_goes_along(run_python: Callable[..., str],
 class Looker:
     """An actor that fills blocks, and says what its process holds between them."""
 
-    def __init__(self, parcel: Any, made: Any) -> None:
-        from embedreg.engines.ray.worker import Filler
+    def __init__(self, payload: Any, made: Any) -> None:
+        from embedreg.engines.ray.worker import BlockEmbedder
 
-        self.filler = Filler(parcel, made)
+        self.embedder = BlockEmbedder(payload, made)
 
     def fill(self, block: pa.Table) -> pa.Table:
         """Fill a block."""
-        return self.filler(block)
+        return self.embedder(block)
 
     def holds(self, stored: dict[str, str]) -> tuple[set[str], tuple[str, ...], str]:
         """Return the granted folders, those of images, and what comes of a declaration with a path."""
@@ -504,12 +504,12 @@ def test_grants_hold_on_a_worker_only_while_it_works_for_their_payload(cluster: 
     data = pa.table({"text": ["a", None]})
     schema = resolve([Granted.create().bind("text", "vector")])
     with embedreg.trust(paths=[tmp_path]), embedreg.allow_images(dirs=[tmp_path]):
-        parcel = pack(schema, [config.function for config in schema.configs])
-    made = plan(parcel, data.schema, {"on_error": "raise"})
+        payload = pack(schema, [config.function for config in schema.configs])
+    made = plan(payload, data.schema, {"on_error": "raise"})
     entry = {"name": "sentence-transformers", "model": {"name": str(tmp_path)}, "source_column": "text"}
     told = json.dumps([entry])
     stored, nothing = {"embedding_functions": told}, (set(), (), "UntrustedError")
-    looker = ray.remote(num_cpus=1)(Looker).remote(parcel, made)
+    looker = ray.remote(num_cpus=1)(Looker).remote(payload, made)
     assert ray.get(looker.holds.remote(stored)) == nothing
     for _ in range(2):
         block = ray.get(looker.fill.remote(data))
