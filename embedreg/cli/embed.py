@@ -130,7 +130,7 @@ def embed(
         raise typer.BadParameter("give DST, or --estimate to write nothing.")
     options = parse_settings(storage_option or [], "--storage-option")
     text_options: dict[str, Any] = {"types": _pairs(types or []), "encoding": encoding, "delimiter": delimiter}
-    source = source or ("path" if _holds_images(src, options) else "text")
+    source = source or _column_of_files(src, options) or "text"
     if function is not None and source == vector:
         raise typer.BadParameter(f"--source and --vector are both {source!r}: vectors need a column of their own.")
     declared = _declared(function, settings or [], source, vector)
@@ -205,13 +205,16 @@ def _look(src: str, options: dict[str, Any], reading: Reading) -> Source:
     return open_source(places.find(src, KINDS, remote=True, options=options), None, reading)
 
 
-def _holds_images(src: str, options: dict[str, Any]) -> bool:
+def _column_of_files(src: str, options: dict[str, Any]) -> str | None:
+    """Return the column to embed where each file is an input, such as an image; None for data."""
+    from embedreg.core.modality import files_of
     from embedreg.jobs.opening import KINDS
 
     try:
-        return "://" not in src and places.find(src, KINDS, options=options).kind == "images"
+        files = None if "://" in src else files_of(places.find(src, KINDS, options=options).kind)
     except EmbedregError:  # the run itself says so
-        return False
+        return None
+    return None if files is None else files.column
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:
@@ -232,7 +235,9 @@ def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: 
                 raise MissingColumnError(
                     f"{data.place} has no column {config.source_column!r}.", f"columns: {', '.join(data.schema.names)}"
                 )
-    folders = [data.place.storage.full("")] if data.place.kind == "images" else []
+    from embedreg.core.modality import files_of
+
+    folders = [data.place.storage.full("")] if files_of(data.place.kind) is not None else []
     with allow_images(dirs=folders):
         found = [{"vector_column": c.vector_column, **estimates.estimate(data, c, batch_rows)} for c in configs]
     if as_json:

@@ -26,10 +26,13 @@ __all__ = [
     "IMAGE",
     "MODALITIES",
     "TEXT",
+    "Files",
     "Modality",
     "accepted",
     "add_modality",
+    "files_of",
     "modalities",
+    "of_files",
     "query_names",
     "refusal",
     "source_modality",
@@ -46,6 +49,26 @@ PROBE_IMAGE = base64.b64decode(
 )
 
 String = Literal["content", "name", "unknown"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that are an input each, where a folder of them is embedded.
+
+    Attributes:
+        kind: what such a folder holds: "images".
+        suffixes: the endings of the files' names, in lower case.
+        noun: one of them, in messages: "an image".
+        reader: the module that makes rows of the files, with `schema`, `inputs`, `changed` and `read` as
+            `embedreg.datasets.files` has them; the rows of that one are the files' paths and names.
+        column: the column that is embedded unless another is named.
+    """
+
+    kind: str
+    suffixes: tuple[str, ...]
+    noun: str
+    reader: str = "embedreg.datasets.files"
+    column: str = "path"
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,7 @@ class Modality:
         hint: what to do about a column of another type.
         rows_of: cuts an array of several axes into inputs; without it, each entry of the first axis is one.
         read: makes inputs of a column of another Arrow type, or raises an `InputError`.
+        files: the files that are an input each; None where folders are not read as such.
     """
 
     name: str
@@ -77,6 +101,7 @@ class Modality:
     hint: str = "choose another column"
     rows_of: Callable[[Any], list[Any]] | None = None
     read: Callable[[pa.Array], Any] | None = None
+    files: Files | None = None
 
     @property
     def by_content(self) -> bool:
@@ -101,6 +126,7 @@ IMAGE = Modality(
     sql={"duckdb": "BLOB", "databend": "BINARY"},
     rows_of=unstacked,
     read=images_of,
+    files=Files("images", (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "an image"),
 )
 # A class that does not say what it embeds, as LanceDB's do not: it gets what the column holds, and texts from SQL.
 ANY = Modality("any", objects=True, rows_of=unstacked)
@@ -117,6 +143,9 @@ def add_modality(modality: Modality) -> None:
     name = modality.name
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name:
         raise ConfigError(f"{name!r} cannot be the name of a modality.", "embedreg.Modality('audio', ...)")
+    for suffix in modality.files.suffixes if modality.files is not None else ():
+        if (other := of_files(suffix=suffix)) is not None and other.name != name:
+            raise ConfigError(f"files that end in {suffix!r} are of the modality {other.name!r}.", "name other endings")
     if MODALITIES.setdefault(name, modality) != modality:
         raise ConfigError(f"there is another modality of the name {name!r}.", "give this one a name of its own")
     _parsed.cache_clear()
@@ -180,6 +209,20 @@ def sql_modality(function: EmbeddingFunction, role: Literal["source", "query"] =
 def sql_types(engine: str) -> dict[str, str]:
     """Return the modalities that an engine serves, with the SQL type of each."""
     return {name: each.sql[engine] for name, each in MODALITIES.items() if engine in each.sql}
+
+
+def of_files(kind: str | None = None, *, suffix: str | None = None) -> Modality | None:
+    """Return the modality of files, by what a folder of them holds or by the ending of a name; None for other files."""
+    for each in MODALITIES.values():
+        if each.files is not None and (each.files.kind == kind or suffix in each.files.suffixes):
+            return each
+    return None
+
+
+def files_of(kind: str | None = None, *, suffix: str | None = None) -> Files | None:
+    """Return what the table has of the files of a modality, asked for as `of_files` is."""
+    found = of_files(kind, suffix=suffix)
+    return None if found is None else found.files
 
 
 def query_names(function: EmbeddingFunction) -> list[str]:

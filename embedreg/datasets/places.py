@@ -10,9 +10,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote
 
+from embedreg.core.modality import MODALITIES, files_of
 from embedreg.datasets.storage import File, Storage
 from embedreg.declaration import manifest
 from embedreg.errors import StorageError
@@ -21,7 +22,8 @@ from embedreg.support.imports import did_you_mean
 
 __all__ = ["Kind", "Place", "Target", "destination", "find", "kind_of", "partitions_of"]
 
-Kind = Literal["lance", "parquet", "arrow", "jsonl", "csv", "images"]
+# "lance", "parquet", "arrow", "jsonl", "csv", or what the files of a modality are called: "images"
+Kind: TypeAlias = str
 
 _SUFFIXES: dict[str, Kind] = {
     ".lance": "lance",
@@ -37,8 +39,8 @@ _SUFFIXES: dict[str, Kind] = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+INPUTS = "files"  # among the kinds that a caller reads: files that are an input each, of any modality
 _PACKED = (".gz", ".zst")  # around text
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _WRITTEN: dict[str, Literal["parquet", "arrow", "lance"]] = {
     ".lance": "lance",
     ".parquet": "parquet",
@@ -60,7 +62,6 @@ _NAMES: dict[Kind, str] = {
     "arrow": "Arrow IPC",
     "jsonl": "JSON lines",
     "csv": "CSV",
-    "images": "an image",
 }
 _FIRST = "to embed it first: embedreg embed SRC DST.parquet -f FUNCTION"
 _SAVE = "cat > rows.jsonl, for example, and then embed rows.jsonl"
@@ -167,12 +168,19 @@ def find(
         raise StorageError(f"{text}: there is no such file or table.", _nearby(storage, kinds))
     for file in place.files:
         _refuse_name(file.path)
-    if place.kind == "images" and place.storage.local is None:
-        raise StorageError(f"{text}: images are read from this machine only.", "copy them first")
-    if place.kind not in kinds:
-        what = f"holds {_NAMES[place.kind]}" if place.whole else f"is {_NAMES[place.kind]}"
+    files = files_of(place.kind)
+    if files is not None and place.storage.local is None:
+        raise StorageError(f"{text}: {place.kind} are read from this machine only.", "copy them first")
+    if not _is_read(place.kind, kinds):
+        noun = _NAMES[place.kind] if files is None else files.noun
+        what = f"holds {noun}" if place.whole else f"is {noun}"
         raise StorageError(f"{text} {what}, which this command does not read.", f"give {_readable(kinds)}; {_FIRST}")
     return place
+
+
+def _is_read(kind: Kind, kinds: Sequence[Kind]) -> bool:
+    """Return whether a caller reads files of a kind."""
+    return kind in kinds or (INPUTS in kinds and files_of(kind) is not None)
 
 
 def _readable(kinds: Sequence[Kind]) -> str:
@@ -180,7 +188,8 @@ def _readable(kinds: Sequence[Kind]) -> str:
     *most, last = [_READ[kind] for kind in _READ if kind in kinds]
     files = f"{', '.join(most)} or {last}" if most else last
     found = [f"a {files} file", "a folder of them"]
-    found += ["a folder of images"] if "images" in kinds else []
+    folders = [each.files.kind for each in MODALITIES.values() if each.files is not None]
+    found += [f"a folder of {' or '.join(folders)}"] if INPUTS in kinds else []
     found += ["DB_DIR/name.lance"] if "lance" in kinds else []
     return f"{', '.join(found[:-1])} or {found[-1]}"
 
@@ -223,7 +232,8 @@ def kind_of(name: str) -> Kind | None:
     if kind is None and path.suffix in _PACKED:
         kind = _SUFFIXES.get(path.with_suffix("").suffix)
         kind = kind if kind in ("jsonl", "csv") else None
-    return "images" if path.suffix in _PICTURES else kind
+    files = files_of(suffix=path.suffix)
+    return kind if files is None else files.kind
 
 
 def partitions_of(path: str) -> dict[str, str | None]:
@@ -364,12 +374,13 @@ def _of_one_kind(
         kind = kind_of(file.path)
         if not is_data(path):
             markers += path.parts[0] != manifest.FOLDER
-        elif kind in kinds and kind is not None and kind != "lance":
+        elif kind is not None and kind != "lance" and _is_read(kind, kinds):
             by_kind.setdefault(kind, []).append(file)
         else:
             others.append(file.path)
-    if len(by_kind) > 1 and "images" in by_kind:  # beside data, pictures are not what is to be embedded
-        others += [file.path for file in by_kind.pop("images")]
+    beside = [kind for kind in by_kind if files_of(kind) is not None]
+    if len(by_kind) > len(beside):  # beside data, pictures are not what is to be embedded
+        others += [file.path for kind in beside for file in by_kind.pop(kind)]
     if len(by_kind) > 1:
         names = {kind: PurePosixPath(files[0].path).suffix for kind, files in by_kind.items()}
         raise StorageError(

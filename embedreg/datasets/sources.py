@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedreg.arrow.casting import Unfit, exactly
-from embedreg.datasets import csv_files, formats, images, json_lines
+from embedreg.core.modality import files_of
+from embedreg.datasets import csv_files, formats, json_lines
 from embedreg.datasets.csv_types import Column
 from embedreg.datasets.formats import Input, Look, Span
 from embedreg.datasets.json_types import Seen
@@ -98,8 +100,8 @@ class Source:
         """Return the inputs that are not what they were when they were looked at; a Lance table's version stays."""
         if self.place.kind == "lance":
             return []
-        if self.place.kind == "images":
-            return images.changed(self.place, self.inputs)
+        if (files := _files_reader(self.place)) is not None:
+            return files.changed(self.place, self.inputs)  # type: ignore[no-any-return]  # a module by name
         with ThreadPoolExecutor(_LOOKING, "embedreg-look") as pool:
             same = list(pool.map(self._is_as_it_was, self.inputs))
         return [each.path for each, kept in zip(self.inputs, same, strict=True) if not kept]
@@ -196,8 +198,8 @@ class Source:
     def _raw(self, path: str, span: Span, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         if self.place.kind == "lance":
             return formats.read_lance(self._dataset, span, columns, batch_rows)
-        if self.place.kind == "images":
-            return images.read(self.place, path, span, columns, batch_rows)
+        if (files := _files_reader(self.place)) is not None:
+            return files.read(self.place, path, span, columns, batch_rows)  # type: ignore[no-any-return]  # as above
         if self.place.kind in _TEXT:
             read = _TEXT[self.place.kind][1]
             return read(self.place.storage, path, span, columns, batch_rows, self.schema, self.reading)
@@ -242,8 +244,8 @@ def open_source(place: Place, known: Known | None = None, reading: Reading = _AS
         raise ConfigError(f"{place} is {place.kind}, and {reading.asked[0]} is for text files.", "leave it out")
     if place.kind == "lance":
         return _open_lance(place)
-    if place.kind == "images":
-        return Source(place, images.schema(), images.inputs(place), notes=place.notes)
+    if (files := _files_reader(place)) is not None:
+        return Source(place, files.schema(), files.inputs(place), notes=place.notes)
     if known is not None and place.kind in _TEXT and not known.fits(reading):
         known = None
     before = dict(known.inputs) if known is not None else {}
@@ -282,6 +284,12 @@ def open_source(place: Place, known: Known | None = None, reading: Reading = _AS
     notes += _alike(place, looks, reading)
     inputs = tuple(each for each, _ in looked)
     return Source(place, _with_manifest(place, schema), inputs, None, reading, (*place.notes, *notes))
+
+
+def _files_reader(place: Place) -> Any:
+    """Return the module that makes rows of the files of a modality; None for data."""
+    files = files_of(place.kind)
+    return None if files is None else import_module(files.reader)
 
 
 _HEADER = "its first line names the columns: id,text"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.datasets import places
-from embedreg.datasets.places import Kind, Place, Target
+from embedreg.datasets.places import INPUTS, Kind, Place, Target
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.sources import Known, Source, open_source
 from embedreg.datasets.storage import SCRATCH
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Opened", "kept_rows", "open_job"]
 
-KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance", "images")
+KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance", INPUTS)
 _ANEW = "write to another place; or --fresh starts anew (in Python: resume=False)"
 
 
@@ -260,8 +261,8 @@ def open_job(
     if target.kind != "folder":
         source = source.with_partitions()
     configs = _declared(source, declaration)
-    if place.kind == "images":
-        _refuse_texts(place, configs)
+    if (embedded := modality.of_files(place.kind)) is not None:
+        _refuse_others(place, embedded, configs)
     for config in configs:
         zero_policy(config.function, zero_vectors)
     if ended is not None:
@@ -393,18 +394,23 @@ def _declared(source: Source, declaration: Any) -> list[EmbeddingFunctionConfig]
     return list(configs)
 
 
-def _refuse_texts(place: Place, configs: Sequence[EmbeddingFunctionConfig]) -> None:
+def _refuse_others(place: Place, held: modality.Modality, configs: Sequence[EmbeddingFunctionConfig]) -> None:
     """Refuse to embed the names of images in place of the images.
 
     Raises:
-        InputError: a function that takes texts.
+        InputError: a function that takes texts, or does not say what it takes.
     """
     for config in configs:
-        if "image" not in config.function.traits.modality.split("+"):
-            raise InputError(
-                f"{place} holds images, and {type(config.function).__name__} embeds texts.",
-                "embedreg functions lists those that take images: open-clip",
-            )
+        embedded, name = modality.modalities(config.function), type(config.function).__name__
+        if held in embedded:
+            continue
+        if modality.ANY in embedded:
+            what, hint = "does not say that it embeds them", f"traits = embedreg.Traits(modality={held.name!r})"
+        else:
+            what = f"embeds {' or '.join(f'{each.name}s' for each in embedded)}"
+            some = ": open-clip" if held is modality.IMAGE else ""
+            hint = f"embedreg functions lists those that take {place.kind}{some}"
+        raise InputError(f"{place} holds {place.kind}, and {name} {what}.", hint)
 
 
 def _begin(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from embedreg.core.modality import files_of
 from embedreg.embedding.column import ZeroVectors
 from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, Progress
 from embedreg.errors import BadRowsError, InputError, StorageError
@@ -158,7 +159,7 @@ def embed(
             held=stack,
         )
         stack.enter_context(job)
-        if job.work.source.place.kind == "images":  # who names a folder of images means it to be read
+        if files_of(job.work.source.place.kind) is not None:  # who names a folder of images means it to be read
             stack.enter_context(allow_images(dirs=[job.work.source.place.storage.full("")]))
         # closed here and not when it is collected: a pool of workers must not outlive a run that failed
         for outcome in stack.enter_context(contextlib.closing((engine or here)(job))):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.core.modality import files_of
 from embedreg.datasets.sources import Source, conformed
 from embedreg.declaration import codec
 from embedreg.embedding import schema as schemas
@@ -53,7 +54,7 @@ class JobSpec:
     def __getstate__(self) -> dict[str, Any]:
         state = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         place = self.source.place
-        if place.kind != "images":  # the rows of which are the files
+        if files_of(place.kind) is None:  # else the rows are the files
             place = dataclasses.replace(place, files=())
         return state | {"source": dataclasses.replace(self.source, inputs=(), place=place)}  # a piece brings its own
 

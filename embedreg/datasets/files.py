@@ -1,4 +1,7 @@
-"""A folder of images as rows: where each lies, and its name. The images are read by the function that embeds them."""
+"""A folder of images, or of other files that are an input each, as rows: where each lies, and its name.
+
+Their content is read by the function that embeds them. Which files are inputs, the table of modalities says.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,7 @@ from embedreg.datasets.storage import File
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["inputs", "read", "schema"]
-
-_NAME = "images"  # of the input that stands for a folder's images
+__all__ = ["changed", "inputs", "read", "schema"]
 
 
 def schema() -> pa.Schema:
@@ -29,7 +30,7 @@ def schema() -> pa.Schema:
 
 
 def inputs(place: Place) -> tuple[Input, ...]:
-    """Return an input for each folder; another image, or another content, makes it another."""
+    """Return an input for each folder; another file, or another content, makes it another."""
     made = []
     for name, files in _folders(place).items():
         facts = json.dumps([(file.path, file.size, file.mtime_ns) for file in files])
@@ -40,7 +41,7 @@ def inputs(place: Place) -> tuple[Input, ...]:
 
 
 def changed(place: Place, before: Sequence[Input]) -> list[str]:
-    """Return the folders of which an image is not what it was."""
+    """Return the folders of which a file is not what it was."""
     files = []
     for file in place.files:
         info = place.storage.info(file.path)
@@ -66,7 +67,8 @@ def read(
 
 
 def _folders(place: Place) -> dict[str, list[File]]:
+    """Return the files of each folder, by the name of the input that stands for them: `photos/images`."""
     found: dict[str, list[File]] = {}
     for file in place.files:
-        found.setdefault(str(PurePosixPath(file.path).parent / _NAME), []).append(file)
+        found.setdefault(str(PurePosixPath(file.path).parent / place.kind), []).append(file)
     return found
