@@ -58,6 +58,7 @@ BY_NAME = {
     ("runtime/text/backend.py", "embedreg.runtime.text.pipeline"): "the table of back ends, imported when one is used",
     ("runtime/text/backend.py", "embedreg.runtime.text.openvino"): "the table of back ends, imported when one is used",
     ("core/modality.py", "embedreg.datasets.files"): "the reader of a folder of images, imported where one is read",
+    ("core/role.py", "embedreg.core.base"): "the contract's own methods are what any other is used instead of",
     ("core/value.py", "embedreg.core.base"): "the contract's own classes are not wrapped as users' are",
 }
 HEAVY = {

@@ -56,6 +56,18 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "added",
     ),
     "results / inspect / 0 / needed": ("`embedreg inspect --json` list it under `needed`", "added"),
+    **{
+        f"{owner} / members / {name}": (
+            "`compute_embeddings(inputs, role)` and `compute_embeddings_with_retry`",
+            "added",
+        )
+        for owner in (
+            *(f"functions / {name}" for name in ("hashing", "open-clip", "openai", "sentence-transformers")),
+            "modules / embedreg / EmbeddingFunction",
+            "modules / embedreg / TextEmbeddingFunction",
+        )
+        for name in ("compute_embeddings", "compute_embeddings_with_retry")
+    },
 }
 
 # Sections whose wording depends on the library that words them: they are compared under the versions that wrote them.

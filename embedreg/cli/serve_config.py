@@ -184,7 +184,8 @@ def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[st
 
 
 def _choice(path: str, where: str, found: Mapping[str, Any], key: str) -> None:
-    from embedreg.engines.databend.spec import Returns, Role, inputs
+    from embedreg.core.role import Role
+    from embedreg.engines.databend.spec import Returns, inputs
 
     choices = {"input": tuple(inputs()), "returns": get_args(Returns), "role": get_args(Role)}[key]
     if key in found and found[key] not in choices:

@@ -20,7 +20,8 @@ from embedreg.errors import EmbedregError
 
 if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunctionConfig
-    from embedreg.engines.databend.spec import Input, Returns, Role, Served
+    from embedreg.core.role import Role
+    from embedreg.engines.databend.spec import Input, Returns, Served
 
 __all__ = [
     "As",

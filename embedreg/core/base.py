@@ -19,6 +19,7 @@ from embedreg.core import lancedb_hooks
 from embedreg.core.fields import copied, names_by_key, refuse_unknown, runtime_fields, sensitive_fields
 from embedreg.core.held import verify_first
 from embedreg.core.instances import building, state_of
+from embedreg.core.role import Role, compute_with_retry, fall_back, query_as_source, source_texts
 from embedreg.core.value import Value
 from embedreg.core.vouched import vouch
 from embedreg.errors import ConfigError
@@ -86,8 +87,9 @@ class Traits:
 class EmbeddingFunction(Value, ABC):
     """The base of every embedding function.
 
-    A subclass says `ndims()`, `compute_source_embeddings` and `compute_query_embeddings`; for text,
-    `TextEmbeddingFunction` needs only `ndims()` and `generate_embeddings`.
+    A subclass defines `ndims()`, `compute_source_embeddings` and `compute_query_embeddings`; for text,
+    `TextEmbeddingFunction` needs only `ndims()` and `generate_embeddings`. One that embeds queries in batches defines
+    `compute_embeddings(inputs, role)`, and then none of the others.
 
     Raises:
         ConfigError: an unknown field or a wrong value (`create` and the constructor alike).
@@ -141,7 +143,25 @@ class EmbeddingFunction(Value, ABC):
         """Return the model's resolved revision or a hash of its weights, never a path; None when it cannot be known."""
         return None
 
+    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed a batch of source rows or of queries: the one method that the library calls.
+
+        The default is LanceDB's methods: `compute_source_embeddings`, and a class's own `compute_query_embeddings` for
+        one query after another. Of these and this one the most derived definition is used.
+
+        Args:
+            inputs: n inputs, as `sanitize_input` gives them: a list; none is null or blank where the library calls.
+            role: "source" or "query".
+        Returns:
+            (n, d), or n vectors with None or a RowError for an input that has none.
+        """
+        return fall_back(self, inputs, role)
+
     # -- what callers use -------------------------------------------------------------------------------------------
+
+    def compute_embeddings_with_retry(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed a batch in a role, trying again up to `max_retries` times what may pass by itself."""
+        return compute_with_retry(self, inputs, role)
 
     def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> Any:
         """Embed a source column, trying again up to `max_retries` times what may pass by itself."""
@@ -217,11 +237,11 @@ class TextEmbeddingFunction(EmbeddingFunction):
 
     def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
         """Embed one query text: a list (or array) that holds one vector."""
-        return self.compute_source_embeddings(query, *args, **kwargs)
+        return query_as_source(self, query, *args, **kwargs)
 
     def compute_source_embeddings(self, texts: TEXT, *args: Any, **kwargs: Any) -> Any:
         """Embed source texts: (n, d), or a list of n vectors."""
-        return self.generate_embeddings(self.sanitize_input(texts))
+        return source_texts(self, texts)
 
     @abstractmethod
     def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.arrow.columns import Accepted, images_of, unstacked
+from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def source_modality(function: EmbeddingFunction) -> Modality:
     return next((each for each in among if each.name == stated), named[0])
 
 
-def sql_modality(function: EmbeddingFunction, role: Literal["source", "query"] = "source") -> Modality:
+def sql_modality(function: EmbeddingFunction, role: Role = "source") -> Modality:
     """Return what SQL passes to a function: as a query a text, if it takes texts; a text, too, if it does not say."""
     asked = TEXT if role == "query" and TEXT in modalities(function) else source_modality(function)
     return TEXT if asked is ANY else asked

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, PrivateAttr, V
 from pydantic_core import CoreSchema, from_json
 
 from embedreg.core import fields as config_
-from embedreg.core import instances, showing
+from embedreg.core import instances, role, showing
 from embedreg.core.canonical import persisted_name
 from embedreg.core.fields import copied, names_by_key, sensitive_fields
 from embedreg.core.held import declared_for, held_to
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Value"]
 
 CONTRACT = (
+    "compute_embeddings",
+    "compute_embeddings_with_retry",
     "compute_query_embeddings",
     "compute_query_embeddings_with_retry",
     "compute_source_embeddings",
@@ -395,13 +397,16 @@ def _extra_or_private(self: Value, name: str) -> Any:
 
 def _wrap(cls: type[Value]) -> None:
     """Guard what a class defines: no secret leaves its methods and properties, and its references are kept."""
+    role.fill(cls)
     own = vars(cls) if cls.__module__ != "embedreg.core.base" else {}  # that one's methods pass errors on at most
+    helpers = {name for name in (role.BATCH, role.BATCH + role.RETRY) if not role.takes_role(getattr(cls, name, None))}
+    contract = [name for name in CONTRACT if name not in helpers]
     for name, value in list(own.items()):
         if name == "__init__":
             cls.__init__ = _outermost(value)  # type: ignore[method-assign]
         elif name == "model_post_init":
             setattr(cls, name, _after_references(value))
-        elif name.startswith("_") or name in CONTRACT or redaction.is_guarded(value):
+        elif name.startswith("_") or name in contract or redaction.is_guarded(value):
             continue
         elif isinstance(value, FunctionType):
             setattr(cls, name, redaction.guarded(value))
@@ -413,13 +418,15 @@ def _wrap(cls: type[Value]) -> None:
             setattr(cls, name, apart)
         elif isinstance(value, functools.cached_property):
             value.func = redaction.guarded(value.func)
-    for name in CONTRACT:  # of mixins too
+    for name in contract:  # of mixins too
         method = inspect.getattr_static(cls, name, None)
         if isinstance(method, staticmethod | classmethod) or not callable(method) or redaction.is_guarded(method):
             continue
         if not getattr(method, "__isabstractmethod__", False):
             check = _checked_ndims if name == "ndims" else None
-            setattr(cls, name, redaction.guarded(method, whole=name != "ndims", check=check))
+            method = role.honouring(method) if name == role.BATCH else method
+            method = redaction.guarded(method, whole=name != "ndims", check=check)
+            setattr(cls, name, role.entered(name, method) if name in role.LANCEDB else method)
     for name in showing.METHODS if cls.__module__ != "embedreg.core.base" else ():
         method = inspect.getattr_static(cls, name, None)
         ours = inspect.getattr_static(Value, name, None)

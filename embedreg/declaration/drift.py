@@ -11,14 +11,16 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow.columns import column_of
 from embedreg.arrow.vectors import as_matrix
-from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, metric_of
+from embedreg.core import role as contract
+from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.canonical import registered_name
 from embedreg.core.held import declared_for, findings, probe_of
 from embedreg.core.modality import accepted, source_modality
+from embedreg.core.role import Role
 from embedreg.declaration.fingerprint import fingerprint, producer
 from embedreg.errors import CallError, DriftError, InputError
 from embedreg.security.redaction import called, guarded
@@ -91,7 +93,7 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
         state.verified.add(probe)
 
 
-def probe_vector(function: EmbeddingFunction, role: Literal["source", "query"] = "source") -> np.ndarray | None:
+def probe_vector(function: EmbeddingFunction, role: Role = "source") -> np.ndarray | None:
     """Embed the fixed input: (d,) float32, or None where the function gives no vector for it."""
     import numpy as np
 
@@ -102,20 +104,19 @@ def probe_vector(function: EmbeddingFunction, role: Literal["source", "query"] =
 
 @guarded
 def _answer(
-    function: EmbeddingFunction, column: Any, role: str, ndims: int
+    function: EmbeddingFunction, column: Any, role: Role, ndims: int
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Call a function and check what it returns. An error that the probe may cause is not retried."""
-    if (
-        role == "query"
-        and type(function).compute_query_embeddings is not TextEmbeddingFunction.compute_query_embeddings
-    ):
-        (query,) = column.to_pylist() if hasattr(column, "to_pylist") else column
-        return as_matrix(function.compute_query_embeddings_with_retry(query), 1, ndims)
+    if role == "query":
+        return as_matrix(contract.compute(function, column, role), 1, ndims)
     if not function.traits.retry:
-        return as_matrix(function.compute_source_embeddings(column), 1, ndims)
+        return as_matrix(contract.compute(function, column, role, retry=False), 1, ndims)
     rows = call_with_retry(
-        function.compute_source_embeddings,
+        contract.compute,
+        function,
         column,
+        role,
+        retry=False,
         max_retries=function.max_retries,
         called=called(function),
         transient=is_outage,

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from embedreg.arrow import columns
 from embedreg.arrow.vectors import Embedded, as_matrix, zero_rows
 from embedreg.core import modality
-from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, metric_of
+from embedreg.core import role as contract
+from embedreg.core.base import EmbeddingFunction, metric_of
+from embedreg.core.role import Role
 from embedreg.declaration import drift
-from embedreg.errors import BadRowsError, ConfigError, InputError, RowError
+from embedreg.errors import BadRowsError, ConfigError, InputError
 from embedreg.runtime import progress
 from embedreg.runtime.vectors import disk
 from embedreg.security.redaction import guarded, redact
@@ -39,7 +41,6 @@ __all__ = [
     "zero_policy",
 ]
 
-Role: TypeAlias = Literal["source", "query"]
 ZeroVectors: TypeAlias = Literal["null", "keep", "error"]
 
 REASON_CHARACTERS = 500  # of why a row failed
@@ -174,7 +175,7 @@ def _windows(
     m, ndims = len(distinct), function.ndims()
     matrix = np.empty((m, ndims), np.float32) if empty is None else empty(m, ndims)
     made = Embedded(matrix, np.zeros(m, bool), distinct=m)
-    call = functools.partial(_compute, function, role, ndims)
+    call = functools.partial(contract.compute, function, role=role)
     for start in range(0, m, function.traits.window):
         window = distinct[start : start + function.traits.window]
         with _told(on_window, counts[start : start + len(window)]):
@@ -214,8 +215,8 @@ def embed_query(
     _refuse_several(function, query)
     zeros = zero_policy(function, zero_vectors)
     drift.verify_once(function, declared)
-    call = function.compute_query_embeddings_with_retry
-    (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], lambda some: call(some[0]))
+    call = functools.partial(contract.compute, function, role="query")
+    (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], call)
     if valid[0] and zeros != "keep" and len(zero_rows(rows)):
         valid, why = np.zeros(1, bool), {0: ALL_ZEROS}
     if not valid[0]:
@@ -375,17 +376,6 @@ def _decodes(text: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _compute(function: EmbeddingFunction, role: Role, ndims: int, window: Any) -> Any:
-    if role == "source" or type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
-        return function.compute_source_embeddings_with_retry(window)
-    found: list[Any] = []
-    for value in window.to_pylist() if hasattr(window, "to_pylist") else window:
-        rows, valid, why = as_matrix(function.compute_query_embeddings_with_retry(value), 1, ndims)
-        # a copy: the next call may be answered in the same memory
-        found.append(rows[0].copy() if valid[0] else RowError(why[0]))
-    return found
 
 
 def distinct_inputs(column: Any) -> tuple[Any, np.ndarray]:

@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr
 from embedreg.core import vouched
 from embedreg.core.base import IMAGES, EmbeddingFunction, Traits
 from embedreg.core.modality import TEXT, source_modality
+from embedreg.core.role import Role
 from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError, RowError
 from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import device, precision, workers
@@ -110,28 +111,53 @@ class OpenClipEmbeddings(EmbeddingFunction):
 
     # -- queries ----------------------------------------------------------------------------------------------------
 
-    def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Embed one query, a text or an image: (1, d) float32; a list of one RowError for an image without a vector.
+    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed source rows, or queries, of which each may be a text or an image: (n, d) float32.
 
-        Under truncate="error" a text that is too long is a RowError too.
+        A list with a RowError for each image that could not be opened, and under truncate="error" for each text that is
+        too long.
         """
-        if not isinstance(query, str):
+        if role == "source":
+            return self.compute_source_embeddings(inputs)
+        rows = inputs.to_pylist() if hasattr(inputs, "to_pylist") else list(inputs)
+        texts = [number for number, row in enumerate(rows) if isinstance(row, str)]
+        if len(texts) == len(rows):
+            return self._embed_queries(rows)
+        images = [number for number, row in enumerate(rows) if not isinstance(row, str)]
+        found: list[Any] = [None] * len(rows)
+        for numbers, embed in ((texts, self._embed_queries), (images, self._embed_query_images)):
+            for number, vector in zip(numbers, embed([rows[number] for number in numbers]), strict=True):
+                found[number] = vector
+        return found
+
+    def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed one query, a text or an image: (1, d) float32; a list of one RowError for one without a vector."""
+        return self._embed_queries([query]) if isinstance(query, str) else self._embed_query_images([query])
+
+    def _embed_queries(self, texts: list[str]) -> Any:
+        if not texts:
+            return self._embed_texts(texts)
+        loaded = self._loaded()
+
+        def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+            with self._failing(len(some)):
+                if len(some) == 1:
+                    made = workers.alone(loaded.embed_texts, some, self.normalize)
+                else:
+                    made = self._in_batches(loaded, some)
+            return made.vectors, made.truncated
+
+        made = Made(*queries.recent.through((*self._cache_key(), self.normalize), texts, embed))
+        return self._settled(made, loaded)
+
+    def _embed_query_images(self, images: list[Any]) -> Any:
+        with self._failing(len(images)):
+            if len(images) != 1:
+                return self._embed_images(images, from_query=True)
             try:
-                with self._failing(1):
-                    return workers.alone(embed_picture, self._pictures(), query)
+                return workers.alone(embed_picture, self._pictures(), images[0])
             except RowError as exc:
                 return [exc]
-        loaded = self._loaded()
-        key = (*self._cache_key(), self.normalize)
-        known = queries.recent.get(key, query)
-        if known is None:
-            with self._failing(1):
-                made = workers.alone(loaded.embed_texts, [query], self.normalize)
-            if made.truncated.any():
-                return self._settled(made, loaded)
-            known = made.vectors
-            queries.recent.put(key, query, known)
-        return known
 
     def generate_text_embeddings(self, text: str) -> np.ndarray:
         """Embed one text: (d,) float32; LanceDB's method of this name.
@@ -163,9 +189,17 @@ class OpenClipEmbeddings(EmbeddingFunction):
         if source_modality(self) is TEXT:
             return self._embed_texts(rows)
         with self._failing(len(rows)):
-            return embed_pictures(
-                self._pictures(), rows, self.ndims(), batch_size=self.batch_size, threads=self.num_threads
-            )
+            return self._embed_images(rows)
+
+    def _embed_images(self, rows: Any, *, from_query: bool = False) -> Any:
+        return embed_pictures(
+            self._pictures(),
+            rows,
+            self.ndims(),
+            batch_size=self.batch_size,
+            threads=self.num_threads,
+            from_query=from_query,
+        )
 
     def sanitize_input(self, texts: Any) -> Any:
         """Turn what an engine passes into rows: one value becomes a list of one, a chunked array one array."""
@@ -174,24 +208,27 @@ class OpenClipEmbeddings(EmbeddingFunction):
         return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
 
     def _embed_texts(self, rows: Any) -> Any:
-        import numpy as np
-
         texts = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)
         odd = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
         if odd is not None:
             raise InputError(
                 f"row {odd} is {type(texts[odd]).__name__}, not text.", "source_type='image' embeds a column of images"
             )
-        whole = Made(np.empty((len(texts), self.ndims()), np.float32), np.zeros(len(texts), bool))
         loaded = self._loaded()
         with self._failing(len(texts)):
-            for start, made in loaded.embed_many_texts(
-                texts, self.normalize, batch_size=self.batch_size, threads=self.num_threads
-            ):
-                stop = start + len(made.vectors)
-                whole.vectors[start:stop], whole.truncated[start:stop] = made.vectors, made.truncated
-                progress.report(progress.Step(rows=len(made.vectors)))
-        return self._settled(whole, loaded)
+            return self._settled(self._in_batches(loaded, texts), loaded)
+
+    def _in_batches(self, loaded: clip.Clip, texts: list[str]) -> Made:
+        import numpy as np
+
+        whole = Made(np.empty((len(texts), self.ndims()), np.float32), np.zeros(len(texts), bool))
+        for start, made in loaded.embed_many_texts(
+            texts, self.normalize, batch_size=self.batch_size, threads=self.num_threads
+        ):
+            stop = start + len(made.vectors)
+            whole.vectors[start:stop], whole.truncated[start:stop] = made.vectors, made.truncated
+            progress.report(progress.Step(rows=len(made.vectors)))
+        return whole
 
     def _settled(self, made: Made, loaded: clip.Clip) -> Any:
         return truncation.settled(made.vectors, made.truncated, self.truncate, loaded.max_tokens(), self.name)

@@ -12,12 +12,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
 from embedreg.core import vouched
 from embedreg.core.base import TEXT, Metric, TextEmbeddingFunction, Traits
+from embedreg.core.role import Role, asked, role_of
 from embedreg.errors import CallError, ConfigError, InputError, ModelNotFoundError
 from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import device, onednn, precision, workers
@@ -29,6 +30,9 @@ from embedreg.runtime.text.execute import Made, embed_texts
 from embedreg.runtime.text.truncation import Truncate
 from embedreg.runtime.vectors import queries
 from embedreg.security.references import is_reference
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["SentenceTransformerEmbeddings"]
 
@@ -111,33 +115,21 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             self._ndims = width if self.truncate_dim is None else min(width, self.truncate_dim)
         return int(self._ndims)
 
-    def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
-        """Embed one query: (1, d) float32; under truncate="error", a list of one RowError for one that is too long."""
-        (text,) = _checked(self.sanitize_input(query))
-        first, key = self._devices()[0], self._cache_key()
-        model = self._loaded(first)
-        pipeline = self._pipeline(model, "query", first)
-        if not pipeline.usable([text]):
-            return self._settled(self._encode_by_the_library(model, [text], "query"), model)
-        name = (key, pipeline.prompt, pipeline.task, self.normalize, self.truncate_dim, self.precision)
-        known = queries.recent.get(name, text)
-        if known is not None:
-            return known
-        with self._failing(1):
-            # not in this thread, from which a child may be forked: see `workers`
-            vector, truncated = workers.alone(pipeline.one, text) if first == "cpu" else pipeline.one(text)
-        if truncated.any():
-            return self._settled(Made(vector, truncated), model)
-        queries.recent.put(name, text, vector)
-        return vector
+    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed texts, sources or queries, as `generate_embeddings` does; queries get the prompt of queries."""
+        if role == "source":
+            return super().compute_embeddings(inputs, role)
+        with asked(self, role):
+            return self.generate_embeddings(inputs)
 
     def generate_embeddings(self, texts: TEXT, *args: Any, **kwargs: Any) -> Any:
-        """Embed source texts: (n, d) float32; a list with a RowError for each row that is too long and has to be whole.
+        """Embed texts: (n, d) float32; a list with a RowError for each row that is too long and has to be whole.
 
         Raises:
             InputError: a row that is not text.
         """
         rows = _checked(texts)
+        role: Literal["query", "document"] = "query" if role_of(self) == "query" else "document"
         ndims = self.ndims()
         if not rows:
             import numpy as np
@@ -145,20 +137,31 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             return np.empty((0, ndims), np.float32)
         devices = self._devices()
         model = self._loaded(devices[0])
-        pipeline = self._pipeline(model, "document", devices[0])
+        alone = role == "query" and len(rows) == 1
+        pipeline = self._pipeline(model, role, devices[0], alone=alone)
         if not pipeline.usable(rows):
-            return self._settled(self._encode_by_the_library(model, rows, "document"), model)
-        more = devices[1 : len(rows) // ROWS_A_DEVICE]
-        with self._failing(len(rows)):
-            made = embed_texts(
-                [pipeline, *(self._pipeline(self._loaded(other), "document", other) for other in more)],
-                rows,
-                ndims,
-                max_rows=self.batch_size,
-                threads=self.num_threads,
-                whole=self.truncate == "error",
-            )
-        return self._settled(made, model)
+            return self._settled(self._encode_by_the_library(model, rows, role), model)
+
+        def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+            with self._failing(len(some)):
+                if alone:
+                    # not in this thread, from which a child may be forked: see `workers`
+                    return workers.alone(pipeline.one, *some) if devices[0] == "cpu" else pipeline.one(*some)
+                more = devices[1 : len(some) // ROWS_A_DEVICE]
+                made = embed_texts(
+                    [pipeline, *(self._pipeline(self._loaded(other), role, other) for other in more)],
+                    some,
+                    ndims,
+                    max_rows=self.batch_size,
+                    threads=self.num_threads,
+                    whole=self.truncate == "error",
+                )
+                return made.vectors, made.truncated
+
+        if role == "document":
+            return self._settled(Made(*embed(rows)), model)
+        name = (self._cache_key(), pipeline.prompt, pipeline.task, self.normalize, self.truncate_dim, self.precision)
+        return self._settled(Made(*queries.recent.through(name, rows, embed)), model)
 
     def vector_traits(self) -> dict[str, Any]:
         """Say what the vectors are; `prompts` is None where queries and sources are embedded alike."""
@@ -309,12 +312,14 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
             self._said[stock] = (alike, alike) if stock else (query, document)
         return self._said[stock]
 
-    def _pipeline(self, model: Any, role: Literal["query", "document"], on: str) -> ModelBackend:
+    def _pipeline(
+        self, model: Any, role: Literal["query", "document"], on: str, *, alone: bool = False
+    ) -> ModelBackend:
         query, document = self._prompts()
         prompt = query if role == "query" else document
         task = None if self._as_stock() else role
         kind = self._kind()
-        alone = kind.compiles and role == "query" and self.precision == "float32"  # see ModelBackend.compiles
+        alone = kind.compiles and alone and self.precision == "float32"  # see ModelBackend.compiles
         compiled = self._compiled(model) if kind.compiles and not alone else None
         made = backend.find(backend.AUTO) if alone else kind
         return made(model, on, prompt, task, self.normalize, self.truncate_dim, compiled)

@@ -25,9 +25,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.role import Role
 from embedreg.declaration import drift
 from embedreg.embedding.column import ZeroVectors
-from embedreg.engines.databend.spec import DEFAULT_BIND, Input, Limits, Role, Served
+from embedreg.engines.databend.spec import DEFAULT_BIND, Input, Limits, Served
 from embedreg.engines.databend.worker import Lane, queries_differ
 from embedreg.errors import ConfigError, StorageError
 from embedreg.support.imports import attempt_import_or_raise

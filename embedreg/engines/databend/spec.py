@@ -7,15 +7,15 @@ from typing import Literal, TypeAlias, get_args
 
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 
-__all__ = ["DEFAULT_BIND", "Input", "Limits", "Returns", "Role", "Served", "inputs"]
+__all__ = ["DEFAULT_BIND", "Input", "Limits", "Returns", "Served", "inputs"]
 
 DEFAULT_BIND = "127.0.0.1:8815"
 MAX_CHUNK_ROWS = 65_536  # a block of Databend's
 _MAY_BE_ZERO = {"queue", "cache_rows", "cache_bytes", "coalesce_window_s", "drain_s"}
 
-Role = Literal["source", "query"]
 Input: TypeAlias = str  # a modality that has a SQL type of those below, see `inputs`
 Returns = Literal["array", "vector"]
 PASSED = ("STRING", "BINARY")  # the SQL types of inputs that the server reads

@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow.vectors import Embedded
 from embedreg.core import modality
-from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction
+from embedreg.core import role as contract
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.role import Role
 from embedreg.embedding.column import ZeroVectors, embed_column, embed_distinct, zero_policy
 from embedreg.errors import CallError, EmbedregError
 from embedreg.runtime.serving.buffers import Blocks
@@ -35,16 +37,10 @@ FIRST_CHUNK = {"waited for": 256, "shared": 1024}  # rows, as long as nobody kno
 CHUNK_BYTES = 2**23  # of vectors in a chunk: several chunks have to find room, in memory and in the processor's caches
 BYTES_A_TOKEN = 4  # of English text, about
 
-Role: TypeAlias = Literal["source", "query"]
-
 
 def queries_differ(function: EmbeddingFunction) -> bool:
-    """Say whether a function embeds queries and sources in different ways; where it does not say, True."""
-    if not modality.accepted(function).only_texts:
-        return True
-    if type(function).compute_query_embeddings is TextEmbeddingFunction.compute_query_embeddings:
-        return False
-    return function.vector_traits().get("prompts", "unknown") is not None
+    """Return whether a function embeds queries and sources in different ways; where it does not say, True."""
+    return not modality.accepted(function).only_texts or contract.differ(function)
 
 
 @dataclass(frozen=True)
@@ -82,9 +78,9 @@ class Lane:
         self.ndims = function.ndims()
         self.recent = RecentVectors(self.ndims, limits.cache_rows, max_bytes)
         passes = limits.concurrency or function.traits.concurrency
-        # queries are embedded one by one, and nothing stops them between
         self._blocks = Blocks()
-        self._kind = "waited for" if passes == 1 or role == "query" else "shared"
+        # nothing stops queries that are embedded one by one
+        self._kind = "waited for" if passes == 1 or not contract.in_batches(function, role) else "shared"
         self._rows_a_s: float | None = None
         self.passes: Coalescer[_Request, Embedded] = Coalescer(
             self._run,

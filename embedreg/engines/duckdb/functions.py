@@ -16,9 +16,10 @@ from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import registered_name
 from embedreg.core.lancedb_hooks import unwrap
+from embedreg.core.role import Role
 from embedreg.declaration.codec import Functions
 from embedreg.declaration.comments import metadata_in_comments
-from embedreg.embedding.column import Role, ZeroVectors, distinct_inputs, embed_distinct, zero_policy
+from embedreg.embedding.column import ZeroVectors, distinct_inputs, embed_distinct, zero_policy
 from embedreg.engines.duckdb import sql as duckdb_sql
 from embedreg.errors import CallError, ConfigError, EmbedregError, MetadataError, StorageError
 from embedreg.inspection import locate

@@ -70,6 +70,7 @@ def embed_pictures(
     *,
     batch_size: int | None = None,
     threads: int | None = None,
+    from_query: bool = False,
 ) -> Any:
     """Embed pictures.
 
@@ -80,11 +81,12 @@ def embed_pictures(
         batch_size: the most pictures of a forward pass; None for what suits the device. On a CPU never more than 8.
         threads: on a CPU the worker threads, elsewhere those that open and prepare; None for one per core that torch
             may use.
+        from_query: whether they are what a user asks for, whose paths need no permission.
     Returns:
         (n, d) float32; or, where some pictures have no vector, a list of n vectors with None for a null and a RowError
         for each that could not be opened.
     """
-    run = _Run(model, pictures, ndims)
+    run = _Run(model, pictures, ndims, from_query)
     threads = threads or workers.lanes()
     if model.device != "cpu":
         run.on_device(batch_size or DEVICE_BATCH, threads)
@@ -139,10 +141,10 @@ class _Run:
     `failed` changes in the caller's thread only; rows of `vectors` wherever they are made.
     """
 
-    def __init__(self, model: PictureModel, pictures: Any, ndims: int) -> None:
+    def __init__(self, model: PictureModel, pictures: Any, ndims: int, from_query: bool = False) -> None:
         import numpy as np
 
-        self.model, self.pictures = model, pictures
+        self.model, self.pictures, self.from_query = model, pictures, from_query
         self.vectors = np.zeros((len(pictures), ndims), np.float32)
         valid = pictures.is_valid() if hasattr(pictures, "is_valid") else [each is not None for each in pictures]
         self.rows: list[int] = np.flatnonzero(np.asarray(valid, bool)).tolist()
@@ -217,7 +219,7 @@ class _Run:
         prepared, failed = {}, {}
         for row in rows:
             try:
-                prepared[row] = _opened(self.model, self._picture(row))
+                prepared[row] = _opened(self.model, self._picture(row), from_query=self.from_query)
             except RowError as exc:
                 failed[row] = exc.with_traceback(None)  # which would keep every picture of the batch alive
         stacked = np.stack(list(prepared.values())) if prepared else None

@@ -17,10 +17,11 @@ import sqlite3
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.role import Role
 from embedreg.declaration import drift
 from embedreg.declaration.fingerprint import fingerprint
 from embedreg.errors import CallError, EmbedregError
@@ -38,8 +39,6 @@ log = logging.getLogger("embedreg")
 
 MAX_BYTES = 4 * 2**30  # two and a half million vectors of 384 dimensions
 PROBE_BITS = 10  # of a probe that count: what is less is the noise of another batch or processor
-
-Role: TypeAlias = Literal["source", "query"]
 
 _open: list[VectorCache] = []
 _lock = ForkSafeLock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
@@ -36,6 +36,33 @@ class QueryCache:
         if len(text) <= MAX_KEY_CHARS:
             with self._lock:
                 self._vectors[key, text] = vector.copy()
+
+    def through(
+        self, key: Hashable, texts: list[str], compute: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors of a batch of queries: those that are kept, and the others computed in one call.
+
+        Args:
+            compute: gives the (m, d) vectors of m texts, and (m,) bool, which texts were cut: these are not kept.
+        Returns:
+            (n, d), and (n,) bool, which texts were cut.
+        """
+        import numpy as np
+
+        known = {row: vector for row, text in enumerate(texts) if (vector := self.get(key, text)) is not None}
+        missing = [row for row in range(len(texts)) if row not in known]
+        if not missing:
+            return np.concatenate(list(known.values())), np.zeros(len(texts), bool)
+        vectors, cut = compute([texts[row] for row in missing])
+        for row, vector, lost in zip(missing, vectors, cut.tolist(), strict=True):
+            if not lost:
+                self.put(key, texts[row], vector[None])
+        if not known:
+            return vectors, cut
+        every, lost_rows = np.empty((len(texts), vectors.shape[1]), np.float32), np.zeros(len(texts), bool)
+        every[list(known)] = np.concatenate(list(known.values()))
+        every[missing], lost_rows[missing] = vectors, cut
+        return every, lost_rows
 
     def clear(self) -> None:
         """Forget all of them."""
