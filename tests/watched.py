@@ -38,7 +38,7 @@ _FORBIDDEN = (
 _MODULES = (".py", ".pyc", ".so", "METADATA", "entry_points.txt", "top_level.txt", "RECORD")  # what an import opens
 
 _seen: list[str] = []
-_state: dict[str, Any] = {"on": False, "files": frozenset()}
+_state: dict[str, Any] = {"on": False, "files": frozenset(), "below": None}
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
@@ -46,6 +46,10 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
         path = os.path.abspath(os.fsdecode(args[0]))
+        if _state["below"] is not None:
+            path = os.path.realpath(path)
+            if path.startswith(f"{_state['below']}{os.sep}"):
+                return
         if path not in _state["files"] and not path.endswith(_MODULES) and path not in sys.path:
             _seen.append(f"open {path}")
     elif event.startswith(_FORBIDDEN) and not (
@@ -58,10 +62,14 @@ sys.addaudithook(_hook)
 
 
 @contextlib.contextmanager
-def nothing_touched(*files: Path) -> Iterator[None]:
-    """Fail if the block opens a file but these (and modules), makes a socket, starts a process, removes or renames."""
+def nothing_touched(*files: Path, below: Path | None = None) -> Iterator[None]:
+    """Fail if the block opens a file but these (and modules), makes a socket, starts a process, removes or renames.
+
+    Args:
+        below: a folder whose files may be opened; what counts is where links lead.
+    """
     _seen.clear()
-    _state.update(on=True, files=frozenset(str(path.absolute()) for path in files))
+    _state.update(on=True, files=frozenset(str(path.absolute()) for path in files), below=below and below.resolve())
     try:
         yield
     finally:

@@ -227,6 +227,8 @@ class SentenceTransformerEmbeddings(TextEmbeddingFunction):
                 trust_remote_code=self.trust_remote_code,
                 download=download,
             )
+            if resolved.origin == "local" and self.from_metadata:
+                integrity.refuse_links(resolved.path, self.name)  # before anything is read
             folders.refuse_other_kinds(resolved.path, self.name)
             self._resolved = resolved
         return self._resolved

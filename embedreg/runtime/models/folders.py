@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from embedreg.core.fields import MAX_NDIMS
 from embedreg.errors import ConfigError, EmbedregError
 
 __all__ = [
@@ -46,6 +48,8 @@ _OTHER_KINDS = {
 }
 LIBRARY = "sentence_transformers."
 CONFIG_NAMES = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json", "WordEmbeddings": "wordembedding_config.json"}
+_MAX_BYTES = 2**28  # of a file of JSON: some hold a vocabulary
+_MAX_MODULES = 1000
 _HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim")  # BERT, T5 and XLNet, GPT-2, DistilBERT, XLM
 _POOLING_FLAGS = re.compile(r"pooling_mode_(cls_token|(max|mean|mean_sqrt_len|weightedmean)_tokens|lasttoken)")
 
@@ -77,14 +81,22 @@ class Module:
         """Return the chains of a Router (Asym, as it was called) by the name of the route."""
         config = read_object(self.folder / "router_config.json") or self.config()
         types, structure = config.get("types", {}), config.get("structure", {})
+        named = isinstance(types, dict) and all(isinstance(kind, str) for kind in types.values())
+        listed = isinstance(structure, dict) and all(isinstance(names, list) for names in structure.values())
+        if not named or not listed or not {"", "."}.isdisjoint(types):  # each has a folder of its own
+            raise broken(self.folder / "router_config.json")
         return {
-            str(route): [_module(types[name], self.folder, str(name)) for name in names if name in types]
+            str(route): [_module(types[name], self.folder, name) for name in names if str(name) == name in types]
             for route, names in structure.items()
         }
 
     def files(self, *patterns: str) -> list[Path]:
         """Return the module's files of some patterns, sorted."""
-        found = {path for pattern in patterns for path in self.folder.glob(pattern if self.shared else f"**/{pattern}")}
+        wanted = patterns if self.shared else tuple(f"**/{pattern}" for pattern in patterns)
+        try:
+            found = {path for pattern in wanted for path in self.folder.glob(pattern)}
+        except (OSError, ValueError) as exc:
+            raise broken(self.folder) from exc
         return sorted(path for path in found if path.is_file())
 
 
@@ -97,7 +109,7 @@ def modules(folder: Path) -> list[Module]:
     if is_plain(folder):
         return [Module("Transformer", folder, True), Module("Pooling", folder / "1_Pooling", False)]
     listed = read_json(folder / "modules.json")
-    if not isinstance(listed, list) or not all(isinstance(item, dict) and "type" in item for item in listed):
+    if not isinstance(listed, list) or not all(isinstance(item, dict) and "type" in item for item in listed or [0]):
         raise broken(folder / "modules.json")
     return [_module(str(item["type"]), folder, str(item.get("path", ""))) for item in listed]
 
@@ -115,7 +127,8 @@ def refuse_other_kinds(folder: Path, name: str) -> None:
         ConfigError: its `model_type` is another one.
     """
     kind = read_object(folder / "config_sentence_transformers.json").get("model_type", DENSE)
-    if kind == DENSE and "activation_fn" in (read_object(folder / "config.json").get("sentence_transformers") or ()):
+    own = read_object(folder / "config.json").get("sentence_transformers")
+    if kind == DENSE and isinstance(own, dict) and "activation_fn" in own:
         kind = "CrossEncoder"  # which saves no file of its own
     if kind != DENSE:
         what, hint = _OTHER_KINDS.get(str(kind), ("a model of another kind", "use the library that saved it"))
@@ -132,17 +145,23 @@ def ndims(folder: Path) -> int | None:
         width = _width(modules(folder), None)
     except EmbedregError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as exc:
         raise broken(folder / "modules.json") from exc  # values of kinds that no library writes
     own = None if is_plain(folder) else read_object(folder / "config_sentence_transformers.json").get("truncate_dim")
-    return min(width, own) if width is not None and isinstance(own, int) else width
+    widths = [each for each in (width, own) if each is not None]
+    if any(isinstance(each, bool) or not isinstance(each, int) or not 0 < each <= MAX_NDIMS for each in widths):
+        raise broken(folder / "modules.json")
+    return None if width is None else min(widths)
 
 
 def prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     """Return the prompts of a model folder by name, and the name of the one that applies where none is asked for."""
     config = {} if is_plain(folder) else read_object(folder / "config_sentence_transformers.json")
-    stored = {str(key): str(value or "") for key, value in (config.get("prompts") or {}).items()}
-    return {"query": "", "document": "", **stored}, config.get("default_prompt_name")
+    given, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(given, dict) or not isinstance(default, str | None):
+        raise broken(folder / "config_sentence_transformers.json")
+    stored = {str(key): str(value or "") for key, value in given.items()}
+    return {"query": "", "document": "", **stored}, default
 
 
 def similarity(folder: Path) -> str:
@@ -162,11 +181,18 @@ def routed(folder: Path) -> bool:
 
 
 def flat(chain: list[Module]) -> Iterator[Module]:
-    """Yield every module, those of a Router's routes in its place."""
-    for module in chain:
+    """Yield every module, those of a Router's routes in its place.
+
+    Raises:
+        ConfigError: routes without end, as links between folders can make them.
+    """
+    waiting, seen = list(reversed(chain)), 0
+    while waiting:
+        module, seen = waiting.pop(), seen + 1
+        if seen > _MAX_MODULES:
+            raise broken(module.folder)
         if module.kind in ("Router", "Asym"):
-            for route in module.routes().values():
-                yield from flat(route)
+            waiting += reversed([each for route in module.routes().values() for each in route])
         else:
             yield module
 
@@ -272,12 +298,19 @@ _WIDTHS: dict[str, Callable[[Module, int | None], int | None]] = {
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; an absent one is an empty object."""
+    """Read a JSON file; an absent one is an empty object.
+
+    Raises:
+        ConfigError: it is no JSON, too large, or no regular file: a pipe would be waited for.
+    """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
+            raise broken(path)
         text = path.read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:  # ValueError: no UTF-8, or a name that no file can have
         raise broken(path) from exc
     try:
         return json.loads(text)
@@ -299,7 +332,7 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, 2**26)))
-    except (OSError, ValueError, struct.error) as exc:
+    except (OSError, RecursionError, ValueError, struct.error) as exc:
         raise broken(path) from exc
     return header if isinstance(header, dict) else {}
 
