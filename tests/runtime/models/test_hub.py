@@ -27,7 +27,8 @@ FILES: dict[str, str] = {
 
 FETCH = """
 import json, sys, time
-from embedreg.runtime import hub, progress, weights
+from embedreg.runtime import progress
+from embedreg.runtime.models import hub, weights
 hub.CONNECT_TIMEOUT_S = 2.0
 hub.LOOK_EVERY_S = 0.01
 stages = []

@@ -182,7 +182,7 @@ except embedreg.EmbedregError as exc:
 
 FETCH = """
 import json, sys, time
-from embedreg.runtime import hub, weights
+from embedreg.runtime.models import hub, weights
 hub.CONNECT_TIMEOUT_S = 1.0
 start = time.monotonic()
 try:
