@@ -281,7 +281,7 @@ def honouring(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def fill(cls: type) -> None:
     """Give a class that has a `compute_embeddings` of its own those of LanceDB's methods that it has not."""
-    if BATCH not in vars(cls) or not takes_role(vars(cls)[BATCH]):
+    if cls.__module__ == _BASES or BATCH not in vars(cls) or not takes_role(vars(cls)[BATCH]):
         return
     for name, method in ((SOURCE, _source), (QUERY, _query), (GENERATE, _generate)):
         if getattr(inspect.getattr_static(cls, name, None), "__isabstractmethod__", False):

@@ -135,8 +135,17 @@ def test_a_class_without_any_of_them_stays_abstract() -> None:
         def compute_embeddings(self, inputs: Any) -> Any:  # type: ignore[override]  # a helper: it takes no role
             return inputs
 
+    class Less(EmbeddingFunction):
+        def ndims(self) -> int:
+            return 3
+
+        def compute_source_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+            return []
+
     with pytest.raises(TypeError, match="generate_embeddings"):
         Nothing()  # type: ignore[abstract]
+    with pytest.raises(TypeError, match="compute_query_embeddings"):
+        Less()  # type: ignore[abstract]
 
 
 # -- the most derived definition ---------------------------------------------------------------------------------------
