@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TextEmbeddingFunction,
         Traits,
     )
+    from embedreg.core.modality import InputFiles, Modality, add_modality
     from embedreg.embedding.column import embed_column, embed_query
     from embedreg.embedding.schema import Schema, Vector
     from embedreg.embedding.table import Report, embed_batches, embed_table
@@ -43,6 +44,8 @@ __all__ = [
     "EmbedregError",
     "Grant",
     "ImagePolicy",
+    "InputFiles",
+    "Modality",
     "Report",
     "RowError",
     "Schema",
@@ -50,6 +53,7 @@ __all__ = [
     "Traits",
     "Vector",
     "__version__",
+    "add_modality",
     "allow_images",
     "attach",
     "attempt_import_or_raise",
@@ -80,12 +84,15 @@ _HOMES = {
     "EmbedregError": "errors",
     "Grant": "errors",
     "ImagePolicy": "images",
+    "InputFiles": "core.modality",
+    "Modality": "core.modality",
     "Report": "embedding.table",
     "RowError": "errors",
     "Schema": "embedding.schema",
     "TextEmbeddingFunction": "core.base",
     "Traits": "core.base",
     "Vector": "embedding.schema",
+    "add_modality": "core.modality",
     "allow_images": "images",
     "attach": "inspection.attach",
     "attempt_import_or_raise": "support.imports",

@@ -34,6 +34,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "\n+  --trust-remote-code MODEL, --allow-dir DIR,",
     ),
     "help / embedreg": ("`--trust-remote-code` and `--trust-field` on every command", "\n+  docs/trust.md"),
+    "modules / embedreg / InputFiles": ("`embedreg.Modality` (with `embedreg.InputFiles`)", "added"),
+    "modules / embedreg / Modality": ("`embedreg.add_modality` and `embedreg.Modality`", "added"),
+    "modules / embedreg / add_modality": ("`embedreg.add_modality` and `embedreg.Modality`", "added"),
     "modules / embedreg / Grant": ("`embedreg.Grant`, what stored metadata needs or is granted, as a value", "added"),
     "modules / embedreg / trust / signature": (
         "`embedreg.trust(grant)` grants it",

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from embedreg.core.base import EmbeddingFunction
+    from embedreg.core.role import Role
 
 __all__ = [
     "ANY",
     "IMAGE",
     "MODALITIES",
     "TEXT",
-    "Files",
+    "InputFiles",
     "Modality",
     "accepted",
     "add_modality",
@@ -53,7 +54,7 @@ String = Literal["content", "name", "unknown"]
 
 
 @dataclass(frozen=True)
-class Files:
+class InputFiles:
     """The files that are an input each, where a folder of them is embedded.
 
     Attributes:
@@ -102,7 +103,7 @@ class Modality:
     hint: str = "choose another column"
     rows_of: Callable[[Any], list[Any]] | None = None
     read: Callable[[pa.Array], Any] | None = None
-    files: Files | None = None
+    files: InputFiles | None = None
 
     @property
     def by_content(self) -> bool:
@@ -127,7 +128,7 @@ IMAGE = Modality(
     sql={"duckdb": "BLOB", "databend": "BINARY"},
     rows_of=unstacked,
     read=images_of,
-    files=Files("images", (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "an image"),
+    files=InputFiles("images", (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "an image"),
 )
 # A class that does not say what it embeds, as LanceDB's do not: it gets what the column holds, and texts from SQL.
 ANY = Modality("any", objects=True, rows_of=unstacked)
@@ -220,7 +221,7 @@ def of_files(kind: str | None = None, *, suffix: str | None = None) -> Modality 
     return None
 
 
-def files_of(kind: str | None = None, *, suffix: str | None = None) -> Files | None:
+def files_of(kind: str | None = None, *, suffix: str | None = None) -> InputFiles | None:
     """Return what the table has of the files of a modality, asked for as `of_files` is."""
     found = of_files(kind, suffix=suffix)
     return None if found is None else found.files
