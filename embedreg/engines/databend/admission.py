@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["READ_BYTES", "Budget", "Gate", "Memory", "Reads"]
+__all__ = ["READ_BYTES", "AdmissionControl", "Budget", "Memory", "Reads"]
 
 _SMALL = 2**18  # bytes that need not wait: small calls are not held up by large ones
 _POLL_S = 0.05  # how often one that waits asks whether it is still wanted
 READ_BYTES = 2**21  # what a read is taken to bring until it is known
 
 
-class Gate:
+class AdmissionControl:
     """Counts the calls that brought work and are not over, and lets only so many in.
 
     Args:
@@ -35,7 +35,7 @@ class Gate:
         return self._open
 
     def enter(self) -> bool:
-        """Let a call in; return False where there are too many, or the gate is closed."""
+        """Let a call in; return False where there are too many, or the admission is closed."""
         with self._changed:
             if self.closed or self._open >= self.most:
                 return False

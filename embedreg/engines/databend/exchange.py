@@ -17,9 +17,9 @@ from embedreg.arrow.columns import Accepted, column_of
 from embedreg.arrow.vectors import Embedded
 from embedreg.embedding.column import distinct_inputs
 from embedreg.engines.databend.call import Call, told
+from embedreg.engines.databend.frames import FRAME_BYTES
 from embedreg.engines.databend.message import in_one_line, inputs_of
 from embedreg.engines.databend.spec import inputs
-from embedreg.engines.databend.wire import FRAME_BYTES
 from embedreg.engines.databend.worker import Lane
 from embedreg.errors import InputError
 from embedreg.support.display import plain
@@ -100,8 +100,8 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
 
     def _chunks(self, column: pa.Array, call: Call) -> Iterator[pa.RecordBatch]:
         """Embed the rows in their order; an input that comes again is never embedded again."""
-        tally, lane, n = self.lane.tally, self.lane, len(column)
-        tally.add(self._name, "rows", n)
+        metrics, lane, n = self.lane.metrics, self.lane, len(column)
+        metrics.add(self._name, "rows", n)
         column, long = self._without_long(column)
         distinct, index = distinct_inputs(column)
         reached = np.maximum.accumulate(index) if n else index  # distinct inputs are numbered as they appear
@@ -126,8 +126,8 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
                 chunk = earlier.laid_out(part, seen, fresh)
                 too_long = 0 if long is None else int(long[row:stop].sum())
                 call.keep(sent)
-                tally.add(self._name, "nulls", int((part < 0).sum()) - too_long)
-                tally.add(self._name, "bad", int((~chunk.valid & (part >= 0)).sum()) + too_long)
+                metrics.add(self._name, "nulls", int((part < 0).sum()) - too_long)
+                metrics.add(self._name, "bad", int((~chunk.valid & (part >= 0)).sum()) + too_long)
                 yield self._batch(chunk)
                 earlier.keep(seen, fresh, stop)
                 row, seen = stop, upto
@@ -146,7 +146,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             return column, None
         long = pc.greater(pc.binary_length(column), limit).fill_null(False)
         count = pc.sum(long).as_py()
-        self.lane.tally.add(self._name, "too_long", count)
+        self.lane.metrics.add(self._name, "too_long", count)
         problem = f"{self._name}: {count} input(s) have no vector: over limits.max_text_bytes, {limit:,} bytes"
         if self.on_error == "raise":
             raise flight.FlightServerError(problem)

@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from embedreg.engines.databend.loop import run
 
-__all__ = ["COUNTERS", "Health", "Tally"]
+__all__ = ["COUNTERS", "Health", "Metrics"]
 
 COUNTERS = {
     "calls": "calls that were let in",
@@ -39,7 +39,7 @@ ANSWER_S = 5.0  # from the connection to the end of its answer
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
 
-class Tally:
+class Metrics:
     """Counters by SQL function, safe to add to from any thread.
 
     The Prometheus registry is its own: several servers live in one process.
@@ -101,9 +101,9 @@ class Health:
         host, port: where it listens; port 0 takes a free one.
     """
 
-    def __init__(self, host: str, port: int, tally: Tally, ready: Callable[[], bool]) -> None:
+    def __init__(self, host: str, port: int, metrics: Metrics, ready: Callable[[], bool]) -> None:
         self._pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {
-            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(tally.registry)),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(metrics.registry)),
             "/live": lambda: (200, "text/plain", b"live\n"),
             "/ready": lambda: (200, "text/plain", b"ready\n") if ready() else (503, "text/plain", b"not ready\n"),
         }

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from embedreg.engines.databend.flight import FlightServer
-    from embedreg.engines.databend.metrics import Health, Tally
+    from embedreg.engines.databend.metrics import Health, Metrics
 
 __all__ = ["Server", "serve"]
 
@@ -62,12 +62,12 @@ class Server:
         token: bool,
         flight: FlightServer,
         lanes: Iterable[Lane],
-        tally: Tally,
+        metrics: Metrics,
         health: Health | None,
     ) -> None:
         self.functions, self.limits = functions, limits
         self._url, self._token = url, token
-        self._flight, self._lanes, self._tally, self._health = flight, tuple(lanes), tally, health
+        self._flight, self._lanes, self._metrics, self._health = flight, tuple(lanes), metrics, health
         self._port = int(flight.port)
         self._stopping = threading.Lock()
         self._over = threading.Event()
@@ -105,7 +105,7 @@ class Server:
         Args:
             function: a SQL name; None for all together.
         """
-        return self._tally.counts(function)
+        return self._metrics.counts(function)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the server is shut down, or until some seconds are over; say whether it is."""
@@ -181,9 +181,10 @@ def serve(
     attempt_import_or_raise("prometheus_client", "prometheus-client", extra="databend")
     attempt_import_or_raise("databend_udf.udf", "databend-udf", extra="databend")
     attempt_import_or_raise("grpc", "grpcio", extra="databend")
+    from embedreg.engines.databend.admission import AdmissionControl
     from embedreg.engines.databend.exchange import SqlFunction
-    from embedreg.engines.databend.flight import BUILTINS, FlightServer, Gate
-    from embedreg.engines.databend.metrics import Health, Tally
+    from embedreg.engines.databend.flight import BUILTINS, FlightServer
+    from embedreg.engines.databend.metrics import Health, Metrics
 
     served, limits = _served(functions, BUILTINS), limits or Limits()
     if on_error not in ("null", "raise"):
@@ -194,24 +195,24 @@ def serve(
     _refuse_open_door(host, bind, auth_token, insecure)
     certificates = _certificates(tls_cert, tls_key)
     state = {"ready": False}
-    gate = Gate(limits.queue)
-    tally = Tally(lambda: state["ready"] and not gate.closed, lambda: gate.open_calls)
+    admission = AdmissionControl(limits.queue)
+    metrics = Metrics(lambda: state["ready"] and not admission.closed, lambda: admission.open_calls)
     with contextlib.ExitStack() as undo:
         health = None
         if metrics_bind is not None:
             place = _address(metrics_bind, "metrics_bind")
             _refuse_taken(*place)
-            health = Health(*place, tally, lambda: state["ready"] and not gate.closed)
+            health = Health(*place, metrics, lambda: state["ready"] and not admission.closed)
             undo.callback(health.close)
         keys = [_lane_of(item) for item in served]
         part = limits.cache_bytes // len(set(keys))
-        lanes = {key: Lane(key[0], key[1], limits, part, tally, zero_vectors) for key in set(keys)}
-        gate.most += sum(lane.passes.passes for lane in lanes.values())
+        lanes = {key: Lane(key[0], key[1], limits, part, metrics, zero_vectors) for key in set(keys)}
+        admission.most += sum(lane.passes.passes for lane in lanes.values())
         made = [SqlFunction(item, lanes[key], on_error) for item, key in zip(served, keys, strict=True)]
         _refuse_taken(host, port)
-        flight = FlightServer(_bracketed(host), port, made, gate, tally, limits, certificates, auth_token)
+        flight = FlightServer(_bracketed(host), port, made, admission, metrics, limits, certificates, auth_token)
         url = ("https" if certificates else "http", _reachable(host))
-        server = Server(served, limits, url, auth_token is not None, flight, lanes.values(), tally, health)
+        server = Server(served, limits, url, auth_token is not None, flight, lanes.values(), metrics, health)
         undo.enter_context(server)
         if warm:
             for item in served:

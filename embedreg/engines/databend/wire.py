@@ -10,38 +10,37 @@ Sources: Flight.proto (FlightData, FlightDescriptor); Message.fbs and Schema.fbs
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedreg.engines.databend.encoding import Table, fields, invalid_message
+from embedreg.engines.databend.frames import BODY, DESCRIPTOR, HEADER
 from embedreg.errors import InputError
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
     from embedreg.engines.databend.spec import Limits
 
-__all__ = ["Incoming", "Seen", "frames", "path_of"]
+__all__ = ["Incoming", "Seen", "path_of"]
 
 MAX_SCHEMA_BYTES = 2**16  # of a schema's header: a function takes one column
 MAX_HEADER_BYTES = 2**20  # of a batch's header: 65,536 buffers of a string view
 MAX_COLUMNS = 64
-MAX_FIELDS = 64  # of a protobuf message; FlightData has four
 MAX_DICTIONARIES = 64  # messages
-FRAME_BYTES = 2**22 - 2**16  # of an answer: many clients take no message of over 4 MiB
-_COPIED_TWICE = 2**16  # bytes of an answer that is so small that a second copy costs less than avoiding it
-_PLAIN = pa.ipc.IpcWriteOptions()
 
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # MessageHeader of Message.fbs
-_DESCRIPTOR, _HEADER, _BODY = 1, 2, 1000  # fields of FlightData
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 
-def _broken() -> InputError:
-    return InputError("the message is not a valid Arrow Flight message.", "call it from Databend or a Flight client")
+def path_of(descriptor: bytes | memoryview) -> str:
+    """Return the first part of a FlightDescriptor's path, the name of a function; "" where there is none."""
+    for number, value in fields(memoryview(descriptor)):
+        if number == 3 and isinstance(value, memoryview):
+            return bytes(value[:1024]).decode("utf-8", "replace")
+    return ""
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
@@ -54,183 +53,6 @@ def _as_bytes(column: pa.Array) -> pa.Array:
     if pa.types.is_string(kind):
         return column.view(pa.binary())
     return column.view(pa.large_binary()) if pa.types.is_large_string(kind) else column
-
-
-# -- protobuf ---------------------------------------------------------------------------------------------------------
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for n, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 127) << (7 * n)
-        if byte < 128:
-            return value, at + n + 1
-    raise _broken()
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yield (field number, value) of a protobuf message; a value is a number or a view of its bytes."""
-    at = 0
-    for _ in range(MAX_FIELDS):
-        if at == len(data):
-            return
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
-        if kind == _BYTES:
-            size, at = _varint(data, at)
-        if size is None or size > len(data) - at:
-            raise _broken()
-        yield tag >> 3, data[at : at + size]
-        at += size
-    if at < len(data):
-        raise _broken()
-
-
-def path_of(descriptor: bytes | memoryview) -> str:
-    """Return the first part of a FlightDescriptor's path, the name of a function; "" where there is none."""
-    for number, value in _fields(memoryview(descriptor)):
-        if number == 3 and isinstance(value, memoryview):
-            return bytes(value[:1024]).decode("utf-8", "replace")
-    return ""
-
-
-def _prefixed(number: int, size: int) -> bytes:
-    """Return what stands before the bytes of a protobuf field."""
-    out = bytearray()
-    for value in (number << 3 | _BYTES, size):
-        while value > 127:
-            out.append(value & 127 | 128)
-            value >>= 7
-        out.append(value)
-    return bytes(out)
-
-
-def frames(made: pa.Schema | pa.RecordBatch) -> Iterator[bytes]:
-    """Yield the FlightData messages of a schema or a batch; a large batch goes in several.
-
-    Each is made when it is asked for. Of all at once the memory is fresh pages, which takes ten times as long.
-    """
-    if isinstance(made, pa.Schema) or made.nbytes <= _COPIED_TWICE:
-        view = memoryview(made.serialize())
-        stop = 8 + int.from_bytes(view[4:8], "little")
-        yield _flight_data([view[8:stop]], [view[stop:]])
-        return
-    rows = max(1, FRAME_BYTES * made.num_rows // made.nbytes)
-    written = _Written()
-    with pa.PythonFile(written, "w") as file, pa.ipc.new_stream(file, made.schema, options=_PLAIN) as writer:
-        for at in range(0, made.num_rows, rows):
-            writer.write_batch(made.slice(at, rows))
-            parts = written.taken()
-            if at == 0:
-                _, parts = _divided(parts)  # the schema, which comes with the first batch
-            yield _flight_data(*_divided(parts))
-
-
-def _divided(parts: list[memoryview]) -> tuple[list[memoryview], list[memoryview]]:
-    """Return the header of an encapsulated message, and what comes after it."""
-    left, upto = int.from_bytes(parts[1], "little"), 2
-    while left > 0:
-        left -= len(parts[upto])
-        upto += 1
-    return parts[2:upto], parts[upto:]
-
-
-def _flight_data(header: list[memoryview], body: list[memoryview]) -> bytes:
-    """Return a FlightData of the parts of an Arrow message: the one place where an answer is copied."""
-    whole: list[bytes | memoryview] = [_prefixed(_HEADER, sum(map(len, header))), *header]
-    if size := sum(map(len, body)):
-        whole += [_prefixed(_BODY, size), *body]
-    return b"".join(whole)
-
-
-class _Written:
-    """A file to which Arrow writes, and which keeps the buffers as they are."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self._parts: list[memoryview] = []
-
-    def write(self, part: bytes | pa.Buffer) -> None:
-        """Keep what is written."""
-        self._parts.append(memoryview(part))
-
-    def flush(self) -> None:
-        """Do nothing: nothing lies under it."""
-
-    def close(self) -> None:
-        """Let go of the end of the stream."""
-        self.closed, self._parts = True, []
-
-    def taken(self) -> list[memoryview]:
-        """Return what was written since the last time."""
-        parts, self._parts = self._parts, []
-        return parts
-
-
-# -- flatbuffers ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A flatbuffer table; whatever points outside of its bytes is an InputError."""
-
-    data: memoryview
-    at: int
-
-    @classmethod
-    def root(cls, data: memoryview) -> _Table:
-        return cls(data, cls(data, 0)._read("<I", 0))
-
-    def _read(self, kind: str, at: int) -> int:
-        try:
-            if at < 0:
-                raise _broken()
-            return int(struct.unpack_from(kind, self.data, at)[0])
-        except struct.error:
-            raise _broken() from None
-
-    def _place(self, field: int) -> int | None:
-        table = self.at - self._read("<i", self.at)
-        if 4 + 2 * field >= self._read("<H", table):
-            return None
-        offset = self._read("<H", table + 4 + 2 * field)
-        return self.at + offset if offset else None
-
-    def number(self, field: int, kind: str) -> int:
-        """Return a scalar; 0 where it is left out."""
-        place = self._place(field)
-        return 0 if place is None else self._read(kind, place)
-
-    def table(self, field: int) -> _Table | None:
-        """Return a table within this one."""
-        place = self._place(field)
-        return None if place is None else _Table(self.data, place + self._read("<I", place))
-
-    def vector(self, field: int, width: int) -> tuple[int, int]:
-        """Return where a vector of elements of a width begins, and how many there are."""
-        place = self._place(field)
-        if place is None:
-            return 0, 0
-        start = place + self._read("<I", place)
-        count = self._read("<I", start)
-        if count * width > len(self.data) - start - 4:
-            raise _broken()
-        return start + 4, count
-
-    def longs(self, field: int, width: int) -> list[tuple[int, ...]]:
-        """Return a vector of structs of `width` int64."""
-        start, count = self.vector(field, 8 * width)
-        numbers = struct.unpack_from(f"<{count * width}q", self.data, start) if count else ()
-        return [numbers[n : n + width] for n in range(0, len(numbers), width)]
-
-
-# -- Arrow ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -276,28 +98,28 @@ class Incoming:
             InputError: it is no Flight message, or more than the server takes.
         """
         header, body, path = memoryview(b""), memoryview(b""), None
-        for number, value in _fields(memoryview(message)):
-            if number in (_DESCRIPTOR, _HEADER, _BODY) and not isinstance(value, memoryview):
-                raise _broken()
-            if number == _DESCRIPTOR:
+        for number, value in fields(memoryview(message)):
+            if number in (DESCRIPTOR, HEADER, BODY) and not isinstance(value, memoryview):
+                raise invalid_message()
+            if number == DESCRIPTOR:
                 path = path_of(value)
-            elif number == _HEADER:
+            elif number == HEADER:
                 header = value
-            elif number == _BODY:
+            elif number == BODY:
                 body = value
         if not header:
             return Seen("descriptor", path=path)
         if len(header) > MAX_HEADER_BYTES:
             raise InputError(f"a message's header of {len(header):,} bytes is too large.", "send plain columns")
-        table = _Table.root(header)
+        table = Table.root(header)
         kind, content = table.number(1, "<B"), table.table(2)
         if content is None or table.number(3, "<q") != len(body):
-            raise _broken()
+            raise invalid_message()
         if kind == _SCHEMA:
             self._read_schema(header, body, content)
             return Seen("schema", path=path)
         if self.schema is None or kind not in (_DICTIONARY, _BATCH):
-            raise _broken()
+            raise invalid_message()
         if kind == _DICTIONARY:
             self._keep_dictionary(header, body, content)
             return Seen("dictionary", path=path)
@@ -311,8 +133,8 @@ class Incoming:
         Raises:
             InputError: its contents are no valid Arrow, or more than the server takes.
         """
-        parts = {number: value for number, value in _fields(memoryview(message)) if number in (_HEADER, _BODY)}
-        whole = _encapsulated(parts[_HEADER], parts.get(_BODY, memoryview(b"")))
+        parts = {number: value for number, value in fields(memoryview(message)) if number in (HEADER, BODY)}
+        whole = _encapsulated(parts[HEADER], parts.get(BODY, memoryview(b"")))
         try:
             if self._dictionaries:
                 assert self._schema_message is not None  # `look` wants it before all others
@@ -332,9 +154,9 @@ class Incoming:
 
     # -- headers -----------------------------------------------------------------------------------------------------
 
-    def _read_schema(self, header: memoryview, body: memoryview, content: _Table) -> None:
+    def _read_schema(self, header: memoryview, body: memoryview, content: Table) -> None:
         if self.schema is not None or len(body):
-            raise _broken()
+            raise invalid_message()
         _, count = content.vector(1, 4)
         if len(header) > MAX_SCHEMA_BYTES or count > MAX_COLUMNS:
             raise InputError(
@@ -344,7 +166,7 @@ class Incoming:
         try:
             schema = pa.ipc.read_schema(pa.ipc.read_message(whole))
         except (pa.ArrowException, OSError, ValueError):
-            raise _broken() from None
+            raise invalid_message() from None
         for field in schema:
             if not _flat(field.type):
                 raise InputError(
@@ -352,7 +174,7 @@ class Incoming:
                 )
         self.schema, self._schema_message = schema, whole
 
-    def _look_at_batch(self, content: _Table, body: memoryview, schema: pa.Schema | None) -> tuple[int, int]:
+    def _look_at_batch(self, content: Table, body: memoryview, schema: pa.Schema | None) -> tuple[int, int]:
         """Return the rows of a batch and its bytes once it is decoded."""
         rows, limits = content.number(0, "<q"), self._limits
         if not 0 <= rows <= limits.max_rows:
@@ -361,12 +183,12 @@ class Incoming:
                 f"a larger limits.max_rows than {limits.max_rows}",
             )
         if any(node[0] != rows or not 0 <= node[1] <= rows for node in content.longs(1, 2)):
-            raise _broken()
+            raise invalid_message()
         buffers, compressed = content.longs(2, 2), content.table(3) is not None
         grown = 0
         for start, size in buffers:
             if start < 0 or size < 0 or start + size > len(body):
-                raise _broken()
+                raise invalid_message()
             grown += size
             if compressed and size >= 8:
                 (claimed,) = struct.unpack_from("<q", body, start)
@@ -388,10 +210,10 @@ class Incoming:
             total = int(lengths[lengths > 0].sum(dtype=np.int64))
         return min(total, max(len(body), self._limits.max_expanded_bytes))
 
-    def _keep_dictionary(self, header: memoryview, body: memoryview, content: _Table) -> None:
+    def _keep_dictionary(self, header: memoryview, body: memoryview, content: Table) -> None:
         data = content.table(1)
         if data is None:
-            raise _broken()
+            raise invalid_message()
         _, grown = self._look_at_batch(data, body, None)
         if not content.number(2, "<B"):  # it replaces the one before
             self._dictionaries, self._dictionary_bytes = [], 0

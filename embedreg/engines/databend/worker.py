@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from embedreg.engines.databend.metrics import Tally
+    from embedreg.engines.databend.metrics import Metrics
     from embedreg.engines.databend.spec import Limits
 
 __all__ = ["Lane", "queries_differ"]
@@ -60,7 +60,7 @@ class Lane:
         role: "source" or "query".
         limits: of the server.
         max_bytes: this lane's part of the memory for vectors.
-        tally: where its work is counted.
+        metrics: where its work is counted.
         zero_vectors: what becomes of a vector of zeros; as in `embed_column`.
     """
 
@@ -70,10 +70,10 @@ class Lane:
         role: Role,
         limits: Limits,
         max_bytes: int,
-        tally: Tally,
+        metrics: Metrics,
         zero_vectors: ZeroVectors | None = None,
     ) -> None:
-        self.function, self.role, self.limits, self.tally = function, role, limits, tally
+        self.function, self.role, self.limits, self.metrics = function, role, limits, metrics
         self._zeros = zero_policy(function, zero_vectors)
         self.ndims = function.ndims()
         self.recent = RecentVectors(self.ndims, limits.cache_rows, max_bytes)
@@ -124,7 +124,7 @@ class Lane:
             return self._computed(request, check)
 
         made = self.recent.through(keys, computed, empty=self._blocks.empty, keep=False)  # a pass keeps its vectors
-        self.tally.add(name, "cached", len(keys) - asked)
+        self.metrics.add(name, "cached", len(keys) - asked)
         return made
 
     def warm(self, kind: str) -> None:
@@ -169,7 +169,7 @@ class Lane:
             places = np.fromiter((first.setdefault(key, len(first)) for key in every), np.int64, len(every))
             joined = pa.concat_arrays([request.values for request in requests])
             keys, values = list(first), joined.take(pa.array(np.unique(places, return_index=True)[1]))
-            self.tally.add(requests[0].name, "shared", len(requests))
+            self.metrics.add(requests[0].name, "shared", len(requests))
         try:
             made = self._distinct(requests[0].name, values, keys, each)
         except EmbedregError as exc:
@@ -210,8 +210,8 @@ class Lane:
         )
         took = time.perf_counter() - began
         self._rows_a_s = len(values) / max(took, 1e-6)
-        self.tally.add(name, "passes")
-        self.tally.add(name, "embedded", made.distinct - made.cached)
+        self.metrics.add(name, "passes")
+        self.metrics.add(name, "embedded", made.distinct - made.cached)
         if made.zeros is not None:
             what = {"null": "NULL", "keep": "kept", "error": "bad rows"}[self._zeros]
             log.warning("%s: %d input(s) have a vector of zeros: %s", name, int(made.zeros.sum()), what)

@@ -188,7 +188,7 @@ def test_too_many_calls_are_refused(stuck: Behaviour, request: pytest.FixtureReq
         waiting = threading.Thread(target=Client(server.address).call, args=("f", ["one that waits"]))
         waiting.start()
         over = time.monotonic() + 10
-        while server._flight._gate.open_calls < 2:
+        while server._flight._admission.open_calls < 2:
             assert time.monotonic() < over
             time.sleep(0.001)
         with pytest.raises(SqlError) as caught:
@@ -215,7 +215,7 @@ def test_a_shutdown_lets_calls_end(stuck: Behaviour, request: pytest.FixtureRequ
         stopping = threading.Thread(target=server.shutdown)
         stopping.start()
         over = time.monotonic() + 10
-        while not server._flight._gate.closed:
+        while not server._flight._admission.closed:
             assert time.monotonic() < over
             time.sleep(0.001)
         with pytest.raises(flight.FlightUnavailableError, match="f: the server is shutting down"):

@@ -196,7 +196,7 @@ def test_five_silent_clients_where_two_may_wait() -> None:
         assert reasons[0] == "the call: the client sent nothing for 1 s. Detail: TimedOut"
         assert set(reasons[1:]) == {"f: the client sent nothing for 1 s. Detail: TimedOut"}
         assert server.counts()["stalled"] == 5
-        assert server._flight._gate.open_calls == 0
+        assert server._flight._admission.open_calls == 0
         for client in clients:
             client.close()
 
@@ -244,7 +244,7 @@ def test_one_address_has_so_many_calls() -> None:
         client = RawClient(server.port)
         held = [client.hold([]) for _ in range(3)]
         deadline = time.monotonic() + 10
-        while len(server._flight._open) < 3:
+        while len(server._flight._calls) < 3:
             assert time.monotonic() < deadline
         error = client.send(stream("f", column(pa.array(["x"]))))[1]
         assert error.startswith("UNAVAILABLE: the server is busy with 3 calls of this client")
