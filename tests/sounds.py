@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from embedreg import EmbeddingFunction, InputFiles, Modality, RowError, Traits, register
+from embedreg import EmbeddingFunction, InputFiles, Modality, RowError, Traits, add_modality, register
+from embedreg.core import modality
 
 RATE = 8000
 PARTS = 4
@@ -55,6 +58,19 @@ NUMBERS = Modality(
     sql={"duckdb": "DOUBLE[]"},
     hint="cast it to a list of numbers",
 )
+
+
+@contextmanager
+def in_the_table() -> Iterator[None]:
+    """Add both rows to the table for a time."""
+    for each in (AUDIO, NUMBERS):
+        add_modality(each)
+    try:
+        yield
+    finally:
+        for each in (AUDIO, NUMBERS):
+            del modality.MODALITIES[each.name]
+        modality._parsed.cache_clear()
 
 
 @register("loudness")

@@ -13,7 +13,7 @@ from embedreg.cli.embed import parse_settings
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
 from embedreg.datasets.sources import open_source
-from embedreg.errors import MissingColumnError, StorageError
+from embedreg.errors import InputError, MissingColumnError, StorageError
 from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
@@ -50,12 +50,30 @@ def bench(
 
     config = parse_settings(settings or [])
     made = get(function).create(**config, **({} if device is None else {"device": device}))
+    if src is None:
+        _refuse_others(made)
     texts = _texts(src, source, rows)
     found = _measure(made, texts, runs)
     if as_json:
         terminal.print_json(found)
     else:
         _show(found)
+
+
+def _refuse_others(function: EmbeddingFunction) -> None:
+    """Refuse a function for which Python's docstrings would be something else than texts.
+
+    Raises:
+        InputError: naming what it embeds.
+    """
+    from embedreg.core.modality import ANY, source_modality
+
+    embedded = source_modality(function)
+    if not embedded.by_content and embedded is not ANY:
+        raise InputError(
+            f"the sample is texts, and {type(function).__name__} embeds {embedded.plural}.",
+            "name a file with a column of them: embedreg bench SRC --source COLUMN",
+        )
 
 
 def _texts(src: str | None, column: str, rows: int) -> list[Any]:
@@ -72,7 +90,8 @@ def _texts(src: str | None, column: str, rows: int) -> list[Any]:
             for batch in data.batches([column]):
                 values += batch.column(0).to_pylist()
                 progress(len(values), data.rows)
-    filled = list(dict.fromkeys(value for value in values if value is not None and str(value).strip()))
+    some = (value for value in values if value is not None and str(value).strip())
+    filled = list({value if isinstance(value, str | bytes) else repr(value): value for value in some}.values())
     if not filled:
         raise StorageError("there is nothing to embed: every row is null or blank.", "choose another --source")
     random.Random(0).shuffle(filled)  # seeded: two runs measure the same rows

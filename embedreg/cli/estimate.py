@@ -121,6 +121,11 @@ def _tokens(function: EmbeddingFunction, sample: list[Any], rows: int) -> dict[s
     return {"tokens": round(mean * rows), "tokens_per_row": mean, "max_tokens": limit, "truncated_share": truncated}
 
 
+def _distinct(values: list[Any]) -> list[Any]:
+    """Return values without repetitions; lists have no hash."""
+    return list({value if isinstance(value, str | bytes) else repr(value): value for value in values}.values())
+
+
 def _time(function: EmbeddingFunction, sample: list[Any]) -> tuple[float, int, float | None]:
     """Return (seconds until the first vector, rows timed, rows per second)."""
     from embedreg.embedding.table import embed_column
@@ -132,7 +137,7 @@ def _time(function: EmbeddingFunction, sample: list[Any]) -> tuple[float, int, f
         embed_column(function, sample[:1])
         load_s = time.perf_counter() - start
         done, start, took = 0, time.perf_counter(), 0.0
-        for batch in _batched(list(dict.fromkeys(sample)), _TIMED_BATCH):
+        for batch in _batched(_distinct(sample), _TIMED_BATCH):
             embed_column(function, batch)
             done += len(batch)
             took = time.perf_counter() - start

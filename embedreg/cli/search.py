@@ -136,7 +136,7 @@ def find(
         embedded = modality.modalities(function)
         if not (isinstance(query, str) or modality.IMAGE in embedded or modality.ANY in embedded):
             raise InputError(
-                f"{place.path} holds {embedded[0].name}s, which no image can be compared with.", "look for a text"
+                f"{place.path} holds {embedded[0].plural}, which no image can be compared with.", "look for a text"
             )
         vector_of_query: Any = None if mode == "text" else embed_query(function, query)
     metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, metric_of(function))

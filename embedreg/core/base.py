@@ -59,7 +59,8 @@ class Traits:
     """What a class of functions is, told without creating one.
 
     Attributes:
-        modality: what a source row is: "text", "image", several joined by "+", or "any" where a class does not say.
+        modality: what a source row is, by names of `core.modality`'s table: "text", "image", several joined by "+" with
+            what a source row is first, or "any" where a class does not say.
         requires: modules that must be importable.
         extra: the embedreg extra that installs them.
         remote: whether calls leave this machine; such functions are never probed per query.

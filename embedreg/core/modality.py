@@ -106,6 +106,11 @@ class Modality:
     files: InputFiles | None = None
 
     @property
+    def plural(self) -> str:
+        """Several inputs, in messages."""
+        return f"{self.name}s" if self.files is None else self.files.kind
+
+    @property
     def by_content(self) -> bool:
         """Whether a string is the input itself, so that equal strings have equal vectors wherever they are."""
         return self.string == "content"
@@ -159,15 +164,16 @@ def modalities(function: EmbeddingFunction) -> tuple[Modality, ...]:
     Raises:
         ConfigError: its class names a modality that is not in the table.
     """
+    text = function.traits.modality
     try:
-        return _parsed(function.traits.modality)[0]
+        return _parsed(text)[0] if isinstance(text, str) else _parsed(repr(text))[0]
     except KeyError as exc:
         name = exc.args[0]
+    added = f"embedreg.add_modality(embedreg.Modality({name!r}, ...))"
     raise ConfigError(
         f"{type(function).__name__} embeds {name!r}, an unknown modality; known: {', '.join(MODALITIES)}.",
-        f"embedreg.add_modality(embedreg.Modality({name!r}, ...)) describes it; under "
-        "traits = embedreg.Traits(modality='any') the function gets its rows as they are",
-    )
+        f"{added} describes it; under traits = embedreg.Traits(modality='any') the function gets its rows as they are",
+    ).for_shell(f"the plug-in, or the file of --import, describes it with {added}")
 
 
 @functools.lru_cache(maxsize=256)
@@ -197,6 +203,8 @@ def source_modality(function: EmbeddingFunction) -> Modality:
     It is the first modality that the class names, unless the instance has a field `source_type` that names another.
     """
     named = modalities(function)
+    if len(named) == 1 and named[0] is not ANY:
+        return named[0]
     stated = getattr(function, "source_type", None)
     among = MODALITIES.values() if ANY in named else named
     return next((each for each in among if each.name == stated), named[0])
@@ -239,5 +247,5 @@ def refusal(function: EmbeddingFunction, modality: Modality, engine: str, passed
     return ConfigError(
         f"{type(function).__name__} embeds {modality.name!r}, which {engine} cannot pass to a function; "
         f"it passes {' or '.join(passed)}.",
-        "embed the column with embedreg.embed_table or `embedreg embed`, and load the vectors",
-    )
+        "embed the column with embedreg.embed_table or embedreg.embed, and load the vectors",
+    ).for_shell("embedreg embed SRC DST.parquet, and load the vectors")

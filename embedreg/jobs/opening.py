@@ -407,7 +407,7 @@ def _refuse_others(place: Place, held: modality.Modality, configs: Sequence[Embe
         if modality.ANY in embedded:
             what, hint = "does not say that it embeds them", f"traits = embedreg.Traits(modality={held.name!r})"
         else:
-            what = f"embeds {' or '.join(f'{each.name}s' for each in embedded)}"
+            what = f"embeds {' or '.join(each.plural for each in embedded)}"
             some = ": open-clip" if held is modality.IMAGE else ""
             hint = f"embedreg functions lists those that take {place.kind}{some}"
         raise InputError(f"{place} holds {place.kind}, and {name} {what}.", hint)

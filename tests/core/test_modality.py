@@ -25,7 +25,7 @@ from embedreg.engines.databend import Served
 from embedreg.errors import ConfigError, InputError
 from tests.engines.databend_flight import Client
 from tests.fakes import Lengths
-from tests.sounds import AUDIO, NUMBERS, Loudness, Moments, loudness, wav
+from tests.sounds import AUDIO, Loudness, Moments, in_the_table, loudness, wav
 
 PACKAGE = Path(embedreg.__file__).parent
 N = 5
@@ -36,12 +36,8 @@ EXPECTED = np.stack([loudness(seed) for seed in range(N)])
 @pytest.fixture
 def added() -> Iterator[None]:
     """The rows of both modalities, in the table for the time of a test."""
-    for each in (AUDIO, NUMBERS):
-        embedreg.add_modality(each)
-    yield
-    for each in (AUDIO, NUMBERS):
-        del MODALITIES[each.name]
-    modality._parsed.cache_clear()
+    with in_the_table():
+        yield
 
 
 # -- without a row -----------------------------------------------------------------------------------------------------
@@ -208,6 +204,12 @@ class Sorted(Both):
     source_type: str = "text"
 
 
+class Odd(Whatever):
+    """Names no modality at all."""
+
+    traits: ClassVar[Traits] = Traits(modality=5)  # type: ignore[arg-type]  # as users write it
+
+
 class TextFirst(Whatever):
     """Embeds the same, and names texts first."""
 
@@ -227,6 +229,13 @@ def test_one_function_decides_what_a_source_row_is() -> None:
     ]:
         assert source_modality(function) is source
         assert sql_modality(function, "query") is asked
+
+
+def test_what_is_no_name_is_refused_as_one() -> None:
+    """A number, and an empty part."""
+    for function, name in ((Odd.create(), "'5'"), (type("Half", (Both,), {"traits": Traits("text+")}).create(), "''")):
+        with pytest.raises(ConfigError, match=f"embeds {name}, an unknown modality"):
+            embed_column(function, ["a"])
 
 
 def test_a_name_is_given_once(added: None) -> None:
