@@ -59,6 +59,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "added",
     ),
     "results / inspect / 0 / needed": ("`embedreg inspect --json` list it under `needed`", "added"),
+    "functions / openai / members / request": (
+        "both call `request(batch, role)`",
+        "-> method (self, batch: list[str], role: Role = 'source') -> ndarray",
+    ),
     **{
         f"{owner} / members / {name}": (
             "`compute_embeddings(inputs, role)` and `compute_embeddings_with_retry`",

@@ -82,10 +82,14 @@ def _decided(cls: type) -> dict[Role, _Way]:
 
 def _place(cls: type, name: str) -> int | None:
     """Return where among a class's bases a method or its twin with retries is defined first, but for the fallbacks."""
+    places = (_first(cls, each, name == BATCH) for each in (name, name + RETRY))
+    return min((place for place in places if place is not None), default=None)
+
+
+def _first(cls: type, name: str, with_role: bool) -> int | None:
     for place, base in enumerate(cls.__mro__):
-        own = [vars(base)[each] for each in (name, name + RETRY) if each in vars(base)]
-        if base.__module__ != _BASES and (any(map(takes_role, own)) if name == BATCH else own):
-            return place
+        if name in vars(base) and (not with_role or takes_role(vars(base)[name])):
+            return None if base.__module__ == _BASES else place
     return None
 
 

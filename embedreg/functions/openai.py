@@ -21,8 +21,10 @@ from pydantic import Field, model_validator
 
 from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
+from embedreg.core.role import Role
 from embedreg.errors import CallError, ConfigError, MissingVariableError, UntrustedError, VectorError
-from embedreg.runtime.remote.function import AnswerError, Refusal, RemoteTextFunction, client_key, clients, host_of
+from embedreg.runtime.remote.answers import AnswerError, Refusal, host_of
+from embedreg.runtime.remote.function import RemoteTextFunction, client_key, clients
 from embedreg.support.imports import attempt_import_or_raise
 from embedreg.support.retry import http_status
 
@@ -180,8 +182,12 @@ class OpenAIEmbeddings(RemoteTextFunction):
 
     # -- one request ------------------------------------------------------------------------------------------------
 
-    def request(self, batch: list[str]) -> np.ndarray:
-        """Embed one batch: (m, d) float32, whatever order the server answers in."""
+    def vector_traits(self) -> dict[str, Any]:
+        """Return what is true of the vectors; `prompts` is None, since the protocol has no word for the role."""
+        return {**super().vector_traits(), "prompts": None}
+
+    def request(self, batch: list[str], role: Role = "source") -> np.ndarray:
+        """Embed one batch of sources or queries, alike: (m, d) float32, whatever order the server answers in."""
         import numpy as np
 
         options: dict[str, Any] = {}

@@ -69,6 +69,15 @@ def test_a_query_is_one_request(server: EmbeddingServer) -> None:
     assert [request.texts for request in server.requests] == [["a query"]]
 
 
+def test_queries_go_out_in_batches(server: EmbeddingServer) -> None:
+    """1,000 distinct queries are two requests of the batch size, not 1,000, with the vectors that each has alone."""
+    queries = [f"query {number}" for number in range(1000)]
+    made = embedreg.embed_column(create(server), queries, "query")
+    assert np.array_equal(made.matrix, expected(queries))
+    assert sorted(len(request.texts) for request in server.requests) == [488, 512]
+    assert create(server).vector_traits()["prompts"] is None
+
+
 def test_many_rows_come_back_in_order() -> None:
     """300 texts in 43 requests, four at a time over shared connections, come back in order."""
     with EmbeddingServer(gathers=4) as server:

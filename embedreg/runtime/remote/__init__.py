@@ -1,6 +1,7 @@
 """What every remote function shares: batches, order, several requests at a time, retries, and whose fault a refusal is.
 
-A remote function is a subclass of `RemoteTextFunction` with `ndims()` and `request(batch)`.
+A remote function is a subclass of `RemoteTextFunction`, or for other inputs than texts of `RemoteFunction`, with
+`ndims()` and `request(batch, role)`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
-    from embedreg.runtime.remote.function import AnswerError, Refusal, RemoteTextFunction, client_key, clients, release
+    from embedreg.runtime.remote.answers import AnswerError, Refusal
+    from embedreg.runtime.remote.function import RemoteFunction, RemoteTextFunction, client_key, clients, release
 else:
     __getattr__, __dir__ = index(
         __name__,
         {
-            "AnswerError": "function",
-            "Refusal": "function",
+            "AnswerError": "answers",
+            "Refusal": "answers",
+            "RemoteFunction": "function",
             "RemoteTextFunction": "function",
             "client_key": "function",
             "clients": "function",
@@ -24,4 +27,4 @@ else:
         },
     )
 
-__all__ = ["AnswerError", "Refusal", "RemoteTextFunction", "client_key", "clients", "release"]
+__all__ = ["AnswerError", "Refusal", "RemoteFunction", "RemoteTextFunction", "client_key", "clients", "release"]

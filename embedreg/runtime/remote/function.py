@@ -1,42 +1,53 @@
 """What every remote function shares: batches, order, several requests at a time, retries, and whose fault a refusal is.
 
-A remote function is a subclass of `RemoteTextFunction` with `ndims()` and `request(batch)`.
+A remote function is a subclass of `RemoteTextFunction`, or for other inputs than texts of `RemoteFunction`, with
+`ndims()` and `request(batch, role)`.
 """
 
 from __future__ import annotations
 
 import contextvars
+import functools
+import inspect
 import json
 import os
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from embedreg.arrow.vectors import refuse_outage
-from embedreg.core.base import TextEmbeddingFunction, Traits
-from embedreg.errors import CallError, EmbedregError, InputError, RowError, VectorError
+from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, Traits
+from embedreg.core.role import Role, role_of, takes_role
+from embedreg.errors import CallError, EmbedregError, InputError, RowError
 from embedreg.runtime.cache import ModelCache
+from embedreg.runtime.remote.answers import (
+    MEANING,
+    AnswerError,
+    Batch,
+    Refusal,
+    hint_for,
+    host_of,
+    kind_of,
+    repeats,
+    rows_of,
+    span,
+)
 from embedreg.security.redaction import carried, guarded, redact
 from embedreg.support.retry import DEADLINE_S, call_with_retry, http_status, is_transient
 from embedreg.support.threads import Threads
 
-__all__ = ["AnswerError", "Refusal", "RemoteTextFunction", "client_key", "clients", "release"]
+__all__ = ["AnswerError", "Refusal", "RemoteFunction", "RemoteTextFunction", "client_key", "clients", "release"]
 
 # How many more requests one refused batch may cost. To find a row among 512 by halving takes up to 18: this finds a
 # dozen or more, and a batch that is refused throughout ends in about a minute instead of after a thousand requests.
 BLAME_REQUESTS = 256
-CONTROL_TEXT = "hello"  # a server that refuses this embeds nothing
+_CONTROL: Batch = [(-1, "hello")]  # a server that refuses this text embeds nothing
 SHOWN_CHARACTERS = 500  # of a server's words: some answer with a whole page
-ECHO_CHARACTERS = 16  # long enough not to strike by chance, short enough to lie between two escaped characters
-
-Batch: TypeAlias = list[tuple[int, str]]
-"""Rows of one request: their numbers in the call, and their texts."""
 
 clients = ModelCache(max_models=32, stays=lambda key: False)
 """API clients by `client_key`, connections included; a client in use outlives its eviction."""
@@ -52,42 +63,10 @@ def release() -> int:
     return clients.release()
 
 
-Fault: TypeAlias = Literal["row", "call", "unknown"]
-
-
 _LEAST_S = 1.0  # what a last attempt gets where the deadline is near: less would be none
 _requests = Threads("embedreg-request", computes=False)
 _NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 _ADDRESSES = ("base_url", "endpoint", "api_base", "url", "host")
-
-
-class Refusal(NamedTuple):
-    """What an answer means that would be the same the next time.
-
-    Attributes:
-        fault: "row", an input of the batch cannot be embedded; "call", no input is to blame; "unknown", either.
-        message: the server's words; left out of errors where they repeat an input.
-        hint: what to do about it.
-    """
-
-    fault: Fault
-    message: str
-    hint: str | None = None
-
-
-_KEY_HINT = (
-    "use a key that is valid there: get_registry().bind_env('my_key', 'MY_API_KEY'), create(api_key='$var:my_key')"
-)
-_MEANING: dict[int, tuple[Fault, str | None]] = {
-    400: ("unknown", None),
-    401: ("call", _KEY_HINT),
-    402: ("call", "the account has no credit: see the provider's billing page"),
-    403: ("call", f"the key may not use this model or endpoint; {_KEY_HINT}"),
-    404: ("call", "check the model's name and the endpoint"),
-    405: ("call", "check the endpoint"),
-    413: ("unknown", "choose a smaller batch_size or max_batch_tokens"),
-    422: ("unknown", None),
-}
 
 
 class _Refused(EmbedregError):
@@ -99,31 +78,35 @@ class _Refused(EmbedregError):
         self.where = ", ".join(part for part in (kind, f"HTTP {status}" if status is not None else "") if part)
 
 
-class AnswerError(VectorError):
-    """An answer that says "success" and holds no vectors: empty, cut off, or of another shape. It is tried again."""
-
-
 class _Stopped(CallError):
     """Ends a request that is no longer wanted."""
 
 
-class RemoteTextFunction(TextEmbeddingFunction):
-    """A text embedding function behind a network call.
+@dataclass
+class _Call:
+    """One call of a function: in what role, and whether one of its requests has failed."""
 
-    A subclass says `ndims()` and `request(batch)`. Null and blank texts are never sent and have no vector; the others
-    go out in batches, several at a time, each tried again while its error may pass; results come back in order. A text
-    that the server refuses costs only its own row: it is found by halving its batch.
+    role: Role
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+
+class RemoteFunction(EmbeddingFunction):
+    """An embedding function behind a network call.
+
+    A subclass defines `ndims()`, `request(batch, role)` and its `traits`. Nulls and blank texts are never sent and have
+    no vector; the other inputs go out in batches, several at a time, each tried again while its error may pass; results
+    come back in order. An input that the server refuses costs only its own row: it is found by halving its batch.
 
     Attributes:
-        batch_size: texts in one request, at most.
-        max_batch_tokens: tokens in one request, at most, as `count_tokens` counts; a longer text goes alone.
+        batch_size: inputs in one request, at most.
+        max_batch_tokens: tokens in one request, at most, as `count_tokens` counts; a longer input goes alone.
         concurrency: requests under way at a time, at most.
         timeout_s: how long one request may take, from first to last, whatever its server does meanwhile.
         deadline_s: how long a batch may take with all that is tried again; to find refused texts it has as long again.
     """
 
     # Several requests' worth of rows at a time; the retries are per request, so the whole call is not tried again.
-    traits: ClassVar[Traits] = Traits(remote=True, retry=False, window=8192)
+    traits: ClassVar[Traits] = Traits(modality="any", remote=True, retry=False, window=8192)
 
     batch_size: int = Field(default=512, ge=1)
     max_batch_tokens: int = Field(default=250_000, ge=1)
@@ -138,11 +121,14 @@ class RemoteTextFunction(TextEmbeddingFunction):
     # -- what a subclass says ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def request(self, batch: list[str]) -> Any:
+    def request(self, batch: list[Any], role: Role) -> Any:
         """Embed one batch with one network call; called from several threads at a time.
 
+        A class whose service embeds queries and sources alike may leave out the role: `request(self, batch)`.
+
         Args:
-            batch: m texts, none of them blank, 1 <= m <= batch_size.
+            batch: m inputs, none of them null or blank, 1 <= m <= batch_size.
+            role: "source" or "query", of all of them.
         Returns:
             (m, d) in the order of the batch, or m vectors with None or a RowError for a row that failed.
         Raises:
@@ -152,55 +138,70 @@ class RemoteTextFunction(TextEmbeddingFunction):
     def explain(self, exc: Exception) -> Refusal | None:
         """Say what an error of `request` means, or None where it is no refusal; the default goes by the HTTP status."""
         status = http_status(exc)
-        if status is None or status not in _MEANING:
+        if status is None or status not in MEANING:
             return None
-        fault, hint = _MEANING[status]
+        fault, hint = MEANING[status]
         return Refusal(fault, self.words_of(exc), hint)
 
     def words_of(self, exc: Exception) -> str:
         """Return the service's own words out of an error of its client library."""
         return str(exc)
 
-    def count_tokens(self, text: str) -> int:
-        """Return about how many tokens a text has, rather too many than too few.
+    def count_tokens(self, text: Any) -> int:
+        """Return about how many tokens an input has, rather too many than too few; 1 for what is not a text.
 
         The default takes two UTF-8 bytes for a token: prose has about four, and where a character takes three bytes it
         is seldom more than one and a half tokens.
         """
-        return len(text.encode()) // 2 + 1
+        return len(text.encode()) // 2 + 1 if isinstance(text, str) else 1
 
-    def row_problem(self, text: str) -> str | None:
-        """Say why a text cannot be embedded, before it is sent, or None; the default leaves that to the server."""
+    def row_problem(self, text: Any) -> str | None:
+        """Return why an input cannot be embedded, before it is sent, or None; the default leaves that to the server."""
         return None
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
-    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
-        """Embed n texts.
+    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed n inputs.
 
         Returns:
             (n, d) float32; where rows have no vector, a list of n vectors with None (null, blank) and RowError instead.
         Raises:
-            InputError: a row is not text. CallError: a request failed; it names the rows by their numbers in this call.
-            VectorError: the answer does not fit the request.
+            CallError: a request failed; it names the rows by their numbers in this call. VectorError: the answer does
+            not fit the request.
         """
+        return self._embed_rows(inputs, role)
+
+    def compute_source_embeddings(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed source rows, as `compute_embeddings` does."""
+        return self._embed_rows(self.sanitize_input(inputs), "source")
+
+    def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed one query, as `compute_embeddings` does."""
+        return self._embed_rows([query], "query")
+
+    def _sent(self, value: Any, row: int) -> Any:
+        """Return what is sent for an input; None for null and blank."""
+        return None if _is_null(value) or (isinstance(value, str) and not value.strip()) else value
+
+    def _embed_rows(self, inputs: Any, role: Role) -> Any:
         import numpy as np
 
-        values = list(self.sanitize_input(texts))
+        values = list(inputs)
         if not values:
             return np.empty((0, self.ndims()), np.float32)
         found: list[Any] = [None] * len(values)
         rows: Batch = []
-        for row, value in enumerate(values):
-            text = _text_of(value, row)
-            if text is None:
+        for row, given in enumerate(values):
+            value = self._sent(given, row)
+            if value is None:
                 continue
-            problem = self.row_problem(text)
+            problem = self.row_problem(value)
             if problem is None:
-                rows.append((row, text))
+                rows.append((row, value))
             else:
                 found[row] = RowError(problem)
-        results = self._embed_all(list(self._batches(rows)))
+        results = self._embed_all(list(self._batches(rows)), _Call(role))
         if len(rows) == len(values) and all(isinstance(result, np.ndarray) for result in results):
             return np.concatenate(results) if len(results) > 1 else results[0]
         vectors = (vector for result in results for vector in result)
@@ -210,7 +211,7 @@ class RemoteTextFunction(TextEmbeddingFunction):
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
-    def _batches(self, rows: Sequence[tuple[int, str]]) -> Iterator[Batch]:
+    def _batches(self, rows: Batch) -> Iterator[Batch]:
         """Cut rows into batches by number and tokens, in order."""
         batch: Batch = []
         total = 0
@@ -224,14 +225,13 @@ class RemoteTextFunction(TextEmbeddingFunction):
         if batch:
             yield batch
 
-    def _embed_all(self, batches: list[Batch]) -> list[Any]:
+    def _embed_all(self, batches: list[Batch], call: _Call) -> list[Any]:
         """Embed batches, several at a time; the first failure stops the others and is raised."""
-        stopped = threading.Event()
         if len(batches) <= 1 or self.concurrency == 1:
-            return [self._embed(batch, stopped) for batch in batches]
+            return [self._embed(batch, call) for batch in batches]
         pool = ThreadPoolExecutor(min(self.concurrency, len(batches)), thread_name_prefix="embedreg-request")
         # Each thread works in a copy of the caller's context: scoped variables live there.
-        pending = [pool.submit(contextvars.copy_context().run, self._embed, batch, stopped) for batch in batches]
+        pending = [pool.submit(contextvars.copy_context().run, self._embed, batch, call) for batch in batches]
         try:
             done, _ = wait(pending, return_when=FIRST_EXCEPTION)
             failures = [failure for future in done if (failure := future.exception()) is not None]
@@ -239,61 +239,62 @@ class RemoteTextFunction(TextEmbeddingFunction):
                 raise failure  # the one that stopped the others
             return [future.result() for future in pending]
         finally:
-            stopped.set()
+            call.stopped.set()
             # Not waited for: one may be asleep before its next attempt, which it will not make.
             pool.shutdown(wait=False, cancel_futures=True)
 
     @guarded  # the outermost of its thread, so that the retries inside see the client library's own errors
-    def _embed(self, batch: Batch, stopped: threading.Event) -> Any:
-        """Embed one batch, and stop the others if it fails: (m, d), or a list of m with RowErrors for refused texts."""
+    def _embed(self, batch: Batch, call: _Call) -> Any:
+        """Embed one batch, and stop the others if it fails: (m, d), or a list of m with RowErrors among them."""
         try:
-            result = self._send(batch, stopped, time.monotonic() + self.deadline_s)
+            result = self._send(batch, call, time.monotonic() + self.deadline_s)
             if not isinstance(result, _Refused):
                 return result
             until = time.monotonic() + self.deadline_s
-            if result.fault == "unknown" and isinstance(self._send([(-1, CONTROL_TEXT)], stopped, until), _Refused):
+            texts = kind_of(batch) == "text"  # for other inputs there is none that every service takes
+            if result.fault == "unknown" and texts and isinstance(self._send(_CONTROL, call, until), _Refused):
                 result.fault = "call"  # it is not about these texts
             if result.fault == "call":
                 raise self._call_error(result, batch)
             found: list[Any] = []
-            self._halve(batch, result, stopped, found, [BLAME_REQUESTS], until)
+            self._halve(batch, result, call, found, [BLAME_REQUESTS], until)
             return found
         except BaseException:
-            stopped.set()  # here, not where it is waited for: that thread may be slow to wake
+            call.stopped.set()  # here, not where it is waited for: that thread may be slow to wake
             raise
 
     def _halve(
         self,
         batch: Batch,
         refused: _Refused,
-        stopped: threading.Event,
+        call: _Call,
         found: list[Any],
         left: list[int],
         until: float,
     ) -> None:
         """Split a refused batch until only single rows are refused; `left` holds the requests that remain."""
         if len(batch) == 1:
-            found.append(RowError(self._said("the server refused this text", refused, batch)))
+            found.append(RowError(self._said(f"the server refused this {kind_of(batch)}", refused, batch)))
             return
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
             if not left[0]:
-                where = _span([row for row, _ in half])
+                where, what = span([row for row, _ in half]), kind_of(batch)
                 raise CallError(
-                    f"so many texts are refused that {BLAME_REQUESTS} more requests could not tell them apart, {where} "
-                    f"of this call among them; {self._said('the last answer', refused, batch)}.",
-                    "shorten or drop such texts first; with batch_size=64 every one is found, by more requests",
+                    f"so many {what}s are refused that {BLAME_REQUESTS} more requests could not tell them apart, "
+                    f"{where} of this call among them; {self._said('the last answer', refused, batch)}.",
+                    "shorten or drop them first; with batch_size=64 every one is found, by more requests",
                 )
             left[0] -= 1
-            result = self._send(half, stopped, until)
+            result = self._send(half, call, until)
             if not isinstance(result, _Refused):
                 found.extend(result)
             elif result.fault == "call":
                 raise self._call_error(result, half)
             else:
-                self._halve(half, result, stopped, found, left, until)
+                self._halve(half, result, call, found, left, until)
 
-    def _send(self, batch: Batch, stopped: threading.Event, until: float) -> Any:
+    def _send(self, batch: Batch, call: _Call, until: float) -> Any:
         """Send one request, again while its error may pass: (m, d), a list of m, or a refusal.
 
         Args:
@@ -301,16 +302,16 @@ class RemoteTextFunction(TextEmbeddingFunction):
         Raises:
             CallError: it failed for good.
         """
-        texts = [text for _, text in batch]
+        ask = functools.partial(_asked(type(self).request), self.request, [value for _, value in batch], call.role)
 
         def attempt() -> Any:
-            if stopped.is_set():
+            if call.stopped.is_set():
                 raise _Stopped("another request of the same call has failed.")
             try:
                 # In a thread that can be left: a client's own timeouts begin anew with each byte, and none of them
                 # covers the look-up of a name.
                 limit_s = min(self.timeout_s, max(_LEAST_S, until - time.monotonic()))
-                return _requests.call(carried(self.request), texts, timeout_s=limit_s)
+                return _requests.call(carried(ask), timeout_s=limit_s)
             except EmbedregError:
                 raise
             except Exception as exc:
@@ -335,15 +336,15 @@ class RemoteTextFunction(TextEmbeddingFunction):
             if status is None and not _passes(exc) and not isinstance(exc, OSError):
                 raise  # a mistake in `request`: its own traceback says more
             if isinstance(exc, _NO_JSON):
-                refusal = Refusal("call", "the answer is not JSON", _MEANING[405][1])
+                refusal = Refusal("call", "the answer is not JSON", MEANING[405][1])
             else:
-                refusal = Refusal("call", self.words_of(exc), _hint_for(status))
+                refusal = Refusal("call", self.words_of(exc), hint_for(status))
             address = self._address() if status is None else None
             kind = type(exc).__name__ + (f" at {address}" if address else "")
             failure = _Refused(refusal, status, kind)
             failure.__cause__ = exc
         else:
-            return _rows_of(result, len(batch))
+            return rows_of(result, len(batch), kind_of(batch))
         raise self._call_error(failure, batch)
 
     def _address(self) -> str | None:
@@ -359,9 +360,9 @@ class RemoteTextFunction(TextEmbeddingFunction):
     def _call_error(self, refused: _Refused, batch: Batch) -> CallError:
         """Build the error for a failed request; the client library's error is its cause, unless that repeats inputs."""
         rows = [row for row, _ in batch if row >= 0]
-        what = f"{_span(rows)} of this call could not be embedded" if rows else "the service cannot be used"
+        what = f"{span(rows)} of this call could not be embedded" if rows else "the service cannot be used"
         error = CallError(f"{self._said(what, refused, batch)}.", refused.hint)
-        if not _repeats(str(refused.__cause__), batch):
+        if not repeats(str(refused.__cause__), batch):
             error.__cause__ = refused.__cause__
         error.__suppress_context__ = True
         return error
@@ -369,12 +370,58 @@ class RemoteTextFunction(TextEmbeddingFunction):
     def _said(self, what: str, refused: _Refused, batch: Batch) -> str:
         """Say what happened in the server's words, unless they repeat an input; no secret is in them."""
         words = " ".join(refused.message.split()).rstrip(".")
-        if _repeats(refused.message, batch):
+        if repeats(refused.message, batch):
             words = "the server's words repeat an input and are left out"
         elif len(words) > SHOWN_CHARACTERS:
             words = f"{words[:SHOWN_CHARACTERS]}..."
         said = f"{what} ({refused.where})" if refused.where else what
         return redact(f"{said}: {words}" if words else said, self._held_secrets())
+
+
+class RemoteTextFunction(TextEmbeddingFunction, RemoteFunction):  # type: ignore[misc]  # what one calls texts
+    """A text embedding function behind a network call: a `RemoteFunction` whose inputs are texts.
+
+    A subclass defines `ndims()` and `request(batch, role)`.
+    """
+
+    traits: ClassVar[Traits] = Traits(remote=True, retry=False, window=8192)
+
+    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed texts, as `generate_embeddings` does; `request` is told the role."""
+        return EmbeddingFunction.compute_embeddings(self, inputs, role)  # LanceDB's methods, which a subclass overrides
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed n texts.
+
+        Returns:
+            (n, d) float32; where rows have no vector, a list of n vectors with None (null, blank) and RowError instead.
+        Raises:
+            InputError: a row is not text. CallError: a request failed; it names the rows by their numbers in this call.
+            VectorError: the answer does not fit the request.
+        """
+        return self._embed_rows(self.sanitize_input(texts), role_of(self))
+
+    def vector_traits(self) -> dict[str, Any]:
+        """Return what is true of the vectors; `prompts` is None where `request` is not told the role."""
+        alike = {} if takes_role(type(self).request) else {"prompts": None}
+        return {**super().vector_traits(), **alike}
+
+    def _sent(self, value: Any, row: int) -> Any:
+        return _text_of(value, row)
+
+
+@functools.lru_cache(maxsize=256)
+def _asked(request: Any) -> Callable[[Callable[..., Any], list[Any], Role], Any]:
+    """Return how a class's `request` is called with a batch and a role: it may have no parameter for the role."""
+    if takes_role(request):
+        return lambda bound, batch, role: bound(batch, role=role)
+    try:
+        inspect.signature(request).bind("self", "batch")
+    except TypeError:  # a second one that it needs, of whatever name
+        return lambda bound, batch, role: bound(batch, role)
+    except ValueError:  # a callable without a signature
+        pass
+    return lambda bound, batch, role: bound(batch)
 
 
 def _passes(exc: BaseException) -> bool:
@@ -385,87 +432,14 @@ def _passes(exc: BaseException) -> bool:
     )
 
 
-def host_of(url: str) -> str | None:
-    """Return the host and port of a URL, without its user and password; None where it has none."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return None
-    return None if host is None else host if port is None else f"{host}:{port}"
-
-
-def _hint_for(status: int | None) -> str:
-    if status == 429:
-        return "the rate limit holds on: a smaller concurrency, more max_retries, or a higher limit at the provider"
-    if status is not None:
-        return "the server fails; try again later, or raise max_retries and deadline_s"
-    return "check the network and the endpoint; timeout_s, max_retries and deadline_s say how patient to be"
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)  # NaN is pandas' null
 
 
 def _text_of(value: Any, row: int) -> str | None:
     """Return a text to send, or None for null and blank."""
-    if value is None or (isinstance(value, float) and value != value):  # NaN is pandas' null
+    if _is_null(value):
         return None
     if not isinstance(value, str):
         raise InputError(f"row {row} is {type(value).__name__}, not text.", "convert the column to text first")
     return str(value) if value.strip() else None  # numpy's str_ is no JSON
-
-
-def _rows_of(result: Any, m: int) -> Any:
-    """Turn what `request` returned into (m, d) float32, or a list of m where rows failed."""
-    import numpy as np
-
-    if isinstance(result, str | bytes | Mapping | Set) or not hasattr(result, "__iter__"):
-        raise VectorError(f"request() gave {type(result).__name__} for {m} texts.", "return one vector for each text")
-    if not isinstance(result, np.ndarray):
-        result = list(result)
-        if any(row is None or isinstance(row, RowError) for row in result):
-            if len(result) != m:
-                raise _miscounted(len(result), m)
-            return result
-    try:
-        matrix = np.asarray(result)
-        if matrix.dtype.kind not in "fiuO" or any(isinstance(item, str | bytes) for item in _items(matrix)):
-            raise TypeError  # numpy would read numbers out of texts
-        with np.errstate(over="ignore"):
-            matrix = matrix.astype(np.float32, copy=False)
-    except (OverflowError, TypeError, ValueError):
-        what = "the server gave vectors of different widths, or what are no numbers."
-        raise VectorError(what, "check that the endpoint serves embeddings") from None
-    if matrix.ndim != 2 or len(matrix) != m:
-        raise _miscounted(len(matrix) if matrix.ndim == 2 else 0, m)
-    if not np.isfinite(matrix).all(axis=1).any():
-        refuse_outage(m, lambda: True)  # of a few, whoever called decides
-    return matrix
-
-
-def _items(matrix: Any) -> Any:
-    return matrix.flat if matrix.dtype == object else ()
-
-
-def _miscounted(got: int, m: int) -> VectorError:
-    return VectorError(f"the server gave {got} vectors for {m} texts.", "check that the endpoint serves embeddings")
-
-
-def _repeats(message: str, batch: Batch) -> bool:
-    """Say whether a server's words hold an input or a piece of one."""
-    whole = "\n".join(text for _, text in batch)
-    pieces = (message[at : at + ECHO_CHARACTERS] for at in range(0, len(message) - ECHO_CHARACTERS + 1, 4))
-    if any(piece in whole for piece in pieces):
-        return True
-    short = [text for _, text in batch if len(text) < ECHO_CHARACTERS + 4]
-    return any(f"{quote}{text}{quote}" in message for text in short for quote in "'\"`")
-
-
-def _span(rows: list[int]) -> str:
-    """Write row numbers as ranges: "rows 0-4, 7"."""
-    ranges: list[list[int]] = []
-    for row in rows:
-        if ranges and row == ranges[-1][1] + 1:
-            ranges[-1][1] = row
-        else:
-            ranges.append([row, row])
-    shown = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in ranges[:5])
-    more = f" and {sum(last - first + 1 for first, last in ranges[5:])} more" if len(ranges) > 5 else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"

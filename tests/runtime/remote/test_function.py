@@ -1,7 +1,8 @@
-"""What every remote function gets for its `request(batch)`: batches, order, threads, blame; all in process."""
+"""What every remote function gets for its `request(batch, role)`: batches, order, threads, blame; all in process."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ import pytest
 import stamina
 
 import embedreg
+from embedreg.core.role import Role
+from embedreg.engines.databend import queries_differ
 from embedreg.errors import CallError, ConfigError, InputError, RowError, VectorError
-from embedreg.runtime import remote
-from embedreg.runtime.remote import RemoteTextFunction
+from embedreg.runtime.remote import RemoteFunction, RemoteTextFunction
+from embedreg.runtime.remote.function import BLAME_REQUESTS
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +166,7 @@ def test_blame_is_bounded() -> None:
     """When nearly every text is refused, the requests are bounded and the call fails instead of giving nulls."""
     with pytest.raises(CallError, match="so many texts are refused") as caught:
         Lengths(batch_size=2048).generate_embeddings([f"poison {i}" for i in range(2048)])
-    assert len(Lengths.seen) <= remote.BLAME_REQUESTS + 2
+    assert len(Lengths.seen) <= BLAME_REQUESTS + 2
     assert "batch_size=64" in str(caught.value)
     Lengths.seen.clear()
     made = Lengths(batch_size=64).generate_embeddings([f"poison {i}" for i in range(128)])
@@ -342,3 +345,137 @@ def test_embed_column_takes_the_rows_errors() -> None:
     assert done.valid.tolist() == [True, False, False, True, False, True]
     assert list(done.reasons) == [1]
     assert Lengths.seen[0] == ["a", "poison", "bb"]
+
+
+# -- the role ----------------------------------------------------------------------------------------------------------
+
+
+class Asks(RemoteTextFunction):
+    """A service that is told the role: 0 for a source, 1 for a query, beside the text's length."""
+
+    seen: ClassVar[list[tuple[str, int]]] = []
+
+    def ndims(self) -> int:
+        return 2
+
+    def request(self, batch: list[str], role: Role) -> Any:
+        self.seen.append((role, len(batch)))
+        return [[len(text), role == "query"] for text in batch]
+
+
+@pytest.fixture(autouse=True)
+def unasked() -> None:
+    """Forget the roles of earlier tests."""
+    Asks.seen.clear()
+
+
+def test_request_is_told_the_role_of_its_batch() -> None:
+    """By every way that leads to it, in threads too; 1,000 queries are as many requests as fit the batch size."""
+    fn = Asks.create(batch_size=300, concurrency=2)
+    assert embedreg.embed_column(fn, ["a", "bb"]).matrix.tolist() == [[1, 0], [2, 0]]
+    assert embedreg.embed_query(fn, "a").tolist() == [1, 1]
+    assert np.asarray(fn.compute_query_embeddings("a")).tolist() == [[1, 1]]
+    assert np.asarray(fn.compute_embeddings(["a"], "query")).tolist() == [[1, 1]]
+    assert np.asarray(fn.generate_embeddings(["a"])).tolist() == [[1, 0]]
+    assert np.asarray(asyncio.run(fn.acompute_query_embeddings("a"))).tolist() == [[1, 1]]
+    Asks.seen.clear()
+    made = embedreg.embed_column(fn, [f"query {number}" for number in range(1000)], "query")
+    assert made.matrix[:, 1].tolist() == [1] * 1000
+    assert sorted(Asks.seen) == [("query", 100), *[("query", 300)] * 3]
+
+
+def test_a_request_without_a_role_is_called_without_one() -> None:
+    """As plug-ins wrote it before there were roles, with options of its own too; its queries are its sources."""
+
+    class WithOptions(Lengths):
+        def request(self, batch: list[str], timeout_s: float = 1.0, **options: Any) -> Any:
+            assert (timeout_s, options) == (1.0, {})
+            return super().request(batch)
+
+    for cls in (Lengths, WithOptions):
+        assert (
+            embedreg.embed_column(cls.create(), ["a", "bb"], "query").matrix.tolist() == lengths(["a", "bb"]).tolist()
+        )
+        assert not queries_differ(cls.create())
+    assert queries_differ(Asks.create())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        lambda self, batch, kind: [[len(text), kind == "query"] for text in batch],
+        lambda self, batch, /, *, role: [[len(text), role == "query"] for text in batch],
+        lambda self, batch, role="source", **options: [[len(text), role == "query"] for text in batch],
+    ],
+)
+def test_the_role_is_passed_as_the_signature_takes_it(request_: Any) -> None:
+    """By its name, or as the second argument that the method needs."""
+    cls = type("Signed", (RemoteTextFunction,), {"request": request_, "ndims": lambda self: 2, "__module__": __name__})
+    assert embedreg.embed_column(cls.create(), ["a"], "query").matrix.tolist() == [[1, 1]]
+    assert embedreg.embed_column(cls.create(), ["a"]).matrix.tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("role", ["source", "query"])
+def test_a_refused_text_is_found_in_either_role(role: Role) -> None:
+    """By halving, in the role of the call; its neighbours get their vectors."""
+
+    class Picky(Asks):
+        def request(self, batch: list[str], role: Role) -> Any:
+            if any("poison" in text for text in batch):
+                raise Answer(400)
+            return super().request(batch, role)
+
+    made = embedreg.embed_column(Picky.create(), ["a", "poison", "b"], role)
+    assert made.valid.tolist() == [True, False, True]
+    assert {asked for asked, _ in Asks.seen} == {role}
+
+
+def test_overrides_of_lancedbs_methods_keep_the_role() -> None:
+    """What a subclass does to its texts is done in either role, and the request is told which."""
+
+    class Louder(Asks):
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().generate_embeddings([text + "!!" for text in texts])
+
+    class Sources(Asks):
+        def compute_source_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_source_embeddings([text + "!!" for text in self.sanitize_input(texts)])
+
+    class Prefixed(Asks):
+        def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_query_embeddings("12345" + query)
+
+    for cls in (Louder, Sources):  # queries go through both, as LanceDB's do
+        for role, mark in (("source", 0), ("query", 1)):
+            assert embedreg.embed_column(cls.create(), ["a"], role).matrix.tolist() == [[3, mark]]  # type: ignore[arg-type]
+        assert embedreg.embed_query(cls.create(), "a").tolist() == [3, 1]
+        assert np.asarray(cls.create().compute_query_embeddings("a")).tolist() == [[3, 1]]
+    assert embedreg.embed_column(Prefixed.create(), ["a"], "query").matrix.tolist() == [[6, 1]]
+    assert embedreg.embed_column(Prefixed.create(), ["a"]).matrix.tolist() == [[1, 0]]
+
+
+def test_other_inputs_than_texts_go_out_in_batches_too() -> None:
+    """`RemoteFunction` is for any input: bytes and texts in one batch, nulls left out, refused ones found."""
+
+    class Bytes(RemoteFunction):
+        traits = embedreg.Traits(modality="image+text", remote=True, retry=False)
+        seen: ClassVar[list[tuple[str, int]]] = []
+
+        def ndims(self) -> int:
+            return 2
+
+        def request(self, batch: list[Any], role: Role) -> Any:
+            self.seen.append((role, len(batch)))
+            if b"poison" in batch:
+                raise Answer(422)
+            return [[len(value), role == "query"] for value in batch]
+
+    fn = Bytes.create(batch_size=2)
+    assert embedreg.embed_column(fn, [b"png", "a text", b"jpeg"], "query").matrix.tolist() == [[3, 1], [6, 1], [4, 1]]
+    assert sorted(size for _, size in Bytes.seen) == [1, 2]
+    made = embedreg.embed_column(fn, [b"png", b"poison", None, b"jpeg"])
+    assert made.valid.tolist() == [True, False, False, True]
+    assert "refused this input" in made.reasons[1]
+    assert embedreg.embed_query(fn, b"png").tolist() == [3, 1]
+    assert np.asarray(fn.compute_source_embeddings([b"png"])).tolist() == [[3, 0]]
+    assert np.asarray(fn.compute_query_embeddings("a text")).tolist() == [[6, 1]]
