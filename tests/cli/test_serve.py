@@ -328,7 +328,7 @@ GOOD = '[[function]]\nname = "hashing"\n'
         ("bind = '127.0.0.1'\n" + GOOD, "is no address to listen on"),
         ("on_error = 'drop'\n" + GOOD, "on_error"),
         ("address = 'here'\n" + GOOD, "write http://host:8815"),
-        ("databend_version = '2'\n" + GOOD, "no version of Databend"),
+        ("databend_version = '2'\n" + GOOD, "unknown Databend version '2'"),
         ("auth_token_env = 'NOT_SET_HERE'\n" + GOOD, "export NOT_SET_HERE=..."),
         (GOOD + GOOD, "is there already"),
         ("[env]\nkey = 3\n" + GOOD, "env.key is not a text"),

@@ -1,4 +1,4 @@
-"""Who may come in, and how much memory calls may take together."""
+"""Admission control: how many calls are open, and how much memory they take together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 __all__ = ["READ_BYTES", "AdmissionControl", "Budget", "Memory", "Reads"]
 
-_SMALL = 2**18  # bytes that need not wait: small calls are not held up by large ones
-_POLL_S = 0.05  # how often one that waits asks whether it is still wanted
-READ_BYTES = 2**21  # what a read is taken to bring until it is known
+_SMALL = 2**18  # bytes that are not counted: small calls do not wait for large ones
+_POLL_S = 0.05  # between two checks whether a waiting call is still wanted
+READ_BYTES = 2**21  # reserved for a read until the size of its message is known
 
 
 class AdmissionControl:
-    """Counts the calls that brought work and are not over, and lets only so many in.
+    """Counts the open calls that brought work, and limits their number.
 
     Args:
         most: how many may be open at once.
@@ -35,7 +35,7 @@ class AdmissionControl:
         return self._open
 
     def enter(self) -> bool:
-        """Let a call in; return False where there are too many, or the admission is closed."""
+        """Admit a call; return False if there are too many, or admission is closed."""
         with self._changed:
             if self.closed or self._open >= self.most:
                 return False
@@ -49,7 +49,7 @@ class AdmissionControl:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody in from now on."""
+        """Admit no calls from now on."""
         with self._changed:
             self.closed = True
 
@@ -60,7 +60,7 @@ class AdmissionControl:
 
 
 class Budget:
-    """Bytes that threads take and give back, in the order in which they asked.
+    """Bytes that threads reserve and release, first come, first served.
 
     Args:
         most: how many may be taken at once. What is larger waits until nothing else is taken.
@@ -135,7 +135,7 @@ class Reads:
     async def take(self, have: int) -> int:
         """Wait until a message may be read; return what is then set aside for a call. Who came last is first.
 
-        Silent clients that come in numbers then keep nobody waiting but each other.
+        Then many silent clients delay only each other.
 
         Args:
             have: what is set aside for it already.
@@ -183,10 +183,10 @@ class Memory:
 
     @classmethod
     def of(cls, count: int) -> Memory:
-        """Divide a number of bytes."""
+        """Divide a number of bytes between the four."""
         return cls(Reads(count // 2), Budget(count // 6), Budget(count // 6), Budget(count // 6))
 
     @property
     def short(self) -> bool:
-        """Whether somebody waits for memory."""
+        """Whether a call waits for memory."""
         return bool(self.reads.waiting or self.decoding.waiting or self.kept.waiting or self.vectors.waiting)

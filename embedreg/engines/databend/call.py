@@ -1,4 +1,4 @@
-"""One call of a SQL function: how long it may last, whether it is still wanted, and what its user reads when it fails.
+"""One call of a SQL function: how long it may last, whether it is still wanted, and the error that its user reads.
 
 A SQL user sees one line with the function's name: no traceback, no path, no input, no secret.
 """
@@ -21,13 +21,13 @@ from embedreg.support.display import plain
 if TYPE_CHECKING:
     from embedreg.engines.databend.admission import Memory
 
-__all__ = ["Call", "EndedError", "StalledError", "in_one_line", "outcome", "told"]
+__all__ = ["Call", "EndedError", "StalledError", "as_flight_error", "counter_of", "in_one_line"]
 
 log = logging.getLogger("embedreg")
 
 
 class EndedError(flight.FlightUnavailableError):  # type: ignore[misc]  # it ships no types
-    """A call that was let in, and ended by a shutdown."""
+    """A call that was admitted, and ended by a shutdown."""
 
 
 class StalledError(flight.FlightTimedOutError):  # type: ignore[misc]  # it ships no types
@@ -52,7 +52,7 @@ class Call:
         deadline_s: how long it may last, in seconds.
         cancelled: returns whether its query is over.
         stopping: returns whether the server will wait for it no longer.
-        memory: what its vectors may take; None where nobody counts.
+        memory: what its vectors may take; None for no limit.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Call:
         self._held = 0
 
     def check(self) -> None:
-        """Raise a FlightError if nobody waits for this call, or nobody should."""
+        """Raise a FlightError if the call was cancelled, is overdue, or the server is shutting down."""
         if self._cancelled():
             raise flight.FlightCancelledError(f"{self.name}: the query was cancelled")
         if self._stopping():
@@ -93,24 +93,24 @@ class Call:
         return contextlib.nullcontext() if self._memory is None else self._memory.kept.held(count, self.check)
 
     def take(self, count: int) -> None:
-        """Take memory for the vectors of a chunk; whoever sends them gives it back."""
+        """Reserve memory for the vectors of a chunk; the sender releases it."""
         if self._memory is not None:
             self._held += self._memory.vectors.take(count, self.check)
 
     def keep(self, count: int) -> None:
-        """Give back what was taken beyond a number of bytes."""
+        """Release what is reserved beyond a number of bytes."""
         if self._memory is not None and self._held > count:
             self._memory.vectors.give(self._held - count)
             self._held = count
 
-    def handed(self) -> int:
-        """Return what was taken since the last time, for whoever gives it back."""
+    def pop_held(self) -> int:
+        """Return the bytes reserved since the last time; from now on the caller releases them."""
         held, self._held = self._held, 0
         return held
 
 
-def told(name: str, exc: BaseException) -> flight.FlightError:
-    """Turn whatever failed a call into what its SQL user may read.
+def as_flight_error(name: str, exc: BaseException) -> flight.FlightError:
+    """Return the error that the SQL user may read, for whatever failed a call.
 
     Args:
         name: of the SQL function.
@@ -124,15 +124,15 @@ def told(name: str, exc: BaseException) -> flight.FlightError:
         log.warning("%s failed: %s%s", name, message, f" Hint: {in_one_line(exc.hint)}" if exc.hint else "")
     else:
         kind = plain(type(exc).__name__, 60)
-        message = f"the function failed with {kind}; the server's log says where"
+        message = f"the function failed with {kind}; see the server's log"
         frames = traceback.extract_tb(exc.__traceback__)
         where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         log.warning("%s failed with %s%s", name, kind, where)
-    # the frames alone: messages may quote inputs, or secrets that nobody has declared
+    # the frames alone: messages may quote inputs, or undeclared secrets
     log.debug("%s failed in\n%s", name, "".join(traceback.format_tb(exc.__traceback__)))
     return flight.FlightServerError(f"{name}: {message.rstrip('.')}")
 
 
-def outcome(exc: BaseException) -> str:
+def counter_of(exc: BaseException) -> str:
     """Return the counter of a call that ended with an error."""
     return next((counter for kind, counter in _COUNTED.items() if isinstance(exc, kind)), "failed")

@@ -19,7 +19,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 
 def invalid_message() -> InputError:
-    """Return the error for bytes that are no Flight message."""
+    """Return the error for an invalid Flight message."""
     return InputError("the message is not a valid Arrow Flight message.", "call it from Databend or a Flight client")
 
 

@@ -16,7 +16,7 @@ from databend_udf.udf import ARROW_EXT_TYPE_VECTOR, EXTENSION_KEY, Headers, User
 from embedreg.arrow.columns import Accepted, column_of
 from embedreg.arrow.vectors import Embedded
 from embedreg.embedding.column import distinct_inputs
-from embedreg.engines.databend.call import Call, told
+from embedreg.engines.databend.call import Call, as_flight_error
 from embedreg.engines.databend.frames import FRAME_BYTES
 from embedreg.engines.databend.message import in_one_line, inputs_of
 from embedreg.engines.databend.spec import inputs
@@ -71,7 +71,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         except GeneratorExit:
             raise
         except BaseException as exc:  # noqa: BLE001  # pyarrow sends what is no FlightError with its traceback
-            problem = told(self._name, exc)
+            problem = as_flight_error(self._name, exc)
         else:
             return
         raise problem  # outside the handler, so that it carries nothing of what it stands for

@@ -2,7 +2,7 @@
 
 Databend-udf's server decodes a message before Python sees it, gives each call a thread and sends tracebacks. This one
 reads messages as bytes and looks at their headers first; a call has a thread only while its batch is worked on; a SQL
-user reads what failed and nothing more. The functions are on databend-udf's contract and run in its server too.
+user reads one line about what failed. The functions are on databend-udf's contract and run in its server too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import pyarrow.flight as flight
 from databend_udf.udf import UserDefinedFunction, builtin_echo, builtin_healthy
 
 from embedreg.engines.databend.admission import READ_BYTES, AdmissionControl, Memory
-from embedreg.engines.databend.call import EndedError, outcome, told
+from embedreg.engines.databend.call import EndedError, as_flight_error, counter_of
 from embedreg.engines.databend.exchange import CallHeaders, SqlFunction
 from embedreg.engines.databend.frames import frames
 from embedreg.engines.databend.loop import run
-from embedreg.engines.databend.malloc import settle, trim
+from embedreg.engines.databend.malloc import limit_heaps, trim
 from embedreg.engines.databend.metrics import Metrics
 from embedreg.engines.databend.open_calls import OpenCall, OpenCalls
 from embedreg.engines.databend.wire import Incoming, path_of
@@ -41,9 +41,9 @@ log = logging.getLogger("embedreg")
 
 BUILTINS = {function._name: function for function in (builtin_echo, builtin_healthy)}
 _SERVICE = "/arrow.flight.protocol.FlightService/"
-_LEAVE_S = 1.0  # for calls that were told to end: they look every twentieth of a second
+_LEAVE_S = 1.0  # for calls to end: they check every twentieth of a second
 _CLOSE_S = 2.0  # for connections that were cut
-_LOOK_S = 0.1  # between two looks of the watchdog
+_WATCH_S = 0.1  # between two rounds of the watchdog
 TRIM_BYTES = 2**25  # of batches, after which free memory is given back,
 _TRIM_S = 0.25  # but not more often than this
 _INPUT_COUNT = b"input_count"  # databend-udf's key in the schema of get_flight_info
@@ -59,7 +59,7 @@ _CODES = {
 _IO_ERROR = "5"  # Arrow's status code of all of these
 
 # gRPC's options. It would open messages that are compressed before it compares their size with the limit, and let a
-# stream that nobody reads fill a window that it enlarges by itself.
+# unread stream fill a buffer that it enlarges by itself.
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
@@ -97,7 +97,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         metrics: where calls are counted.
         limits: what a call may bring and take.
         certificates: (certificate, key) in PEM form, for TLS.
-        token: what clients must send; None lets in everybody.
+        token: what clients must send; None for no authentication.
     Raises:
         RuntimeError: the address cannot be listened on.
     """
@@ -113,7 +113,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         certificates: tuple[bytes, bytes] | None = None,
         token: str | None = None,
     ) -> None:
-        settle()
+        limit_heaps()
         self._functions = {**BUILTINS, **{function._name: function for function in functions}}
         self._admission, self._metrics, self._limits = admission, metrics, limits
         self._expected = None if token is None else f"Bearer {token}".encode()
@@ -142,7 +142,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
     # -- calls, in the event loop -------------------------------------------------------------------------------------
 
     def service(self, handler_call_details: Any) -> Any:
-        """Return what answers a call; every method is a stream, so that nothing is read before it is let in."""
+        """Return what answers a call; every method is a stream, so that nothing is read before the checks."""
         method = handler_call_details.method.removeprefix(_SERVICE)
         answers = {"DoExchange": self._exchange, "GetFlightInfo": self._info}
         allowed = self._has_token(handler_call_details.invocation_metadata)
@@ -163,7 +163,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
 
     async def _unauthenticated(self, call: OpenCall, context: Any) -> None:
         self._metrics.add("", "unauthenticated")
-        raise flight.FlightUnauthenticatedError("the embedding server wants a token: authorization: Bearer ...")
+        raise flight.FlightUnauthenticatedError("the embedding server requires a token: authorization: Bearer ...")
 
     async def _unknown(self, call: OpenCall, context: Any) -> None:
         raise NotImplementedError
@@ -206,8 +206,8 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
     def _failed(self, open_: OpenCall, exc: BaseException) -> tuple[Any, str, str]:
         """Count a failed call; return its status, the Flight name of that, and what its user reads."""
         if not isinstance(exc, flight.FlightUnauthenticatedError):
-            self._metrics.add(open_.name, outcome(exc))
-        problem = told(open_.name or "the call", exc)
+            self._metrics.add(open_.name, counter_of(exc))
+        problem = as_flight_error(open_.name or "the call", exc)
         code, detail = next(
             (known for kind, known in _CODES.items() if isinstance(problem, kind)), _CODES[flight.FlightServerError]
         )
@@ -229,7 +229,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         incoming = Incoming(self._limits)
         function: UserDefinedFunction | None = None
         while (message := await self._read(open_, context)) is not grpc.aio.EOF:
-            seen = incoming.look(message)
+            seen = incoming.check(message)
             if function is None:
                 name, function = self._find(seen.path or "")
                 open_.named(name)
@@ -243,7 +243,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 function.check(incoming.schema)
             if seen.kind == "batch":
                 self._admit(open_)
-                if not self._memory.reads.waiting:  # else it keeps its place for the next message
+                if not self._memory.reads.waiting:  # else its reservation stays for the next message
                     open_.taken = self._memory.reads.change(open_.taken, incoming.kept + len(message))
                 self._worked += seen.cost + 4 * _width(function) * seen.rows
                 await self._answer(open_, context, self._work(open_, function, incoming, message, seen.cost))
@@ -252,7 +252,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
             open_.taken = self._memory.reads.change(open_.taken, max(open_.kept, min(open_.taken, READ_BYTES)))
 
     def _admit(self, open_: OpenCall) -> None:
-        """Let a call in that brings work, or raise FlightUnavailableError."""
+        """Admit a call that brings work, or raise FlightUnavailableError."""
         if open_.admitted:
             return
         if not self._admission.enter():
@@ -263,7 +263,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         self._metrics.add(open_.name, "calls")
 
     async def _answer(self, open_: OpenCall, context: Any, work: Iterator[_Chunk]) -> None:
-        """Send what a batch becomes; the next chunk is computed while one is sent."""
+        """Send the answer to a batch; the next chunk is computed while one is sent."""
         loop = asyncio.get_running_loop()
         step: asyncio.Future[_Chunk] | None = loop.run_in_executor(self._pool, next, work)
         try:
@@ -276,18 +276,18 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 finally:
                     self._memory.vectors.give(chunk.held)
         finally:
-            if step is not None:  # it is still under way, and has to see that nobody waits for it
+            if step is not None:  # it still runs, and has to see that the call is over
                 open_.gone = True
                 step.add_done_callback(lambda done: self._leave(done, work))
 
     def _leave(self, step: asyncio.Future[_Chunk], work: Any) -> None:
-        """Give back what a step that nobody waits for holds."""
+        """Release the memory of a step whose call is over."""
         if not step.cancelled() and step.exception() is None:
             self._memory.vectors.give(step.result().held)
             self._pool.submit(work.close)  # in a thread, since there may be more to do
 
     async def _read(self, open_: OpenCall, context: Any) -> Any:
-        """Return the next message of a call, once there is room for it."""
+        """Return the next message of a call, once there is memory for it."""
         open_.since, open_.waits = time.monotonic(), "room"
         open_.taken = await self._memory.reads.take(open_.taken)
         open_.since, open_.waits = time.monotonic(), "sends"
@@ -306,7 +306,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
     def _find(self, name: str) -> tuple[str, UserDefinedFunction]:
         if name not in self._functions:
             served = ", ".join(sorted(self._functions.keys() - BUILTINS.keys()))
-            raise flight.FlightServerError(f"no function {plain(repr(name), 100)} is served here, only {served}")
+            raise flight.FlightServerError(f"unknown function {plain(repr(name), 100)}; this server has {served}")
         return name, self._functions[name]
 
     # -- the watchdog ------------------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         """End calls whose client does nothing for too long, or whose time is over."""
         trimmed = time.monotonic()
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_WATCH_S)
             try:
                 now = time.monotonic()
                 self._calls.end_overdue()
@@ -324,17 +324,17 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 if self._worked > TRIM_BYTES and now - trimmed > _TRIM_S:
                     self._worked, trimmed = 0, now
                     await asyncio.get_running_loop().run_in_executor(self._pool, trim)
-            except Exception as exc:  # noqa: BLE001  # it has to go on looking
+            except Exception as exc:  # noqa: BLE001  # the watchdog must go on
                 log.warning("the watchdog of calls failed with %s", type(exc).__name__)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def drain(self, drain_s: float, ended: Callable[[], None]) -> None:
-        """Let nobody in, wait for the calls in flight, and stop.
+        """Admit no more calls, wait for those in flight, and stop.
 
         Args:
             drain_s: how long to wait, in seconds; calls that are not over by then are ended, and count as failed.
-            ended: called when no call computes any longer.
+            ended: called when no call computes any more.
         """
         self._admission.close()
         if not self._admission.empty(drain_s):
@@ -362,21 +362,21 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
     def _work(
         self, open_: OpenCall, function: UserDefinedFunction, incoming: Incoming, message: bytes, cost: int
     ) -> Iterator[_Chunk]:
-        """Yield what a batch becomes, a chunk at a time."""
+        """Yield the answer to a batch, a chunk at a time."""
         call, rows = open_.call, 0
         try:
             with self._memory.decoding.held(cost, call.check):
                 batch = incoming.batch(message)
                 for made in function.eval_batch(batch, CallHeaders(call, open_)):
                     rows += made.num_rows
-                    chunk = _Chunk(made, call.handed(), rows >= batch.num_rows)
+                    chunk = _Chunk(made, call.pop_held(), rows >= batch.num_rows)
                     del made
                     yield chunk
                     if chunk.last:
                         return
-                yield _Chunk(None, call.handed(), last=True)
+                yield _Chunk(None, call.pop_held(), last=True)
         finally:
-            self._memory.vectors.give(call.handed())
+            self._memory.vectors.give(call.pop_held())
 
 
 def _width(function: UserDefinedFunction) -> int:

@@ -1,4 +1,4 @@
-"""Free memory goes back to the system: without that, a server keeps what its largest calls took, once per thread."""
+"""Return free memory to the system: by itself glibc keeps, for each thread, what its largest call took."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import functools
 from typing import Any
 
-__all__ = ["settle", "trim"]
+__all__ = ["limit_heaps", "trim"]
 
 _ARENA_MAX = -8  # of mallopt, in glibc's malloc.h
 _ARENAS = 2
@@ -26,7 +26,7 @@ def _libc() -> Any:
 
 
 @functools.cache
-def settle() -> None:
+def limit_heaps() -> None:
     """Let threads share two heaps of C's malloc: by itself glibc gives up to eight to each processor."""
     if _libc() is not None:
         _libc().mallopt(_ARENA_MAX, _ARENAS)

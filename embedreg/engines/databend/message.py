@@ -18,13 +18,13 @@ from embedreg.support.display import plain
 __all__ = ["WITHHELD", "in_one_line", "inputs_of", "without_paths"]
 
 MAX_CHARS = 400  # of a message
-WITHHELD = "the message is withheld, since it may quote inputs; the server's log says what failed"
+WITHHELD = "the message is withheld, since it may quote inputs; see the server's log"
 
 _READ = 2000  # characters of a message that are looked at
 _SHARED = 8  # letters and digits in a row that a message may not share with an input
 _SCANNED = 4096  # inputs, and
 _SCANNED_CHARS = 2**20  # their characters, that a message is compared with; beyond that it is withheld
-_PLAIN_PART = 0.2  # a message of which less is left says nothing
+_PLAIN_PART = 0.2  # a message of which less is left is withheld
 
 _END = r"""[^\s'"`,;()<>|\]}]*"""
 _URL = re.compile(r"https?://" + _END, re.IGNORECASE)
@@ -47,7 +47,7 @@ _MODEL = re.compile(r"""['"`][\w.-]+/[\w.-]+['"`]""")
 _PAIRS = (("'", "'"), ('"', '"'), ("`", "`"), ("\u201c", "\u201d"), ("\u2018", "\u2019"), ("\u00ab", "\u00bb"))
 _QUOTED = re.compile("|".join(f"{first}[^{last}]*{last}" for first, last in _PAIRS))
 _WORD = re.compile(r"\w+")
-_COMMON = frozenset(".,:;!?'\"()")  # which tell nothing of an input
+_COMMON = frozenset(".,:;!?'\"()")  # which reveal nothing of an input
 
 
 def in_one_line(text: str, inputs: Iterable[str | bytes] = ()) -> str:

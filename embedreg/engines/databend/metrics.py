@@ -1,4 +1,4 @@
-"""What a server did: counted once, shown by `Server.counts()` and over HTTP to Prometheus, with its health."""
+"""Metrics of a server, for `Server.counts()` and over HTTP for Prometheus, and its health."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedreg.engines.databend.loop import run
 __all__ = ["COUNTERS", "Health", "Metrics"]
 
 COUNTERS = {
-    "calls": "calls that were let in",
+    "calls": "calls admitted",
     "rows": "rows of these calls",
     "embedded": "inputs that reached the function",
     "cached": "different inputs of a call whose vector was in memory",
@@ -50,7 +50,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._gauges = {
-            "ready": ("whether the models are loaded and calls are let in", ready),
+            "ready": ("whether the models are loaded and calls are admitted", ready),
             "open_calls": ("calls under way", open_calls),
         }
         self.seconds = Histogram(
@@ -63,7 +63,7 @@ class Metrics:
         self.registry.register(self)
 
     def add(self, function: str, counter: str, count: int = 1) -> None:
-        """Count for a SQL function; "" where there is none."""
+        """Add to a counter of a SQL function; "" if the call has named none."""
         if count:
             with self._lock:
                 self._counts[function, counter] += int(count)
@@ -92,7 +92,7 @@ class Metrics:
 
 
 class Health:
-    """An HTTP server with /metrics, /live (the process answers) and /ready (the models are loaded, calls are let in).
+    """An HTTP server with /metrics, /live (the process answers) and /ready (the models are loaded, calls are admitted).
 
     It lives in the servers' event loop: a connection costs no thread, has a few seconds, and is closed once it is
     answered.
@@ -117,7 +117,7 @@ class Health:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         self._open[writer] = None
-        if len(self._open) > MAX_CONNECTIONS:  # the one that has kept its place for longest makes room
+        if len(self._open) > MAX_CONNECTIONS:  # the oldest connection is closed
             next(iter(self._open)).transport.abort()
             self._open.pop(next(iter(self._open)))
         try:
@@ -136,7 +136,7 @@ class Health:
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # nobody who wants an answer
+            pass  # the client has gone, or sent no request
         finally:
             self._open.pop(writer, None)
             writer.transport.abort()

@@ -33,7 +33,7 @@ class OpenCall:
         taken: bytes that are set aside for its messages.
         kept: those of its dictionaries.
         since: when the wait for its client began; None while the server works.
-        waits: what its client does next, "sends" or "takes".
+        waits: for its client to "sends" or "takes" a message, or for "room" in memory.
         problem: why it was ended from outside.
     """
 
@@ -52,7 +52,7 @@ class OpenCall:
         self.name = self.call.name = name
 
     def is_cancelled(self) -> bool:
-        """Return whether nobody waits for it: what databend-udf asks of a call's context."""
+        """Return whether the call is over; databend-udf asks this of a call's context."""
         return self.gone
 
     @property

@@ -96,7 +96,7 @@ def identifier(name: str) -> str:
     if _PLAIN.fullmatch(name) and name not in RESERVED:
         return name
     if not name or not name.isprintable():
-        raise ConfigError(f"{name!a} is no name that SQL can show.", "use letters, digits and underscores")
+        raise ConfigError(f"invalid SQL name {name!a}.", "use letters, digits and underscores")
     if "\\" not in name:
         return '"' + name.replace('"', '""') + '"'
     if "`" in name:
@@ -136,7 +136,7 @@ def create_function(
         address: of the server, "http://host:port" or "https://host:port".
         version: "1.2.453", or "current" for newer servers.
         replace: whether a function of this name is replaced.
-        token: whether the server wants one; the statement has a place for it and never the token itself.
+        token: whether the server requires one; the statement has a placeholder, never the token itself.
     Raises:
         ConfigError: a name, an address or a version that cannot stand there; VECTOR(n) before Databend had it.
     """
@@ -164,7 +164,7 @@ def _vector_type(served: Served, items: str = "FLOAT") -> str:
 def _is_current(version: str) -> bool:
     if version not in VERSIONS:
         hint = f"{did_you_mean(version, VERSIONS)}write {' or '.join(map(repr, VERSIONS))}"
-        raise ConfigError(f"{version!r} is no version of Databend that is known here.", hint)
+        raise ConfigError(f"unknown Databend version {version!r}.", hint)
     return version == CURRENT
 
 
@@ -177,7 +177,7 @@ def _address(address: str) -> str:
     except ValueError:
         good = False
     if not good or not address.isascii() or not address.isprintable() or set(address) & set(" \"'\\<>^`{|}"):
-        raise ConfigError("the address is none that Databend can call.", "write http://host:8815 or https://host:8815")
+        raise ConfigError("invalid server address.", "write http://host:8815 or https://host:8815")
     return address
 
 

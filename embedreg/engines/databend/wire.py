@@ -91,11 +91,11 @@ class Incoming:
         """The bytes of dictionaries that are kept for the batches to come."""
         return sum(each.size for each in self._dictionaries)
 
-    def look(self, message: bytes) -> Seen:
+    def check(self, message: bytes) -> Seen:
         """Check a message's header against the limits; the schema and dictionaries are kept.
 
         Raises:
-            InputError: it is no Flight message, or more than the server takes.
+            InputError: it is not a valid Flight message, or over a limit.
         """
         header, body, path = memoryview(b""), memoryview(b""), None
         for number, value in fields(memoryview(message)):
@@ -123,21 +123,21 @@ class Incoming:
         if kind == _DICTIONARY:
             self._keep_dictionary(header, body, content)
             return Seen("dictionary", path=path)
-        rows, grown = self._look_at_batch(content, body, self.schema)
+        rows, grown = self._check_batch(content, body, self.schema)
         # the message, its decoded form, and copies of that: trimmed, distinct, spelled out
         return Seen("batch", rows, 5 * grown + 48 * rows + len(body), path)
 
     def batch(self, message: bytes) -> pa.RecordBatch:
-        """Decode a batch that `look` has let through.
+        """Decode a batch that has passed `check`.
 
         Raises:
-            InputError: its contents are no valid Arrow, or more than the server takes.
+            InputError: its contents are not valid Arrow, or over a limit.
         """
         parts = {number: value for number, value in fields(memoryview(message)) if number in (HEADER, BODY)}
         whole = _encapsulated(parts[HEADER], parts.get(BODY, memoryview(b"")))
         try:
             if self._dictionaries:
-                assert self._schema_message is not None  # `look` wants it before all others
+                assert self._schema_message is not None  # `check` requires it before all others
                 stream = pa.BufferReader(b"".join([self._schema_message, *self._dictionaries, whole]))
                 made = pa.ipc.open_stream(stream).read_next_batch()
             else:
@@ -174,7 +174,7 @@ class Incoming:
                 )
         self.schema, self._schema_message = schema, whole
 
-    def _look_at_batch(self, content: Table, body: memoryview, schema: pa.Schema | None) -> tuple[int, int]:
+    def _check_batch(self, content: Table, body: memoryview, schema: pa.Schema | None) -> tuple[int, int]:
         """Return the rows of a batch and its bytes once it is decoded."""
         rows, limits = content.number(0, "<q"), self._limits
         if not 0 <= rows <= limits.max_rows:
@@ -214,7 +214,7 @@ class Incoming:
         data = content.table(1)
         if data is None:
             raise invalid_message()
-        _, grown = self._look_at_batch(data, body, None)
+        _, grown = self._check_batch(data, body, None)
         if not content.number(2, "<B"):  # it replaces the one before
             self._dictionaries, self._dictionary_bytes = [], 0
         self._dictionary_bytes += grown

@@ -1,6 +1,6 @@
 """DuckDB: embedding functions as SQL functions, and the declarations in its column comments.
 
-`duckdb_sql` makes the SQL that carries a declaration; both only ever see the user's own connection.
+`sql` makes the SQL that carries a declaration; both only ever see the user's own connection.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def install(
 
 
 def functions_in(con: Any, table: str) -> Functions:
-    """Find the functions that the column comments of a table or view declare; `duckdb_sql` writes such comments.
+    """Find the functions that the column comments of a table or view declare; `sql` writes such comments.
 
     Args:
         con: a DuckDB connection.
@@ -92,7 +92,7 @@ def functions_in(con: Any, table: str) -> Functions:
 
 
 def metadata_of(relation: Any) -> dict[str, Any]:
-    """Return what the column comments behind a relation declare; nothing where it is no plain table or view."""
+    """Return what the column comments behind a relation declare; nothing if it is not a plain table or view."""
     table = _PLAIN.fullmatch(relation.sql_query())
     if table is None:
         return {}
@@ -183,7 +183,7 @@ class _Call:
         try:
             return self._embed(values)
         except EmbedregError as exc:
-            # DuckDB passes on the class's name and the text, nothing else
+            # DuckDB forwards the class's name and the text only
             hint = f" Hint: {exc.hint}" if exc.hint else ""
             raise type(exc)(" ".join(f"{exc.message}{hint}".split())) from None
         except Exception as exc:  # noqa: BLE001  # whatever a user's own function raises

@@ -52,7 +52,7 @@ def copy_statement(table: str, path: str, entries: Sequence[Entry]) -> str:
         table: its name, as `table_name` takes it.
         path: of the file.
     Raises:
-        MetadataError: there is no declaration. ConfigError: the table's name is none.
+        MetadataError: there is no declaration. ConfigError: the table's name is invalid.
     """
     lists = [
         f"{identifier(entry.vector_column)}::{_number(entry)}[] AS {identifier(entry.vector_column)}"
@@ -73,7 +73,7 @@ def comment_statements(table: str, entries: Sequence[Entry], words: str = "") ->
         table: its name, as `table_name` takes it.
         words: what the comments say to people, before the declaration.
     Raises:
-        MetadataError: there is no declaration. ConfigError: the table's name is none.
+        MetadataError: there is no declaration. ConfigError: the table's name is invalid.
     """
     if not entries:
         raise _nothing()
@@ -138,7 +138,7 @@ def table_name(name: str) -> str:
     """Quote a table's name; dots part database, schema and table, where they are not inside double quotes.
 
     Raises:
-        ConfigError: it is no name.
+        ConfigError: it is invalid.
     """
     return ".".join(identifier(part) for part in parts_of(name))
 
@@ -147,11 +147,11 @@ def parts_of(name: str) -> list[str]:
     """Split a table's name, `schema.table` or `"my schema"."my table"`, into what it is made of.
 
     Raises:
-        ConfigError: it is no name.
+        ConfigError: it is invalid.
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ConfigError(f"{name!r} is no table's name.", 'write articles, main.articles or "my table"')
+        raise ConfigError(f"invalid table name {name!r}.", 'write articles, main.articles or "my table"')
     parts = [part for part in match.groups() if part is not None]
     return [part[1:-1].replace('""', '"') if part.startswith('"') else part for part in parts]
 

@@ -87,7 +87,7 @@ class Adapter(LanceBase):
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever created the function through lancedb's registry reads its fields here.
+        # Code that created the function through lancedb's registry reads its fields here.
         if not name.startswith("_") and (function := self._function) is not None:
             return getattr(function, name)
         return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from type checkers
@@ -125,7 +125,7 @@ class Adapter(LanceBase):
         for row, reason in list(embedded.reasons.items())[:SHOWN]:
             log.warning("%s: row %d of the batch has no vector: %s", type(self).embedreg_alias, row, reason)
         if embedded.zeros is not None and not embedded.valid[embedded.zeros].any():
-            what = f"{int(embedded.zeros.sum())} row(s) of the batch have a vector of zeros, which is none for cosine"
+            what = f"{int(embedded.zeros.sum())} row(s) of the batch have a vector of zeros, invalid for cosine"
             log.warning("%s: %s; add(..., on_bad_vectors='null') takes them", type(self).embedreg_alias, what)
         rows: list[Any]
         if self._dtype is None:
@@ -296,7 +296,7 @@ def answer(function: EmbeddingFunction, role: str, asked_by: FrameType) -> Any:
 
     LanceDB pairs sources and vectors by the identity of what their fields hold, over the cross product, and lets the
     last pair win. So each pair of a model has an adapter of its own, and a source field answers with the adapter of
-    the vector that it is asked about, if it is that vector's source. To whoever else asks it is the function's adapter.
+    the vector that it is asked about, if it is that vector's source. Any other caller gets the function's adapter.
 
     Raises:
         SchemaError: the model's pairs are ambiguous, or a vector column has another width than its function.
@@ -318,7 +318,7 @@ def answer(function: EmbeddingFunction, role: str, asked_by: FrameType) -> Any:
 
 
 def _is(frame: FrameType, owner: Any, name: str) -> bool:
-    """Say whether a frame runs lancedb's function of that name, with the variables that `answer` reads."""
+    """Return whether a frame runs lancedb's function of that name, with the variables that `answer` reads."""
     code = frame.f_code
     return code is getattr(getattr(owner, name, None), "__code__", None) and _READ[name] <= {*frame.f_code.co_varnames}
 
@@ -373,7 +373,7 @@ def install() -> None:
 
 
 def offer_stored(entries: list[codec.Entry]) -> None:
-    """Let lancedb ask us for the functions of a table that nobody here knows: it would say no more than KeyError."""
+    """Register adapters for names unknown to lancedb, which then raises our error instead of a KeyError."""
     from lancedb.embeddings.registry import get_registry
 
     for entry in entries:

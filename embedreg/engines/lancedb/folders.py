@@ -22,13 +22,13 @@ def schema_at(path: Path) -> pa.Schema:
     """Return the schema of the table in a `.lance` folder.
 
     Raises:
-        StorageError: it is no table.
+        StorageError: it is not a table.
     """
     lancedb = attempt_import_or_raise("lancedb", extra="lancedb")
     try:
         schema: pa.Schema = lancedb.connect(path.parent).open_table(path.stem).schema
     except (OSError, RuntimeError, ValueError) as exc:
-        raise StorageError(f"{str(path)!r} is no Lance table: {first_line(exc)}", "check the path") from exc
+        raise StorageError(f"{str(path)!r} is not a Lance table: {first_line(exc)}", "check the path") from exc
     return schema
 
 
@@ -36,13 +36,13 @@ def dataset_at(path: Path) -> Any:
     """Open the table in a `.lance` folder as pylance's dataset, whose rows can be taken by number.
 
     Raises:
-        StorageError: it is no table.
+        StorageError: it is not a table.
     """
     lance = attempt_import_or_raise("lance", "pylance", extra="lancedb")
     try:
         return lance.dataset(str(path))
     except (OSError, RuntimeError, ValueError) as exc:
-        raise StorageError(f"{str(path)!r} is no Lance table: {first_line(exc)}", "check the path") from exc
+        raise StorageError(f"{str(path)!r} is not a Lance table: {first_line(exc)}", "check the path") from exc
 
 
 def declare_at(dataset: Any, text: bytes) -> None:

@@ -53,7 +53,7 @@ def line_of(caught: pytest.ExceptionInfo[BaseException]) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("raise", "f: the function failed with ValueError; the server's log says where"),
+        ("raise", "f: the function failed with ValueError; see the server's log"),
         ("call of a long private input", "f: the service at <path> said no to '...'"),
         ("wide", "f: the function returned vectors of shape (1, 4) for 1 inputs; (1, 3) was expected"),
     ],
@@ -260,7 +260,7 @@ def test_without_the_token_nothing_is_served(tmp_path: Path) -> None:
         serve({"f": Scripted.create()}, bind="127.0.0.1:0", auth_token="right-and-long") as server,
         Engine(tmp_path / "engine", server.address) as engine,
     ):
-        with pytest.raises(SqlError, match="wants a token"):
+        with pytest.raises(SqlError, match="requires a token"):
             engine.create("f", server.address)
         for token in (None, "", "wrong", "right-and-lon", "right-and-long ", "right-and-longer"):
             stranger = Client(server.address, token=token)

@@ -69,7 +69,7 @@ def test_any_stream_is_read_within_the_limits_or_refused(parts: list[bytes]) -> 
     before = pa.default_memory_pool().bytes_allocated()
     for message in parts:
         try:
-            seen = incoming.look(message)
+            seen = incoming.check(message)
             assert 0 <= seen.rows <= LIMITS.max_rows  # before anything is decoded
             assert incoming.kept <= 4 * LIMITS.max_expanded_bytes
             if seen.kind != "batch":
