@@ -23,7 +23,7 @@ EmbedregError
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -90,41 +90,78 @@ class Grant:
         return f"embedreg.trust({', '.join(f'{kind}={list(self[kind])!r}' for kind in self.keys())})"
 
 
+class Words(str):
+    """A text for callers in Python that also says what the command line shows in its place, as `shell`.
+
+    Whoever words an error knows both callers: nobody has to find calls in a text and turn them into options.
+    """
+
+    shell: str
+
+    def __new__(cls, text: str, shell: str) -> Self:
+        made = super().__new__(cls, text)
+        made.shell = shell
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Words, (str.__str__(self), self.shell)
+
+    def __add__(self, other: str) -> Words:
+        return Words(str.__str__(self) + str(other), self.shell + in_shell(other))
+
+    def changed(self, change: Callable[[str], str]) -> Words:
+        """Return the same words with a change made to both texts."""
+        return Words(change(str.__str__(self)), change(self.shell))
+
+
+def option(said: str, call: str, rest: str = "") -> Words:
+    """Return words that name an option, and the argument that stands for it in Python."""
+    return Words(f"{said} (in Python: {call}){rest}", said + rest)
+
+
+def in_shell(text: str) -> str:
+    """Return what the command line shows of a text."""
+    return text.shell if isinstance(text, Words) else text
+
+
+def changed(text: str, change: Callable[[str], str]) -> str:
+    """Return a text with a change made to it, for both callers where it has words for both."""
+    return text.changed(change) if isinstance(text, Words) else change(text)
+
+
 class EmbedregError(Exception):
     """The root of every error that embedreg raises on purpose.
 
     Args:
         message: what was wrong, with the value where it is no secret.
-        hint: what to do, in a form that can be pasted.
+        hint: what to do, in a form that can be pasted; `Words` where it is another on the command line.
 
     Attributes:
         raised_by: the name of the user's own function whose error this one stands for.
         trace: that error's own traceback, without secrets.
-        shell_hint: what to do on the command line, where that is something else; see `for_shell`.
     """
 
     raised_by: str | None = None
     trace: str | None = None
-    shell_hint: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
+    @property
+    def shell_hint(self) -> str | None:
+        """What to do on the command line."""
+        return None if self.hint is None else in_shell(self.hint)
+
     def for_shell(self, hint: str) -> Self:
         """Give the hint that the command line shows in place of the one in Python; return the error itself."""
-        self.shell_hint = hint
-        return self
-
-    def with_shell_hint_of(self, other: EmbedregError) -> Self:
-        """Take over the command line's hint of an error that this one says more of; return the error itself."""
-        self.shell_hint = other.shell_hint
+        self.hint = Words(self.hint or "", hint)
         return self
 
     def __str__(self) -> str:
         # KeyError's own __str__ would print the repr of the message.
-        return self.message if self.hint is None else f"{self.message}\nHint: {self.hint}"
+        return self.message if not self.hint else f"{self.message}\nHint: {self.hint}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.hint), self.__dict__
@@ -198,6 +235,8 @@ def reason_of(problem: RowError) -> str:
     """Return why a row failed, as a plain str: the class and the message may be a function author's own."""
     try:
         message: object = problem.message
+        if type(message) is Words:
+            return message
         text = str.__str__(message) if isinstance(message, str) else str(message)
     except Exception as exc:  # noqa: BLE001  # see above
         text = f"{type(problem).__name__} (its message failed with {type(exc).__name__})"

@@ -12,7 +12,7 @@ from typing import Any
 
 from embedreg._version import __version__
 from embedreg.cli.hits import Hits, score_of
-from embedreg.errors import RowError
+from embedreg.errors import RowError, in_shell
 from embedreg.support.atomic import in_place_of, storage_errors
 from embedreg.support.display import plain
 
@@ -134,7 +134,7 @@ def _picture(value: Any) -> str:
     try:
         return _thumbnail(open_image(value, draft=(2 * SIDE, 2 * SIDE)), "{alt}")
     except RowError as problem:
-        return f"<p>{_text(problem.message)}</p>"
+        return f"<p>{_text(in_shell(problem.message))}</p>"
 
 
 def _thumbnail(image: Any, label: str) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from embedreg.cli import terminal
 from embedreg.cli.ddl_declared import EngineGroup
-from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
+from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, wanted
 from embedreg.cli.session import TRUST, AsJson, command
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def databend(
     asked = wanted(ctx)
     if not asked:
         raise typer.BadParameter("--function NAME or --like DATA is needed (embedreg functions lists the names).")
-    with hints_as_options():
-        groups = [build(each, returns_of(version, returns)) for each in asked]
-        found = _statements(groups, version, address, table, token=auth_token_env is not None)
+    groups = [build(each, returns_of(version, returns)) for each in asked]
+    found = _statements(groups, version, address, table, token=auth_token_env is not None)
     if as_json:
         terminal.print_json(found)
         return

@@ -13,11 +13,10 @@ import typer
 
 from embedreg.cli import estimate as estimates
 from embedreg.cli import terminal
-from embedreg.cli.hints import with_options
 from embedreg.cli.session import AsJson, command, common_arguments
 from embedreg.datasets import places
 from embedreg.datasets.reading import Reading
-from embedreg.errors import EmbedregError, MissingColumnError
+from embedreg.errors import EmbedregError, MissingColumnError, Words, in_shell
 from embedreg.images.allowances import allow_images
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def embed(
             **text_options,
         )
     for note in report.notes:
-        terminal.note(note)
+        terminal.note(in_shell(note))
     terminal.print_json(_summary(report)) if as_json else _print(report)
 
 
@@ -244,7 +243,7 @@ def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: 
         terminal.print_json(found)
         return
     for note in data.notes:
-        terminal.note(note)
+        terminal.note(in_shell(note))
     for each in found:
         estimates.show(each)
 
@@ -269,7 +268,7 @@ def _column_hint() -> Iterator[None]:
     try:
         yield
     except MissingColumnError as exc:
-        if exc.shell_hint is None:
+        if not isinstance(exc.hint, Words):
             exc.for_shell(f"{exc.hint + '; ' if exc.hint else ''}--source NAME names the column of texts")
         raise
 
@@ -354,7 +353,7 @@ def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
     lines = []
     for (name, reason), rows in ordered[:_SHOWN_BAD_ROWS]:
         numbers = [f"{row.row:,}" + (f" ({row.key})" if row.key else "") for row in rows]
-        lines.append(f"{name}, {rows_in_words(numbers)}: {with_options(reason)}")
+        lines.append(f"{name}, {rows_in_words(numbers)}: {in_shell(reason)}")
     if len(ordered) > _SHOWN_BAD_ROWS:
         lines.append(f"and {terminal.count(len(ordered) - _SHOWN_BAD_ROWS, 'other reason')}")
     return lines

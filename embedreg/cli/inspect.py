@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedreg.cli import exits, terminal
-from embedreg.cli.hints import in_options, trusting
+from embedreg.cli.hints import trusting
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
-from embedreg.errors import EmbedregError, Grant
+from embedreg.errors import EmbedregError, Grant, in_shell
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _lines(function: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"usable     no: {function['problem']}")
         needed = Grant(**function["needed"])
-        hint = trusting(needed) if needed else in_options(function["hint"])
+        hint = trusting(needed) if needed else in_shell(function["hint"] or "")
         lines += [f"           Hint: {hint}"] if hint else []
     if function["drift"] is not None:
         lines.append(f"drift      {_verdict(function['drift'])}")

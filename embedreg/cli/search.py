@@ -13,7 +13,7 @@ from embedreg.cli import terminal
 from embedreg.cli.hits import Hits, as_records, show
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
-from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError
+from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError, in_shell
 from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def _opened(path: Path) -> Image:
     try:
         return open_image(path, from_query=True)
     except RowError as exc:
-        raise InputError(f"--image {path}: {exc.message}.", "give an image file, such as a JPEG or a PNG") from None
+        raise InputError(
+            f"--image {path}: {in_shell(exc.message)}.", "give an image file, such as a JPEG or a PNG"
+        ) from None
 
 
 def find(

@@ -16,7 +16,7 @@ import typer
 from embedreg.cli import serve_config, terminal
 from embedreg.cli.ddl import ReturnType, TokenEnv, Version, as_comment, described, notes, returns_of
 from embedreg.cli.serve_config import Settings
-from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, hints_as_options, wanted
+from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, wanted
 from embedreg.cli.session import TRUST, AsJson, command
 
 if TYPE_CHECKING:
@@ -86,14 +86,13 @@ def databend(
         raise typer.BadParameter("--function NAME, --like DATA or --config FILE.toml is needed.")
     _bind_variables(said)
     sql_version = said.databend_version or "1.2.453"
-    with hints_as_options():
-        groups = [build(each, returns_of(sql_version, said.returns)) for each in said.function]
-        # what the statements refuse, they refuse before anything is loaded
-        _statements(groups, said, sql_version, said.address or "http://127.0.0.1:8815")
+    groups = [build(each, returns_of(sql_version, said.returns)) for each in said.function]
+    # what the statements refuse, they refuse before anything is loaded
+    _statements(groups, said, sql_version, said.address or "http://127.0.0.1:8815")
     with _Signals() as signals:
         try:
             # heard from before the port opens: whoever sees an answer may stop this process
-            with hints_as_options(), terminal.status("loading the model"), signals.ending():
+            with terminal.status("loading the model"), signals.ending():
                 server = _serve(groups, said)
         except _StoppedError:
             terminal.note("stopped before it was ready")

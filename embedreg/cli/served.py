@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +13,6 @@ from typer.core import TyperCommand
 
 from embedreg.cli.embed import parse_settings
 from embedreg.datasets import places
-from embedreg.errors import EmbedregError
 
 if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunctionConfig
@@ -33,7 +29,6 @@ __all__ = [
     "Vector",
     "Wanted",
     "build",
-    "hints_as_options",
     "wanted",
 ]
 
@@ -60,13 +55,6 @@ Vector = Annotated[
     list[str] | None,
     typer.Option("--vector", metavar="COLUMN", help="Which vector column's, where the --like before it has several."),
 ]
-
-# What our hints say in Python, and has an option here.
-_ARGUMENT = re.compile(
-    r"\b(?P<name>bind|metrics_bind|tls_cert|tls_key|auth_token|insecure|returns|version)="
-    r"(?:'(?P<value>[^']*)'|os\.environ\['(?P<variable>\w+)'\]|True)"
-)
-_OPTIONS = {"version": "databend_version"}  # where it is not the argument's own name
 
 _FLAGS = {"settings": "--set", "as_": "--as", "vector": "--vector"}  # of the options that belong to one before them
 _ORDER = "embedreg.cli.served"
@@ -186,21 +174,3 @@ def build(each: Wanted, returns: Returns) -> Group:
     rows = Served(name, function, each.role or "source", kind, returns)
     alone = each.role is not None or not (queries_differ(function) or kind != TEXT.name)
     return Group(rows, None if alone else Served(f"{name}_query", function, "query", TEXT.name, returns), config)
-
-
-@contextlib.contextmanager
-def hints_as_options() -> Iterator[None]:
-    """Turn the Python of an error's hint into options of the command line."""
-    try:
-        yield
-    except EmbedregError as exc:
-        if exc.hint is None or not _ARGUMENT.search(exc.hint):
-            raise
-        raise type(exc)(exc.message, _ARGUMENT.sub(_option, exc.hint)) from exc
-
-
-def _option(argument: re.Match[str]) -> str:
-    flag = f"--{_OPTIONS.get(argument['name'], argument['name']).replace('_', '-')}"
-    if argument["variable"]:
-        return f"{flag}-env {argument['variable']}"
-    return flag if argument["value"] is None else f"{flag} {argument['value']}"

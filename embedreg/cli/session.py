@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import typer
 
 from embedreg.cli import exits, signals, terminal, user_config
-from embedreg.cli.hints import hint_of, with_options
-from embedreg.errors import EmbedregError, Grant
+from embedreg.cli.hints import hint_of
+from embedreg.errors import EmbedregError, Grant, in_shell
 from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
@@ -300,7 +300,7 @@ def report(exc: BaseException, *, debug: bool = False) -> int:
             f"your function {name!r} raised {said}", None if debug else "run it again with --debug for its traceback"
         )
     elif isinstance(exc, EmbedregError):
-        terminal.error(with_options(exc.message), hint_of(exc))
+        terminal.error(in_shell(exc.message), hint_of(exc))
     elif isinstance(exc, OSError):
         what = f"{exc.filename}: " if exc.filename else ""
         terminal.error(

@@ -12,6 +12,7 @@ from embedreg.datasets.formats import Look, Span, Unit, cut
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.storage import Storage
 from embedreg.datasets.texts import Fault, Text
+from embedreg.errors import option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["look_csv", "read_csv"]
 
 _OTHERS = ";\t|"  # what separates fields where the comma does not
-_UTF8 = "if the file is in another encoding, name it: --encoding latin-1 (in Python: encoding='latin-1')"
-_TYPED = "leave the column to its values, or correct the row: --types COLUMN=text (in Python: types={'COLUMN': 'text'})"
-_OTHER_NOW = "write to another place; or --fresh starts anew (in Python: resume=False)"
+_UTF8 = option("if the file is in another encoding, name it: --encoding latin-1", "encoding='latin-1'")
+_TYPED = option("leave the column to its values, or correct the row: --types COLUMN=text", "types={'COLUMN': 'text'}")
+_OTHER_NOW = option("write to another place; or --fresh starts anew", "resume=False")
 
 
 class _Header(NamedTuple):

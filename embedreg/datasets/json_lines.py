@@ -14,14 +14,14 @@ from embedreg.datasets.json_types import MAX_DEPTH, MAX_FIELDS, Inexact, Raw, Se
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.storage import Storage
 from embedreg.datasets.texts import Fault
-from embedreg.errors import StorageError
+from embedreg.errors import StorageError, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["look_jsonl", "read_jsonl"]
 
-_UTF8 = "if the file is in another encoding, name it: --encoding latin-1 (in Python: encoding='latin-1')"
+_UTF8 = option("if the file is in another encoding, name it: --encoding latin-1", "encoding='latin-1'")
 _DEEP = f"no JSON object: it is nested deeper than {MAX_DEPTH} levels"
 _FLAT = "keep the inner part as a text: json.dumps(...)"
 _BLANKS = b" \t\r\n"
@@ -152,7 +152,7 @@ def _declared(values: list[Any], kind: pa.DataType, name: str, lines: list[tuple
         try:
             made.append(texts.as_type(pa.array([written], pa.string()), kind)[0])
         except pa.ArrowException:
-            hint = f"--types {name}=text keeps what is there (in Python: types={{{name!r}: 'text'}})"
+            hint = option(f"--types {name}=text keeps what is there", f"types={{{name!r}: 'text'}}")
             raise Fault(at, f"column {name!r}: {texts.shown_value(written)} is not {kind}", hint) from None
     return pa.array([each.as_py() for each in made], kind)
 

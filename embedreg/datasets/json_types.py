@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedreg.datasets.texts import shown_value
-from embedreg.errors import StorageError
+from embedreg.errors import StorageError, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,7 +152,7 @@ class Seen:
             raise StorageError(
                 f"Field {name} has incompatible types: {shown_value(other)} ({other_path}, line {other_line}) and "
                 f"{shown_value(one)} ({path}, line {line}).",
-                f"give each field one type throughout; or --types {name}=text (in Python: types={{{name!r}: 'text'}})",
+                option(f"give each field one type throughout; or --types {name}=text", f"types={{{name!r}: 'text'}}"),
             )
         kind = next(iter(self.kinds), None)
         if kind == "number":

@@ -22,7 +22,7 @@ from embedreg.datasets.places import Kind, Place, partitions_of
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.storage import AGAIN, File, Storage
 from embedreg.declaration import codec, manifest
-from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
+from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError, option
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def _typed(
         notes += [f"{more:,} more columns stay text"] if more > 0 else []
     if stays:
         notes.append(
-            "--types COLUMN=int (or float, date, ...) reads a column as such (in Python: types={'COLUMN': 'int'})"
+            option("--types COLUMN=int (or float, date, ...) reads a column as such", "types={'COLUMN': 'int'}")
         )
     metadata_ = None if known is None else known.schema.metadata
     return pa.schema(made, metadata=metadata_), notes

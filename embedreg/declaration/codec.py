@@ -211,7 +211,7 @@ def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[
     try:
         cls = get(alias)
     except UnknownFunctionError as exc:
-        raise UnknownFunctionError(f"{where}: {exc.message}", exc.hint).with_shell_hint_of(exc) from None
+        raise UnknownFunctionError(f"{where}: {exc.message}", exc.hint) from None
     except EmbedregError:
         raise
     except Exception as exc:  # an installed plug-in may raise anything as it is imported

@@ -19,7 +19,7 @@ from embedreg.core import role as contract
 from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.role import Role
 from embedreg.declaration import drift
-from embedreg.errors import BadRowsError, ConfigError, InputError
+from embedreg.errors import BadRowsError, ConfigError, InputError, changed
 from embedreg.runtime import progress
 from embedreg.runtime.vectors import disk
 from embedreg.security.redaction import guarded, redact
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "NOT_UNICODE",
     "ZeroVectors",
+    "broken_texts",
     "distinct_inputs",
     "embed_column",
     "embed_distinct",
@@ -220,7 +220,8 @@ def embed_query(
     if valid[0] and zeros != "keep" and len(zero_rows(rows)):
         valid, why = np.zeros(1, bool), {0: ALL_ZEROS}
     if not valid[0]:
-        raise BadRowsError(f"the query has no vector: {why.get(0, 'no reason was given')}.", "try another query", (0,))
+        message = changed(why.get(0, "no reason was given"), lambda reason: f"the query has no vector: {reason}.")
+        raise BadRowsError(message, "try another query", (0,))
     return np.array(rows[0], np.float32)  # a copy: the function may keep what it returned
 
 
@@ -288,7 +289,7 @@ def _embed(
     def through(some: Any) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
         return (compute(some), 0) if cache is None else cache.through(function, role, ndims, some, compute)
 
-    broken = _broken_texts(window) if _is_text(function, role) else None
+    broken = broken_texts(window) if _is_text(function, role) else None
     if broken is None:
         return through(window)
     good = np.flatnonzero(~broken)
@@ -320,7 +321,10 @@ def _answers(function: EmbeddingFunction) -> bool:
 def _in_words(function: EmbeddingFunction, reasons: dict[int, str]) -> dict[int, str]:
     """Return why rows failed without the function's secrets, each in a line of bounded length."""
     held = function._held_secrets()
-    cleaned = {reason: plain(redact(reason, held), REASON_CHARACTERS) for reason in set(reasons.values())}
+    cleaned = {
+        reason: changed(reason, lambda text: plain(redact(text, held), REASON_CHARACTERS))
+        for reason in set(reasons.values())
+    }
     return {row: cleaned[reason] for row, reason in reasons.items()}
 
 
@@ -329,7 +333,7 @@ def _is_text(function: EmbeddingFunction, role: Role) -> bool:
     return role == "query" or modality.source_modality(function).by_content
 
 
-def _broken_texts(window: Any) -> np.ndarray | None:
+def broken_texts(window: Any) -> np.ndarray | None:
     """Return which of n inputs are texts that are not valid Unicode, or None where none is."""
     import numpy as np
     import pyarrow as pa

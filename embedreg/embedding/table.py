@@ -17,8 +17,8 @@ from embedreg.declaration import codec, drift
 from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import (
-    NOT_UNICODE,
     ZeroVectors,
+    broken_texts,
     embed_column,
     embed_query,
     fit_float16,
@@ -32,6 +32,8 @@ from embedreg.errors import (
     InputError,
     MissingColumnError,
     SchemaError,
+    Words,
+    in_shell,
 )
 from embedreg.registry import get_registry
 from embedreg.support.display import plain
@@ -360,14 +362,18 @@ class _Tally:
         if limit is None or len(self.report.bad) <= limit:
             return
         what = "have" if raising else f"are over max_bad_rows={self.max_bad_rows}: these have"
-        raise BadRowsError(
-            f"{len(self.report.bad)} row(s) {what} no vector: {_by_reason(self.report.bad)}.",
-            f"{no_null} allows no null: on_error='drop' leaves such rows out, Vector(n) keeps them"
-            if no_null
-            else "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists "
-            "them",
-            tuple(item.row for item in self.report.bad),
-        ).for_shell("--on-error null keeps such rows with a null vector, --on-error drop leaves them out")
+        hint = Words(
+            "on_error='null' keeps such rows with a null vector, on_error='drop' leaves them out; report= lists them",
+            "--on-error null keeps such rows with a null vector, --on-error drop leaves them out",
+        )
+        if no_null:
+            hint = Words(
+                f"{no_null} allows no null: on_error='drop' leaves such rows out, Vector(n) keeps them",
+                f"{no_null} allows no null: --on-error drop leaves such rows out",
+            )
+        count = f"{len(self.report.bad)} row(s) {what} no vector: "
+        message = _by_reason(self.report.bad).changed(lambda said: f"{count}{said}.")
+        raise BadRowsError(message, hint, tuple(item.row for item in self.report.bad))
 
 
 def rows_in_words(rows: Sequence[str]) -> str:
@@ -376,17 +382,20 @@ def rows_in_words(rows: Sequence[str]) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(rows[:SHOWN])}{more}"
 
 
-def _by_reason(bad: list[BadRow]) -> str:
+def _by_reason(bad: list[BadRow]) -> Words:
     """Return why rows failed, each reason once with some of its rows."""
     rows: dict[tuple[str, str], list[int]] = {}
     for item in bad:
         rows.setdefault((item.column, item.reason), []).append(item.row)
-    shown = []
-    for (column, reason), numbers in list(rows.items())[:SHOWN]:
-        shown.append(f"{rows_in_words([*map(str, numbers)])} ({column}): {reason}")
-    if len(rows) > SHOWN:
-        shown.append(f"and {len(rows) - SHOWN:,} more reasons so far")
-    return "; ".join(shown)
+    more = [f"and {len(rows) - SHOWN:,} more reasons so far"] if len(rows) > SHOWN else []
+    shown = [
+        (f"{rows_in_words([*map(str, numbers)])} ({column}): ", reason)
+        for (column, reason), numbers in list(rows.items())[:SHOWN]
+    ]
+    return Words(
+        "; ".join([*(where + str(reason) for where, reason in shown), *more]),
+        "; ".join([*(where + in_shell(reason) for where, reason in shown), *more]),
+    )
 
 
 def _key(batch: pa.RecordBatch, row: int, config: EmbeddingFunctionConfig) -> str | None:
@@ -417,7 +426,7 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
         columns[config.vector_column] = filled
         if why and not plan.schema.field(config.vector_column).nullable:
             strict.add(config.vector_column)
-        if NOT_UNICODE in why.values():
+        if why and broken_texts(batch.column(config.source_column)) is not None:
             broken.add(config.source_column)
         for row, reason in why.items():
             bad.setdefault(row, BadRow(first + row, config.source_column, reason, _key(batch, row, config)))
@@ -519,8 +528,7 @@ def _embed_rows(
     try:
         return embed_column(config.function, source, zero_vectors=zero_vectors, on_window=on_window, declared=known)
     except InputError as exc:
-        named = InputError(f"column {config.source_column!r}: {exc.message}", exc.hint)
-        raise named.with_shell_hint_of(exc) from exc
+        raise InputError(f"column {config.source_column!r}: {exc.message}", exc.hint) from exc
 
 
 def _cast(given: pa.Array | None, item: pa.Field, defaults: Defaults, first: int, rows: int) -> pa.Array:

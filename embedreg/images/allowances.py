@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from embedreg.errors import ConfigError
+from embedreg.errors import ConfigError, RowError, Words
 from embedreg.security.addresses import Host, folder_given, parse_host, texts_given
 from embedreg.support.forks import ForkSafeLock
 
@@ -133,6 +134,13 @@ def allow_images(
         whole = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
         given = whole | given | {name: (*whole[name], *given[name]) for name in _ADDING}
     return Allowance(given).__enter__()
+
+
+def not_allowed(said: str, kind: str, value: str) -> RowError:
+    """Return the error of a row whose image is not allowed: what was said, and how it is allowed in either place."""
+    call, flag = f"embedreg.allow_images({kind}=[{value!r}])", f"--allow-{kind.removesuffix('s').replace('_', '-')}"
+    shell = f"{flag} {shlex.quote(value)}"
+    return RowError(Words(f"{said}{call}, or {flag} on the command line", said + shell), Words(call, shell))
 
 
 def current_policy() -> ImagePolicy:

@@ -141,11 +141,7 @@ def _judged(url: str, policy: ImagePolicy) -> _Target:
         )
     private = allowances.host_covered(policy.private_hosts, host)
     if not private and not allowances.host_covered(policy.hosts, host):
-        raise RowError(
-            f"images may not be fetched from {str(host)!r}; allow it: "
-            f"embedreg.allow_images(hosts=[{str(host)!r}]), or --allow-host on the command line",
-            f"embedreg.allow_images(hosts=[{str(host)!r}])",
-        )
+        raise allowances.not_allowed(f"images may not be fetched from {str(host)!r}; allow it: ", "hosts", str(host))
     if host.host.startswith("[") or _NUMERIC.fullmatch(host.host):  # an IP address, and no other spelling of one
         try:
             ipaddress.ip_address(host.host.strip("[]"))
@@ -186,12 +182,8 @@ def _addresses(target: _Target, deadline: float) -> list[tuple[Any, ...]]:
 
 
 def _not_public(host: Host) -> RowError:
-    call = f"embedreg.allow_images(private_hosts=[{str(host)!r}])"
-    return RowError(
-        f"the host {str(host)!r} has an address that is not public; if that is meant, allow it: {call}, "
-        "or --allow-private-host on the command line",
-        call,
-    )
+    said = f"the host {str(host)!r} has an address that is not public; if that is meant, allow it: "
+    return allowances.not_allowed(said, "private_hosts", str(host))
 
 
 def _is_public(text: str) -> bool:

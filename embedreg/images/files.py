@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from embedreg.errors import RowError
-from embedreg.images.allowances import ImagePolicy
+from embedreg.images.allowances import ImagePolicy, not_allowed
 
 __all__ = ["path_of", "read"]
 
@@ -105,11 +105,7 @@ def _allowed(path: str, dirs: tuple[str, ...]) -> str:
     if inside:
         return inside[0]  # reading it says what is wrong
     folder = os.path.dirname(os.path.abspath(path))
-    raise RowError(
-        f"images may not be read from the folder {folder!r}; allow it: "
-        f"embedreg.allow_images(dirs=[{folder!r}]), or --allow-dir on the command line",
-        f"embedreg.allow_images(dirs=[{folder!r}])",
-    )
+    raise not_allowed(f"images may not be read from the folder {folder!r}; allow it: ", "dirs", folder)
 
 
 def _inside(plain: str, dirs: tuple[str, ...]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from embedreg.datasets.places import Place, Target
 from embedreg.datasets.storage import Storage, is_uri
 from embedreg.declaration import manifest
-from embedreg.errors import StorageError
+from embedreg.errors import StorageError, option
 from embedreg.jobs.ledger import Ledger
 from embedreg.jobs.stored import Done
 from embedreg.support.display import plain
@@ -89,7 +89,7 @@ def ended(target: Target, ledger: Ledger) -> Done | None:
 
 def exists(target: Target) -> StorageError:
     """Return the error for a file or a table that is there."""
-    return StorageError(f"{target} exists.", "--force replaces it (in Python: force=True)")
+    return StorageError(f"{target} exists.", option("--force replaces it", "force=True"))
 
 
 def refuse_existing(target: Target, ledger: Ledger, force: bool) -> None:

@@ -22,6 +22,7 @@ from embedreg.datasets.sources import Input, Known
 from embedreg.datasets.storage import Storage
 from embedreg.declaration import manifest
 from embedreg.embedding.table import BadRow
+from embedreg.errors import Words
 from embedreg.jobs import stored
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.stored import FORMAT, MAX_BYTES
@@ -207,8 +208,9 @@ def digest(inputs: Iterable[Input]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _bad(row: BadRow) -> tuple[int, str, str, str | None]:
-    return row.row, row.column, row.reason, row.key
+def _bad(row: BadRow) -> tuple[Any, ...]:
+    facts = row.row, row.column, row.reason, row.key
+    return (*facts, row.reason.shell) if isinstance(row.reason, Words) else facts
 
 
 def _unit(unit: Unit) -> tuple[int, int, int | None, int]:

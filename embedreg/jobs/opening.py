@@ -21,7 +21,17 @@ from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors, zero_policy
 from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, embed_batches
-from embedreg.errors import ConfigError, DriftError, EmbedregError, InputError, MetadataError, SchemaError, StorageError
+from embedreg.errors import (
+    ConfigError,
+    DriftError,
+    EmbedregError,
+    InputError,
+    MetadataError,
+    SchemaError,
+    StorageError,
+    Words,
+    option,
+)
 from embedreg.jobs import claims
 from embedreg.jobs.ledger import BAD_ROWS, DONE, JOB, PLAN, RECORDS, Ledger, digest
 from embedreg.jobs.lock import FOLDER as LOCK
@@ -41,7 +51,12 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Opened", "kept_rows", "open_job"]
 
 KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance", INPUTS)
-_ANEW = "write to another place; or --fresh starts anew (in Python: resume=False)"
+_ANEW = option("write to another place; or --fresh starts anew", "resume=False")
+
+
+def _or_anew(said: str, call: str) -> Words:
+    """Return a hint that names an option, or beginning anew."""
+    return option(said, call, "; ") + _ANEW
 
 
 @dataclass
@@ -535,7 +550,7 @@ def _taken_up(
         some = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
         raise StorageError(
             f"{len(gone):,} input(s) that were embedded are gone: {some}.",
-            "put them back; or --prune removes what became of them (in Python: prune=True)",
+            option("put them back; or --prune removes what became of them", "prune=True"),
         )
     for name in sorted(stale):
         ledger.check_now()
@@ -548,18 +563,18 @@ def _refuse_other_policy(done: Iterable[Outcome], on_error: OnError, zero_vector
     """Refuse to keep bad rows, or vectors of zeros, in one part of the data and not in another."""
     for outcome in done:
         if outcome.zeros and outcome.zero_vectors != zero_vectors:
-            option = f"--zero-vectors {outcome.zero_vectors}" if outcome.zero_vectors else "leaving --zero-vectors out"
+            flag = f"--zero-vectors {outcome.zero_vectors}" if outcome.zero_vectors else "leaving --zero-vectors out"
             raise ConfigError(
                 f"{outcome.piece.output} has {outcome.zeros:,} vector(s) of zeros under "
                 f"zero_vectors={outcome.zero_vectors!r}, this run says {zero_vectors!r}.",
-                f"{option} goes on (in Python: zero_vectors={outcome.zero_vectors!r}); {_ANEW}",
+                _or_anew(f"{flag} goes on", f"zero_vectors={outcome.zero_vectors!r}"),
             )
         was = "drop" if outcome.written < outcome.rows else "null"
         if outcome.bad_rows and was != on_error:
             raise ConfigError(
                 f"{outcome.piece.output} has {outcome.bad_rows:,} bad row(s) under on_error={was!r}, this run says "
                 f"{on_error!r}.",
-                f"--on-error {was} goes on (in Python: on_error={was!r}); {_ANEW}",
+                _or_anew(f"--on-error {was} goes on", f"on_error={was!r}"),
             )
 
 

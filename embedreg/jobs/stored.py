@@ -17,7 +17,7 @@ from embedreg.datasets.formats import Span, Unit
 from embedreg.datasets.sources import Input
 from embedreg.declaration import manifest
 from embedreg.embedding.table import BadRow
-from embedreg.errors import StorageError
+from embedreg.errors import StorageError, Words, option
 from embedreg.jobs.pieces import Outcome, Piece, stem_of
 from embedreg.support import confined
 from embedreg.support.strict_json import Malformed, document
@@ -125,7 +125,8 @@ class Record(_Stored):
     given: Count
     nulls: Count
     bad_rows: Count
-    bad: list[tuple[Count, str, str] | tuple[Count, str, str, str | None]]  # keys came later
+    # keys came later, and then reasons as the command line words them
+    bad: list[tuple[Count, str, str] | tuple[Count, str, str, str | None] | tuple[Count, str, str, str | None, str]]
     stored: dict[str, Any]
     zeros: Count = 0  # which earlier versions did not count
     zero_vectors: Literal["null", "keep", "error"] | None = None
@@ -180,7 +181,7 @@ def outcome_of(record: Record) -> Outcome:
             Input(looked.path, looked.size, looked.mtime_ns, looked.etag),
             Span(piece.span.start, piece.span.stop, piece.span.skip, piece.span.first_row, piece.span.rows),
         ),
-        bad=tuple(BadRow(*row) for row in record.bad),
+        bad=tuple(map(_bad_row, record.bad)),
         **{
             name: getattr(record, name) for name in ("rows", "written", "embedded", "cached", "given", "nulls", "zeros")
         },
@@ -189,6 +190,11 @@ def outcome_of(record: Record) -> Outcome:
         zero_vectors=record.zero_vectors,
         seconds=record.seconds,
     )
+
+
+def _bad_row(facts: tuple[Any, ...]) -> BadRow:
+    row, column, reason, key, shell = (*facts, None, None)[:5]
+    return BadRow(row, column, reason if shell is None else Words(reason, shell), key)
 
 
 def made_of(output: str, path: str) -> bool:
@@ -234,5 +240,5 @@ def refused(where: str, why: str) -> StorageError:
     """Return the error for a file that a job cannot go on without."""
     return StorageError(
         f"{where} cannot be read by this version of embedreg: {why}.",
-        "start anew with --fresh (in Python: resume=False)",
+        option("start anew with --fresh", "resume=False"),
     )

@@ -16,7 +16,7 @@ from embedreg.declaration import codec
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors
 from embedreg.embedding.table import OnError, Report, embed_batches
-from embedreg.errors import BadRowsError, StorageError
+from embedreg.errors import BadRowsError, StorageError, changed, option
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.sinks import Sink
 
@@ -117,8 +117,8 @@ class JobSpec:
         try:
             stored = self.sink.write(piece, self.schema, batches())
         except BadRowsError as exc:
-            named = BadRowsError(f"{piece.input.path}: {exc.message}", exc.hint, exc.rows)
-            raise named.with_shell_hint_of(exc) from exc
+            named = changed(exc.message, lambda said: f"{piece.input.path}: {said}")
+            raise BadRowsError(named, exc.hint, exc.rows) from exc
         return Outcome(
             piece=piece,
             rows=counted["read"],
@@ -148,7 +148,7 @@ class JobSpec:
             except (IndexError, OverflowError) as exc:  # a span of what an earlier look has seen, or a plan has said
                 raise StorageError(
                     f"{self.source.place.storage.shown(piece.input.path)} is not as it was when it was looked at.",
-                    "run the same command again; if that does not help, --fresh starts anew (in Python: resume=False)",
+                    option("run the same command again; if that does not help, --fresh starts anew", "resume=False"),
                 ) from exc
 
         schema = self._read

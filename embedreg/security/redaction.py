@@ -17,7 +17,7 @@ from types import FunctionType
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from embedreg.errors import CallError, EmbedregError, RowError, reason_of
+from embedreg.errors import CallError, EmbedregError, RowError, Words, changed, reason_of
 from embedreg.support import containers
 
 __all__ = ["called", "carried", "cleaned", "guarded", "redact", "redacted"]
@@ -175,7 +175,9 @@ def _rows_cleaned(holder: Any, rows: Any) -> Any:
 def _row_cleaned(problem: RowError, values: list[str]) -> RowError:
     """Return a RowError that says the same without secrets, and has neither a cause nor what its class may add."""
     hint = getattr(problem, "hint", None)
-    twin = RowError(redact(reason_of(problem), values), redact(str(hint), values) if hint is not None else None)
+    reason = changed(reason_of(problem), lambda text: redact(text, values))
+    hint = hint if hint is None or isinstance(hint, str) else str(hint)
+    twin = RowError(reason, None if hint is None else changed(hint, lambda text: redact(text, values)))
     for note in _notes(problem):
         twin.add_note(redact(note, values))
     return twin
@@ -279,6 +281,8 @@ def _scrub(exc: BaseException, values: list[str]) -> None:
 
 def cleaned(value: Any, values: Iterable[str], depth: int = 0) -> Any:
     """Return a value with the secrets in its texts replaced, however deep they lie in containers, models and keys."""
+    if isinstance(value, Words):
+        return value.changed(lambda text: redact(text, values))
     if isinstance(value, str):
         return value if (text := redact(value, values)) == value else text  # an enum that is a str stays one
     if isinstance(value, bytes | bytearray):

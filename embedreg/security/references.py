@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from embedreg.errors import ConfigError, HardcodedSecretError
+from embedreg.errors import ConfigError, HardcodedSecretError, Words
 from embedreg.security.redaction import redact
 from embedreg.security.sensitive import holds_credentials, items_judged, looks_sensitive
-from embedreg.security.variables import Reference, Variables, missing, variables
+from embedreg.security.variables import Reference, Variables, binding, missing, variables
 from embedreg.support.containers import WRAPPERS, items_of, rebuilt, unwrapped, wrapped
 
 __all__ = [
@@ -120,6 +120,10 @@ def _hardcoded(message: str, where: str) -> HardcodedSecretError:
     written = f"{field}='$var:my_key'" if field == where else f"'$var:my_key' for {where}"
     return HardcodedSecretError(
         message,
-        f"pass a reference, {written}, and set it in code that is not stored: "
-        "embedreg.get_registry().bind_env('my_key', 'MY_KEY') or .set_var('my_key', ...)",
+        Words(
+            f"pass a reference, {written}, and set it in code that is not stored: "
+            "embedreg.get_registry().bind_env('my_key', 'MY_KEY') or .set_var('my_key', ...)",
+            (f"--set '{field}=$var:my_key' " if field == where else f"'$var:my_key' for {where}, and ")
+            + binding("my_key", "MY_KEY"),
+        ),
     )

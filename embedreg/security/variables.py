@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from embedreg.errors import ConfigError, MissingVariableError
+from embedreg.errors import ConfigError, MissingVariableError, Words
 from embedreg.security.sensitive import holds_credentials
 from embedreg.support.forks import ForkSafeLock
 from embedreg.support.imports import did_you_mean
@@ -84,7 +84,10 @@ class Variables:
             # not quoted: a key that was written in the place of its variable's name would be shown
             raise ConfigError(
                 f"variable {name!r} is bound to something that cannot be the name of an environment variable.",
-                f"bind_env({name!r}, {_env_name(name)!r}), with the key itself in that environment variable",
+                Words(
+                    f"bind_env({name!r}, {_env_name(name)!r}), with the key itself in that environment variable",
+                    binding(name),
+                ),
             )
         variable = _Variable(env=env, functions=_names(functions))
         with self._lock:
@@ -162,8 +165,11 @@ class Variables:
             if variable is not None and variable.env is None:
                 raise MissingVariableError(
                     f"variable {name!r} is set in this process only, and other processes are to use it.",
-                    f"embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}), with {_env_name(name)} in the "
-                    "environment of each of them",
+                    Words(
+                        f"embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}), with {_env_name(name)} in "
+                        "the environment of each of them",
+                        binding(name),
+                    ),
                 )
         with self._lock:
             known = {name: self._known[name] for name in sorted(names) if name in self._known}
@@ -202,9 +208,17 @@ def missing(
         )
     return MissingVariableError(
         f"{lancedb}: variable {name!r} is not set; variables are set anew in each process.",
-        f"{did_you_mean(name, known)}embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}) "
-        f"or .set_var({name!r}, ...)",
+        Words(
+            f"{did_you_mean(name, known)}embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}) "
+            f"or .set_var({name!r}, ...)",
+            f"{did_you_mean(name, known)}{binding(name)}",
+        ),
     )
+
+
+def binding(name: str, variable: str | None = None) -> str:
+    """Return what binds a variable on the command line."""
+    return f"--env {name}={variable or _env_name(name)}, with the value in that environment variable"
 
 
 def _env_name(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -14,37 +16,68 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedreg import ImagePolicy
 from embedreg.cli import exits
-from embedreg.cli.hints import TRUST_OPTIONS, hint_of, in_options, trusting, with_options
-from embedreg.errors import Grant, UntrustedError
+from embedreg.cli.hints import TRUST_OPTIONS, hint_of, trusting
+from embedreg.errors import ConfigError, EmbedregError, Grant, UntrustedError, in_shell, option
+from embedreg.images import fetching, files
+from embedreg.jobs import claims
+from embedreg.runtime.models import weights
+from embedreg.security import references, variables
+from tests import image_fakes  # noqa: F401  # registers pixel-means
+
+
+def test_an_error_has_words_for_both_callers() -> None:
+    """Whoever raises it says both; an addition, a change, a copy and a pickle keep both."""
+    both = option("--types a=text keeps it", "types={'a(b)': 'text'}", "; or drop it")
+    assert (both, both.shell) == (
+        "--types a=text keeps it (in Python: types={'a(b)': 'text'}); or drop it",
+        "--types a=text keeps it; or drop it",
+    )
+    assert (both + "!").shell == "--types a=text keeps it; or drop it!"
+    assert both.changed(str.upper).shell == "--TYPES A=TEXT KEEPS IT; OR DROP IT"
+    for twin in (copy.deepcopy(both), pickle.loads(pickle.dumps(both))):
+        assert (twin, twin.shell) == (both, both.shell)
+    error = pickle.loads(pickle.dumps(ConfigError(both, "rename it").for_shell("--as NAME")))
+    assert (in_shell(error.message), error.hint, hint_of(error)) == (both.shell, "rename it", "--as NAME")
+    assert hint_of(ConfigError("no.", "rename it")) == "rename it"
+    assert hint_of(ConfigError("no.")) is None
+    assert str(ConfigError("no.").for_shell("--x")) == "no."
 
 
 @pytest.mark.parametrize(
-    ("hint", "here"),
+    ("error", "here"),
     [
-        (None, None),
-        ("rename it", "rename it"),
-        ("--force replaces it (in Python: force=True)", "--force replaces it"),
+        (lambda: claims.exists("out.parquet"), "--force replaces it"),
         (
-            "--types a=text keeps it (in Python: types={'a(b)': 'text'}); or drop it",
-            "--types a=text keeps it; or drop it",
-        ),
-        ("embedreg.allow_images(dirs=['photos'])", "--allow-dir photos"),
-        ("embedreg.allow_images(private_hosts=['box'])", "--allow-private-host box"),
-        (
-            "did you mean 'key'? embedreg.get_registry().bind_env('kee', 'KEE') or .set_var('kee', ...)",
+            lambda: variables.missing("kee", None, frozenset({"key"})),
             "did you mean 'key'? --env kee=KEE, with the value in that environment variable",
         ),
         (
-            "pass a reference, api_key='$var:k', and embedreg.get_registry().bind_env('k', 'K')",
-            "--set 'api_key=$var:k' --env k=K, with the value in that environment variable",
+            lambda: references.refuse_hardcoded("api_key", "sk-1", sensitive=True, named=frozenset()),
+            "--set 'api_key=$var:my_key' --env my_key=MY_KEY, with the value in that environment variable",
         ),
-        ("give its path: name='/path/to/folder'", "give its path: --set name=/path/to/folder"),
+        (lambda: files.read(Path("a b/x.png"), ImagePolicy()), "--allow-dir '{here}/a b'"),
+        (lambda: fetching.fetch("http://box.example/x.png", ImagePolicy()), "--allow-host box.example"),
+        (lambda: fetching.fetch("http://10.0.0.1/", ImagePolicy(hosts="10.0.0.1")), "--allow-private-host 10.0.0.1"),
+        (
+            lambda: weights.resolve_model("all-MiniLM-L6-v0", allow_local=True, download=False),
+            "connect once so that it can be downloaded, or copy its folder here and give its path: "
+            "--set name=/path/to/folder",
+        ),
     ],
 )
-def test_a_hint_in_python_becomes_options(hint: str | None, here: str | None) -> None:
-    """What has an option here is named by it; the rest stays."""
-    assert in_options(hint) == here
+def test_a_hint_is_worded_in_options(
+    error: Callable, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has an option is named by it, with its value quoted for the shell."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        raised = error()
+    except EmbedregError as exc:
+        raised = exc
+    assert hint_of(raised) == here.format(here=tmp_path)
+    assert "--" not in str(raised.hint).replace("--force", "")
 
 
 def test_a_grant_becomes_options() -> None:
@@ -63,10 +96,21 @@ def test_a_grant_becomes_options() -> None:
     assert hint_of(UntrustedError("pickled weights.", "use another model")) == "use another model"
 
 
-def test_the_reason_of_a_bad_row_names_an_option() -> None:
-    """A reason serves both callers; here the call is left out."""
-    reason = "not read from 'p'; allow it: embedreg.allow_images(dirs=['a b']), or --allow-dir on the command line"
-    assert with_options(reason) == "not read from 'p'; allow it: --allow-dir 'a b'"
+def test_the_reason_of_a_bad_row_names_an_option(cli: Callable, tmp_path: Path) -> None:
+    """In an error, in the end report and for rows of an earlier run; in Python and in JSON the call stays."""
+    (tmp_path / "my photos").mkdir()
+    pq.write_table(pa.table({"image": ["my photos/a.png", None]}), "in.parquet")
+    run = ("embed", "in.parquet", "out", "-f", "pixel-means", "--source", "image")
+    allowed = f"--allow-dir '{tmp_path}/my photos'"
+    refused = cli(*run, expect=exits.ERROR).err
+    assert allowed in refused
+    assert "--on-error" in refused
+    for _ in range(2):
+        shown = cli(*run, "--on-error", "null")
+        assert allowed in shown.err
+        assert "embedreg." not in refused + shown.err
+    [bad] = cli(*run, "--on-error", "null", "--json").json["bad"]
+    assert "embedreg.allow_images(dirs=[" in bad["reason"]
 
 
 def test_what_a_job_and_a_table_add_to_an_error_keeps_its_hint(cli: Callable, tmp_path: Path) -> None:

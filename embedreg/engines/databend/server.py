@@ -30,7 +30,7 @@ from embedreg.declaration import drift
 from embedreg.embedding.column import ZeroVectors
 from embedreg.engines.databend.spec import DEFAULT_BIND, Input, Limits, Served
 from embedreg.engines.databend.worker import Lane, queries_differ
-from embedreg.errors import ConfigError, StorageError
+from embedreg.errors import ConfigError, StorageError, Words
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
@@ -266,7 +266,10 @@ def _refuse_open_door(host: str, bind: str, token: str | None, insecure: bool) -
     if not here and token is None and not insecure:
         raise ConfigError(
             f"bind={bind!r} lets other machines in, and there is no token to keep strangers out.",
-            "auth_token=os.environ['EMBEDREG_TOKEN'], or insecure=True where the network itself keeps them out",
+            Words(
+                "auth_token=os.environ['EMBEDREG_TOKEN'], or insecure=True where the network itself keeps them out",
+                "--auth-token-env EMBEDREG_TOKEN, or --insecure where the network itself keeps them out",
+            ),
         )
 
 
@@ -292,7 +295,10 @@ def _certificates(cert: Any, key: Any) -> tuple[bytes, bytes] | None:
     if cert is None and key is None:
         return None
     if cert is None or key is None:
-        raise ConfigError("TLS needs a certificate and its key.", "tls_cert='server.pem', tls_key='server.key'")
+        raise ConfigError(
+            "TLS needs a certificate and its key.",
+            Words("tls_cert='server.pem', tls_key='server.key'", "--tls-cert server.pem, --tls-key server.key"),
+        )
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
         return Path(cert).read_bytes(), Path(key).read_bytes()

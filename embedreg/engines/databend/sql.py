@@ -16,7 +16,7 @@ from embedreg.core.base import EmbeddingFunctionConfig, metric_of
 from embedreg.core.modality import MODALITIES
 from embedreg.declaration import codec, comments
 from embedreg.engines.databend.spec import inputs
-from embedreg.errors import ConfigError
+from embedreg.errors import ConfigError, Words
 from embedreg.inspection import locate
 from embedreg.inspection.locate import refuse_clear_secrets
 from embedreg.support.imports import did_you_mean
@@ -142,7 +142,10 @@ def create_function(
     """
     current = _is_current(version)
     if served.returns == "vector" and not current:
-        raise ConfigError(f"Databend {version} has no VECTOR type.", "returns='array', or version='current'")
+        raise ConfigError(
+            f"Databend {version} has no VECTOR type.",
+            Words("returns='array', or version='current'", "--returns array, or --databend-version current"),
+        )
     headers = f"HEADERS = ({literal('authorization')} = {literal(f'Bearer {TOKEN}')})" if token and current else None
     kind = inputs()[served.input]
     clauses = [

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from embedreg.errors import ConfigError, ModelNotFoundError, UntrustedError
+from embedreg.errors import ConfigError, ModelNotFoundError, UntrustedError, Words
 from embedreg.runtime.models import hub, integrity
 from embedreg.runtime.models.folders import broken, read_object
 from embedreg.security import grants
@@ -27,7 +27,11 @@ from embedreg.support.imports import attempt_import_or_raise, did_you_mean
 __all__ = ["ClipFiles", "library", "model_config", "names_folder", "resolve"]
 
 EXTRA = "open-clip"
-COPY = "name weights of this machine: pretrained='/path/to/open_clip_model.safetensors' or name='local-dir:/path/to/it'"
+COPY = Words(
+    "name weights of this machine: pretrained='/path/to/open_clip_model.safetensors' or name='local-dir:/path/to/it'",
+    "name weights of this machine: --set pretrained=/path/to/open_clip_model.safetensors "
+    "or --set name=local-dir:/path/to/it",
+)
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
 CONFIG = "open_clip_config.json"
@@ -249,7 +253,10 @@ def _weights(name: str, pretrained: str | None, allow_local: bool, download: boo
         if not repository:
             raise ModelNotFoundError(
                 f"the weights {pretrained!r} of {name!r} are on no hub.",
-                "download them, and name the file: pretrained='/path/to/weights.pt'",
+                Words(
+                    "download them, and name the file: pretrained='/path/to/weights.pt'",
+                    "download them, and name the file: --set pretrained=/path/to/weights.pt",
+                ),
             )
         found = _Repository(f"{name} {pretrained}", repository, _alternatives(file), whole=False).find(download)
         return ClipFiles(found.weights, None, found.origin, tag)
@@ -294,7 +301,8 @@ class _Repository:
         found = self._cached("hub-cache")
         if found is not None:
             return found
-        told, hint = "the hub was not asked", hub.CONNECT
+        told: str = "the hub was not asked"
+        hint: str = hub.or_copy(hub.CONNECT)
         if download:
             refusal = hub.download(self.repository, None, self.cache, self._wanted, extra=EXTRA)
             found = self._cached("hub") if refusal is None else None
@@ -309,9 +317,7 @@ class _Repository:
             lacks = f"the hub's {self.repository} has no {self.weights[0]}"
             return lacks, "use a model with weights in safetensors: others can run code as they load"
         hint = refusal.hint or "check the name on https://huggingface.co/models; for a private model: hf auth login"
-        if hub.COPY in hint:
-            hint = hint.replace(hub.COPY, COPY)
-        return refusal.why, hint
+        return refusal.why, hub.or_copy(hint, COPY) if refusal.copy else hint
 
     def _wanted(self, files: list[str]) -> list[str]:
         chosen = next((name for name in self.weights if name in files), None)

