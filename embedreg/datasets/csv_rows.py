@@ -187,8 +187,8 @@ def _structural(data: np.ndarray, quotes: np.ndarray, delimiter: int, offset: in
         else:
             raise Fault(
                 offset + opened,
-                "the quote that opens here is not closed: in line {line} stands one that no delimiter follows",
+                "the quote that opens here is not closed",
                 _DOUBLE,
-                offset + at,
+                (offset + at, "stands one that no delimiter follows"),
             )
     return np.array(kept, np.int64)

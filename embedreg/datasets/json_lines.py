@@ -14,7 +14,7 @@ from embedreg.datasets.json_types import MAX_DEPTH, MAX_FIELDS, Inexact, Raw, Se
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.storage import Storage
 from embedreg.datasets.texts import Fault
-from embedreg.errors import StorageError, option
+from embedreg.errors import option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,7 +131,7 @@ def _column(
             except (pa.ArrowException, TypeError, ValueError, OverflowError):
                 message = f"column {name!r} was taken for {kind}, which {texts.shown_value(value)} is not"
                 raise Fault(at, message, "run the same command again, with --fresh") from None
-        raise StorageError(f"column {name!r}: {exc}.", "--fresh") from exc
+        raise texts.Unnamed(f"column {name!r}: {exc}.", "--fresh") from exc
 
 
 def _declared(values: list[Any], kind: pa.DataType, name: str, lines: list[tuple[int, bytes]]) -> pa.Array:

@@ -45,13 +45,17 @@ class Fault(Exception):  # it becomes a StorageError once its line is counted
 
     Args:
         offset: of a byte of the line, in the text as UTF-8.
-        message: what is wrong there; `{line}` in it stands for the line of `other`.
-        other: the offset of another place that the message names.
+        message: what is wrong there.
+        other: the offset of another place, and what stands in its line.
     """
 
-    def __init__(self, offset: int, message: str, hint: str, other: int | None = None) -> None:
+    def __init__(self, offset: int, message: str, hint: str, other: tuple[int, str] | None = None) -> None:
         super().__init__(message)
         self.offset, self.message, self.hint, self.other = offset, message, hint, other
+
+
+class Unnamed(StorageError):  # whoever knows the file names it
+    """What is wrong in a text file, without the file's name."""
 
 
 class Text:
@@ -202,8 +206,8 @@ def _elements(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield "".join(f"{line}\n" for line in lines).encode()
 
 
-def _element(number: int, message: str, hint: str) -> StorageError:
-    return StorageError(f"element {number} of the array: {message}.", hint)
+def _element(number: int, message: str, hint: str) -> Unnamed:
+    return Unnamed(f"element {number} of the array: {message}.", hint)
 
 
 # -- streams that wait for the next piece of their file ----------------------------------------------------------------
@@ -253,8 +257,7 @@ def open_text(storage: Storage, path: str, reading: Reading) -> Iterator[Text]:
 
 
 def _named(storage: Storage, path: str, exc: StorageError) -> StorageError:
-    where = storage.shown(path)
-    return exc if where in exc.message else StorageError(f"{where}, {exc.message}", exc.hint)
+    return StorageError(f"{storage.shown(path)}, {exc.message}", exc.hint) if isinstance(exc, Unnamed) else exc
 
 
 def _located(storage: Storage, path: str, reading: Reading, fault: Fault) -> StorageError:
@@ -264,11 +267,12 @@ def _located(storage: Storage, path: str, reading: Reading, fault: Fault) -> Sto
     except Fault:  # it cannot even be opened
         return StorageError(f"{storage.shown(path)}, near its start: {fault.message}.", fault.hint)
     try:
-        line, other = (None if at is None else _line(text, at) for at in (fault.offset, fault.other))
+        line = _line(text, fault.offset)
         what = f"element {line} of the array" if text.array else f"line {line}"
+        other = "" if fault.other is None else f": in line {_line(text, fault.other[0])} {fault.other[1]}"
     finally:
         text.close()
-    return StorageError(f"{storage.shown(path)}, {what}: {fault.message.replace('{line}', str(other))}.", fault.hint)
+    return StorageError(f"{storage.shown(path)}, {what}: {fault.message}{other}.", fault.hint)
 
 
 def _line(text: Text, offset: int) -> int:

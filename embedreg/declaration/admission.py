@@ -181,9 +181,8 @@ class Needs:
             model, wanted = self._code
             needs.append(_Need("", f"trust_remote_code (the own code of {model!r})", Grant(remote_code=(wanted,))))
         needed = functools.reduce(operator.or_, (need.grant for need in needs))
-        first = needs[0]
-        if all(need.message == first.message for need in needs):
-            raise refusal(first.message, needed, lead=first.lead, other=first.other)
+        if len({need.message for need in needs}) == 1:
+            raise refusal(needs[0].message, needed, lead=needs[0].lead, other=needs[0].other)
         parts = ", ".join(dict.fromkeys(need.part for need in needs))
         raise refusal(
             f"stored metadata of {self.alias!r} asks for what has not been granted: {parts}.", needed, other=_OWN

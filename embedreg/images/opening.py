@@ -157,7 +157,7 @@ def _opened(data: bytes, policy: ImagePolicy) -> ImageFile:
         formats = ", ".join(policy.formats)
         raise RowError(f"it is {next(found, f'no image of an allowed format ({formats})')}") from None
     except KeyError as exc:
-        if str(exc).strip("'") in policy.formats:
+        if exc.args[0] in policy.formats:
             raise ConfigError(f"Pillow knows no format {exc}.", f"formats={allowances.FORMATS}") from None
         raise
 
@@ -214,6 +214,7 @@ def _why(exc: Exception) -> str:
     kind, text = type(exc).__name__, str(exc)
     if kind == "DecompressionBombError":
         return "the image has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows"
+    # Pillow's plug-ins raise OSError and SyntaxError for everything: nothing but their words tells these apart
     if isinstance(exc, EOFError) or re.search(r"truncated|not enough|premature|too small|unexpected end", text, re.I):
         return "the image is truncated"
     if "unsupported" in text or isinstance(exc, NotImplementedError):

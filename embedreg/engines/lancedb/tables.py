@@ -70,7 +70,7 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
             _refuse_other(name, table.schema, declared, configs)
             return table
         hint = "check the folder's permissions and the space on its disk"
-        if "exists" in str(exc):
+        if "exists" in str(exc):  # lancedb raises a plain ValueError or OSError for it
             hint = f"open_table(db, {name!r}) opens it; mode='overwrite' replaces it"
         raise StorageError(f"table {name!r} could not be created: {first_line(exc)}", hint) from exc
 

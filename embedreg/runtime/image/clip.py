@@ -222,13 +222,15 @@ def _tokenizer(open_clip: Any, name: str, files: ClipFiles) -> Any:
 
 def _failure(name: str, files: ClipFiles, exc: Exception) -> CallError | ConfigError:
     told = str(exc)
+    # torch words it in a RuntimeError too, where the file is an older archive
     if isinstance(exc, pickle.UnpicklingError) or "weights_only" in told:
         return ConfigError(
             f"the weights {files.weights.name!r} hold more than numbers, which could run code as they load.",
             "where you trust them, save their state_dict() anew: safetensors.torch.save_file(model.state_dict(), "
             "'open_clip_model.safetensors')",
         )
-    if "state_dict" in told or isinstance(exc, AssertionError):  # which its resizing of position tables raises
+    # torch raises a RuntimeError for other shapes as for anything; open_clip's resizing of position tables asserts
+    if "state_dict" in told or isinstance(exc, AssertionError):
         return ConfigError(
             f"the weights {files.weights.name!r} do not fit the model {name!r}: {told[:_SHOWN]}",
             "name the model that they were made for",
