@@ -139,29 +139,34 @@ class EmbedregError(Exception):
     Attributes:
         raised_by: the name of the user's own function whose error this one stands for.
         trace: that error's own traceback, without secrets.
+        shell_hint: what to do on the command line, where that is something else.
     """
 
     raised_by: str | None = None
     trace: str | None = None
+    shell_hint: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-
-    @property
-    def shell_hint(self) -> str | None:
-        """What to do on the command line."""
-        return None if self.hint is None else in_shell(self.hint)
+        if isinstance(hint, Words):
+            self.shell_hint = hint.shell
 
     def for_shell(self, hint: str) -> Self:
         """Give the hint that the command line shows in place of the one in Python; return the error itself."""
-        self.hint = Words(self.hint or "", hint)
+        self.shell_hint = hint
+        if self.hint is not None:
+            self.hint = Words(self.hint, hint)  # which an error that says more of this one passes on
         return self
+
+    def with_shell_hint_of(self, other: EmbedregError) -> Self:
+        """Take over the command line's hint of another error; return the error itself."""
+        return self if other.shell_hint is None else self.for_shell(other.shell_hint)
 
     def __str__(self) -> str:
         # KeyError's own __str__ would print the repr of the message.
-        return self.message if not self.hint else f"{self.message}\nHint: {self.hint}"
+        return self.message if self.hint is None else f"{self.message}\nHint: {self.hint}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.hint), self.__dict__

@@ -16,7 +16,7 @@ from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command, common_arguments
 from embedreg.datasets import places
 from embedreg.datasets.reading import Reading
-from embedreg.errors import EmbedregError, MissingColumnError, Words, in_shell
+from embedreg.errors import EmbedregError, MissingColumnError, in_shell
 from embedreg.images.allowances import allow_images
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _column_hint() -> Iterator[None]:
     try:
         yield
     except MissingColumnError as exc:
-        if not isinstance(exc.hint, Words):
+        if exc.shell_hint is None:
             exc.for_shell(f"{exc.hint + '; ' if exc.hint else ''}--source NAME names the column of texts")
         raise
 

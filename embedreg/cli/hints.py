@@ -28,4 +28,4 @@ def hint_of(exc: EmbedregError) -> str | None:
     """Return what an error says to do, as it is done on the command line."""
     if isinstance(exc, UntrustedError) and exc.needed:
         return trusting(exc.needed)
-    return exc.shell_hint
+    return exc.shell_hint or exc.hint

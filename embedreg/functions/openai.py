@@ -162,7 +162,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
             raise CallError(
                 f"the width of {self.name!r} is not known, and asking the server for it failed: {exc.message}",
                 f"create(..., dim=...) says the width without asking; {exc.hint}",
-            ).for_shell(f"--set dim=... gives the width; {exc.shell_hint}") from exc.__cause__
+            ).for_shell(f"--set dim=... gives the width; {exc.shell_hint or exc.hint}") from exc.__cause__
         if self._ndims is None:  # even this text was refused
             raise CallError(
                 f"the server gives no vectors for {self.name!r}.", "check the model's name and the endpoint"
