@@ -20,7 +20,6 @@ from embedreg.runtime.serving.micro_batcher import Coalescer, Pass
 from embedreg.runtime.vectors.memory import RecentVectors, keys_of
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
     from embedreg.engines.databend.metrics import Metrics
@@ -111,21 +110,14 @@ class Lane:
             name: of the SQL function that asks.
             check: raises when the call is over.
         """
-        import pyarrow as pa
-
-        keys, asked = keys_of(values), 0
-
-        def computed(rows: np.ndarray | None) -> Embedded:
-            nonlocal asked
-            request = _Request(name, values, keys)
-            if rows is not None:
-                request = _Request(name, values.take(pa.array(rows)), [keys[row] for row in rows.tolist()])
-            asked = len(request.keys)
-            return self._computed(request, check)
-
-        made = self.recent.through(keys, computed, empty=self._blocks.empty, keep=False)  # a pass keeps its vectors
-        self.metrics.add(name, "cached", len(keys) - asked)
-        return made
+        keys = keys_of(values)
+        found = self.recent.look_up(keys, self._blocks.empty)
+        made = None
+        if len(found.missing):
+            request = _Request(name, found.of_missing(values), [*found.missing_keys()])
+            made = self._computed(request, check)
+        self.metrics.add(name, "cached", len(keys) - len(found.missing))
+        return found.joined(made, keep=False)  # the batch that computed them has kept them
 
     def warm(self, kind: str) -> None:
         """Run a function of this machine once, on the probe of a modality, which loads its model.
@@ -190,12 +182,9 @@ class Lane:
 
     def _distinct(self, name: str, values: pa.Array, keys: list[Any], each: Pass[_Request, Embedded]) -> Embedded:
         """Embed different inputs, and keep their vectors."""
-        import pyarrow as pa
-
-        def computed(rows: np.ndarray | None) -> Embedded:
-            return self._compute(name, values if rows is None else values.take(pa.array(rows)), each)
-
-        return self.recent.through(keys, computed, empty=self._blocks.empty)
+        found = self.recent.look_up(keys, self._blocks.empty)
+        made = self._compute(name, found.of_missing(values), each) if len(found.missing) else None
+        return found.joined(made)
 
     def _compute(self, name: str, values: pa.Array, each: Pass[_Request, Embedded]) -> Embedded:
         """Run the function."""

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from embedreg.arrow.vectors import Embedded
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import registered_name
@@ -29,7 +28,6 @@ from embedreg.support.display import first_line
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 __all__ = ["functions_in", "install", "metadata_of"]
@@ -191,18 +189,16 @@ class _Call:
             raise CallError(f"{name!r} failed: {type(exc).__name__}: {first_line(exc)}") from None
 
     def _embed(self, values: pa.ChunkedArray) -> pa.Array:
-        import pyarrow as pa
 
         distinct, index = distinct_inputs(values.combine_chunks())
 
-        def computed(rows: np.ndarray | None) -> Embedded:
-            some = distinct if rows is None else distinct.take(pa.array(rows))
-            made = embed_distinct(self._function, some, self._role, zero_vectors=self._zeros)
+        found = self._known.look_up(keys_of(distinct))
+        made = None
+        if len(found.missing):
+            made = embed_distinct(self._function, found.of_missing(distinct), self._role, zero_vectors=self._zeros)
             if made.reasons:
                 why = next(iter(made.reasons.values()))
                 log.warning("%s: %d input(s) have no vector: %s", self._name, len(made.reasons), why)
             if made.zeros is not None and self._zeros == "null":
                 log.warning("%s: %d input(s) have a vector of zeros: NULL", self._name, int(made.zeros.sum()))
-            return made
-
-        return self._known.through(keys_of(distinct), computed).laid_out(index).to_arrow()
+        return found.joined(made).laid_out(index).to_arrow()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["RecentVectors", "keys_of"]
+__all__ = ["Lookup", "RecentVectors", "keys_of"]
 
 KEY_BYTES = 250  # what a key, its entry and its slot take beside the vector
 _SHORT = 64  # characters; a longer input is known by its digest, which is smaller
@@ -49,44 +49,14 @@ class RecentVectors:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def through(
-        self,
-        keys: Sequence[Hashable],
-        compute: Callable[[np.ndarray | None], Embedded],
-        *,
-        empty: Callable[[int, int], np.ndarray] | None = None,
-        keep: bool = True,
-    ) -> Embedded:
-        """Return the vectors of n different inputs: the known ones from here, the others computed and kept.
+    def look_up(self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None) -> Lookup:
+        """Look n different inputs up.
 
         Args:
             keys: of the inputs.
-            compute: gives the vectors of the inputs of some rows, or of all for None.
             empty: makes (n, d) float32 matrices.
-            keep: whether what is computed is put here; a bad row never is.
         """
-        import numpy as np
-
-        vectors, known = self.get(keys, empty)
-        missing = np.flatnonzero(~known)
-        if not len(missing):
-            return Embedded(vectors, known, distinct=len(keys), cached=len(keys))
-        whole = len(missing) == len(keys)
-        made = compute(None if whole else missing)
-        if keep:
-            fresh = keys if whole else [keys[row] for row in missing.tolist()]
-            if made.valid.all():
-                self.put(fresh, made.matrix)
-            else:
-                good = np.flatnonzero(made.valid)
-                self.put([fresh[row] for row in good.tolist()], made.matrix[good])
-        if whole:
-            return made
-        matrix = np.empty((len(keys), self.ndims), np.float32) if empty is None else empty(len(keys), self.ndims)
-        matrix[known], matrix[missing] = vectors, made.matrix
-        known[missing] = made.valid
-        reasons = {int(missing[row]): why for row, why in made.reasons.items()}
-        return Embedded(matrix, known, reasons, distinct=len(keys), cached=len(vectors) + made.cached)
+        return Lookup(self, keys, *self.get(keys, empty), empty)
 
     def get(
         self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None
@@ -152,6 +122,68 @@ class RecentVectors:
         taken = np.zeros(self.capacity, bool)
         taken[list(self._slots.values())] = True
         return taken
+
+
+class Lookup:
+    """What is known of n inputs, and what is to be computed.
+
+    Attributes:
+        missing: (m,) int64, the rows whose vectors are not known.
+        whole: whether these are all rows.
+    """
+
+    def __init__(
+        self,
+        recent: RecentVectors,
+        keys: Sequence[Hashable],
+        vectors: np.ndarray,
+        known: np.ndarray,
+        empty: Callable[[int, int], np.ndarray] | None,
+    ) -> None:
+        import numpy as np
+
+        self._recent, self._keys, self._vectors, self._known, self._empty = recent, keys, vectors, known, empty
+        self.missing: np.ndarray = np.flatnonzero(~known)
+        self.whole = len(self.missing) == len(keys)
+
+    def of_missing(self, values: pa.Array) -> pa.Array:
+        """Return those of the n inputs that are to be computed."""
+        import pyarrow as pa
+
+        return values if self.whole else values.take(pa.array(self.missing))
+
+    def missing_keys(self) -> Sequence[Hashable]:
+        """Return the keys of the inputs that are to be computed."""
+        return self._keys if self.whole else [self._keys[row] for row in self.missing.tolist()]
+
+    def joined(self, made: Embedded | None, *, keep: bool = True) -> Embedded:
+        """Return the vectors of all n inputs.
+
+        Args:
+            made: of the missing ones; None where there are none.
+            keep: whether they become recent vectors; a bad row never does.
+        """
+        import numpy as np
+
+        n = len(self._keys)
+        if made is None:
+            return Embedded(self._vectors, self._known, distinct=n, cached=n)
+        if keep:
+            fresh = self.missing_keys()
+            if made.valid.all():
+                self._recent.put(fresh, made.matrix)
+            else:
+                good = np.flatnonzero(made.valid)
+                self._recent.put([fresh[row] for row in good.tolist()], made.matrix[good])
+        if self.whole:
+            return made
+        shape = n, self._recent.ndims
+        matrix = np.empty(shape, np.float32) if self._empty is None else self._empty(*shape)
+        matrix[self._known], matrix[self.missing] = self._vectors, made.matrix
+        valid = self._known.copy()
+        valid[self.missing] = made.valid
+        reasons = {int(self.missing[row]): why for row, why in made.reasons.items()}
+        return Embedded(matrix, valid, reasons, distinct=n, cached=len(self._vectors) + made.cached)
 
 
 def keys_of(values: pa.Array) -> list[Any]:
