@@ -23,7 +23,7 @@ EmbedregError
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -82,8 +82,14 @@ class Grant:
 
     def __or__(self, other: Grant) -> Grant:
         """Return a grant of what either holds, each thing once."""
-        kinds = [field.name for field in fields(self)]
-        return Grant(**{kind: tuple(dict.fromkeys((*self[kind], *other[kind]))) for kind in kinds})
+        return Grant.union((self, other))
+
+    @staticmethod
+    def union(grants: Iterable[Grant]) -> Grant:
+        """Return a grant of what any of them holds, each thing once."""
+        held = [*grants]
+        kinds = [field.name for field in fields(Grant)]
+        return Grant(**{kind: tuple(dict.fromkeys(value for each in held for value in each[kind])) for kind in kinds})
 
     def __str__(self) -> str:
         """Return the call that puts it into force."""

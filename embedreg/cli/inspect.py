@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -118,7 +116,7 @@ def _print(found: dict[str, Any]) -> None:
     needs = [needed for function in found["functions"] if (needed := Grant(**function["needed"]))]
     if len(set(needs)) > 1:
         terminal.say()
-        terminal.say(plain(f"For all columns, {trusting(functools.reduce(operator.or_, needs))}"))
+        terminal.say(plain(f"For all columns, {trusting(Grant.union(needs))}"))
 
 
 def _lines(function: dict[str, Any]) -> list[str]:

@@ -7,10 +7,8 @@ no host and hands over no secret unless the reader said so: by creating the same
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import operator
 import os
 import warnings
 from collections.abc import Mapping
@@ -34,7 +32,7 @@ from embedreg.core.guarding import (
     value_guard,
 )
 from embedreg.declaration.entries import SHOWN
-from embedreg.errors import Grant, MetadataError
+from embedreg.errors import Grant, MetadataError, UntrustedError
 from embedreg.security import references
 from embedreg.security.addresses import kind_of, parse_host
 from embedreg.security.grants import granted, host_granted, path_granted, path_needed, refusal
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["admit", "admit_built", "examine", "guard_of", "snake"]
 
+MOST_NEEDS = 32  # of one configuration: nobody reads a longer list before granting it
+MOST_ASKED = 1000  # values that need something, be it the same: to judge one takes a moment
 MAX_DEFAULTS = 8  # references that are each other's defaults; one is what people write
 
 
@@ -127,14 +127,24 @@ class Needs:
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self._found: list[_Need] = []
+        self._found: dict[_Need, None] = {}
+        self._asked = 0
         self._code: tuple[str, str] | None = None  # a model whose own code is asked for, and how it is granted
         self.fields: set[str] = set()  # that cannot be as stored, whatever the others are
+
+    def _note(self, need: _Need) -> None:
+        self._found[need] = None
+        self._asked += 1
+        if len(self._found) > MOST_NEEDS or self._asked > MOST_ASKED:
+            raise UntrustedError(
+                f"stored metadata of {self.alias!r} asks for too many things that have not been granted.",
+                "do not use this data, or create the same function in your own code first",
+            )
 
     def field(self, name: str, kind: str, grant: Grant) -> None:
         """Note a field that holds what is not granted."""
         message = f"stored metadata sets {name} of {self.alias!r} to {kind}, which nobody here has granted."
-        self._found.append(_Need(message, f"{name} ({kind})", grant, other=_OWN))
+        self._note(_Need(message, f"{name} ({kind})", grant, other=_OWN))
         self.fields.add(name)
 
     def variable(self, name: str, variable: str) -> None:
@@ -142,7 +152,7 @@ class Needs:
         message = (
             f"stored metadata puts variable {variable!r} into {name} of {self.alias!r}, which is no sensitive field."
         )
-        self._found.append(_Need(message, f"variable {variable!r} in {name}", Grant(variables=(variable,))))
+        self._note(_Need(message, f"variable {variable!r} in {name}", Grant(variables=(variable,))))
         self.fields.add(name)
 
     def sent(self, name: str, variable: str) -> None:
@@ -151,7 +161,7 @@ class Needs:
             f"stored metadata of {self.alias!r} names an endpoint and would send variable {variable!r} ({name}) there."
         )
         part = f"variable {variable!r} ({name}), sent to that endpoint"
-        self._found.append(_Need(message, part, Grant(variables=(variable,)), lead="if you trust both"))
+        self._note(_Need(message, part, Grant(variables=(variable,)), lead="if you trust both"))
 
     def __bool__(self) -> bool:
         """Return whether it is refused without a grant."""
@@ -180,7 +190,7 @@ class Needs:
         if self._code is not None and self._code[1].strip():  # a grant of no name would be of none
             model, wanted = self._code
             needs.append(_Need("", f"trust_remote_code (the own code of {model!r})", Grant(remote_code=(wanted,))))
-        needed = functools.reduce(operator.or_, (need.grant for need in needs))
+        needed = Grant.union(need.grant for need in needs)
         if len({need.message for need in needs}) == 1:
             raise refusal(needs[0].message, needed, lead=needs[0].lead, other=needs[0].other)
         parts = ", ".join(dict.fromkeys(need.part for need in needs))

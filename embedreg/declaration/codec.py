@@ -7,8 +7,6 @@ read is untrusted (see `admission`); what cannot be rebuilt here is kept byte fo
 from __future__ import annotations
 
 import copy
-import functools
-import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -71,6 +69,7 @@ __all__ = [
     "value_type",
 ]
 
+NAMED = 20  # columns that one message names, each with what it needs
 LEARNT = ("probe", "identity")
 
 
@@ -100,9 +99,7 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
     @property
     def needed(self) -> Grant:
         """What has to be granted before every column can be used; empty where nothing has, or no grant helps."""
-        return functools.reduce(
-            operator.or_, (each.needed for each in self.problems.values() if isinstance(each, UntrustedError)), Grant()
-        )
+        return Grant.union(each.needed for each in self.problems.values() if isinstance(each, UntrustedError))
 
     def every(self) -> list[EmbeddingFunctionConfig]:
         """Return the declarations of all columns, in the order in which they are stored.
@@ -112,9 +109,10 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
         """
         untrusted = {column: each for column, each in self.problems.items() if isinstance(each, UntrustedError)}
         first = next(iter(self.problems.values()), None)
-        if isinstance(first, UntrustedError) and len({each.message for each in untrusted.values()}) > 1:
-            said = " ".join(f"Column {shown(column)}: {each.message}" for column, each in untrusted.items())
-            raise refusal(said, self.needed) from first.__cause__
+        if isinstance(first, UntrustedError) and self.needed != first.needed:
+            said = [f"Column {shown(column)}: {each.message}" for column, each in untrusted.items()]
+            more = [f"And {len(said) - NAMED:,} more columns."] if len(said) > NAMED else []
+            raise refusal(" ".join([*said[:NAMED], *more]), self.needed) from first.__cause__
         return [self[column] for column in self.entries]
 
     def __missing__(self, vector_column: str) -> EmbeddingFunctionConfig:

@@ -167,6 +167,9 @@ def test_several_columns_ask_for_what_each_needs_and_for_all_of_it() -> None:
     with pytest.raises(UntrustedError, match="stored metadata sets name") as caught:
         embedreg.embed_table({"text": ["x"]}, table({"name": "/a"}, {"name": "/a"}))
     assert "Column" not in caught.value.message
+    with pytest.raises(UntrustedError) as caught:  # said alike, and not the same
+        embedreg.embed_table({"text": ["x"]}, table({"name": "/a"}, {"name": "/b"}))
+    assert caught.value.needed == Grant(paths=("/a", "/b"))
 
 
 def test_what_no_grant_helps_needs_none() -> None:
@@ -179,6 +182,21 @@ def test_what_no_grant_helps_needs_none() -> None:
     assert grant.grant == Grant()
     with pytest.raises(MetadataError):
         raise refused({"name": "/a", "organization": "\0"})
+
+
+def test_a_list_that_nobody_would_read_is_no_list() -> None:
+    """A table made to ask for thousands of things is refused for good; a message names some of many columns."""
+    for many in ([f"https://h{at}.example" for at in range(50_000)], ["https://h.example"] * 50_000):
+        problem = untrusted({"options": many})
+        assert problem.needed == Grant()
+        assert len(str(problem)) < 300
+    same = untrusted({"options": ["https://h.example"] * 500})
+    assert same.needed == Grant(hosts="h.example")
+    assert len(str(same)) < 300
+    with pytest.raises(UntrustedError) as caught:
+        embedreg.functions_in(table(*({"name": f"/m/{at}"} for at in range(200)))).every()
+    assert caught.value.message.endswith("And 180 more columns.")
+    assert len(caught.value.needed.paths) == 200
 
 
 # -- the value ---------------------------------------------------------------------------------------------------------
