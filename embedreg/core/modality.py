@@ -164,9 +164,22 @@ def modalities(function: EmbeddingFunction) -> tuple[Modality, ...]:
     Raises:
         ConfigError: its class names a modality that is not in the table.
     """
+    return _of(function)[0]
+
+
+def accepted(function: EmbeddingFunction) -> Accepted:
+    """Return what a column for a function may be made of, in either role.
+
+    Raises:
+        ConfigError: as `modalities`.
+    """
+    return _of(function)[1]
+
+
+def _of(function: EmbeddingFunction) -> tuple[tuple[Modality, ...], Accepted]:
     text = function.traits.modality
     try:
-        return _parsed(text)[0] if isinstance(text, str) else _parsed(repr(text))[0]
+        return _parsed(text if isinstance(text, str) else repr(text))
     except KeyError as exc:
         name = exc.args[0]
     added = f"embedreg.add_modality(embedreg.Modality({name!r}, ...))"
@@ -189,12 +202,6 @@ def _parsed(text: str) -> tuple[tuple[Modality, ...], Accepted]:
         next((each.rows_of for each in named if each.rows_of is not None), None),
         next((each.read for each in named if each.read is not None), None),
     )
-
-
-def accepted(function: EmbeddingFunction) -> Accepted:
-    """Return what a column for a function may be made of, in either role."""
-    modalities(function)
-    return _parsed(function.traits.modality)[1]
 
 
 def source_modality(function: EmbeddingFunction) -> Modality:
