@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from embedreg.jobs import embed
     from embedreg.registry import EmbeddingFunctionRegistry, get, get_registry, register
     from embedreg.runtime.cache import release
+    from embedreg.runtime.local.image import LocalImageFunction
+    from embedreg.runtime.local.text import LocalFunction
+    from embedreg.runtime.text.tokens import Tokens
     from embedreg.runtime.vectors.disk import vector_cache
     from embedreg.security.grants import trust
     from embedreg.support.imports import attempt_import_or_raise
@@ -45,11 +48,14 @@ __all__ = [
     "Grant",
     "ImagePolicy",
     "InputFiles",
+    "LocalFunction",
+    "LocalImageFunction",
     "Modality",
     "Report",
     "RowError",
     "Schema",
     "TextEmbeddingFunction",
+    "Tokens",
     "Traits",
     "Vector",
     "__version__",
@@ -86,10 +92,13 @@ _HOMES = {
     "ImagePolicy": "images",
     "InputFiles": "core.modality",
     "Modality": "core.modality",
+    "LocalFunction": "runtime.local.text",
+    "LocalImageFunction": "runtime.local.image",
     "Report": "embedding.table",
     "RowError": "errors",
     "Schema": "embedding.schema",
     "TextEmbeddingFunction": "core.base",
+    "Tokens": "runtime.text.tokens",
     "Traits": "core.base",
     "Vector": "embedding.schema",
     "add_modality": "core.modality",

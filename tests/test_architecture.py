@@ -30,6 +30,7 @@ ORDER = (
     ("runtime.vectors", "runtime.serving"),
     ("runtime.text",),
     ("runtime.image", "runtime.remote"),
+    ("runtime.local",),
     ("functions",),
     ("embedding",),
     ("inspection",),

@@ -7,22 +7,22 @@ the vectors; the runtime opens, batches and overlaps.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from embedreg.core import vouched
-from embedreg.core.base import IMAGES, EmbeddingFunction, Traits
+from embedreg.core.base import Traits
 from embedreg.core.modality import TEXT, source_modality
 from embedreg.core.role import Role
-from embedreg.errors import CallError, ConfigError, EmbedregError, InputError, ModelNotFoundError, RowError
-from embedreg.runtime import cache, progress
-from embedreg.runtime.hardware import device, precision, workers
+from embedreg.errors import InputError, RowError
+from embedreg.runtime import progress
+from embedreg.runtime.hardware import workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.image import clip, clip_files
-from embedreg.runtime.image.execute import embed_picture, embed_pictures
+from embedreg.runtime.image.execute import embed_picture
+from embedreg.runtime.local import LocalImageFunction
 from embedreg.runtime.text import truncation
 from embedreg.runtime.text.execute import Made
 from embedreg.runtime.text.truncation import Truncate
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenClipEmbeddings"]
 
 
-class OpenClipEmbeddings(EmbeddingFunction):
+class OpenClipEmbeddings(LocalImageFunction):
     """Embeddings of images and texts, in one space, with the open_clip library.
 
     A query that is a `str` is a text; a PIL image, bytes, a `pathlib.Path` or a numpy array is an image.
@@ -59,19 +59,17 @@ class OpenClipEmbeddings(EmbeddingFunction):
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "open-clip"  # also where it is imported directly
-    traits: ClassVar[Traits] = Traits(
+    traits: ClassVar[Traits] = replace(
+        LocalImageFunction.traits,
         modality="image+text",
         requires=("open_clip", "PIL"),
         extra=clip_files.EXTRA,
-        retry=False,  # what fails on this machine fails again
-        window=8192,  # its batches are cut from these, so the last few of each window leave cores idle
-        concurrency=2,  # callers share the runtime's workers: a query need not wait for a whole table
         stock_fields=frozenset({"name", "pretrained", "device", "batch_size", "normalize", "max_retries"}),
     )
 
     name: str = "ViT-B-32"
     pretrained: str | None = "laion2b_s34b_b79k"
-    device: str = "auto"
+    device: str = "auto"  # inherited, as are others below: in stored declarations and listings they stand here
     batch_size: int = Field(default=64, ge=1)
     normalize: bool = True
     source_type: Literal["image", "text"] = "image"
@@ -80,12 +78,9 @@ class OpenClipEmbeddings(EmbeddingFunction):
     truncate: Truncate = "warn"
     num_threads: int | None = Field(default=None, ge=1)
 
-    _files: clip_files.ClipFiles | None = PrivateAttr(default=None)
-    _key: tuple[Any, ...] | None = PrivateAttr(default=None)
-
     @staticmethod
     def runtime_keys() -> list[str]:
-        """Name what cannot change a vector that is given out."""
+        """Return the names of the fields that cannot change a vector that is given out."""
         return ["truncate"]
 
     def __init__(self, **config: Any) -> None:
@@ -106,58 +101,33 @@ class OpenClipEmbeddings(EmbeddingFunction):
     def ndims(self) -> int:
         """Return the width of the vectors, from the model's configuration."""
         if self._ndims is None:
-            self._ndims = clip_files.ndims(self._model_files, self.name)
+            self._ndims = clip_files.ndims(self._files, self.name)
         return int(self._ndims)
 
-    # -- queries ----------------------------------------------------------------------------------------------------
+    # -- texts and images -------------------------------------------------------------------------------------------
 
     def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
         """Embed source rows, or queries, of which each may be a text or an image: (n, d) float32.
 
         A list with a RowError for each image that could not be opened, and under truncate="error" for each text that is
         too long.
+
+        Raises:
+            InputError: under source_type="text", a source row that is not text.
         """
+        rows = self.sanitize_input(inputs)
         if role == "source":
-            return self.compute_source_embeddings(inputs)
-        rows = inputs.to_pylist() if hasattr(inputs, "to_pylist") else list(inputs)
-        texts = [number for number, row in enumerate(rows) if isinstance(row, str)]
-        if len(texts) == len(rows):
-            return self._embed_queries(rows)
+            return self._embed_texts(rows) if source_modality(self) is TEXT else super().compute_embeddings(rows, role)
+        rows = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)
         images = [number for number, row in enumerate(rows) if not isinstance(row, str)]
+        if len(images) in (0, len(rows)):
+            return super().compute_embeddings(rows, role) if images else self._embed_queries(rows)
         found: list[Any] = [None] * len(rows)
+        texts = [number for number, row in enumerate(rows) if isinstance(row, str)]
         for numbers, embed in ((texts, self._embed_queries), (images, self._embed_query_images)):
             for number, vector in zip(numbers, embed([rows[number] for number in numbers]), strict=True):
                 found[number] = vector
         return found
-
-    def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Embed one query, a text or an image: (1, d) float32; a list of one RowError for one without a vector."""
-        return self._embed_queries([query]) if isinstance(query, str) else self._embed_query_images([query])
-
-    def _embed_queries(self, texts: list[str]) -> Any:
-        if not texts:
-            return self._embed_texts(texts)
-        loaded = self._loaded()
-
-        def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
-            with self._failing(len(some)):
-                if len(some) == 1:
-                    made = workers.alone(loaded.embed_texts, some, self.normalize)
-                else:
-                    made = self._in_batches(loaded, some)
-            return made.vectors, made.truncated
-
-        made = Made(*queries.recent.through((*self._cache_key(), self.normalize), texts, embed))
-        return self._settled(made, loaded)
-
-    def _embed_query_images(self, images: list[Any]) -> Any:
-        with self._failing(len(images)):
-            if len(images) != 1:
-                return self._embed_images(images, from_query=True)
-            try:
-                return workers.alone(embed_picture, self._pictures(), images[0])
-            except RowError as exc:
-                return [exc]
 
     def generate_text_embeddings(self, text: str) -> np.ndarray:
         """Embed one text: (d,) float32; LanceDB's method of this name.
@@ -175,37 +145,24 @@ class OpenClipEmbeddings(EmbeddingFunction):
         with self._failing(1):
             return workers.alone(embed_picture, self._pictures(), image)[0]  # type: ignore[no-any-return]
 
-    # -- sources ----------------------------------------------------------------------------------------------------
+    def _embed_query_images(self, images: list[Any]) -> Any:
+        return super().compute_embeddings(images, "query")
 
-    def compute_source_embeddings(self, images: IMAGES, *args: Any, **kwargs: Any) -> Any:
-        """Embed source rows: (n, d) float32; a list with a RowError for each image that could not be opened.
+    def _embed_queries(self, texts: list[str]) -> Any:
+        if not texts:
+            return self._embed_texts(texts)
+        loaded = self._loaded()
 
-        Under truncate="error" each text that is too long has one.
+        def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+            with self._failing(len(some)):
+                if len(some) == 1:
+                    made = workers.alone(loaded.embed_texts, some, self.normalize)
+                else:
+                    made = self._in_batches(loaded, some)
+            return made.vectors, made.truncated
 
-        Raises:
-            InputError: under source_type="text", a row that is no text.
-        """
-        rows = self.sanitize_input(images)
-        if source_modality(self) is TEXT:
-            return self._embed_texts(rows)
-        with self._failing(len(rows)):
-            return self._embed_images(rows)
-
-    def _embed_images(self, rows: Any, *, from_query: bool = False) -> Any:
-        return embed_pictures(
-            self._pictures(),
-            rows,
-            self.ndims(),
-            batch_size=self.batch_size,
-            threads=self.num_threads,
-            from_query=from_query,
-        )
-
-    def sanitize_input(self, texts: Any) -> Any:
-        """Turn what an engine passes into rows: one value becomes a list of one, a chunked array one array."""
-        if isinstance(texts, str | bytes):
-            return [texts]
-        return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
+        key = (*self._cache_key(), self.normalize)
+        return self._settled(Made(*queries.recent.through(key, texts, embed)), loaded)
 
     def _embed_texts(self, rows: Any) -> Any:
         texts = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)
@@ -235,64 +192,40 @@ class OpenClipEmbeddings(EmbeddingFunction):
 
     # -- the model --------------------------------------------------------------------------------------------------
 
-    def model_identity(self) -> str | None:
-        """Return a hash of the model's files, the same wherever they lie; None where they are not on this machine."""
-        try:
-            return self._model_files(download=False).identity()
-        except ModelNotFoundError:
-            return None
+    def _path(self) -> str:
+        return self.name if self.name.startswith(clip_files.FOLDER_PREFIX) else self.pretrained or ""
 
-    def cache_key(self) -> tuple[Any, ...] | None:
-        """Return what this function's model is kept under in memory; None where the model is not on this machine."""
-        try:
-            return self._cache_key(download=False)
-        except ModelNotFoundError:
-            return None
+    def _find_files(self, *, download: bool) -> clip_files.ClipFiles:
+        return clip_files.resolve(
+            self.name,
+            self.pretrained,
+            allow_local=self._may_read(),
+            safe_only=self.from_metadata,
+            download=download,
+        )
 
-    def _model_files(self, *, download: bool = True) -> clip_files.ClipFiles:
-        path = self.name if self.name.startswith(clip_files.FOLDER_PREFIX) else self.pretrained or ""
-        allowed = vouched.may_read(self, path)
-        if self._files is None or (self._files.origin == "local" and not allowed):  # a grant can be revoked
-            self._files = clip_files.resolve(
-                self.name, self.pretrained, allow_local=allowed, safe_only=self.from_metadata, download=download
-            )
-        return self._files
+    def weights_key(self) -> tuple[Hashable, ...]:
+        """Return the model's configuration and weights, and what they are converted to."""
+        files = self._files()
+        stamp = files.stamp() if files.origin == "local" else 0
+        model = self.name if files.folder is None else str(files.folder)
+        return "open-clip", model, str(files.weights), stamp, self.precision
 
-    def _cache_key(self, *, download: bool = True) -> tuple[Any, ...]:
-        files = self._model_files(download=download)
-        if self._key is None:
-            stamp = files.stamp() if files.origin == "local" else 0
-            model = self.name if files.folder is None else str(files.folder)
-            self._key = ("open-clip", model, str(files.weights), stamp, self._device(), self.precision)
-        return self._key
+    def load(self, device: str) -> clip.Clip:
+        """Load the model with its library, in its precision."""
+        return clip.load(self.name, self._files(), device, self.precision)
 
-    def _device(self) -> str:
-        try:
-            return device.resolve(self.device)
-        except ConfigError:
-            if not self.from_metadata:
-                raise
-            return device.resolve("auto")  # it was another machine's device, and no device changes a vector
+    def _narrow(self, model: clip.Clip, on: str) -> None:
+        """Leave the model as it is: the library has converted it."""
 
-    def _loaded(self) -> clip.Clip:
-        return cache.get(self._cache_key(), lambda: workers.alone(self._load), clip.Clip.held_bytes)
+    def draft_side(self, model: clip.Clip) -> int | None:
+        """Return how many pixels wide and high the model sees a picture, under `draft`."""
+        return model.side if self.draft else None
 
-    def _load(self) -> clip.Clip:
-        if not self.from_metadata:  # stored vectors have to be matched, at whatever speed
-            precision.check(self.precision, self._device())
-        return clip.load(self.name, self._model_files(), self._device(), self.precision)
+    def prepare(self, model: clip.Clip, picture: Any) -> np.ndarray:
+        """Resize and crop a picture as the library does."""
+        return model.preprocess.prepare(picture)
 
-    def _pictures(self) -> clip.ClipPictures:
-        return clip.ClipPictures(self._loaded(), self.normalize, self.draft)
-
-    @contextmanager
-    def _failing(self, rows: int) -> Iterator[None]:
-        try:
-            yield
-        except EmbedregError:
-            raise
-        except Exception as exc:
-            raise CallError(
-                f"the model {self.name!r} failed on {rows} row(s): {type(exc).__name__}: {exc}",
-                "for a lack of memory, a small batch_size; embedreg.release() frees other models",
-            ) from exc
+    def forward(self, model: clip.Clip, batch: Any) -> Any:
+        """Normalise the pixels of pictures, and run the image tower."""
+        return model.embed_images(batch, self.normalize)

@@ -19,7 +19,7 @@ from embedreg.errors import ConfigError
 from embedreg.support import forks
 from embedreg.support.forks import ForkSafeLock
 
-__all__ = ["ForkSafeLock", "ModelCache", "configure", "get", "release"]
+__all__ = ["ForkSafeLock", "ModelCache", "configure", "get", "held_bytes", "release"]
 
 T = TypeVar("T")
 
@@ -207,6 +207,13 @@ def release(function: Any = None) -> int:
     key = cache_key()
     # what was made of a model, such as its copy on another device, is kept under the model's key and more
     return models.release(lambda loaded: loaded == key or _begins(loaded, key))
+
+
+def held_bytes(model: Any) -> int:
+    """Return how much memory the parameters and buffers of a torch module take, or an array; else 0."""
+    if not (hasattr(model, "parameters") and hasattr(model, "buffers")):
+        return int(getattr(model, "nbytes", 0))
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _begins(loaded: Hashable, key: Any) -> bool:

@@ -218,7 +218,7 @@ def test_release_frees_the_weights(tiny: Callable[[str], Path]) -> None:
     function = create(tiny("mean"))
     function.generate_embeddings(["a"])
     (key,) = cache.models.keys()
-    weights = weakref.ref(next(cache.models.get(key, pytest.fail).parameters()))
+    weights = weakref.ref(next(cache.models.get(key, pytest.fail).model.parameters()))
     assert embedreg.release(create(tiny("static"))) == 0
     assert embedreg.release(create(tiny("mean"), truncate_dim=4)) == 1
     gc.collect()

@@ -265,7 +265,7 @@ def test_several_devices_give_the_same_vectors(
     tiny: Callable[[str], Path], kind: str, two_devices: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A column is dealt out to a copy of the model on each device, and every row has the vector that one gives it."""
-    monkeypatch.setattr("embedreg.functions.sentence_transformers.ROWS_A_DEVICE", 20)
+    monkeypatch.setattr("embedreg.runtime.local.text.ROWS_A_DEVICE", 20)
     monkeypatch.setattr("embedreg.runtime.text.devices.LEAST", 1)
     monkeypatch.setattr("embedreg.runtime.text.devices.DeviceWorkers.least", 1)
     expected = create(tiny(kind)).generate_embeddings(TEXTS)

@@ -5,6 +5,7 @@ Converted weights, not autocast, which on a CPU is slower than float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from embedreg.errors import ConfigError
@@ -46,48 +47,49 @@ def _has(precision: str, device: str) -> bool:
     return precision == "float16" or device != "mps"
 
 
-def convert(model: Any, precision: Precision) -> bool:
-    """Convert the transformers of a sentence-transformers model in place; what comes after them stays in float32.
+def convert(parts: Sequence[Any], precision: Precision, device: str, run: Callable[[], object]) -> None:
+    """Convert parts of a model in place; what comes after them stays in float32.
 
     On a CPU only the matrix products and attention are narrow: sums and norms between them stay in float32, which costs
     no time there and keeps more of the vectors. A model that does not run so, and one on another device, is converted
     whole.
 
-    Returns:
-        Whether there was one to convert.
+    Args:
+        parts: torch modules with weights, such as the transformers of the model.
+        device: where the model is.
+        run: runs the model on a sample; an error says that it does not run so.
     """
     import torch
 
     dtype = getattr(torch, precision)
-    found = [module for module in model.modules() if type(module).__name__ == "Transformer" and _holds_weights(module)]
-    for module in found:
+    for module in parts:
         module.register_forward_hook(_widen)  # pooling would round its sums back to the narrow type
-    if model.device.type != "cpu" or not all(_narrow_products(module, dtype) for module in found) or not _runs(model):
-        for module in found:
+    on_cpu = torch.device(device).type == "cpu"
+    if not on_cpu or not all(_narrow_products(module, dtype) for module in parts) or not _runs(run):
+        for module in parts:
             module.to(dtype)
-    return bool(found)
 
 
-def _narrow_products(transformer: Any, dtype: Any) -> bool:
-    """Convert the products of a transformer, and what goes into them; say whether it has any."""
+def _narrow_products(part: Any, dtype: Any) -> bool:
+    """Convert the products of a module, and what goes into them; return whether it has any."""
 
     def narrow(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].to(dtype), *args[1:])
 
-    products = [module for module in transformer.modules() if type(module).__name__ in _PRODUCTS]
+    products = [module for module in part.modules() if type(module).__name__ in _PRODUCTS]
     for module in products:
         module.to(dtype)
         module.register_forward_pre_hook(narrow)
     return bool(products)
 
 
-def _runs(model: Any) -> bool:
-    """Say whether a model takes two types of numbers: some mix in one product what comes out of several layers."""
+def _runs(run: Callable[[], object]) -> bool:
+    """Return whether a model takes two types of numbers: some mix in one product what comes out of several layers."""
     import torch
 
     try:
         with torch.inference_mode():
-            model(model.preprocess(["a", "and some more words"]))
+            run()
     except Exception:  # noqa: BLE001 (whatever it is: the model is converted whole, and what is wrong with that shows)
         return False
     return True
@@ -101,7 +103,3 @@ def _widen(_module: Any, _args: Any, output: Any) -> Any:
             if torch.is_tensor(output.get(name)):
                 output[name] = output[name].float()
     return output
-
-
-def _holds_weights(module: Any) -> bool:
-    return next(module.parameters(), None) is not None

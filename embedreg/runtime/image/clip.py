@@ -6,11 +6,9 @@ import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import CallError, ConfigError
-from embedreg.runtime import progress
 from embedreg.runtime.hardware import onednn, workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.image.clip_files import CONFIG, EXTRA, FOLDER_PREFIX, ClipFiles, library
@@ -23,7 +21,7 @@ from embedreg.support.imports import attempt_import_or_raise
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Clip", "ClipPictures", "load"]
+__all__ = ["Clip", "load"]
 
 log = logging.getLogger("embedreg")
 
@@ -48,9 +46,10 @@ class Clip:
         self.side = int(max(size) if isinstance(size, tuple | list) else size)
         self._lock = ForkSafeLock()  # a Hugging Face tokenizer keeps its padding in itself, for one thread at a time
 
-    def image_features(self, batch: Any) -> Any:
+    def embed_images(self, batch: Any, normalize: bool) -> Any:
         """Run the image tower on b prepared pictures: (b, d) float32, on the model's device."""
-        return self.model.encode_image(self.preprocess.tensor(batch).to(self.dtype)).float()
+        made = self.model.encode_image(self.preprocess.tensor(batch).to(self.dtype)).float()
+        return _unit(made) if normalize else made
 
     def tokens(self, texts: list[str]) -> tuple[Any, np.ndarray]:
         """Tokenize texts: (b, t) int64, and (b,) bool, the texts that lost tokens to the model's limit."""
@@ -94,44 +93,13 @@ class Clip:
         """Return how many tokens of a text the model reads, its marks included."""
         return int(self.tokenizer.context_length)
 
-    def held_bytes(self) -> int:
-        """Return how much memory its weights take."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def parameters(self) -> Iterator[Any]:
+        """Yield its weights."""
+        yield from self.model.parameters()
 
-
-@dataclass(frozen=True)
-class ClipPictures:
-    """The image tower, as the picture pipeline takes it.
-
-    Attributes:
-        clip: the model.
-        normalize: whether vectors get unit length.
-        draft: whether large JPEGs are decoded at a fraction of their size.
-    """
-
-    clip: Clip
-    normalize: bool
-    draft: bool = False
-
-    @property
-    def device(self) -> str:
-        """Say where the model is."""
-        return self.clip.device
-
-    @property
-    def side(self) -> int | None:
-        """Say how many pixels wide and high the model sees a picture, for a draft."""
-        return self.clip.side if self.draft else None
-
-    def prepare(self, picture: Any) -> np.ndarray:
-        """Resize and crop as the library does."""
-        return self.clip.preprocess.prepare(picture)
-
-    def forward(self, batch: Any) -> Any:
-        """Normalise the pixels, and run the tower."""
-        made = self.clip.image_features(batch)
-        return _unit(made) if self.normalize else made
+    def buffers(self) -> Iterator[Any]:
+        """Yield what else it keeps in memory."""
+        yield from self.model.buffers()
 
 
 def _count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
@@ -172,7 +140,7 @@ def load(name: str, files: ClipFiles, device: str, precision: Precision) -> Clip
     # what create_model reads from a tag, which it is not told of: the weights are named by their file
     overrides = {key: value for key, value in files.tag.items() if key != "size"}
     try:
-        with progress.stage(f"loading {name}"), _unheard():
+        with _unheard():
             model = open_clip.create_model(
                 source,
                 load_weights=False,

@@ -66,6 +66,14 @@ class ResolvedModel:
     repository: str | None = None
     revision: str | None = None
 
+    def identity(self) -> str | None:
+        """Return a hash of the files, the same wherever they lie."""
+        return integrity.weights_identity(self.path)
+
+    def stamp(self) -> int:
+        """Return when the files last changed, in nanoseconds: a model that was trained on is another one."""
+        return integrity.stamp(self.path)
+
 
 def resolve_model(
     name: str,

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import CallError, MissingExtraError
-from embedreg.runtime import progress
 from embedreg.runtime.models import integrity
 from embedreg.runtime.models.weights import EXTRA, ResolvedModel
 from embedreg.runtime.text.pipeline import serialise_tokenizing
@@ -17,7 +16,7 @@ from embedreg.support.imports import attempt_import_or_raise
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["count_tokens", "encode", "flops_per_token", "held_bytes", "load", "max_tokens", "truncated"]
+__all__ = ["count_tokens", "encode", "flops_per_token", "load", "max_tokens", "transformers", "truncated"]
 
 BATCH = 32  # rows, its own default
 # The library leaves the prompt out of these models' pooling by their name, which a folder does not tell it.
@@ -39,7 +38,7 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool,
     """
     integrity.check_safe(found.path, name, code=code, pickles=own, revision=revision)
     try:
-        with progress.stage(f"loading {name}"), _quiet():
+        with _quiet():
             library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
             model = library.SentenceTransformer(
                 str(found.path),
@@ -103,18 +102,17 @@ def truncated(model: Any, texts: list[str], n: int) -> np.ndarray:
     return np.fromiter((count_tokens(model, text) > limit for text in texts), bool, n)
 
 
-def held_bytes(model: Any) -> int:
-    """Return how much memory a model's parameters and buffers take."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def transformers(model: Any) -> list[Any]:
+    """Return the transformers among a model's modules, those that hold weights."""
+    named = [part for part in model.modules() if type(part).__name__ == "Transformer"]
+    return [part for part in named if next(part.parameters(), None) is not None]
 
 
 def flops_per_token(model: Any) -> float | None:
     """Return the operations of the transformers' matrix products for a token, without attention's own; or None."""
     matrices = [
         module.weight
-        for part in model.modules()
-        if type(part).__name__ == "Transformer"
+        for part in transformers(model)
         for module in part.modules()
         if any(kind.__name__ in ("Linear", "Conv1D") for kind in type(module).__mro__)
     ]

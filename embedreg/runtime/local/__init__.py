@@ -1,0 +1,18 @@
+"""What local functions share: a subclass of `LocalFunction` or `LocalImageFunction` loads a model and runs a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from embedreg.support.lazy import index
+
+if TYPE_CHECKING:
+    from embedreg.runtime.local.image import LocalImageFunction
+    from embedreg.runtime.local.model import LocalModel
+    from embedreg.runtime.local.text import LocalFunction
+else:
+    __getattr__, __dir__ = index(
+        __name__, {"LocalFunction": "text", "LocalImageFunction": "image", "LocalModel": "model"}
+    )
+
+__all__ = ["LocalFunction", "LocalImageFunction", "LocalModel"]

@@ -1,0 +1,263 @@
+"""What local functions of every modality share: devices, precision, and one copy of the weights on each device."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, Protocol
+
+from pydantic import Field, GetCoreSchemaHandler, PrivateAttr
+from pydantic_core import CoreSchema
+
+from embedreg.core import vouched
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.canonical import registered_name
+from embedreg.core.fields import freeze, runtime_fields, sensitive_fields
+from embedreg.errors import CallError, ConfigError, EmbedregError, ModelNotFoundError, VectorError
+from embedreg.runtime import cache, progress
+from embedreg.runtime.hardware import device, onednn, precision, workers
+from embedreg.runtime.hardware.precision import Precision
+from embedreg.support.forks import ForkSafeLock
+
+__all__ = ["Loaded", "LocalModel", "ModelFiles"]
+
+
+class ModelFiles(Protocol):
+    """The files of a model, found on this machine."""
+
+    @property
+    def origin(self) -> str:
+        """Return where they were found: "local" for files that the name points to, which may change."""
+
+    def identity(self) -> str | None:
+        """Return a hash of what determines the vectors, the same wherever the files lie."""
+
+    def stamp(self) -> int:
+        """Return when they last changed, in nanoseconds."""
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory; `lock` lets one thread at a time use what is not safe for more, such as its tokenizer."""
+
+    model: Any
+    lock: ForkSafeLock = field(default_factory=ForkSafeLock)
+
+
+class LocalModel(EmbeddingFunction):
+    """A function whose model runs on this machine; see `LocalFunction` for texts, `LocalImageFunction` for images.
+
+    Attributes:
+        device: "auto" (CUDA, else Apple's, else the CPU), "cpu", "cuda", "cuda:<index>" or "mps".
+        batch_size: the most inputs of a forward pass; None for as many as suit the device.
+        num_threads: worker threads on a CPU; None for one per core that torch may use.
+        precision: what the model computes in; vectors are float32 all the same. Other than "float32" only where the
+            hardware is quicker so.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
+    precision: Precision = "float32"
+
+    _files_found: ModelFiles | None = PrivateAttr(default=None)
+    _files_key: tuple[Hashable, ...] | None = PrivateAttr(default=None)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Put the fields that a class declares itself where it declares them, inherited ones too.
+
+        Listings and stored declarations then begin with the model's name, not with the fields of this class.
+        """
+        fields = cls.__pydantic_fields__
+        for name in [name for name in vars(cls).get("__annotations__", {}) if name in fields]:
+            fields[name] = fields.pop(name)
+        return super().__get_pydantic_core_schema__(source, handler)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.__module__.startswith("embedreg."):
+            return
+        bases = [base for base in cls.__mro__ if base.__module__.startswith("embedreg.runtime.local.")]
+        for name in vars(cls):
+            private = name.startswith("_") and not name.endswith("__")
+            if private and any(isinstance(vars(base).get(name), FunctionType) for base in bases):
+                raise ConfigError(f"{cls.__name__} defines {name}, which is embedreg's own.", f"call it {name}_")
+
+    # -- what a subclass defines ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, device: str) -> Any:
+        """Load the model; called once for each process and device, however many equal functions there are.
+
+        A `torch.nn.Module` is moved to the device, put into eval mode and converted to `precision` afterwards.
+
+        Args:
+            device: "cpu", "mps" or "cuda:<index>".
+        """
+
+    def weights_key(self) -> tuple[Hashable, ...]:
+        """Return what the weights depend on: functions with equal keys share one copy.
+
+        The default is the class and every field that can change a vector. Return less, beginning with a name of your
+        own, where functions that differ in other fields may share the weights too.
+        """
+        return type(self), self._vector_fields()
+
+    def _find_files(self, *, download: bool) -> ModelFiles | None:
+        """Find the files of the model; None for a model that is made from the fields alone."""
+        return None
+
+    def _weights_precision(self) -> Precision:
+        """Return what the weights are converted to once they are loaded."""
+        return self.precision
+
+    @abstractmethod
+    def _try(self, model: Any, on: str) -> None:
+        """Run a model on a sample, to see whether it runs."""
+
+    # -- the model --------------------------------------------------------------------------------------------------
+
+    def model_identity(self) -> str | None:
+        """Return a hash of the model's files, the same wherever they lie; None where they are not on this machine."""
+        try:
+            files = self._files(download=False)
+        except ModelNotFoundError:
+            return None
+        return None if files is None else files.identity()
+
+    def cache_key(self) -> tuple[Any, ...] | None:
+        """Return what this function's model is kept under in memory, on whatever device; None where it is not here."""
+        try:
+            return self._cache_key(download=False)
+        except ModelNotFoundError:
+            return None
+
+    def _files(self, *, download: bool = True) -> Any:
+        found = self._files_found
+        if found is None or (found.origin == "local" and not self._may_read()):  # a grant can be revoked
+            self._files_found = self._find_files(download=download)
+        return self._files_found
+
+    def _may_read(self) -> bool:
+        """Return whether the model may be looked for among this machine's files."""
+        return vouched.may_read(self, self._path())
+
+    def _path(self) -> str:
+        """Return the field that may name files of this machine."""
+        return str(getattr(self, "name", ""))
+
+    def _cache_key(self, *, download: bool = True) -> tuple[Hashable, ...]:
+        if self._files(download=download) is None:
+            return self.weights_key()
+        if self._files_key is None:
+            self._files_key = self.weights_key()
+        return self._files_key
+
+    def _devices(self) -> tuple[str, ...]:
+        try:
+            return self._named_devices(self.device)
+        except ConfigError:
+            if not self.from_metadata:
+                raise
+            return self._named_devices("auto")  # it was another machine's device, and no device changes a vector
+
+    def _named_devices(self, name: str) -> tuple[str, ...]:
+        return device.resolve_all(name)
+
+    def _held(self, on: str) -> Loaded:
+        """Return what is loaded on one of the devices."""
+        key = self._cache_key()
+        return cache.get((*key, on), lambda: workers.alone(self._load, on), _size, group=key)
+
+    def _loaded(self, on: str | None = None) -> Any:
+        """Return the model, loaded on one of the devices; None for the first."""
+        return self._held(on or self._devices()[0]).model
+
+    def _load(self, on: str) -> Loaded:
+        narrow = self._weights_precision() != "float32"
+        if narrow:
+            self._check_precision(on)
+        with progress.stage(f"loading {self._model_name()}"):
+            model = self.load(on)
+        if _is_module(model):
+            model.to(on).eval()
+        if narrow:
+            self._narrow(model, on)
+        if _is_module(model):
+            onednn.quicken(model)
+        return Loaded(model)
+
+    def _narrow(self, model: Any, on: str) -> None:
+        """Convert a model to `precision`."""
+        if not _is_module(model):
+            raise ConfigError(
+                f"the model {self._model_name()!r} is no torch module, so nothing converts it.", "precision='float32'"
+            )
+        precision.convert([model], self.precision, on, lambda: self._try(model, on))
+
+    def _check_precision(self, on: str) -> None:
+        if not self.from_metadata:  # stored vectors have to be matched, at whatever speed
+            precision.check(self.precision, on)
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    def _model_name(self) -> str:
+        name = getattr(self, "name", None)
+        return name if isinstance(name, str) else registered_name(type(self)) or type(self).__name__
+
+    def _vector_fields(self) -> Hashable:
+        """Return the fields that can change a vector, as a key."""
+        cls, raw = type(self), self.raw_fields()
+        left, hidden = runtime_fields(cls), sensitive_fields(cls)
+        fields = {name: raw[name] if name in hidden else getattr(self, name) for name in raw if name not in left}
+        return freeze(fields)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _failing(self, rows: int) -> Iterator[None]:
+        try:
+            yield
+        except EmbedregError:
+            raise
+        except Exception as exc:
+            raise CallError(
+                f"the model {self._model_name()!r} failed on {rows} row(s): {type(exc).__name__}: {exc}",
+                "for a lack of memory, a small batch_size; embedreg.release() frees other models",
+            ) from exc
+
+
+def run(function: LocalModel, model: Any, batch: Any, rows: int, ndims: int) -> Any:
+    """Call a function's `forward` on a batch, and check what it returns.
+
+    Returns:
+        (rows, ndims) float32, a tensor where the model left it.
+    Raises:
+        VectorError: something of another shape.
+    """
+    import numpy as np
+    import torch
+
+    with torch.inference_mode():
+        made = function.forward(model, batch)  # both kinds have it
+        if not torch.is_tensor(made):
+            made = torch.from_numpy(np.array(made, np.float32))  # a copy: torch takes no memory that is read-only
+        if made.shape != (rows, ndims):
+            raise VectorError(
+                f"forward() returned {tuple(made.shape)} for a batch of {rows} row(s), expected ({rows}, {ndims}).",
+                "return one vector of ndims() numbers for each row of the batch, and no squeeze()",
+            )
+        return made.float()  # numpy has no bfloat16
+
+
+def _is_module(model: Any) -> bool:
+    torch = sys.modules.get("torch")  # where torch is not loaded, nobody has made a module
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _size(loaded: Loaded) -> int:
+    return cache.held_bytes(loaded.model)

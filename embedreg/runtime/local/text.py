@@ -1,0 +1,245 @@
+"""Local functions of texts: a subclass loads a model, tokenizes texts and runs a batch; the runtime does the rest."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from embedreg.core.base import TextEmbeddingFunction, Traits
+from embedreg.core.role import Role
+from embedreg.errors import InputError, VectorError
+from embedreg.runtime.hardware import workers
+from embedreg.runtime.local.model import Loaded, LocalModel, run
+from embedreg.runtime.text import truncation
+from embedreg.runtime.text.execute import Made, embed_texts
+from embedreg.runtime.text.tokens import Tokens
+from embedreg.runtime.text.truncation import Truncate
+from embedreg.runtime.vectors import queries
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["LocalFunction"]
+
+ROWS_A_DEVICE = 512  # fewer are not worth the copy of the weights that another device would get
+_HOOKS = frozenset({"tokenize", "forward"})
+_SAMPLE = ["a", "and some more words"]
+
+
+class LocalFunction(LocalModel, TextEmbeddingFunction):
+    """A text embedding function whose model runs on this machine.
+
+    A subclass defines `ndims()`, `load(device)`, `tokenize(model, texts, role)` and `forward(model, batch)`. The rest
+    is the runtime's: texts are tokenized once and planned into batches by their padded tokens; batches run in worker
+    threads on a CPU, or queued on one or several devices, where memory that runs out halves them; equal functions share
+    one copy of the weights on each device, loaded when it is first needed and freed by `embedreg.release()`.
+
+    Attributes:
+        device: "auto" (all CUDA devices, else Apple's, else the CPU), "cpu", "cuda", "cuda:<index>", "mps", or several
+            that share the rows of a column: "cuda:0,1".
+        batch_size: the most rows of a forward pass; None for as many as suit the device, by their tokens.
+        num_threads: worker threads on a CPU; None for one per core that torch may use.
+        precision: what the model computes in; vectors are float32 all the same. Other than "float32" only where the
+            hardware is quicker so.
+        truncate: what becomes of a text longer than the model takes: its vector is that of its beginning, with
+            ("warn") or without ("silent") a line in the log that counts such rows; or ("error") it has none, and fails
+            as a row.
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        requires=("torch",),
+        retry=False,  # what fails on this machine fails again
+        window=32_768,  # the runtime plans some thousand rows at once, and tokenizes the next ones meanwhile
+        concurrency=2,  # callers share the runtime's workers: a query need not wait for a whole table
+    )
+
+    truncate: Truncate = "warn"
+
+    @staticmethod
+    def runtime_keys() -> list[str]:
+        """Return the names of the fields that cannot change a vector that is given out."""
+        return ["truncate"]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls._backend is not LocalFunction._backend:  # it has back ends of its own, which need neither
+            cls.__abstractmethods__ = frozenset(cls.__abstractmethods__ - _HOOKS)
+
+    # -- what a subclass defines ------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def tokenize(self, model: Any, texts: list[str], role: Role) -> Any:
+        """Tokenize n texts, without padding; called in one thread at a time.
+
+        Args:
+            model: what `load` returned.
+            role: "source" or "query", for what is put before the one or the other.
+        Returns:
+            n rows of ints, in any lists or arrays; or kind -> such rows, as a Hugging Face tokenizer gives them; or
+            `Tokens`, which also names what to pad with. Rows alone become the kinds "input_ids" and "attention_mask".
+        """
+
+    @abc.abstractmethod
+    def forward(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Embed a padded batch; called in several threads on a CPU.
+
+        Args:
+            model: what `load` returned.
+            batch: kind -> (b, t) int64 tensor on the model's device, padded by 0 unless `tokenize` says otherwise; no
+                gradients are recorded.
+        Returns:
+            (b, d), a tensor or an array of floats.
+        """
+
+    def max_tokens(self) -> int | None:
+        """Return how many tokens of a text the model reads; None where there is no limit."""
+        return None
+
+    # -- the contract -----------------------------------------------------------------------------------------------
+
+    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed texts: (n, d) float32; a list with a RowError for each row that is too long and has to be whole.
+
+        Raises:
+            InputError: a row that is not text. CallError: the model failed.
+        """
+        import numpy as np
+
+        rows = _texts(self.sanitize_input(inputs))
+        ndims = self.ndims()
+        if not rows:
+            return np.empty((0, ndims), np.float32)
+        devices = self._devices()
+        alone = role == "query" and len(rows) == 1
+        first = self._backend(devices[0], role, alone=alone)
+        otherwise = self._embed_otherwise(first, rows, role)
+        if otherwise is not None:
+            return self._settled(otherwise)
+
+        def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+            with self._failing(len(some)):
+                if alone:
+                    # not in this thread, from which a child may be forked: see `workers`
+                    one: tuple[np.ndarray, np.ndarray] = (
+                        workers.alone(first.one, *some) if devices[0] == "cpu" else first.one(*some)
+                    )
+                    return one
+                more = devices[1 : len(some) // ROWS_A_DEVICE]
+                made = embed_texts(
+                    [first, *(self._backend(other, role) for other in more)],
+                    some,
+                    ndims,
+                    max_rows=self.batch_size,
+                    threads=self.num_threads,
+                    whole=self.truncate == "error",
+                )
+                return made.vectors, made.truncated
+
+        if role == "source":
+            return self._settled(Made(*embed(rows)))
+        return self._settled(Made(*queries.recent.through(self._vector_key(first), rows, embed)))
+
+    # -- for functions that run their model in a way of their own ---------------------------------------------------
+
+    def _backend(self, on: str, role: Role, *, alone: bool = False) -> Any:
+        """Return the model on a device as a `Backend` with a method `one(text)`, as `ModelBackend` has it.
+
+        Args:
+            alone: whether it is for a single query.
+        """
+        return _InRole(self, self._held(on), on, role, self.ndims())
+
+    def _embed_otherwise(self, first: Any, rows: list[str], role: Role) -> Made | None:
+        """Embed rows with a model that the runtime cannot run; None where it can."""
+        return None
+
+    def _vector_key(self, first: Any) -> Hashable:
+        """Return what the vector of a query depends on beside its text."""
+        return *self._cache_key(), self._vector_fields()
+
+    def _settled(self, made: Made) -> Any:
+        limit = self.max_tokens() if made.truncated.any() else None
+        return truncation.settled(made.vectors, made.truncated, self.truncate, limit, self._model_name())
+
+    def _try(self, model: Any, on: str) -> None:
+        _InRole(self, Loaded(model), on, "source", self.ndims()).run(_SAMPLE)
+
+
+@dataclass(frozen=True)
+class _InRole:
+    """The `Backend` of a function that defines `tokenize` and `forward`."""
+
+    function: LocalFunction
+    model: Loaded
+    device: str
+    role: Role
+    ndims: int
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        with self.model.lock:
+            made = self.function.tokenize(self.model.model, texts, self.role)
+        tokens = _tokens(made, self.function.max_tokens())
+        if len(tokens) != len(texts):
+            raise VectorError(
+                f"tokenize() returned {len(tokens)} row(s) for {len(texts)} text(s).", "return one row for each text"
+            )
+        return tokens
+
+    def forward(self, batch: dict[str, Any]) -> Any:
+        import numpy as np
+        import torch
+
+        tensors = {
+            kind: torch.from_numpy(each) if isinstance(each, np.ndarray) else each for kind, each in batch.items()
+        }
+        rows = next(len(each) for each in tensors.values() if torch.is_tensor(each))
+        return run(self.function, self.model.model, tensors, rows, self.ndims)
+
+    def one(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Embed one text in this thread: (1, d) float32, and (1,) bool: whether it was truncated."""
+        return self.run([text])
+
+    def run(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embed a few texts in one batch, in this thread."""
+        import numpy as np
+        import torch
+
+        tokens = self.tokenize(texts)
+        batch = tokens.padded(np.arange(len(texts)))
+        for kind in tokens.joined:
+            batch[kind] = torch.from_numpy(batch[kind]).to(self.device)
+        cut = np.zeros(len(texts), bool) if tokens.truncated is None else tokens.truncated
+        made: np.ndarray = self.forward(batch).cpu().numpy()
+        return made, cut
+
+
+def _tokens(made: Any, limit: int | None) -> Tokens:
+    """Return what a `tokenize` returned as `Tokens`; rows over the limit lose their ends."""
+    import numpy as np
+
+    if isinstance(made, Tokens):
+        return made
+    alone = not isinstance(made, Mapping)
+    kinds = {"input_ids": list(made)} if alone else {kind: list(rows) for kind, rows in made.items()}
+    lengths = np.fromiter((len(row) for row in next(iter(kinds.values()), [])), np.int64)
+    cut = np.zeros(len(lengths), bool)
+    if limit is not None and (cut := lengths > limit).any():
+        kinds = {kind: [row[:limit] for row in rows] for kind, rows in kinds.items()}
+        lengths = np.minimum(lengths, limit)
+    if alone:
+        kinds["attention_mask"] = [[1] * length for length in lengths.tolist()]
+    return Tokens.from_rows(kinds, dict.fromkeys(kinds, 0), truncated=cut)
+
+
+def _texts(values: Any) -> list[str]:
+    rows = [values] if isinstance(values, str) else list(values)
+    bad = next((index for index, row in enumerate(rows) if not isinstance(row, str)), None)
+    if bad is not None:
+        raise InputError(
+            f"row {bad} is {type(rows[bad]).__name__}, not text.",
+            "embed_table and embed_column give null inputs null vectors; cast other columns to string",
+        )
+    return rows
