@@ -20,7 +20,7 @@ from embedreg.engines.databend.call import Call, as_flight_error
 from embedreg.engines.databend.frames import FRAME_BYTES
 from embedreg.engines.databend.message import in_one_line, inputs_of
 from embedreg.engines.databend.spec import inputs
-from embedreg.engines.databend.worker import Lane
+from embedreg.engines.databend.worker import FunctionWorker
 from embedreg.errors import InputError
 from embedreg.support.display import plain
 
@@ -50,14 +50,14 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
 
     Args:
         served: what is served under which name.
-        lane: the embedding function in its role, shared with others that serve the same.
+        worker: the embedding function in its role, shared with others that serve the same.
         on_error: what a bad row becomes: a "null", or it "raise"s and fails the call.
     """
 
-    def __init__(self, served: Served, lane: Lane, on_error: Literal["null", "raise"] = "null") -> None:
-        self._name, self.served, self.lane, self.on_error = served.name, served, lane, on_error
+    def __init__(self, served: Served, worker: FunctionWorker, on_error: Literal["null", "raise"] = "null") -> None:
+        self._name, self.served, self.worker, self.on_error = served.name, served, worker, on_error
         self._input_schema = pa.schema([pa.field("input", ARROW_INPUT[inputs()[served.input]], nullable=True)])
-        self._result_schema = pa.schema([_result_field(served.returns, lane.ndims)])
+        self._result_schema = pa.schema([_result_field(served.returns, worker.ndims)])
 
     def eval_batch(self, batch: pa.RecordBatch, headers: Headers | None = None) -> Iterator[pa.RecordBatch]:
         """Embed a batch of inputs, and yield its vectors a chunk at a time.
@@ -100,7 +100,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
 
     def _chunks(self, column: pa.Array, call: Call) -> Iterator[pa.RecordBatch]:
         """Embed the rows in their order; an input that comes again is never embedded again."""
-        metrics, lane, n = self.lane.metrics, self.lane, len(column)
+        metrics, worker, n = self.worker.metrics, self.worker, len(column)
         metrics.add(self._name, "rows", n)
         column, long = self._without_long(column)
         distinct, index = distinct_inputs(column)
@@ -109,18 +109,18 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         sizes = np.cumsum(pc.binary_length(distinct).to_numpy(zero_copy_only=False), dtype=np.int64)
         most = CHUNK_BYTES[inputs()[self.served.input]]
         row = seen = 0
-        with call.keeping(int(repeated.sum()) * lane.ndims * 4):
-            earlier = _Earlier(index, repeated, lane.ndims)
+        with call.keeping(int(repeated.sum()) * worker.ndims * 4):
+            earlier = _Earlier(index, repeated, worker.ndims)
             while row < n or n == row == 0:
                 call.check()
                 before = int(sizes[seen - 1]) if seen else 0
                 some = int(np.searchsorted(sizes, before + most, "right")) - seen
-                fit = int(np.searchsorted(reached, seen + max(1, min(some, lane.chunk_rows))))
-                stop = max(min(fit, row + lane.most_rows, n), min(row + 1, n))
+                fit = int(np.searchsorted(reached, seen + max(1, min(some, worker.chunk_rows))))
+                stop = max(min(fit, row + worker.most_rows, n), min(row + 1, n))
                 upto = max(int(reached[stop - 1]) + 1, seen) if n else 0
-                sent = (stop - row) * lane.ndims * 4  # and some of it copied: messages on their way
+                sent = (stop - row) * worker.ndims * 4  # and some of it copied: messages on their way
                 sent += min(sent, SENT_BYTES)
-                call.take(sent + (upto - seen) * lane.ndims * 4)
+                call.take(sent + (upto - seen) * worker.ndims * 4)
                 fresh = self._embed(distinct.slice(seen, upto - seen), call)
                 part = index[row:stop]
                 chunk = earlier.laid_out(part, seen, fresh)
@@ -140,13 +140,13 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         Returns:
             The column with nulls in their place, and which rows they were; None for no row.
         """
-        limit = self.lane.limits.max_text_bytes
+        limit = self.worker.limits.max_text_bytes
         longest = pc.max(pc.binary_length(column)).as_py() if len(column) else None
         if longest is None or longest <= limit:
             return column, None
         long = pc.greater(pc.binary_length(column), limit).fill_null(False)
         count = pc.sum(long).as_py()
-        self.lane.metrics.add(self._name, "too_long", count)
+        self.worker.metrics.add(self._name, "too_long", count)
         problem = f"{self._name}: {count} input(s) have no vector: over limits.max_text_bytes, {limit:,} bytes"
         if self.on_error == "raise":
             raise flight.FlightServerError(problem)
@@ -156,8 +156,8 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
     def _embed(self, values: pa.Array, call: Call) -> Embedded:
         """Embed new inputs."""
         if not len(values):
-            return Embedded.empty(0, self.lane.ndims)
-        made = self.lane.embed(self._name, values, call.check)
+            return Embedded.empty(0, self.worker.ndims)
+        made = self.worker.embed(self._name, values, call.check)
         if made.reasons:
             why = in_one_line(next(iter(made.reasons.values())), inputs_of(values))
             problem = f"{self._name}: {len(made.reasons)} input(s) have no vector: {why}"
@@ -172,7 +172,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
         if self.served.returns == "vector":
             column = pa.FixedSizeListArray.from_arrays(pa.array(made.matrix.reshape(-1)), type=kind, mask=mask)
         else:
-            ends = np.cumsum(made.valid, dtype=np.int32) * np.int32(self.lane.ndims)
+            ends = np.cumsum(made.valid, dtype=np.int32) * np.int32(self.worker.ndims)
             offsets = np.concatenate([np.zeros(1, np.int32), ends])
             values = made.matrix if mask is None else made.matrix[made.valid]
             column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)), type=kind, mask=mask)
@@ -247,7 +247,7 @@ def _result_field(returns: str, ndims: int) -> pa.Field:
 def _call(function: SqlFunction, headers: Headers | None) -> Call:
     """Return the call for a server other than ours."""
     cancelled = headers.query_state.is_cancelled if headers is not None else bool
-    return Call(function._name, function.lane.limits.call_deadline_s, cancelled)
+    return Call(function._name, function.worker.limits.call_deadline_s, cancelled)
 
 
 def _repeated(index: np.ndarray, distinct: int) -> np.ndarray:

@@ -381,7 +381,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
 
 def _width(function: UserDefinedFunction) -> int:
     """Return how many floats a row of an answer has."""
-    return function.lane.ndims if isinstance(function, SqlFunction) else 0
+    return function.worker.ndims if isinstance(function, SqlFunction) else 0
 
 
 def _client(peer: str) -> str:

@@ -29,7 +29,7 @@ from embedreg.core.role import Role
 from embedreg.declaration import drift
 from embedreg.embedding.column import ZeroVectors
 from embedreg.engines.databend.spec import DEFAULT_BIND, Input, Limits, Served
-from embedreg.engines.databend.worker import Lane, queries_differ
+from embedreg.engines.databend.worker import FunctionWorker, queries_differ
 from embedreg.errors import ConfigError, StorageError, Words
 from embedreg.support.imports import attempt_import_or_raise
 
@@ -43,7 +43,7 @@ __all__ = ["Server", "serve"]
 
 log = logging.getLogger("embedreg")
 
-_GLANCE_S = 0.2  # between two looks of `wait`
+_POLL_S = 0.2  # of `wait`
 
 
 class Server:
@@ -61,13 +61,13 @@ class Server:
         url: tuple[str, str],
         token: bool,
         flight: FlightServer,
-        lanes: Iterable[Lane],
+        workers: Iterable[FunctionWorker],
         metrics: Metrics,
         health: Health | None,
     ) -> None:
         self.functions, self.limits = functions, limits
         self._url, self._token = url, token
-        self._flight, self._lanes, self._metrics, self._health = flight, tuple(lanes), metrics, health
+        self._flight, self._workers, self._metrics, self._health = flight, tuple(workers), metrics, health
         self._port = int(flight.port)
         self._stopping = threading.Lock()
         self._over = threading.Event()
@@ -108,10 +108,10 @@ class Server:
         return self._metrics.counts(function)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until the server is shut down, or until some seconds are over; say whether it is."""
+        """Block until the server is shut down, or until a timeout; return whether it is shut down."""
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        # a glance at a time: a signal may come to a thread of gRPC's, and Python acts on it when this one runs again
-        while not self._over.wait(max(0.0, min(_GLANCE_S, until - time.monotonic()))):
+        # polled: a signal may arrive in a thread of gRPC's, and Python handles it when this thread runs again
+        while not self._over.wait(max(0.0, min(_POLL_S, until - time.monotonic()))):
             if time.monotonic() >= until:
                 return False
         return True
@@ -125,8 +125,8 @@ class Server:
         """
 
         def ended() -> None:
-            for lane in self._lanes:
-                lane.close()
+            for worker in self._workers:
+                worker.close()
 
         with self._stopping:
             if self._over.is_set():
@@ -166,7 +166,7 @@ def serve(
         bind: "host:port"; port 0 takes a free one.
         tls_cert, tls_key: PEM files of the certificate chain and its key; with them the address is https.
         auth_token: what clients have to send as `authorization: Bearer ...`.
-        insecure: let others than this machine in without a token.
+        insecure: accept calls from other machines without a token.
         limits: see `Limits`.
         metrics_bind: "host:port" for /metrics, /live and /ready over HTTP, which need no token; None for none.
         on_error: what a bad row becomes: a "null", or it "raise"s and fails the query. A failed call always does.
@@ -188,11 +188,11 @@ def serve(
 
     served, limits = _served(functions, BUILTINS), limits or Limits()
     if on_error not in ("null", "raise"):
-        raise ConfigError(f"on_error={on_error!r} is no policy.", "on_error='null' or 'raise'")
+        raise ConfigError(f"invalid on_error={on_error!r}; expected 'null' or 'raise'.", "on_error='null'")
     if auth_token is not None and (not auth_token.isascii() or not auth_token.isprintable() or not auth_token.strip()):
         raise ConfigError("the token is empty, or has characters that a header cannot carry.", "use letters and digits")
     host, port = _address(bind, "bind")
-    _refuse_open_door(host, bind, auth_token, insecure)
+    _require_token(host, bind, auth_token, insecure)
     certificates = _certificates(tls_cert, tls_key)
     state = {"ready": False}
     admission = AdmissionControl(limits.queue)
@@ -204,21 +204,21 @@ def serve(
             _refuse_taken(*place)
             health = Health(*place, metrics, lambda: state["ready"] and not admission.closed)
             undo.callback(health.close)
-        keys = [_lane_of(item) for item in served]
+        keys = [_shared_by(item) for item in served]
         part = limits.cache_bytes // len(set(keys))
-        lanes = {key: Lane(key[0], key[1], limits, part, metrics, zero_vectors) for key in set(keys)}
-        admission.most += sum(lane.passes.passes for lane in lanes.values())
-        made = [SqlFunction(item, lanes[key], on_error) for item, key in zip(served, keys, strict=True)]
+        workers = {key: FunctionWorker(key[0], key[1], limits, part, metrics, zero_vectors) for key in set(keys)}
+        admission.most += sum(worker.batcher.passes for worker in workers.values())
+        made = [SqlFunction(item, workers[key], on_error) for item, key in zip(served, keys, strict=True)]
         _refuse_taken(host, port)
         flight = FlightServer(_bracketed(host), port, made, admission, metrics, limits, certificates, auth_token)
         url = ("https" if certificates else "http", _reachable(host))
-        server = Server(served, limits, url, auth_token is not None, flight, lanes.values(), metrics, health)
+        server = Server(served, limits, url, auth_token is not None, flight, workers.values(), metrics, health)
         undo.enter_context(server)
         if warm:
             for item in served:
-                drift.verify_once(item.function)  # equal functions share a lane, each may have a column's probe
-            for key, lane in lanes.items():
-                lane.warm(key[2])
+                drift.verify_once(item.function)  # equal functions share a worker, but each may carry a column's probe
+            for key, worker in workers.items():
+                worker.warm(key[2])
         state["ready"] = True
         undo.pop_all()
     return server
@@ -229,17 +229,17 @@ def _served(functions: Mapping[str, EmbeddingFunction] | Iterable[Served], taken
         functions = [Served(name, function) for name, function in functions.items()]
     served = tuple(functions)
     if not served:
-        raise ConfigError("no function is to be served.", "serve({'ai_embed_384': function})")
+        raise ConfigError("there is no function to serve.", "serve({'ai_embed_384': function})")
     if odd := [type(item).__name__ for item in served if not isinstance(item, Served)]:
-        raise ConfigError(f"a {odd[0]} says not what it is to be served as.", "serve({'ai_embed_384': function})")
+        raise ConfigError(f"expected Served, got a {odd[0]} without a SQL name.", "serve({'ai_embed_384': function})")
     names = [*taken, *(item.name for item in served)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"the name {twice[0]!r} is there already.", "give each function a name of its own")
     return served
 
 
-def _lane_of(item: Served) -> tuple[EmbeddingFunction, Role, Input]:
-    """Return what functions have in common that share their vectors and their runs."""
+def _shared_by(item: Served) -> tuple[EmbeddingFunction, Role, Input]:
+    """Return the key of the worker; SQL functions with one key share its vectors and batches."""
     role = item.role if queries_differ(item.function) else "source"
     return item.function, role, item.input
 
@@ -249,7 +249,7 @@ def _address(bind: str, name: str) -> tuple[str, int]:
     host, _, port = bind.rpartition(":") if isinstance(bind, str) else ("", "", "")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not port.isdecimal() or int(port) > 65_535 or (":" in host and f"[{host}]" not in bind):
-        raise ConfigError(f"{name}={bind!r} is no address to listen on.", f"{name}='{DEFAULT_BIND}'")
+        raise ConfigError(f"invalid {name}={bind!r}; expected host:port.", f"{name}='{DEFAULT_BIND}'")
     return host, int(port)
 
 
@@ -257,24 +257,24 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _refuse_open_door(host: str, bind: str, token: str | None, insecure: bool) -> None:
-    """Refuse to let other machines in without a token."""
+def _require_token(host: str, bind: str, token: str | None, insecure: bool) -> None:
+    """Refuse to accept calls from other machines without a token."""
     try:
         here = ipaddress.ip_address(host).is_loopback
     except ValueError:
         here = host == "localhost"
     if not here and token is None and not insecure:
         raise ConfigError(
-            f"bind={bind!r} lets other machines in, and there is no token to keep strangers out.",
+            f"bind={bind!r} accepts calls from other machines, and there is no token.",
             Words(
-                "auth_token=os.environ['EMBEDREG_TOKEN'], or insecure=True where the network itself keeps them out",
-                "--auth-token-env EMBEDREG_TOKEN, or --insecure where the network itself keeps them out",
+                "auth_token=os.environ['EMBEDREG_TOKEN'], or insecure=True if the network itself is protected",
+                "--auth-token-env EMBEDREG_TOKEN, or --insecure if the network itself is protected",
             ),
         )
 
 
 def _refuse_taken(host: str, port: int) -> None:
-    """Refuse an address that somebody listens on: gRPC would share it, and each would get some of the calls."""
+    """Refuse an address that is in use: gRPC would share it, and each server would get some of the calls."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
@@ -291,7 +291,7 @@ def _reachable(host: str) -> str:
 
 
 def _certificates(cert: Any, key: Any) -> tuple[bytes, bytes] | None:
-    """Read a certificate chain and its key, after a look whether they fit each other."""
+    """Read a certificate chain and its key, after checking that they match."""
     if cert is None and key is None:
         return None
     if cert is None or key is None:
@@ -305,7 +305,7 @@ def _certificates(cert: Any, key: Any) -> tuple[bytes, bytes] | None:
     except ssl.SSLError as exc:
         why = exc.reason or type(exc).__name__
         raise ConfigError(
-            f"{os.fspath(cert)!r} and {os.fspath(key)!r} are no certificate and its key: {why}.",
+            f"{os.fspath(cert)!r} and {os.fspath(key)!r} are not a certificate and its key: {why}.",
             "PEM files, the key without a passphrase",
         ) from None
     except OSError as exc:

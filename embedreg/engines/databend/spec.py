@@ -48,17 +48,19 @@ class Served:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
-            raise ConfigError(f"{self.name!r} is no name for a SQL function.", "serve({'ai_embed_384': function})")
+            raise ConfigError(f"invalid name of a SQL function: {self.name!r}.", "serve({'ai_embed_384': function})")
         if not isinstance(self.function, EmbeddingFunction):
             raise ConfigError(
-                f"{self.name} would serve a {type(self.function).__name__}, which is no embedding function.",
+                f"{self.name}: expected an embedding function, got a {type(self.function).__name__}.",
                 "embedreg.get('sentence-transformers').create(name='all-MiniLM-L6-v2')",
             )
         choices = {"role": get_args(Role), "input": tuple(inputs()), "returns": get_args(Returns)}
         for name, kinds in choices.items():
             if getattr(self, name) not in kinds:
                 known = " or ".join(repr(kind) for kind in kinds)
-                raise ConfigError(f"{self.name}: {name}={getattr(self, name)!r} is none.", f"{name}={known}")
+                raise ConfigError(
+                    f"{self.name}: invalid {name}={getattr(self, name)!r}; expected {known}.", f"{name}={known}"
+                )
         self._refuse_other_input()
 
     def _refuse_other_input(self) -> None:
@@ -81,7 +83,7 @@ class Limits:
     """What one server takes on.
 
     Attributes:
-        concurrency: runs of one function at a time; None for what its class says is safe.
+        concurrency: runs of one function at a time; None for its class's `Traits.concurrency`.
         queue: calls that may be open beyond those being run; one more is refused.
         call_deadline_s: how long a call may last, in seconds.
         chunk_rows: the most rows that are computed and sent at a time, and of wide vectors 8 MiB. A cancelled query
@@ -101,7 +103,7 @@ class Limits:
         calls_per_client: calls that one address may have open.
         drain_s: how long a shutdown waits for the calls in flight, in seconds.
     Raises:
-        ConfigError: a number that leaves no room for any work.
+        ConfigError: a number out of range.
     """
 
     concurrency: int | None = None

@@ -1,4 +1,4 @@
-"""One embedding function in one role, as many calls share it: recent vectors, and passes that small calls share."""
+"""One embedding function in one role, shared by many calls: recent vectors, and batches that small calls share."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ if TYPE_CHECKING:
     from embedreg.engines.databend.metrics import Metrics
     from embedreg.engines.databend.spec import Limits
 
-__all__ = ["Lane", "queries_differ"]
+__all__ = ["FunctionWorker", "queries_differ"]
 
 log = logging.getLogger("embedreg")
 
-# Seconds of work in a chunk: others wait for one of a function that cannot be stopped or works on one call at a time.
-# Of any other it is what a call that is tried again may have lost, while a local model wants rows enough to sort.
+# Seconds of work in a chunk. Calls wait for the chunk of a function that cannot be stopped or runs one batch at a time.
+# For any other, a retried call may lose a chunk, while a local model needs enough rows to sort by length.
 CHUNK_S = {"waited for": 1.0, "shared": 16.0}
-FIRST_CHUNK = {"waited for": 256, "shared": 1024}  # rows, as long as nobody knows how quick the function is
-CHUNK_BYTES = 2**23  # of vectors in a chunk: several chunks have to find room, in memory and in the processor's caches
+FIRST_CHUNK = {"waited for": 256, "shared": 1024}  # rows, until the speed of the function is known
+CHUNK_BYTES = 2**23  # of vectors in a chunk: several chunks must fit in memory and in the processor's caches
 BYTES_A_TOKEN = 4  # of English text, about
 
 
 def queries_differ(function: EmbeddingFunction) -> bool:
-    """Return whether a function embeds queries and sources in different ways; where it does not say, True."""
+    """Return whether a function embeds queries and sources in different ways; True where that is unknown."""
     return not modality.accepted(function).only_texts or contract.differ(function)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """Inputs of one call, none twice and none of them known, with their keys."""
+    """Distinct inputs of one call whose vectors are not known, with their keys."""
 
     name: str
     values: pa.Array
     keys: list[Any]
 
 
-class Lane:
-    """A function in a role, with the vectors that it gave last.
+class FunctionWorker:
+    """A function in a role, with its recent vectors and its micro-batcher.
 
     Args:
         function: the embedding function.
         role: "source" or "query".
         limits: of the server.
-        max_bytes: this lane's part of the memory for vectors.
+        max_bytes: this worker's part of the memory for recent vectors.
         metrics: where its work is counted.
         zero_vectors: what becomes of a vector of zeros; as in `embed_column`.
     """
@@ -78,22 +78,22 @@ class Lane:
         self.recent = RecentVectors(self.ndims, limits.cache_rows, max_bytes)
         passes = limits.concurrency or function.traits.concurrency
         self._blocks = Blocks()
-        # nothing stops queries that are embedded one by one
+        # queries that are embedded one by one cannot be stopped in between
         self._kind = "waited for" if passes == 1 or not contract.in_batches(function, role) else "shared"
         self._rows_a_s: float | None = None
-        self.passes: Coalescer[_Request, Embedded] = Coalescer(
+        self.batcher: Coalescer[_Request, Embedded] = Coalescer(
             self._run,
             passes=passes,
             window_s=limits.coalesce_window_s,
             give_up_s=limits.call_deadline_s,
-            # an outage is everybody's; anything else may be one input's doing
+            # an outage fails every request; anything else may be the fault of one input
             isolate=lambda exc: isinstance(exc, Exception) and not isinstance(exc, CallError),
             name=f"embedreg-{type(function).__name__}",
         )
 
     @property
     def chunk_rows(self) -> int:
-        """How many different inputs a large call brings at a time."""
+        """How many distinct inputs of a large call are embedded at a time."""
         pace = self._rows_a_s
         rows = FIRST_CHUNK[self._kind] if pace is None else int(pace * CHUNK_S[self._kind])
         return max(1, min(rows, self.most_rows))
@@ -123,7 +123,7 @@ class Lane:
         """Run a function of this machine once, on the probe of a modality, which loads its model.
 
         Raises:
-            EmbedregError: it cannot be run at all. That a user's function has no liking for the sample is no such sign.
+            EmbedregError: it cannot be run at all. Other errors are logged: a user's function may not accept the probe.
         """
         sample = modality.MODALITIES[kind].probe
         if self.function.traits.remote or sample is None:
@@ -137,17 +137,17 @@ class Lane:
 
     def close(self) -> None:
         """Take no more work."""
-        self.passes.close()
+        self.batcher.close()
 
     def _computed(self, request: _Request, check: Callable[[], None]) -> Embedded:
         tokens = request.values.nbytes / BYTES_A_TOKEN if _is_text(request.values) else 0
         weight = max(len(request.keys) / self.limits.coalesce_rows, tokens / self.limits.coalesce_tokens)
-        return self.passes.submit(request, weight).wait(check)
+        return self.batcher.submit(request, weight).wait(check)
 
     # -- in a worker thread -----------------------------------------------------------------------------------------
 
     def _run(self, requests: Sequence[_Request], each: Pass[_Request, Embedded]) -> list[Embedded]:
-        """Embed what some calls ask for: what they have in common once, what a pass before this one did not at all."""
+        """Embed the inputs of some requests: shared ones once, those that an earlier batch embedded not at all."""
         import numpy as np
         import pyarrow as pa
 
@@ -167,7 +167,7 @@ class Lane:
         except EmbedregError as exc:
             from embedreg.engines.databend.message import in_one_line, inputs_of
 
-            # here, where all inputs are known: it goes to everybody who shared the run
+            # cleaned here, where all inputs are known: every request of the batch gets this error
             exc.message = in_one_line(exc.message, inputs_of(values))
             raise
         if len(requests) == 1:

@@ -258,12 +258,12 @@ def test_our_function_works_in_databends_own_server(server: Server) -> None:
 @pytest.mark.parametrize(
     ("served", "said"),
     [
-        ({}, "no function is to be served"),
-        ({"": Lengths.create()}, "'' is no name"),
+        ({}, "there is no function to serve"),
+        ({"": Lengths.create()}, "invalid name of a SQL function: ''"),
         ({"builtin_echo": Lengths.create()}, "'builtin_echo' is there already"),
         ([Served("f", Lengths.create()), Served("f", Lengths.create())], "'f' is there already"),
-        ({"f": "a string"}, "a str, which is no embedding function"),
-        ([Lengths.create()], "a Lengths says not what it is to be served as"),
+        ({"f": "a string"}, "expected an embedding function, got a str"),
+        ([Lengths.create()], "expected Served, got a Lengths without a SQL name"),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_the_door(served: Any, said: str) -> None:
@@ -276,8 +276,8 @@ def test_what_cannot_be_served_is_refused_at_the_door(served: Any, said: str) ->
     ("options", "said"),
     [
         ({"input": "image"}, "Lengths embeds text, not image"),
-        ({"role": "both"}, "role='both' is none"),
-        ({"returns": "list"}, "returns='list' is none"),
+        ({"role": "both"}, "invalid role='both'; expected 'source' or 'query'"),
+        ({"returns": "list"}, "invalid returns='list'; expected 'array' or 'vector'"),
     ],
 )
 def test_a_function_is_served_only_as_what_it_is(options: dict[str, Any], said: str) -> None:
