@@ -10,7 +10,19 @@ from embedreg.arrow.vectors import refuse_outage
 from embedreg.errors import RowError, VectorError, Words
 from embedreg.security.variables import binding
 
-__all__ = ["MEANING", "AnswerError", "Batch", "Refusal", "hint_for", "host_of", "kind_of", "repeats", "rows_of", "span"]
+__all__ = [
+    "MEANING",
+    "AnswerError",
+    "Batch",
+    "Refusal",
+    "are_texts",
+    "hint_for",
+    "host_of",
+    "kind_of",
+    "repeats",
+    "rows_of",
+    "span",
+]
 
 ECHO_CHARACTERS = 16  # long enough not to strike by chance, short enough to lie between two escaped characters
 
@@ -66,7 +78,12 @@ def hint_for(status: int | None) -> str:
 
 def kind_of(batch: Sequence[tuple[int, Any]]) -> str:
     """Return what a message calls the inputs of a batch."""
-    return "text" if all(isinstance(value, str) for _, value in batch) else "input"
+    return "text" if are_texts(batch) else "input"
+
+
+def are_texts(batch: Sequence[tuple[int, Any]]) -> bool:
+    """Return whether all inputs of a batch are texts."""
+    return all(isinstance(value, str) for _, value in batch)
 
 
 def host_of(url: str) -> str | None:

@@ -30,6 +30,7 @@ from embedreg.runtime.remote.answers import (
     AnswerError,
     Batch,
     Refusal,
+    are_texts,
     hint_for,
     host_of,
     kind_of,
@@ -251,7 +252,7 @@ class RemoteFunction(EmbeddingFunction):
             if not isinstance(result, _Refused):
                 return result
             until = time.monotonic() + self.deadline_s
-            texts = kind_of(batch) == "text"  # for other inputs there is none that every service takes
+            texts = are_texts(batch)  # for other inputs there is none that every service takes
             if result.fault == "unknown" and texts and isinstance(self._send(_CONTROL, call, until), _Refused):
                 result.fault = "call"  # it is not about these texts
             if result.fault == "call":
