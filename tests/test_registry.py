@@ -402,3 +402,15 @@ def test_another_librarys_name_of_a_field(function: str, key: str, field: str) -
     with pytest.raises(ConfigError) as caught:
         embedreg.get(function).create(**{key: "x"})
     assert f"did you mean {field!r}?" in str(caught.value.hint)
+
+
+def test_a_second_registry_reads_what_it_wrote() -> None:
+    """Its classes are its own: what it declares it rebuilds, and the registry of the process does not know the name."""
+    second = EmbeddingFunctionRegistry()
+    cls = make("KnownToTheSecond")
+    second.register("known-to-the-second")(cls)
+    metadata = second.get_table_metadata([cls.create().bind("text", "vector")])
+    assert second.parse_functions(metadata)["vector"].function == cls.create()
+    assert second.get("known-to-the-second") is cls
+    problem = registry.parse_functions(metadata).problems["vector"]
+    assert isinstance(problem, UnknownFunctionError)

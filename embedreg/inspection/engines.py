@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from embedreg.errors import MissingExtraError
+from embedreg.errors import MissingExtraError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +121,7 @@ class Engine:
         return False
 
     def metadata_of(self, data: Any) -> Mapping[Any, Any]:
-        """Return the schema metadata of what it `reads`.
+        """Return the schema metadata of what it `reads`; an engine that reads anything overrides this.
 
         Raises:
             EmbedregError: it cannot be read.
@@ -132,14 +132,17 @@ class Engine:
         """Open data at a path that it `reads`, for `attach`.
 
         Raises:
-            EmbedregError: it cannot be opened.
+            StorageError: it cannot be opened, or keeps no declarations that `attach` could write.
         """
-        raise NotImplementedError
+        raise StorageError(
+            f"{str(path)!r} keeps no declaration that could be written here.",
+            "attach to a Parquet file or a Lance table",
+        )
 
 
 def comes_from(data: Any, *libraries: str) -> bool:
     """Return whether an object's class is one of a library's, or inherits from one."""
-    return any(base.__module__.partition(".")[0] in libraries for base in type(data).__mro__)
+    return any(str(base.__module__).partition(".")[0] in libraries for base in type(data).__mro__)
 
 
 def engine_of(data: Any) -> Engine | None:

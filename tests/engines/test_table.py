@@ -81,6 +81,17 @@ def test_its_options_are_those_of_its_method(parquet: Path, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("sqlite")
+def test_an_engine_without_a_sample_is_not_attached_to(parquet: Path, tmp_path: Path) -> None:
+    """`attach` says so, and leaves the file as it is."""
+    path = tmp_path / "notes.sqlite"
+    sqlite3.connect(path).close()
+    path.touch()
+    with pytest.raises(StorageError, match="keeps no declaration that could be written"):
+        embedreg.attach(path, embedreg.functions_in(parquet)["vector"])
+    assert path.stat().st_size == 0
+
+
+@pytest.mark.usefixtures("sqlite")
 def test_its_errors_are_its_own(tmp_path: Path) -> None:
     """What it says of a file that it cannot read reaches the caller."""
     (tmp_path / "broken.sqlite").write_text("nothing of the kind, and longer than a header of a hundred bytes" * 9)

@@ -45,7 +45,7 @@ class Adapter(LanceBase):
     _function: Any = PrivateAttr(default=None)
     _dtype: str | None = PrivateAttr(default=None)
     _declared: Any = PrivateAttr(default=None)
-    _behind: Any = PrivateAttr(default=None)
+    _handle: Any = PrivateAttr(default=None)
 
     @classmethod
     def create(cls, **model: Any) -> Adapter:
@@ -61,7 +61,7 @@ class Adapter(LanceBase):
         dtype = declared.get("dtype")
         adapter = _new(function, dtype if dtype in DTYPES else None, declared)
         if (table := _asking_table()) is not None:
-            adapter._behind = _Behind(table, model)
+            adapter._handle = _TableHandle(table, model)
         return adapter
 
     @property
@@ -79,7 +79,7 @@ class Adapter(LanceBase):
 
     def _now(self) -> Any:
         """Return the adapter of what the table declares now: this one, unless its declaration has changed since."""
-        return self if self._behind is None else self._behind.now(self)
+        return self if self._handle is None else self._handle.now(self)
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__embedding_function_registry_alias__":
@@ -160,7 +160,7 @@ class Adapter(LanceBase):
         return _new, (self._function, self._dtype, self._declared)
 
 
-class _Behind:
+class _TableHandle:
     """The table handle that an adapter was rebuilt for.
 
     LanceDB rebuilds a handle's functions once and keeps them for good, while its schema follows the table. So each call
