@@ -82,6 +82,19 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for name in names
     },
     **{
+        f"modules / embedreg.testing / {suite} / members / {name}": ("`embedreg.testing` checks roles", "added")
+        for suite in ("EmbeddingFunctionContract", "ImageFunctionContract")
+        for name in (
+            "queries",
+            "test_a_column_of_queries_has_their_vectors",
+            "test_a_query_does_not_depend_on_its_neighbours",
+            "test_no_queries",
+            "test_queries_in_a_batch_are_as_alone",
+            "test_sources_in_a_batch_are_sources",
+            "test_the_role_is_respected",
+        )
+    },
+    **{
         f"{owner} / members / {name}": (
             "`compute_embeddings(inputs, role)` and `compute_embeddings_with_retry`",
             "added",

@@ -11,6 +11,7 @@ from embedreg.core.fields import sensitive_fields
 from embedreg.core.modality import source_modality
 from embedreg.testing.checks import Agreement, flaw, has_text
 from embedreg.testing.processes import ProcessContract
+from embedreg.testing.roles import RoleContract
 from embedreg.testing.secrecy import SecretContract
 from embedreg.testing.values import ValueContract
 from embedreg.testing.vectors import VectorContract
@@ -29,7 +30,7 @@ TEXTS = (
 )
 
 
-class EmbeddingFunctionContract(VectorContract, ValueContract, SecretContract, ProcessContract):
+class EmbeddingFunctionContract(VectorContract, RoleContract, ValueContract, SecretContract, ProcessContract):
     """What every embedding function promises.
 
     A subclass overrides the fixture `function`, and others where a function needs it. A promise that one function
@@ -58,6 +59,11 @@ class EmbeddingFunctionContract(VectorContract, ValueContract, SecretContract, P
     def query(self, inputs: list[Any]) -> Any:
         """One query; override it where queries are of another kind than source rows."""
         return inputs[0]
+
+    @pytest.fixture
+    def queries(self, inputs: list[Any], query: Any) -> list[Any]:
+        """Several queries, `query` among them: the rows of `inputs` that are of its kind; override it for others."""
+        return [query, *(row for row in inputs if type(row) is type(query) and row != query)]
 
     @pytest.fixture
     def tolerance(self) -> float:

@@ -274,3 +274,89 @@ class AwaitsTheFirst(Good):
 
     async def acompute_query_embeddings(self, query: Any) -> Any:
         return self.compute_query_embeddings(query[:1])
+
+
+# -- roles ------------------------------------------------------------------------------------------------------------
+
+
+@register("specimen-roles")
+class Roles(Good):
+    """Embeds queries with a prompt, in batches; the others here break what it keeps."""
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        return super().generate_embeddings([("ask: " if role == "query" else "") + text for text in inputs])
+
+    def vector_traits(self) -> dict[str, Any]:
+        return {**super().vector_traits(), "prompts": {"query": "ask: ", "document": ""}}
+
+
+class IgnoresTheRole(Roles):
+    """States a prompt for queries, and puts it nowhere."""
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        return super().compute_embeddings(inputs, "source")
+
+
+class SaysAlike(Roles):
+    """Says that queries are embedded as sources are, and puts a prompt before them."""
+
+    def vector_traits(self) -> dict[str, Any]:
+        return {**super().vector_traits(), "prompts": None}
+
+
+class NeighbourlyQueries(Roles):
+    """Centres each batch of queries."""
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        made = super().compute_embeddings(inputs, role)
+        return made - made.mean(axis=0) if role == "query" and len(made) else made
+
+
+class SortsQueries(Roles):
+    """Gives a batch of queries the vectors of its sorted ones."""
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        return super().compute_embeddings(sorted(inputs) if role == "query" else inputs, role)
+
+
+class SinglesDiffer(Roles):
+    """Puts another prompt before a query that comes alone."""
+
+    def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
+        return self.generate_embeddings(["what: " + query])
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        return super().compute_embeddings(inputs, role)
+
+
+class SourcesDiffer(Roles):
+    """Embeds sources otherwise where they come by LanceDB's method."""
+
+    def compute_source_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.generate_embeddings([text + "." for text in self.sanitize_input(texts)])
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        return super().compute_embeddings(inputs, role)
+
+
+class LosesAQuery(Roles):
+    """Leaves the last query out of a batch."""
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        made = super().compute_embeddings(inputs, role)
+        return made[:-1] if role == "query" and len(made) > 1 else made
+
+
+class NoneOfNoQueries(Roles):
+    """Fails without any query."""
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        return super().compute_embeddings(inputs or [""], role)
+
+
+class GivesUpOnAQuery(Roles):
+    """Has no vector for a query with an accent."""
+
+    def compute_embeddings(self, inputs: Any, role: Any = "source") -> Any:
+        made = super().compute_embeddings(inputs, role)
+        return [row if role == "source" or text.isascii() else None for row, text in zip(made, inputs, strict=True)]

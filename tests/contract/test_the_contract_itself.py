@@ -56,6 +56,15 @@ BROKEN: list[tuple[type[Good], str, str]] = [
     (specimens.RetriesOtherwise, "test_engines_get_the_same_vectors", "leave the two"),
     (specimens.AwaitsTheFirst, "test_queries_can_be_awaited", "acompute_query_embeddings"),
     (specimens.BareQuery, "test_a_query_gives_one_vector", "1 row(s) gave 16 vectors"),
+    (specimens.SinglesDiffer, "test_queries_in_a_batch_are_as_alone", "prompts included"),
+    (specimens.LosesAQuery, "test_queries_in_a_batch_are_as_alone", "(6, 16)"),
+    (specimens.NeighbourlyQueries, "test_a_query_does_not_depend_on_its_neighbours", "statistics over a batch"),
+    (specimens.SortsQueries, "test_a_query_does_not_depend_on_its_neighbours", "undo any sorting"),
+    (specimens.SourcesDiffer, "test_sources_in_a_batch_are_sources", "prompts included"),
+    (specimens.GivesUpOnAQuery, "test_a_column_of_queries_has_their_vectors", "and 7 have vectors"),
+    (specimens.NoneOfNoQueries, "test_no_queries", "(0, 16)"),
+    (specimens.IgnoresTheRole, "test_the_role_is_respected", "def compute_embeddings(self, inputs, role)"),
+    (specimens.SaysAlike, "test_the_role_is_respected", "state both prompts"),
     (values.DerivesAField, "test_the_configuration_gives_an_equal_function", "other values of prefix"),
     (values.CountsCalls, "test_the_configuration_gives_an_equal_function", "other values of calls"),
     (values.ByIdentity, "test_the_configuration_gives_an_equal_function", "define no __eq__"),
@@ -96,6 +105,14 @@ class TestTheSpecimen(EmbeddingFunctionContract):
         return 0.0  # whole numbers: nothing may differ
 
 
+class TestRoles(EmbeddingFunctionContract):
+    """A function whose method for batches puts a prompt before queries keeps every promise, those about roles too."""
+
+    @pytest.fixture
+    def function(self) -> Good:
+        return specimens.Roles.create()
+
+
 class TestPictures(EmbeddingFunctionContract):
     """A function of another modality passes with rows of its own and a query of another kind."""
 
@@ -132,6 +149,7 @@ def check(
             "function": function,
             "inputs": list(TEXTS),
             "query": TEXTS[0],
+            "queries": list(TEXTS),
             "agree": Agreement(1e-3, deterministic=True),
             "secret_values": [KEY],
             "provoke": lambda: function.compute_source_embeddings([object()]),

@@ -144,6 +144,67 @@ def test_queries_have_open_clips_own_vectors(tiny_clip: Path) -> None:
         embedreg.embed_query(function, b"no image")
 
 
+def test_queries_of_texts_and_images_are_one_batch(tiny_clip: Path) -> None:
+    """Mixed and in any order; a path that the user gives needs no permission; a bad one fails alone."""
+    drawn = pictures(1, seed=5)[1][:4]
+    file = tiny_clip / "query.png"
+    file.write_bytes(png(drawn[2]))
+    mixed = [CAPTIONS[0], drawn[0], CAPTIONS[1], png(drawn[1]), file, np.asarray(drawn[3]), CAPTIONS[0]]
+    function = create(tiny_clip)
+    alone = np.stack([embedreg.embed_query(function, query) for query in mixed])
+    for order in (range(7), [6, 3, 0, 5, 2, 4, 1]):
+        queries.recent.clear()
+        given, wanted = [mixed[row] for row in order], alone[list(order)]
+        made = embedreg.embed_column(function, given, "query")
+        np.testing.assert_allclose(made.matrix, wanted, atol=2e-6)
+        np.testing.assert_allclose(np.stack(list(function.compute_embeddings(given, "query"))), wanted, atol=2e-6)
+    made = embedreg.embed_column(function, [CAPTIONS[0], b"no image", drawn[0], None], "query")
+    assert made.valid.tolist() == [True, False, True, False]
+    assert list(made.reasons) == [1]
+    texts = function.compute_embeddings(CAPTIONS, "query")
+    assert (texts.shape, texts.dtype) == ((len(CAPTIONS), 48), np.float32)
+    assert function.compute_embeddings([], "query").shape == (0, 48)
+
+
+def test_a_thousand_text_queries_are_run_in_batches(tiny_clip: Path) -> None:
+    """By the batch size, not one by one; a second time they come from memory."""
+    function = create(tiny_clip)
+    calls: list[int] = []
+    handle = function._loaded().model.ln_final.register_forward_hook(lambda *_: calls.append(1))
+    texts = [f"a red circle {number}" for number in range(1000)]
+    made = embedreg.embed_column(function, texts, "query").matrix
+    assert len(calls) <= 1 + 1000 // 16 + 1
+    calls.clear()
+    np.testing.assert_array_equal(function.compute_embeddings(texts, "query"), made)
+    assert calls == []
+    handle.remove()
+
+
+def test_overrides_of_a_subclass_are_honoured_in_batches(tiny_clip: Path) -> None:
+    """Its query method for each query, its source method for each batch."""
+
+    class Upper(OpenClipEmbeddings):
+        def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_query_embeddings("a red circle" if isinstance(query, str) else query)
+
+        def compute_source_embeddings(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_source_embeddings(self.sanitize_input(images)[::-1])
+
+    function, plain = (
+        cls.create(name=f"local-dir:{tiny_clip}", pretrained="", device="cpu") for cls in (Upper, OpenClipEmbeddings)
+    )
+    wanted = plain.compute_query_embeddings("a red circle")[0]
+    for made in (
+        function.compute_embeddings(["x", "y"], "query"),
+        embedreg.embed_column(function, ["x", "y"], "query").matrix,
+    ):
+        np.testing.assert_allclose(np.stack(list(made)), [wanted, wanted], atol=2e-6)
+    encoded = [png(picture) for picture in pictures(1, seed=5)[1][:3]]
+    np.testing.assert_allclose(
+        function.compute_embeddings(encoded), plain.compute_source_embeddings(encoded)[::-1], atol=2e-6
+    )
+
+
 @pytest.mark.slow
 def test_a_model_with_batch_normalisation_gives_the_same_in_any_company(tmp_path: Path) -> None:
     """RN50, by the library's name and a checkpoint: always in eval mode, so a row's vector is its own."""

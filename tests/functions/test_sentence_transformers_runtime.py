@@ -205,6 +205,75 @@ def test_a_query_comes_from_memory_the_second_time(tiny: Callable[[str], Path]) 
     handle.remove()
 
 
+def test_queries_in_a_batch_are_the_librarys(tiny: Callable[[str], Path]) -> None:
+    """With the prompt of queries, in as many forward passes as batches; the second time none is computed."""
+    texts = [f"{text} {row}" for row, text in enumerate(TEXTS)]
+    path = tiny("mean")
+    expected = library(path).encode_query(texts, prompt="find: ", normalize_embeddings=True)
+    function = create(path, query_prompt="find: ", batch_size=40)
+    calls: list[int] = []
+    handle = function._loaded().register_forward_hook(lambda *_: calls.append(1))
+    made = embedreg.embed_column(function, texts, "query")
+    assert len(calls) < 12  # of 120 texts; a batch has about 1,024 tokens
+    np.testing.assert_allclose(made.matrix, expected, atol=2e-6)
+    calls.clear()
+    np.testing.assert_array_equal(function.compute_embeddings(texts[::-1], "query")[::-1], made.matrix)
+    np.testing.assert_array_equal(function.compute_query_embeddings(texts[3])[0], made.matrix[3])
+    assert calls == []
+    handle.remove()
+    sources = library(path).encode_document(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(function.compute_embeddings(texts), sources, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["causal", "two-pools"])
+def test_queries_of_every_model_in_a_batch_are_as_alone(tiny: Callable[[str], Path], kind: str) -> None:
+    """Whether the runtime runs it or the library."""
+    function = create(tiny(kind), query_prompt="find: ")
+    alone = np.concatenate([function.compute_query_embeddings(text) for text in TEXTS[:6]])
+    queries.recent.clear()
+    np.testing.assert_allclose(function.compute_embeddings(TEXTS[:6], "query"), alone, atol=2e-6)
+
+
+def test_a_query_that_is_too_long_fails_alone(tiny: Callable[[str], Path]) -> None:
+    """Under truncate="error" in a batch of queries too, and it is not kept."""
+    function = create(tiny("mean"), truncate="error")
+    for _ in range(2):
+        made = embedreg.embed_column(function, ["json?", "word " * 100, "a list"], "query")
+        assert made.valid.tolist() == [True, False, True]
+        assert "longer than" in made.reasons[1]
+
+
+def test_overrides_are_honoured_in_the_role_of_the_call(tiny: Callable[[str], Path]) -> None:
+    """Each of LanceDB's methods, overridden in a subclass: the parent's batches go through it, prompts included."""
+
+    class Lower(SentenceTransformerEmbeddings):
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().generate_embeddings([text.replace("X", "x") for text in texts])
+
+    class Asked(SentenceTransformerEmbeddings):
+        def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_query_embeddings(query.replace("X", "x"))
+
+    class Stored(SentenceTransformerEmbeddings):
+        def compute_source_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_source_embeddings([text.replace("X", "x") for text in self.sanitize_input(texts)])
+
+    config = {"name": str(tiny("mean")), "device": "cpu", "query_prompt": "find: ", "document_prompt": "text: "}
+    plain = SentenceTransformerEmbeddings.create(**config)
+    wanted: dict[Any, Any] = {role: plain.compute_embeddings(["x one", "x two"], role) for role in ("source", "query")}
+    assert not np.allclose(wanted["source"], wanted["query"], atol=1e-3)
+    for cls, roles in ((Lower, ("source", "query")), (Asked, ("query",)), (Stored, ("source",))):
+        function = cls.create(**config)
+        for role in roles:
+            given: dict[str, Any] = {"inputs": ["X one", "X two"], "role": role}
+            np.testing.assert_allclose(function.compute_embeddings(**given), wanted[role], atol=2e-6)
+            made = embedreg.embed_column(function, given["inputs"], role)  # type: ignore[arg-type]
+            np.testing.assert_allclose(made.matrix, wanted[role], atol=2e-6)
+        if "query" in roles:
+            np.testing.assert_allclose(function.compute_query_embeddings("X one"), wanted["query"][:1], atol=2e-6)
+            np.testing.assert_allclose(embedreg.embed_query(function, "X one"), wanted["query"][0], atol=2e-6)
+
+
 def test_an_async_query_is_the_same_query(tiny: Callable[[str], Path]) -> None:
     """Awaited together, queries give the vectors that they give one after the other."""
     function = create(tiny("causal"))
