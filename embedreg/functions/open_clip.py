@@ -162,7 +162,9 @@ class OpenClipEmbeddings(LocalImageFunction):
             return made.vectors, made.truncated
 
         key = (*self._cache_key(), self.normalize)
-        return self._settled(Made(*queries.recent.through(key, texts, embed)), loaded)
+        found = queries.recent.look_up(key, texts)
+        known = found.joined(*embed(found.missing)) if found.missing else found.known()
+        return self._settled(Made(*known), loaded)
 
     def _embed_texts(self, rows: Any) -> Any:
         texts = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)

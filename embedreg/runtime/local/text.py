@@ -140,7 +140,9 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
 
         if role == "source":
             return self._settled(Made(*embed(rows)))
-        return self._settled(Made(*queries.recent.through(self._vector_key(first), rows, embed)))
+        found = queries.recent.look_up(self._vector_key(first), rows)
+        made = found.joined(*embed(found.missing)) if found.missing else found.known()
+        return self._settled(Made(*made))
 
     # -- for functions that run their model in a way of their own ---------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
@@ -12,7 +12,7 @@ from embedreg.support.forks import ForkSafeLock
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["QueryCache", "recent"]
+__all__ = ["QueryCache", "QueryLookup", "recent"]
 
 MAX_QUERIES = 1024  # with 1024 dimensions, 4 MiB
 MAX_KEY_CHARS = 4096  # a longer text is no query that comes again, and would be kept whole
@@ -37,32 +37,9 @@ class QueryCache:
             with self._lock:
                 self._vectors[key, text] = vector.copy()
 
-    def through(
-        self, key: Hashable, texts: list[str], compute: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the vectors of a batch of queries: those that are kept, and the others computed in one call.
-
-        Args:
-            compute: gives the (m, d) vectors of m texts, and (m,) bool, which texts were cut: these are not kept.
-        Returns:
-            (n, d), and (n,) bool, which texts were cut.
-        """
-        import numpy as np
-
-        known = {row: vector for row, text in enumerate(texts) if (vector := self.get(key, text)) is not None}
-        missing = [row for row in range(len(texts)) if row not in known]
-        if not missing:
-            return np.concatenate(list(known.values())), np.zeros(len(texts), bool)
-        vectors, cut = compute([texts[row] for row in missing])
-        for row, vector, lost in zip(missing, vectors, cut.tolist(), strict=True):
-            if not lost:
-                self.put(key, texts[row], vector[None])
-        if not known:
-            return vectors, cut
-        every, lost_rows = np.empty((len(texts), vectors.shape[1]), np.float32), np.zeros(len(texts), bool)
-        every[list(known)] = np.concatenate(list(known.values()))
-        every[missing], lost_rows[missing] = vectors, cut
-        return every, lost_rows
+    def look_up(self, key: Hashable, texts: list[str]) -> QueryLookup:
+        """Look the vectors of a batch of queries up."""
+        return QueryLookup(self, key, texts)
 
     def clear(self) -> None:
         """Forget all of them."""
@@ -71,6 +48,47 @@ class QueryCache:
 
     def __len__(self) -> int:
         return len(self._vectors)
+
+
+class QueryLookup:
+    """What is known of a batch of queries.
+
+    Attributes:
+        missing: the texts whose vectors are to be computed.
+    """
+
+    def __init__(self, cache: QueryCache, key: Hashable, texts: list[str]) -> None:
+        self._cache, self._key, self._n = cache, key, len(texts)
+        self._known = {row: vector for row, text in enumerate(texts) if (vector := cache.get(key, text)) is not None}
+        self._rows = [row for row in range(len(texts)) if row not in self._known]
+        self.missing = [texts[row] for row in self._rows]
+
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (n, d) vectors, and that none of the texts was cut, where none is missing."""
+        import numpy as np
+
+        return np.concatenate(list(self._known.values())), np.zeros(self._n, bool)
+
+    def joined(self, vectors: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keep the vectors of the missing texts, and return those of all.
+
+        Args:
+            vectors: (m, d), of the missing texts.
+            cut: (m,) bool, which of them were cut: these are not kept.
+        Returns:
+            (n, d), and (n,) bool, which texts were cut.
+        """
+        import numpy as np
+
+        for text, vector, lost in zip(self.missing, vectors, cut.tolist(), strict=True):
+            if not lost:
+                self._cache.put(self._key, text, vector[None])
+        if not self._known:
+            return vectors, cut
+        every, lost_rows = np.empty((self._n, vectors.shape[1]), np.float32), np.zeros(self._n, bool)
+        every[list(self._known)] = np.concatenate(list(self._known.values()))
+        every[self._rows], lost_rows[self._rows] = vectors, cut
+        return every, lost_rows
 
 
 recent = QueryCache()
