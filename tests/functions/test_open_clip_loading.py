@@ -121,7 +121,7 @@ def test_no_hub_is_known_at_once() -> None:
 
 FETCH = """
 import json, sys
-from embedreg.runtime import clip_files
+from embedreg.runtime.image import clip_files
 try:
     found = clip_files.resolve(sys.argv[1], sys.argv[2], allow_local=False, safe_only=len(sys.argv) > 3)
     print(json.dumps({"weights": str(found.weights), "folder": str(found.folder), "origin": found.origin}))
@@ -317,7 +317,7 @@ from pathlib import Path
 import open_clip, torch
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 from huggingface_hub import constants
-from embedreg.runtime import clip, clip_files
+from embedreg.runtime.image import clip, clip_files
 torch.manual_seed(0)
 name, tag = "RN50", "yfcc15m"
 known = open_clip.get_pretrained_cfg(name, tag)
