@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from embedreg.runtime.cache import release
     from embedreg.runtime.local.image import LocalImageFunction
     from embedreg.runtime.local.text import LocalFunction
+    from embedreg.runtime.remote.function import RemoteFunction, RemoteTextFunction
     from embedreg.runtime.text.tokens import Tokens
     from embedreg.runtime.vectors.disk import vector_cache
     from embedreg.security.grants import trust
@@ -51,6 +52,8 @@ __all__ = [
     "LocalFunction",
     "LocalImageFunction",
     "Modality",
+    "RemoteFunction",
+    "RemoteTextFunction",
     "Report",
     "RowError",
     "Schema",
@@ -94,6 +97,8 @@ _HOMES = {
     "Modality": "core.modality",
     "LocalFunction": "runtime.local.text",
     "LocalImageFunction": "runtime.local.image",
+    "RemoteFunction": "runtime.remote.function",
+    "RemoteTextFunction": "runtime.remote.function",
     "Report": "embedding.table",
     "RowError": "errors",
     "Schema": "embedding.schema",

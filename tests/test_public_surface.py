@@ -66,6 +66,12 @@ ALLOWED: dict[str, tuple[str, str]] = {
     ),
     "modules / embedreg / LocalFunction": ("`embedreg.LocalFunction` and `embedreg.LocalImageFunction`", "added"),
     "modules / embedreg / LocalImageFunction": ("`embedreg.LocalFunction` and `embedreg.LocalImageFunction`", "added"),
+    "modules / embedreg / RemoteFunction": ("`embedreg.RemoteFunction`, for inputs of any kind", "added"),
+    "functions / openai / bases": (
+        "beside `embedreg.RemoteTextFunction`",
+        "@@ -0,0 +1 @@\n+RemoteTextFunction\n@@ -1,0 +3 @@\n+RemoteFunction",
+    ),
+    "modules / embedreg / RemoteTextFunction": ("beside `embedreg.RemoteTextFunction`", "added"),
     "modules / embedreg / Tokens": ("`embedreg.Tokens`, what", "added"),
     "functions / sentence-transformers / bases": (WRITTEN_ON, "@@ -0,0 +1 @@\n+LocalFunction"),
     "functions / sentence-transformers / members / generate_embeddings": (
