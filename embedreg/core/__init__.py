@@ -1,1 +1,1 @@
-"""The contract of embedding functions, and an instance as a value."""
+"""The contract of embedding functions, and instances as values."""

@@ -27,19 +27,19 @@ __all__ = [
 ]
 
 OWN_PREFIX = "embedreg:"
-"""Of names in stored declarations that stock LanceDB shall not take for its own."""
+"""The prefix of stored names that stock LanceDB must not resolve to its own functions."""
 
 MODEL_FIELDS = ("name", "model", "model_name", "model_id", "pretrained")
-"""Where a class keeps which model it runs: a hub's name, a local folder or a file of weights."""
+"""The fields that name a class's model: a hub name, a local folder or a weights file."""
 
 
 def semantic_config(function: Configured, *, strict: bool = False) -> dict[str, Any]:
     """Return every semantic field as it is stored: effective values, references unresolved, JSON types.
 
     Args:
-        strict: whether a value without a JSON form is an error; else its repr stands for it.
+        strict: whether a value without a JSON form raises; otherwise its repr is used.
     Raises:
-        ValueError, TypeError: such a value, under `strict`.
+        ValueError, TypeError: with `strict`, a value has no JSON form.
     """
     cls: type[Any] = type(function)
     runtime, sensitive, names = runtime_fields(cls), sensitive_fields(cls), names_by_key(cls)
@@ -49,7 +49,7 @@ def semantic_config(function: Configured, *, strict: bool = False) -> dict[str, 
         if name in runtime or (name in sensitive and value is None):
             continue
         if not references.has_reference(value) and references.has_reference(passed.get(name)):
-            value = passed[name]  # a reference that validation turned into a number: stored as it was written
+            value = passed[name]  # validation converted the reference to a number: store the reference
         config[name] = jsonable(value) if strict else _lenient(value)
     return config
 
@@ -62,7 +62,7 @@ def _lenient(value: Any) -> Any:
 
 
 def defaults(cls: type[Any]) -> dict[str, Any]:
-    """Return a class's defaults in JSON types; a field that must be given has none."""
+    """Return a class's defaults in JSON types; required fields are left out."""
     found = {}
     for name, info in cls.model_fields.items():
         value = info.get_default(call_default_factory=True, validated_data={})
@@ -72,19 +72,19 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 def effective(cls: type[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored configuration with the class's defaults where it says nothing."""
+    """Return a stored configuration, with missing fields filled from the class's defaults."""
     return {**defaults(cls), **stored}
 
 
 def canonical(cls: type[Any], config: Mapping[str, Any]) -> str:
-    """Return one text for equal semantic configurations of a class."""
+    """Return a text that is equal for equal semantic configurations of a class."""
     runtime, sensitive = runtime_fields(cls), sensitive_fields(cls)
     kept = {k: v for k, v in config.items() if k not in runtime and not (k in sensitive and v is None)}
     return json.dumps(kept, sort_keys=True, default=repr)
 
 
 def registered_name(cls: type[Any]) -> str | None:
-    """Return the name that a class itself was registered under; an unregistered subclass has none of its parent's."""
+    """Return the name that a class was registered under; an unregistered subclass does not inherit its parent's."""
     alias = cls.__dict__.get("__embedding_function_registry_alias__")
     return alias if isinstance(alias, str) else None
 
@@ -92,8 +92,8 @@ def registered_name(cls: type[Any]) -> str | None:
 def persisted_name(function: Configured) -> str | None:
     """Return the name an entry is stored under.
 
-    A built-in that carries a field stock LanceDB's function of that name would ignore is stored as
-    `embedreg:<name>`, so that stock LanceDB fails instead of writing other vectors of the same width.
+    A built-in that sets a field which stock LanceDB's function of that name would ignore is stored as
+    `embedreg:<name>`. Stock LanceDB then fails instead of writing different vectors of the same width.
     """
     cls: type[Any] = type(function)
     alias = registered_name(cls)

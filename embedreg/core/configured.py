@@ -1,4 +1,4 @@
-"""What the modules below the contract know of an embedding function: that it has a configuration."""
+"""The protocol of an object with a configuration, for modules below the contract."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any, Protocol
 
 
 class Configured(Protocol):
-    """An embedding function as a configuration; `Value` and `EmbeddingFunction` are such."""
+    """An object with a configuration, such as `Value` or `EmbeddingFunction`."""
 
     _original_args: dict[str, Any]
     _unknown: dict[str, Any]
     _declared: dict[str, Any]
 
     def raw_fields(self) -> dict[str, Any]:
-        """Return the field values as they are kept."""
+        """Return the stored field values, references unresolved."""
 
     @property
     def from_metadata(self) -> bool:
-        """Whether stored metadata asked for this instance."""
+        """Whether this instance was built from stored metadata."""
 
     def _held_secrets(self) -> list[str]: ...

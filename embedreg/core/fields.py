@@ -1,4 +1,4 @@
-"""What a class says of its configurations: the names of fields, which are sensitive, which matter, what is refused."""
+"""The fields of a class: their names, which are sensitive or runtime-only, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ __all__ = ["copied", "names_by_key", "runtime_fields", "secret_values", "sensiti
 T = TypeVar("T")
 
 MAX_NDIMS = 65_536
-"""The widest vector: what a configuration may say is allocated for, and it may be a stranger's."""
+"""The largest vector width accepted: memory is allocated for it, and the configuration may be untrusted."""
 
 _RUNTIME_FIELDS = frozenset({"batch_size", "device", "max_retries", "num_threads", "num_workers"})
-_NO_TEXT = (bool, int, float, NoneType, enum.Enum, BaseModel)  # a model's own fields are judged one by one
+_NO_TEXT = (bool, int, float, NoneType, enum.Enum, BaseModel)  # a nested model's fields are checked one by one
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 
 def _per_class(derive: Callable[[type[Any]], T]) -> Callable[[type[Any]], T]:
-    """Remember what was derived from a class for as long as it lives and has these fields.
+    """Cache a value derived from a class, for as long as the class lives and keeps its fields.
 
-    A class that is pickled by value (Ray does so with those of a script) is made empty and gets its fields afterwards.
+    A class that is pickled by value (as Ray does for classes of a script) is created empty and gets its fields later.
     """
     known: weakref.WeakKeyDictionary[type[Any], tuple[Any, T]] = weakref.WeakKeyDictionary()
 
-    @functools.wraps(derive)  # so that such a pickle finds it by name
+    @functools.wraps(derive)  # such a pickle looks it up by name
     def remembered(cls: type[Any]) -> T:
         fields = cls.__pydantic_fields__
         held = known.get(cls)
         if held is not None and held[0] is fields:
             return held[1]
         value = derive(cls)
-        if cls.__pydantic_complete__:  # else some annotations are not known yet
+        if cls.__pydantic_complete__:  # otherwise some annotations are not resolved yet
             known[cls] = fields, value
         return value
 
@@ -70,15 +70,17 @@ def _sensitive_fields(cls: type[Any]) -> frozenset[str]:
 
 
 def sensitive_fields(cls: type[Any]) -> frozenset[str]:
-    """Name the sensitive fields of a class: what it says, every field whose type mentions `SecretStr`, and every
-    field for text that has a secret's name (`api_key`, `password`, ...).
+    """Return the sensitive fields of a class.
+
+    These are its `sensitive_keys()`, every field whose type contains `SecretStr`, and every text field named like a
+    secret (`api_key`, `password`, ...).
     """
     return _sensitive_fields(cls)
 
 
 @_per_class
 def nested_secrets(cls: type[BaseModel]) -> dict[str, frozenset[str]]:
-    """Map the fields that hold models to the names of those models' own secrets, however deep."""
+    """Map each field that holds a model to the names of the secret fields in that model, at any depth."""
     found = {name: _secret_names(info.annotation, set()) for name, info in cls.model_fields.items()}
     return {name: frozenset(names) for name, names in found.items() if names}
 
@@ -87,7 +89,7 @@ def _secret_names(annotation: Any, seen: set[type]) -> set[str]:
     names = set()
     for leaf in _leaves(annotation):
         if isinstance(leaf, type) and issubclass(leaf, BaseModel) and leaf not in seen:
-            seen.add(leaf)  # models may hold each other
+            seen.add(leaf)  # models may refer to each other
             for name, info in leaf.model_fields.items():
                 names |= {name} if _is_wrapped(info.annotation) else _secret_names(info.annotation, seen)
     return names
@@ -98,7 +100,7 @@ def _is_wrapped(annotation: Any) -> bool:
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
-    """Yield the types that an annotation is made of; a Literal has none."""
+    """Yield the types in an annotation; a Literal has none."""
     if get_origin(annotation) is Literal:
         return
     annotation = getattr(annotation, "__value__", annotation)  # `type X = ...`
@@ -120,13 +122,13 @@ def _runtime_fields(cls: type[Any]) -> frozenset[str]:
 
 
 def runtime_fields(cls: type[Any]) -> frozenset[str]:
-    """Name the fields of a class that cannot change its vectors."""
+    """Return the fields of a class that cannot change its vectors."""
     return _runtime_fields(cls)
 
 
 @_per_class
 def names_by_key(cls: type[BaseModel]) -> dict[str, str]:
-    """Map what a caller may write (field names and aliases) to field names."""
+    """Map field names and aliases to field names."""
     known = {name: name for name in cls.model_fields}
     for name, info in cls.model_fields.items():
         for alias in _aliases(info):
@@ -144,16 +146,16 @@ def _aliases(info: FieldInfo) -> Iterator[str]:
 
 @_per_class
 def referring_defaults(cls: type[Any]) -> dict[str, Any]:
-    """Return the class defaults that are `$var:` references, which pydantic would take as they are."""
+    """Return the class defaults that are `$var:` references, which pydantic would not validate."""
     plain = {name: info.default for name, info in cls.model_fields.items() if info.default is not PydanticUndefined}
     return {name: value for name, value in plain.items() if references.has_reference(value)}
 
 
 def bounded_ndims(ndims: Any) -> Any:
-    """Return what `ndims()` gave: an int, numpy's too.
+    """Return the result of `ndims()` if it is a valid width: an int, or a numpy integer.
 
     Raises:
-        ConfigError: it is no number of dimensions, or more than `MAX_NDIMS`.
+        ConfigError: it is not an integer, less than 1, or more than `MAX_NDIMS`.
     """
     if not isinstance(ndims, Integral) or isinstance(ndims, bool):
         raise ConfigError(
@@ -164,15 +166,15 @@ def bounded_ndims(ndims: Any) -> Any:
     if width < 1:
         raise ConfigError(f"ndims() gave {width}.", "return the width of a vector: 1 or more")
     if width > MAX_NDIMS:
-        raise ConfigError(f"ndims() gave {ndims}, more than {MAX_NDIMS}.", "no vector is that wide: correct the width")
+        raise ConfigError(f"ndims() gave {ndims}, more than {MAX_NDIMS}.", "return the width of a vector")
     return ndims
 
 
 def refuse_class(cls: type[Any], reserved: Iterable[str]) -> None:
-    """Refuse a class that has a hard-coded secret as a default, or that takes one of embedreg's own private names.
+    """Raise for a class with a hard-coded secret as a default, or with one of embedreg's private attribute names.
 
     Raises:
-        HardcodedSecretError, ConfigError: naming the class and the field.
+        HardcodedSecretError, ConfigError: the message names the class and the field.
     """
     own = cls.__private_attributes__
     inherited = [base.__dict__.get("__private_attributes__", {}) for base in cls.__mro__[1:]]
@@ -189,7 +191,7 @@ def refuse_class(cls: type[Any], reserved: Iterable[str]) -> None:
                 raise HardcodedSecretError(f"the default of {where}: {exc.message}", exc.hint) from None
 
 
-# What other libraries call a field, without underscores -> what it may be called here.
+# Field names of other libraries, without underscores -> possible names here.
 _OTHER_NAMES = {
     other: names
     for names, others in {
@@ -217,12 +219,12 @@ _OTHER_NAMES = {
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-_MISTYPED = 0.9  # of difflib: a letter or two of a long name
-_LONGEST = 100  # characters of a name that may be mistyped
+_MISTYPED = 0.9  # difflib ratio: a typo of one or two letters in a long name
+_LONGEST = 100  # characters; longer names get no typo suggestion
 
 
 def refuse_unknown(cls: type[BaseModel], config: Iterable[str], names: Iterable[str]) -> None:
-    """Raise ConfigError, with a suggestion, for a key that names no field of a class."""
+    """Raise ConfigError, with a suggestion, for an unknown field name."""
     if cls.model_config.get("extra") == "allow":
         return
     known = set(names)
@@ -242,7 +244,7 @@ def _plain(key: str) -> str:
 
 
 def config_error(cls: type[Any], exc: ValidationError, values: Iterable[str]) -> EmbedregError:
-    """Put pydantic's refusal in our words, without inputs; what embedreg itself refused inside a validator stays."""
+    """Convert pydantic's error to ours, without input values; an embedreg error raised in a validator is returned."""
     problems = []
     for each in exc.errors(include_url=False, include_input=False):
         cause = each.get("ctx", {}).get("error")
@@ -262,9 +264,9 @@ def config_error(cls: type[Any], exc: ValidationError, values: Iterable[str]) ->
 
 
 def secret_values(cls: type[Any], config: Mapping[str, Any], function: str | None = None) -> set[str]:
-    """Return the values behind the sensitive references of a configuration: for keeping them out of texts, only.
+    """Return the values of a configuration's sensitive references, for redaction only.
 
-    Sensitive is what a sensitive field or key refers to, any header, and any text that is a secret by its form.
+    Included are references in sensitive fields and keys, all headers, and any text that has the form of a secret.
     """
     named, nested = sensitive_fields(cls), nested_secrets(cls)
     found: set[str] = set()
@@ -277,7 +279,7 @@ def secret_values(cls: type[Any], config: Mapping[str, Any], function: str | Non
                 text = references.variables.find(reference.name, function=function)
                 if text and (sensitive or references.holds_credentials(text)):
                     found.add(text)
-                    if "://" in text:  # of a URL's credentials, a message may show the password alone
+                    if "://" in text:  # a message may contain only the password of a URL's credentials
                         found.update(text.partition("://")[2].rpartition("@")[0].partition(":")[2:])
             return
         for key, item, judged in items_judged(value, containers.items_of(value) or []):
@@ -290,7 +292,7 @@ def secret_values(cls: type[Any], config: Mapping[str, Any], function: str | Non
 
 
 def copied(value: Any) -> Any:
-    """Copy dicts, lists and the like all the way down; what they hold is shared, for it may be a client or a lock."""
+    """Copy nested containers; share their other values, which may be clients or locks."""
     if type(value) in (dict, list, tuple, set, frozenset):
         return containers.rebuilt(value, lambda key, item: copied(item))
     return (
@@ -301,7 +303,7 @@ def copied(value: Any) -> Any:
 
 
 def freeze(value: Any) -> Any:
-    """Turn a configuration value into something hashable with the same equality."""
+    """Return a hashable form of a configuration value, with the same equality."""
     if isinstance(value, Mapping):
         return frozenset((key, freeze(item)) for key, item in value.items())
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""What a field is that stored metadata may not set unasked: by its name, and by its type all the way down.
+"""Guarded fields: which fields stored metadata may not set without a grant, by name and by type.
 
-`admission` asks here; nothing here looks at values or grants.
+`admission` uses these rules. They do not depend on values or grants.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ __all__ = [
 
 Guard = Literal["address", "path", "other"]
 Types: TypeAlias = tuple[Any, ...]
-"""The annotations that a value may have come by; more than one below a union."""
+"""The possible annotations of a value; several below a union."""
 
-# By its name, in words of lower case: the whole of it, or its last words.
+# By name, in lower-case words: the full name, or its last words.
 _NAMED: dict[Guard, re.Pattern[str]] = {
     "address": re.compile(
         r"(.*_)?(addr|address|api_base|base_url|dns|endpoint|gateway|host|hostname|ip|ipaddr|proxie|proxy"
@@ -54,7 +54,7 @@ _NAMED: dict[Guard, re.Pattern[str]] = {
         r"(.*_)?(header|executable|command|cmd|script|pickle|entry_?point|(remote|custom|user)_?code)s?|code"
     ),
 }
-# The same as the end of a word that was written together, and the words which end so by chance.
+# The same as endings of compound words, and unrelated words with these endings.
 _TOGETHER: dict[Guard, re.Pattern[str]] = {
     "address": re.compile(
         r".+(address|addr|endpoint|host|hostname|proxy|server|servername|uri|url)s?|.*apibase|servername"
@@ -64,7 +64,7 @@ _TOGETHER: dict[Guard, re.Pattern[str]] = {
 }
 _CHANCE = re.compile(r"(curl|empath|ghost|jsonpath|nadir|observer|profile|semiprofile|telepath|whost|xpath)s?")
 _NUMBERED = re.compile(r"_?(v?[0-9]+)$")
-LONGEST_NAME = 256  # characters; the end of a longer one is judged
+LONGEST_NAME = 256  # characters; only the end of a longer name is checked
 
 _TYPE_NAMES: dict[Guard, re.Pattern[str]] = {
     "path": re.compile(r".*Path(Like|Type)?"),
@@ -86,7 +86,7 @@ def snake(name: str) -> str:
 
 
 def guard_by_name(name: str) -> Guard | None:
-    """Return what a name says of its field: `base_url`, `baseurl`, `baseURL` and `base-url` say the same."""
+    """Return the guard for a field name; `base_url`, `baseurl`, `baseURL` and `base-url` are equivalent."""
     return _by_name(name[-LONGEST_NAME:])
 
 
@@ -106,12 +106,12 @@ def _by_name(name: str) -> Guard | None:
 
 
 def guard_of(cls: type[Any], name: str) -> Guard | None:
-    """Return what a field is that metadata may not set unasked; None for a plain one."""
+    """Return the guard of a field by its name, class or type; None if it is not guarded."""
     return field_guard(cls, name) or deep_guard(type_of(cls, name))
 
 
 def field_guard(cls: type[Any], name: str) -> Guard | None:
-    """Return what a field's name says of it, or its class."""
+    """Return the guard of a field by its name or its class's `guarded_fields()`."""
     return guard_by_name(name) or ("other" if name in cls.guarded_fields() else None)
 
 
@@ -119,7 +119,7 @@ def field_guard(cls: type[Any], name: str) -> Guard | None:
 
 
 def type_of(cls: type[BaseModel], name: str) -> Types:
-    """Return the annotation of a model's field; none for a field that it does not have."""
+    """Return the annotation of a model's field; empty for an unknown field."""
     info = cls.model_fields.get(name)
     if info is None:
         return ()
@@ -127,9 +127,9 @@ def type_of(cls: type[BaseModel], name: str) -> Types:
 
 
 def inner(types: Types, key: object) -> Types:
-    """Return the types of an item: of a dict's value under a key, or, with None, of a list's item.
+    """Return the types of an item: a dict's value for a key, or, with None, a list's item.
 
-    Where nothing says which item is of which type, each may be of any.
+    Where the annotation does not assign types to items, each item may have any of them.
     """
     found: list[Any] = []
     for each in _alternatives(types):
@@ -137,7 +137,7 @@ def inner(types: Types, key: object) -> Types:
         origin, args = get_origin(each), get_args(each)
         if isinstance(key, str) and fields:
             found += [fields[key]] if key in fields else []
-        elif fields:  # a named tuple, or a dataclass, written as a list
+        elif fields:  # a named tuple or dataclass, stored as a list
             found += fields.values()
         elif isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
             found += args[1:] if key is not None else args
@@ -157,7 +157,7 @@ def of_keys(types: Types) -> Types:
 
 
 def deep_guard(types: Types) -> Guard | None:
-    """Return what some types hold that metadata may not set unasked, however deep it lies in them."""
+    """Return the first guard found in some types, at any depth."""
     seen: set[int] = set()
     waiting = [*types]
     found: set[Guard] = set()
@@ -168,7 +168,7 @@ def deep_guard(types: Types) -> Guard | None:
             if guard is not None:
                 found.add(guard)
             elif origin is not Literal and id(each) not in seen:
-                seen.add(id(each))  # models may hold each other
+                seen.add(id(each))  # models may refer to each other
                 waiting += [arg for arg in get_args(each) if arg is not Ellipsis]
                 if isinstance(each, type):
                     waiting += _fields(each).values()
@@ -176,7 +176,7 @@ def deep_guard(types: Types) -> Guard | None:
 
 
 def defaults_in(types: Types) -> Iterator[tuple[str, Any]]:
-    """Yield the defaults of the fields of the models and dataclasses that a value may be."""
+    """Yield the field defaults of each model and dataclass among some types."""
     for each in _alternatives(types):
         if isinstance(each, type) and issubclass(each, BaseModel):
             for name, info in each.model_fields.items():
@@ -187,7 +187,7 @@ def defaults_in(types: Types) -> Iterator[tuple[str, Any]]:
 
 
 def _alternatives(types: Types) -> Iterator[Any]:
-    """Yield what is behind unions, `Annotated`, `NewType`, type variables and aliases, with what annotates it."""
+    """Yield the types behind unions, `Annotated`, `NewType`, type variables and aliases, with their annotations."""
     waiting, count = [*types], 0
     while waiting and count < 10_000:  # an alias may be recursive
         count += 1
@@ -196,7 +196,7 @@ def _alternatives(types: Types) -> Iterator[Any]:
         if origin in (Union, UnionType):
             waiting += get_args(each)
         elif origin is Annotated:
-            waiting += get_args(each)  # a constraint says as much as a type does
+            waiting += get_args(each)  # constraints can mark a path or a URL, as types can
         elif isinstance(each, TypeVar):
             waiting += [*each.__constraints__, *([each.__bound__] if each.__bound__ is not None else [])]
         elif (behind := getattr(each, "__supertype__", None) or _value_of(each)) is not None:
@@ -208,7 +208,7 @@ def _alternatives(types: Types) -> Iterator[Any]:
 
 
 def _value_of(annotation: Any) -> Any:
-    """Return what a `type X = ...` stands for."""
+    """Return the value of a `type X = ...` alias."""
     named = getattr(annotation, "__origin__", annotation)
     return getattr(named, "__value__", None) if "TypeAlias" in type(named).__name__ else None
 
@@ -222,7 +222,7 @@ def _own_guard(leaf: Any) -> Guard | None:
             return next(
                 (guard for guard, pattern in _TYPE_NAMES.items() if re.search(rf"\b{pattern.pattern}\b", leaf)), None
             )
-        leaf = type(leaf)  # what annotates a type: UrlConstraints, PathType
+        leaf = type(leaf)  # annotation objects: UrlConstraints, PathType
     if issubclass(leaf, BaseModel | str | int | float | bool | dict | list) and leaf.__module__ != "pydantic.networks":
         own = leaf.__name__ if not issubclass(leaf, BaseModel) else ""
         return next((guard for guard, pattern in _TYPE_NAMES.items() if own and pattern.fullmatch(own)), None)
@@ -235,21 +235,21 @@ def _own_guard(leaf: Any) -> Guard | None:
 
 
 def value_guard(value: object) -> Guard | None:
-    """Return what a value is by its own type: a path, an address; None for texts, numbers and containers."""
+    """Return the guard of a value by its type: a path or an address; None for texts, numbers and containers."""
     return None if isinstance(value, str | int | float | BaseModel) else _own_guard(type(value))
 
 
 def _fields(cls: type) -> Mapping[str, Any]:
-    """Return the types of what a model, dataclass, typed dict or named tuple holds, by every name it may be given."""
+    """Return the field types of a model, dataclass, typed dict or named tuple, by name and alias."""
     try:
         if issubclass(cls, BaseModel):
             return {key: type_of(cls, name)[0] for key, name in names_by_key(cls).items()}
         if dataclasses.is_dataclass(cls) or typing.is_typeddict(cls) or hasattr(cls, "_fields") or _is_typed_dict(cls):
             return typing.get_type_hints(cls, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # a name that is not there: the annotations as they are written
+    except (NameError, TypeError, AttributeError):  # an unresolvable name: use the annotations unresolved
         return dict(getattr(cls, "__annotations__", {}))
     return {}
 
 
 def _is_typed_dict(cls: type) -> bool:
-    return hasattr(cls, "__total__") and hasattr(cls, "__required_keys__")  # typing_extensions' own
+    return hasattr(cls, "__total__") and hasattr(cls, "__required_keys__")  # also matches typing_extensions.TypedDict

@@ -1,6 +1,6 @@
-"""What this process knows of an instance and the columns that it serves: probes it agrees with, and its own.
+"""What this process found out about function instances: verified probes, and their own probe and identity.
 
-What is stored of a column is compared by `declaration.drift`; here is what has been found out, and for which instance.
+`declaration.drift` does the comparisons; this module keeps the results per instance.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["declared_for", "findings", "forget", "held_to", "learnt", "probe_of", "verify_first"]
 
-MAX_PROBE = 2**19  # characters: no vector has 98 thousand dimensions
+MAX_PROBE = 2**19  # characters: about 98,000 dimensions, more than any model has
 
 F = TypeVar("F", bound=Configured)
 
 
 @dataclass
 class Findings:
-    """What this process found out about one instance: probes that it agrees with, and its own probe and identity."""
+    """Results for one instance: the probes that it agrees with, and its own probe and identity."""
 
     verified: set[str] = field(default_factory=set)
     learnt: dict[str, str] = field(default_factory=dict)
     turn: ForkSafeLock = field(default_factory=lambda: ForkSafeLock(outer=True))
-    declared: Mapping[str, Any] | None = None  # of the one column that it was found by
+    declared: Mapping[str, Any] | None = None  # the declaration of the column it was read from
 
 
-_states: dict[int, tuple[weakref.ref[Configured], Findings]] = {}  # by identity: equal instances may be drifting
+_states: dict[
+    int, tuple[weakref.ref[Configured], Findings]
+] = {}  # by identity: of two equal instances, one may have drifted
 _lock = ForkSafeLock()
 
 
 def findings(function: Configured) -> Findings:
-    """Return what this process has found out about an instance, to be added to."""
+    """Return the mutable findings about an instance."""
     key = id(function)
     with _lock:
         if key not in _states:
@@ -48,9 +50,9 @@ def findings(function: Configured) -> Findings:
 def held_to(function: F, declared: Mapping[str, Any]) -> F:
     """Return a function that is compared with a stored declaration at its first use.
 
-    What `create()` made serves every column of an equal declaration, and one column's probe says nothing of the others.
-    So the column gets an instance of its own, which shares everything with the first one: fields, model, caches. Once
-    the probe agrees, or where there is none to compare, it is the very instance.
+    One instance from `create()` serves every column with an equal declaration, and each column has its own probe.
+    So each column gets its own instance, which shares fields, model and caches with the first. Once the probe agrees,
+    or if no probe is stored, the first instance itself is returned.
     """
     probe, state = probe_of(declared), findings(function)
     agreed = probe is None or probe in state.verified or probe == probe_of(function._declared)
@@ -66,19 +68,19 @@ def held_to(function: F, declared: Mapping[str, Any]) -> F:
 
 
 def declared_for(function: Configured) -> Mapping[str, Any] | None:
-    """Return the declaration that `held_to` holds a function to."""
+    """Return the declaration that `held_to` bound a function to."""
     with _lock:
         found = _states.get(id(function))
         return None if found is None else found[1].declared
 
 
 def learnt(function: Configured) -> dict[str, Any]:
-    """Return what `learn` found out: `probe` and `identity`; empty before the first write."""
+    """Return the results of `learn`: `probe` and `identity`; empty before the first write."""
     return dict(findings(function).learnt)
 
 
 def forget(function: Configured) -> None:
-    """Forget what was found out about an instance, whose model may have been changed in place."""
+    """Discard the findings about an instance, whose model may have been changed in place."""
     state = findings(function)
     with state.turn:
         state.verified.clear()
@@ -86,13 +88,13 @@ def forget(function: Configured) -> None:
 
 
 def probe_of(declared: Mapping[str, Any]) -> str | None:
-    """Return the probe that is stored, where it can be one."""
+    """Return the stored probe, if it is valid."""
     probe = declared.get("probe")
     return probe if isinstance(probe, str) and 0 < len(probe) <= MAX_PROBE else None
 
 
 def verify_first(function: Any) -> None:
-    """Compare a function with what it is held to before its first use, if that is due.
+    """Compare a function with its stored probe before its first use, if not yet done.
 
     Raises:
         DriftError: as `declaration.drift.verify_once`.

@@ -1,6 +1,6 @@
-"""What the fields of one instance refer to: how references are kept while it is built, and looked up when it is read.
+"""The state of one instance: how `$var:` references are kept while it is built, and resolved when a field is read.
 
-These are functions and no methods, for a subclass may give its own methods any name.
+These are functions instead of methods, since a subclass may use any method name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Origin", "State", "building", "held_secrets", "keep", "read", "secret_values", "shared", "state_of"]
 
 Origin: TypeAlias = Literal["user", "metadata", "pickle"]
-_TELLING = 8  # characters; a shorter secret may be part of another value by chance
+_MIN_REDACTED = 8  # characters; a shorter secret may occur in another value by chance
 _get = object.__getattribute__
 _gathering = threading.local()
 _AnyInstance = TypeVar("_AnyInstance")
@@ -34,23 +34,23 @@ _AnyInstance = TypeVar("_AnyInstance")
 
 @dataclass(slots=True)
 class State:
-    """What an instance knows beside its fields. It is in this process's memory only: never dumped, pickled or compared.
+    """The state of an instance beside its fields. It stays in memory: never dumped, pickled or compared.
 
     Attributes:
-        origin: who asked for the instance.
-        alias: the name that stored metadata asked for it by.
+        origin: what the instance was created from.
+        alias: the function name in the stored metadata.
         unknown: stored fields that the class does not have.
-        passed: the arguments of the outermost `__init__`, which a subclass may change before they reach the base: the
-            way back for pickle and copy.
-        given: the configuration that reached the base, by field name where it is one.
-        resolved: the same with references looked up, while the fields are being validated.
-        converted: field -> (what its references stood for, what a validator made of that), where the two differ.
-        assigned: fields that were set after the instance was built, by its own methods or by the reader's code.
-        own: those that its own methods set.
-        pending: fields that its class is to set by itself -> what the stored declaration says that they come to.
-        stated_ndims: the width that a schema states, for a class that cannot say it.
-        cached: what cached properties hold that has a secret in it.
-        seen: secrets that were resolved, which must not appear in any text even when they are no longer set.
+        passed: the arguments of the outermost `__init__`, which pickle and copy replay; a subclass may change them
+            before they reach the base.
+        given: the configuration that reached the base, by field name where known.
+        resolved: the same with references resolved, during validation.
+        converted: field -> (resolved value, validated value), where the two differ.
+        assigned: fields that were set after the instance was built, by its methods or by user code.
+        own: of these, the fields that its own methods set.
+        pending: fields that the class is expected to set -> their values in the stored declaration.
+        stated_ndims: the width from a schema, for a class that cannot return it.
+        cached: values of cached properties that contain a secret.
+        seen: secrets resolved so far, redacted from every text even after they are unset.
     """
 
     origin: Origin = "user"
@@ -71,7 +71,7 @@ class State:
         return f"State(origin={self.origin!r}, alias={self.alias!r})"
 
 
-# How the instance under construction came to be; its `__new__` reads it, since users' subclasses may wrap `__init__`.
+# The origin of the instance under construction; read in `__new__`, since users' subclasses may wrap `__init__`.
 _build: contextvars.ContextVar[tuple[type, Origin, str | None, dict[str, Any]] | None] = contextvars.ContextVar(
     "embedreg_build", default=None
 )
@@ -79,7 +79,7 @@ _build: contextvars.ContextVar[tuple[type, Origin, str | None, dict[str, Any]] |
 
 @contextmanager
 def building(cls: type, origin: Origin, alias: str | None, unknown: dict[str, Any]) -> Iterator[None]:
-    """Say how the instances of a class that are built in this block came to be."""
+    """Set the origin of the instances of a class that are built in this block."""
     token = _build.set((cls, origin, alias, unknown))
     try:
         yield
@@ -88,13 +88,13 @@ def building(cls: type, origin: Origin, alias: str | None, unknown: dict[str, An
 
 
 def metadata_is_building() -> bool:
-    """Say whether stored metadata is behind what this thread is building now, be it one instance inside another."""
+    """Return whether this thread is building an instance from stored metadata, including nested instances."""
     build = _build.get()
     return build is not None and build[1] == "metadata"
 
 
 def new_state(cls: type) -> State:
-    """Return the state of an instance that is about to be built."""
+    """Return a new state for an instance under construction."""
     build = _build.get()
     if build is None or build[0] is not cls:
         return State()
@@ -102,12 +102,12 @@ def new_state(cls: type) -> State:
 
 
 def state_of(instance: Configured) -> State:
-    """Return what an instance knows beside its fields."""
+    """Return the state of an instance."""
     return _get(instance, "_embedreg")  # type: ignore[no-any-return]
 
 
 def extra_of(instance: Configured) -> dict[str, Any]:
-    """Return the fields beyond those of the class, where it allows any; none while the instance is being built."""
+    """Return the extra fields of an instance, if its class allows any; empty during construction."""
     return _slot(instance, "__pydantic_extra__")
 
 
@@ -118,13 +118,13 @@ def _slot(instance: Configured, name: str) -> dict[str, Any]:
         return {}
 
 
-# -- references and what they stand for -------------------------------------------------------------------------------
+# -- references and their values --------------------------------------------------------------------------------------
 
 
 def restored(passed: Any, resolved: Any, value: Any, *, sensitive: bool) -> Any:
-    """Return a validated value with the references that it was made from back in their places.
+    """Return a validated value with its original references put back.
 
-    A number, a flag or an enum that a reference stood for stays converted, unless it is sensitive.
+    A reference that was converted to a number, a flag or an enum stays converted, unless it is sensitive.
     """
     if not references.has_reference(passed):
         return value
@@ -159,12 +159,12 @@ def restored(passed: Any, resolved: Any, value: Any, *, sensitive: bool) -> Any:
 
 
 def holds_any(value: Any, values: Iterable[str]) -> bool:
-    """Say whether one of some secrets is written out inside a value."""
+    """Return whether a value contains one of some secrets."""
     value = containers.unwrapped(value)
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if isinstance(value, str):
-        return any(secret in value for secret in values if len(secret) >= _TELLING or secret == value)
+        return any(secret in value for secret in values if len(secret) >= _MIN_REDACTED or secret == value)
     return any(holds_any(item, values) for _, item in containers.items_of(value) or ())
 
 
@@ -172,11 +172,11 @@ def holds_any(value: Any, values: Iterable[str]) -> bool:
 
 
 def validation_values(instance: Configured) -> dict[str, Any]:
-    """Return a configuration with its references looked up, for validation.
+    """Return a configuration with its references resolved, for validation.
 
     Raises:
-        MissingVariableError: in the user's own call. Where metadata or a pickle asked, a missing variable stays a
-            reference until the field is read.
+        MissingVariableError: a variable is not set, in the user's own call. From metadata or a pickle, a missing
+            variable stays a reference until the field is read.
     """
     state, reader = state_of(instance), reader_of(instance)
 
@@ -191,7 +191,7 @@ def validation_values(instance: Configured) -> dict[str, Any]:
 
 
 def keep(instance: Configured) -> None:
-    """Put the references back into the fields that have just been validated, once."""
+    """Put the references back into the fields after validation, once."""
     state, cls = state_of(instance), type(instance)
     resolved, state.resolved = state.resolved, None
     if resolved is None or not any(map(references.has_reference, state.given.values())):
@@ -204,7 +204,7 @@ def keep(instance: Configured) -> None:
             continue
         value = place[name]
         kept = restored(passed, resolved[key], value, sensitive=name in sensitive)
-        if holds_any(kept, held):  # a validator has put the secret somewhere else
+        if holds_any(kept, held):  # a validator moved the secret elsewhere
             kept = copied(passed)
         place[name] = kept
         if name in missing:
@@ -214,7 +214,7 @@ def keep(instance: Configured) -> None:
 
 
 def fill_unvalidated(instance: Configured) -> None:
-    """Take over a pickled configuration as it is: what it refers to is not set here (yet), and cannot be validated."""
+    """Fill in a pickled configuration without validation, since some of its variables are not set here (yet)."""
     cls, names, state = type(instance), names_by_key(type(instance)), state_of(instance)
     values = {names.get(key, key): value for key, value in state.given.items()}
     twin = BaseModel.model_construct.__func__(cls, **values)  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def fill_unvalidated(instance: Configured) -> None:
 
 
 def unset(instance: Configured) -> set[str]:
-    """Name the fields that refer to a variable which is not set, and has no default."""
+    """Return the fields that refer to an unset variable without a default."""
     names, reader = names_by_key(type(instance)), reader_of(instance)
     return {
         names.get(key, key)
@@ -235,7 +235,7 @@ def unset(instance: Configured) -> set[str]:
 
 
 def read(instance: Configured, name: str, kept: Any) -> Any:
-    """Return what a field stands for: its references looked up, and converted as its validators did."""
+    """Return the value of a field: references resolved, and converted as its validators did."""
     if kept.__class__ is str and not kept.startswith(references.PREFIX):
         return kept
     value = references.resolve(kept, looking_up(instance))
@@ -253,24 +253,24 @@ def read(instance: Configured, name: str, kept: Any) -> Any:
 
 
 def reader_of(instance: Configured) -> str | None:
-    """Return the name of the function as which variables are asked for; None: stored metadata is not behind it."""
+    """Return the function name under which variables are looked up; None if it was not built from metadata."""
     state = state_of(instance)
     return state.alias if state.origin == "metadata" else None
 
 
 def looking_up(instance: Configured) -> Callable[[references.Reference], str]:
-    """Return the lookup for what an instance refers to; it raises MissingVariableError."""
+    """Return the variable lookup of an instance; it raises MissingVariableError."""
     return functools.partial(references.variables.lookup, function=reader_of(instance))
 
 
 def held_secrets(instance: Configured) -> list[str]:
-    """Return the secrets that an instance holds or has held, and those of the functions that it works with."""
+    """Return the secrets that an instance holds or has held, and those of the functions inside it."""
     state, cls, reader = state_of(instance), type(instance), reader_of(instance)
     passed = state.passed[1] if state.passed is not None else {}
     for config in (passed, state.given, {} if state.resolved is not None else instance.raw_fields()):
         state.seen |= secret_values(cls, config, reader)
     entered: set[int] = _gathering.__dict__.setdefault("entered", set())
-    if id(instance) not in entered:  # functions may hold each other
+    if id(instance) not in entered:  # functions may refer to each other
         entered.add(id(instance))
         try:
             for inner in _inner_functions(instance):
@@ -281,7 +281,7 @@ def held_secrets(instance: Configured) -> list[str]:
 
 
 def _inner_functions(instance: Configured) -> Iterator[Configured]:
-    """Yield the functions that another one has in a field, in a list or dict of a field, or in a private attribute."""
+    """Yield the functions in an instance's fields, in lists or dicts in its fields, and in its private attributes."""
     fields = list(instance.__dict__.values())
     private = _slot(instance, "__pydantic_private__").values()
     for value in [*fields, *private, *(item for held in fields for _, item in containers.items_of(held) or ())]:
@@ -290,7 +290,7 @@ def _inner_functions(instance: Configured) -> Iterator[Configured]:
 
 
 def overlay(instance: Any, name: str, value: Any) -> None:
-    """Lay a field's kept value over what `__init__` gave it."""
+    """Replace the value that `__init__` gave a field."""
     if name in type(instance).__pydantic_fields__:
         instance.__dict__[name] = value
     elif instance.__pydantic_extra__ is not None:
@@ -298,7 +298,7 @@ def overlay(instance: Any, name: str, value: Any) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Compare values; arrays, which have no one truth value, count as different."""
+    """Return whether two values are equal; arrays, whose comparison has no single truth value, count as different."""
     try:
         return bool(one == other)
     except ValueError:
@@ -306,7 +306,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def shared(value: _AnyInstance) -> _AnyInstance:
-    """Return another instance that shares everything with one: what either loads or is assigned, both have."""
+    """Return a second instance that shares all state with the first, including what is loaded or assigned later."""
     twin: _AnyInstance = object.__new__(type(value))
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())

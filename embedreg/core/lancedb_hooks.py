@@ -1,7 +1,7 @@
-"""What the core needs of LanceDB: markers in a schema, the news of a registration, lancedb's own calls recognised.
+"""Hooks between the core and LanceDB: schema markers, registration events, and detection of lancedb's calls.
 
-Nothing here does anything until lancedb is loaded in this process, and the core never imports an engine: the adapter is
-imported by its name, once its library is.
+The hooks do nothing until lancedb is loaded in this process. The core never imports an engine: the adapter is imported
+by name once its library is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Marks", "adapted", "adopt_vector_type", "announce", "called_from", "
 # module of the engine's library -> our adapter, which is installed once that module is loaded
 HOOKS = {"lancedb.embeddings": "embedreg.engines.lancedb.adapter"}
 
-_unusable: set[str] = set()  # libraries that are not as our engine needs them
+_unusable: set[str] = set()  # libraries whose adapter failed to import
 
 SOURCE, VECTOR, EXPLICIT = "source_column_for", "vector_column_for", "embedreg_source"
 MARKERS = (SOURCE, VECTOR, EXPLICIT)
@@ -37,12 +37,12 @@ def loaded(library: str) -> ModuleType | None:
 
 
 def _engine(library: str) -> ModuleType | None:
-    """Import our engine module; where it cannot be, say so once and do without."""
+    """Import our engine module; if that fails, warn once and return None."""
     if library in _unusable:
         return None
     try:
         return importlib.import_module(HOOKS[library])
-    except Exception as exc:  # noqa: BLE001 - neither library may fail to import through the other, whatever it is
+    except Exception as exc:  # noqa: BLE001 - a failing adapter must not break the import of either library
         _unusable.add(library)
         problem = f"{type(exc).__name__}: {exc}"
         warnings.warn(f"embedreg's functions are not known to {library}: {problem}", RuntimeWarning, stacklevel=3)
@@ -50,10 +50,10 @@ def _engine(library: str) -> ModuleType | None:
 
 
 class Marks(dict[str, Any]):
-    """The `json_schema_extra` of a marked field: the user's own extras, and beside them the markers.
+    """The `json_schema_extra` of a marked field: the user's extras, and the markers.
 
-    An engine finds the markers with `get`, as LanceDB does, and is answered with its adapter for the model that it is
-    reading. A JSON schema reads the dict's own items, among which they are not.
+    An engine reads the markers with `get`, as LanceDB does, and gets its adapter for the model that it is reading.
+    A JSON schema reads the dict's own items, which do not include the markers.
     """
 
     def __init__(self, extra: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class Marks(dict[str, Any]):
                 value = engine.answer(value, key, sys._getframe(1))
         return value
 
-    # Where two fields of one Annotated are merged, pydantic unpacks both with `**`, which goes by these three.
+    # When pydantic merges two fields of one Annotated, it unpacks both with `**`, which uses these three methods.
     def __getitem__(self, key: str) -> Any:
         if key not in self._markers:
             return super().__getitem__(key)
@@ -99,22 +99,22 @@ def field_info(function: Any, role: str, source: str | None, kwargs: dict[str, A
     Args:
         function: the embedding function.
         role: `SOURCE` or `VECTOR`, LanceDB's keys.
-        source: for a vector column, the name of its source field where that is not plain.
-        kwargs: the rest, for `pydantic.Field`.
+        source: for a vector column, the name of its source field, if it is ambiguous.
+        kwargs: the other arguments of `pydantic.Field`.
     """
     from pydantic import Field  # not above: `import embedreg` loads this module, and not pydantic
 
     extra = Marks(kwargs.pop("json_schema_extra", None) or {})
     extra[role] = function
     if role == VECTOR:
-        kwargs.setdefault("default", None)  # what is to be computed need not be given
+        kwargs.setdefault("default", None)  # computed columns are optional
         if source is not None:
             extra[EXPLICIT] = source
     return Field(json_schema_extra=extra, **kwargs)
 
 
 def adapted(function: Any) -> Any:
-    """Return what an engine's model may hold in a function's place: the loaded engine's adapter, else the function."""
+    """Return the loaded engine's adapter for a function; without one, the function."""
     for library in HOOKS:
         if (engine := loaded(library)) is not None:
             return engine.adapter_for(function)
@@ -122,46 +122,46 @@ def adapted(function: Any) -> Any:
 
 
 def adopt_vector_type(vector_type: type) -> None:
-    """Make our vector type one that the loaded engines accept in their models."""
+    """Make our vector type acceptable in the models of the loaded engines."""
     for library in HOOKS:
         if (engine := loaded(library)) is not None:
             engine.adopt_vector_type(vector_type)
 
 
 def unwrap(function: Any) -> Any:
-    """Return our own function where an engine's adapter stands for it; anything else as it is."""
+    """Return the function behind an engine's adapter; any other value unchanged."""
     return getattr(function, "embedreg_function", function)
 
 
 def announce(name: str) -> None:
-    """Tell the engines that are loaded that a function name is now registered."""
+    """Notify the loaded engines of a newly registered function name."""
     for library in HOOKS:
         if (engine := loaded(library)) is not None:
             engine.offer(name)
 
 
 def called_from(library: str, depth: int = 2) -> bool:
-    """Say whether the code that called our caller belongs to a library.
+    """Return whether the code that called our caller belongs to a library.
 
-    LanceDB gives a function object no other sign of whether it is storing or rebuilding a declaration.
+    LanceDB does not otherwise indicate whether it is storing or rebuilding a declaration.
     """
     module = str(sys._getframe(depth).f_globals.get("__name__", ""))
     return module == library or module.startswith(f"{library}.")
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    """Waits for an engine's library to be imported, then installs our adapter in it, whichever came first."""
+    """An import hook that installs our adapter once an engine's library is imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname not in HOOKS:
             return None
-        for finder in sys.meta_path:  # the other finders, asked in their order, as the import system would
+        for finder in sys.meta_path:  # try the other finders in order, as the import system does
             find = None if isinstance(finder, _Watcher) else getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
             if spec is not None:
-                if hasattr(spec.loader, "exec_module"):  # else it is loaded in a way that we cannot follow
+                if hasattr(spec.loader, "exec_module"):  # other kinds of loaders cannot be wrapped
                     spec.loader = _Loader(spec.loader, fullname)
                 return spec
         return None
@@ -170,8 +170,8 @@ class _Watcher(importlib.abc.MetaPathFinder):
 class _Loader(importlib.abc.Loader):
     """The library's own loader, followed by the installation of our adapter.
 
-    Whatever else is asked of a loader (resources, source) the library's own one answers; it takes its place back
-    before the module runs.
+    Other requests to the loader (resources, source) go to the library's own one, which is put back before the module
+    runs.
     """
 
     def __init__(self, loader: Any, library: str) -> None:
@@ -179,7 +179,7 @@ class _Loader(importlib.abc.Loader):
         self._library = library
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_loader":  # copy and pickle ask before there is one
+        if name.startswith("__") or name == "_loader":  # copy and pickle look these up before `_loader` is set
             raise AttributeError(name)
         return getattr(self._loader, name)
 
@@ -196,7 +196,7 @@ class _Loader(importlib.abc.Loader):
 
 
 def watch() -> None:
-    """Install adapters in the libraries that are loaded, now, and in the others when they are."""
+    """Install adapters in the libraries that are loaded, and in the others when they are imported."""
     for library in HOOKS:
         loaded(library)
     if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):

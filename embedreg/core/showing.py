@@ -1,4 +1,4 @@
-"""What prints or serializes an instance shows no secret, whatever its class computes or prints by itself."""
+"""Printing and serializing instances without secrets, including output of a class's own methods."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from embedreg.security import redaction
 if TYPE_CHECKING:
     from embedreg.core.configured import Configured
 
-__all__ = ["METHODS", "CachedApart", "plain_errors", "serialize_cleaned", "shown"]
+__all__ = ["METHODS", "SecretSafeCachedProperty", "plain_errors", "serialize_cleaned", "shown"]
 
-# What prints, or is iterated over, as an instance; a class may define its own.
+# Methods that print or iterate over an instance; a class may override them.
 METHODS = (
     *("__format__", "__iter__", "__pretty__", "__repr__", "__repr_args__", "__repr_str__", "__rich_repr__", "__str__"),
     *("_repr_html_", "_repr_json_", "_repr_latex_", "_repr_markdown_", "_repr_mimebundle_", "_repr_pretty_"),
@@ -27,17 +27,17 @@ METHODS = (
 
 
 def serialize_cleaned(schema: Any) -> None:
-    """Let a model's schema serialize through `_cleaned`, around a serializer that its class may define."""
+    """Wrap a model's schema to serialize through `_cleaned`, around any serializer of its class."""
     own = schema.get("serialization")
     if own is not None and own.get("function") is _cleaned:
-        return  # a class that another model holds brings its finished schema along
+        return  # the schema of a class nested in another model is already complete
     inner = None if own is None else {key: value for key, value in schema.items() if key != "ref"}
     schema["serialization"] = core_schema.wrap_serializer_function_ser_schema(_cleaned, schema=inner)
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let an error of ours leave a serializer as it is: pydantic would raise one of its own with our text in it."""
+    """Raise our errors unchanged from a serializer; pydantic would wrap our text in its own error."""
     try:
         yield
     except PydanticSerializationError as exc:
@@ -50,14 +50,14 @@ def plain_errors() -> Iterator[None]:
 
 
 def _cleaned(instance: Any, serialize: Callable[[Any], Any]) -> Any:
-    """Serialize an instance; what its computed fields and own serializers give is cleaned of its secrets."""
+    """Serialize an instance and redact its secrets from the output of computed fields and custom serializers."""
     made = serialize(instance)
     held = instance._held_secrets() if hasattr(type(instance), "_held_secrets") else ()
     return redaction.cleaned(made, held) if held else made
 
 
 def shown(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a method of a class's own that prints an instance: what it gives is cleaned of the instance's secrets."""
+    """Wrap a printing method that a class defines: the instance's secrets are redacted from its result."""
 
     @functools.wraps(method)
     def show(self: Configured, *args: Any, **kwargs: Any) -> Any:
@@ -70,8 +70,8 @@ def shown(method: Callable[..., Any]) -> Callable[..., Any]:
     return redaction.guarded(show)
 
 
-class CachedApart(functools.cached_property[Any]):
-    """A cached property whose value, where it holds a secret, is kept outside of the instance's `__dict__`."""
+class SecretSafeCachedProperty(functools.cached_property[Any]):
+    """A cached property that keeps values with secrets outside the instance's `__dict__`."""
 
     def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
         if instance is None:

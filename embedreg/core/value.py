@@ -1,7 +1,9 @@
 """A configuration as a value: how an instance is built, read, compared, printed, copied and pickled.
 
-Fields keep their `$var:` references; reading one resolves it. Private attributes (weights, clients) are no part of the
+Fields keep their `$var:` references; reading one resolves it. Private attributes (weights, clients) are not part of the
 value, and no secret leaves an instance in a dump, a pickle or an error.
+
+Over 400 lines: one class, `Value`, and the wrappers that it puts around its subclasses' methods.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ CONTRACT = (
     "ndims",
 )
 _RESERVED = ("_adapters", "_declared", "_embedreg", "_unknown")
-# What an attribute mostly is, and what holds no reference: told by its class, before anything dearer.
+# Most attributes have these types and hold no reference: checked first, since it is the fastest check.
 _NO_REFERENCE = frozenset({BuiltinFunctionType, FunctionType, MethodType, NoneType, State, bool, float, int, type})
-# What `cachetools` makes of a method; without being told, pydantic takes its newer kinds for fields without a type.
+# Methods cached by `cachetools`: pydantic would treat its newer kinds as fields without a type.
 _CACHED = tuple(
     type(cache(max))
     for cache in (
@@ -63,7 +65,7 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 def _accepted(init: Any) -> frozenset[str] | None:
-    """Name the keyword arguments that an `__init__` takes; None where it takes any."""
+    """Return the keyword arguments that an `__init__` accepts; None if it accepts any."""
     parameters = inspect.signature(init).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -71,7 +73,7 @@ def _accepted(init: Any) -> frozenset[str] | None:
 
 
 def _outermost(init: _Init) -> _Init:
-    """Wrap an `__init__`: what the outermost is passed is the way back for pickle and copy; no secret leaves it."""
+    """Wrap an `__init__`: record the outermost arguments for pickle and copy, and redact secrets from its errors."""
     accepted = _accepted(init)
     guard = redaction.guarded(init)
 
@@ -86,7 +88,7 @@ def _outermost(init: _Init) -> _Init:
             if accepted is not None:
                 config_.refuse_unknown(type(self), config, accepted)
             for key, value in config.items():
-                if key not in names_by_key(type(self)):  # a field is looked at in the base's own `__init__`
+                if key not in names_by_key(type(self)):  # fields are checked in the base's own `__init__`
                     self._check_secret(key, value)
             state.passed = (copied(args), copied(config))
             guard(self, *args, **config)
@@ -102,10 +104,10 @@ def _outermost(init: _Init) -> _Init:
 
 
 class Value(BaseModel):
-    """The base of `EmbeddingFunction`: everything about it that is not embedding."""
+    """The base of `EmbeddingFunction`: everything except embedding."""
 
     __slots__ = ("__weakref__", "_embedreg")
-    # By name as well as by alias: stored configurations name the fields.
+    # By name as well as by alias: stored configurations use field names.
     model_config = ConfigDict(
         hide_input_in_errors=True, ignored_types=_CACHED, protected_namespaces=(), validate_by_name=True
     )
@@ -141,7 +143,7 @@ class Value(BaseModel):
         self._unknown = state.unknown
 
     def _validate_given(self) -> None:
-        """Let pydantic validate what the references stand for, and keep the references."""
+        """Validate the resolved values with pydantic, and keep the references."""
         cls, state = type(self), state_of(self)
         state.resolved = instances.validation_values(self)
         problem: EmbedregError | None = None
@@ -155,14 +157,14 @@ class Value(BaseModel):
                 problem = config_.config_error(cls, exc, self._held_secrets())
         finally:
             state.resolved = None
-        if problem is not None:  # raised here, where the refused values are in no frame and no context
+        if problem is not None:  # raised here, so that no frame or context holds the invalid values
             raise problem
         if tolerated:
             instances.fill_unvalidated(self)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the class's schema, whose serializer shows no secret: every way to JSON or to a dict ends in it."""
+        """Return the class's schema with a serializer that redacts secrets, used for every dump to JSON or a dict."""
         schema = handler(source)
         showing.serialize_cleaned(handler.resolve_ref_schema(schema))
         return schema
@@ -178,21 +180,21 @@ class Value(BaseModel):
             config_.refuse_class(cls, _RESERVED)
         _wrap(cls)
 
-    # -- what a subclass says of its fields -----------------------------------------------------------------------
+    # -- overridden by subclasses ---------------------------------------------------------------------------------
 
     @staticmethod
     def sensitive_keys() -> list[str]:
-        """Name the fields that hold secrets, in addition to every `SecretStr` field."""
+        """Return the fields that hold secrets, in addition to every `SecretStr` field."""
         return []
 
     @staticmethod
     def runtime_keys() -> list[str]:
-        """Name the fields that cannot change a vector, in addition to `device`, `batch_size`, timeouts and the like."""
+        """Return the fields that cannot change a vector, in addition to `device`, `batch_size` and timeouts."""
         return []
 
     @staticmethod
     def guarded_fields() -> list[str]:
-        """Name the fields that stored metadata may not set without a grant: endpoints, paths, headers, code."""
+        """Return the fields that stored metadata may not set without a grant: endpoints, paths, headers, code."""
         return []
 
     # -- a value ----------------------------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ class Value(BaseModel):
             super().__delattr__(name)
 
     def raw_fields(self) -> dict[str, Any]:
-        """Return the field values as they are kept: references, never what they resolve to."""
+        """Return the stored field values, with references unresolved."""
         own = _get(self, "__dict__")
         fields = {name: own[name] for name in type(self).__pydantic_fields__ if name in own}
         extra = instances.extra_of(self)
@@ -241,14 +243,14 @@ class Value(BaseModel):
     def model_dump(self, **kwargs: Any) -> dict[str, Any]:
         """Dump the fields as pydantic does: references stay, and computed fields show no secret."""
         with showing.plain_errors():
-            return super().model_dump(**{**_quiet(self), **kwargs})
+            return super().model_dump(**{**_warnings_option(self), **kwargs})
 
     def model_dump_json(self, **kwargs: Any) -> str:
         """Dump the fields as JSON, as `model_dump`."""
-        return super().model_dump_json(**{**_quiet(self), **kwargs})
+        return super().model_dump_json(**{**_warnings_option(self), **kwargs})
 
     def __getstate__(self) -> dict[Any, Any]:
-        # not what pickle and copy use, but what other libraries do: the fields, and no private attribute
+        # for other libraries (pickle and copy use __reduce__): the fields without private attributes
         empty = {"__pydantic_extra__": None, "__pydantic_private__": None}
         return {"__dict__": self.raw_fields(), "__pydantic_fields_set__": set(self.model_fields_set), **empty}
 
@@ -258,7 +260,7 @@ class Value(BaseModel):
         mine, theirs = self.raw_fields(), other.raw_fields()
         try:
             return mine == theirs
-        except ValueError:  # an array among the fields, which has no one truth value
+        except ValueError:  # an array field, whose comparison has no single truth value
             return config_.freeze(mine) == config_.freeze(theirs)  # type: ignore[no-any-return]
 
     def __hash__(self) -> int:
@@ -288,7 +290,7 @@ class Value(BaseModel):
         return copy.copy(self)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a new instance with some fields changed, through `__init__`; no private attribute goes along."""
+        """Return a new instance with some fields changed, built through `__init__` without private attributes."""
         if not update:
             return copy.copy(self)
         cls, state, names = type(self), state_of(self), names_by_key(type(self))
@@ -310,7 +312,7 @@ class Value(BaseModel):
 
     @classmethod
     def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
-        """Construct without validation, though never with a hard-coded secret."""
+        """Construct without validation; hard-coded secrets are still an error."""
         names = names_by_key(cls)
         for key, value in values.items():
             cls._check_secret(names.get(key, key), value)
@@ -321,18 +323,18 @@ class Value(BaseModel):
 
     @classmethod
     def model_validate(cls, obj: Any, **kwargs: Any) -> Self:
-        """Return an instance as it is, and build one of a mapping, as the constructor does."""
+        """Return an instance unchanged; build one from a mapping, as the constructor does."""
         if isinstance(obj, cls):
             return obj
         if not isinstance(obj, Mapping):
             raise ConfigError(
-                f"a configuration of {cls.__name__} is a dict, not {type(obj).__name__}.", "create(name=...)"
+                f"a configuration of {cls.__name__} must be a dict, got {type(obj).__name__}.", "create(name=...)"
             )
         return cls(**obj)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **kwargs: Any) -> Self:
-        """Build an instance of a JSON object, as the constructor does."""
+        """Build an instance from a JSON object, as the constructor does."""
         try:
             values = from_json(json_data)
         except ValueError:
@@ -341,16 +343,16 @@ class Value(BaseModel):
 
     @classmethod
     def model_validate_strings(cls, obj: Any, **kwargs: Any) -> Self:
-        """Build an instance of a mapping of strings, as the constructor does."""
+        """Build an instance from a mapping of strings, as the constructor does."""
         return cls.model_validate(obj)
 
     def _held_secrets(self) -> list[str]:
-        """Return the secrets that this instance holds or has held: what must not appear in any text about it."""
+        """Return the secrets that this instance holds or has held, for redaction."""
         return instances.held_secrets(self)
 
     @classmethod
     def _check_secret(cls, name: str, value: Any, known: Iterable[str] = ()) -> None:
-        """Refuse a hard-coded secret, and a value that one of the known secrets was written into."""
+        """Raise for a hard-coded secret, and for a value that contains one of the known secrets."""
         named = sensitive_fields(cls)
         sensitive = name in named or (name not in cls.model_fields and references.looks_sensitive(name))
         inner = config_.nested_secrets(cls).get(name, frozenset())
@@ -362,8 +364,8 @@ class Value(BaseModel):
             )
 
 
-def _quiet(self: Value) -> dict[str, Any]:
-    # a reference where the type says a choice or a number is no mistake to be warned of
+def _warnings_option(self: Value) -> dict[str, Any]:
+    # a reference in a field for a choice or a number must not cause a warning
     return {"warnings": not references.has_reference(self.raw_fields())}
 
 
@@ -374,7 +376,7 @@ def _rebuild(
     bindings: dict[str, Binding],
     how: tuple[Any, ...],
 ) -> Value:
-    """Unpickle or copy: through `__init__`, with fields that were assigned later laid over it."""
+    """Unpickle or copy an instance: call `__init__`, then set the fields that were assigned later."""
     references.variables.adopt(bindings)
     origin: Origin
     origin, alias, unknown, declared, column = how
@@ -390,15 +392,15 @@ def _rebuild(
 
 
 def _extra_or_private(self: Value, name: str) -> Any:
-    """Stand in as `__getattr__` of a class that allows extra fields, so that their references are resolved too."""
+    """Resolve references in extra fields: the `__getattr__` of classes that allow them."""
     value = super(Value, self).__getattr__(name)  # type: ignore[misc]  # pydantic hides it from checkers
     return instances.read(self, name, value) if name in instances.extra_of(self) else value
 
 
 def _wrap(cls: type[Value]) -> None:
-    """Guard what a class defines: no secret leaves its methods and properties, and its references are kept."""
+    """Wrap the methods and properties of a class, to redact secrets and keep references."""
     role.fill(cls)
-    own = vars(cls) if cls.__module__ != "embedreg.core.base" else {}  # that one's methods pass errors on at most
+    own = vars(cls) if cls.__module__ != "embedreg.core.base" else {}  # its methods raise no errors of their own
     helpers = {name for name in (role.BATCH, role.BATCH + role.RETRY) if not role.takes_role(getattr(cls, name, None))}
     contract = [name for name in CONTRACT if name not in helpers]
     for name, value in list(own.items()):
@@ -413,9 +415,9 @@ def _wrap(cls: type[Value]) -> None:
         elif isinstance(value, property) and value.fget is not None:
             setattr(cls, name, property(redaction.guarded(value.fget), value.fset, value.fdel, value.__doc__))
         elif type(value) is functools.cached_property:
-            apart = showing.CachedApart(redaction.guarded(value.func))
-            apart.__set_name__(cls, name)
-            setattr(cls, name, apart)
+            cached = showing.SecretSafeCachedProperty(redaction.guarded(value.func))
+            cached.__set_name__(cls, name)
+            setattr(cls, name, cached)
         elif isinstance(value, functools.cached_property):
             value.func = redaction.guarded(value.func)
     for name in contract:  # of mixins too

@@ -1,4 +1,4 @@
-"""Which instance a declaration is: one that this process's own code created, or one rebuilt from it before."""
+"""Instances by declaration: those that this process's own code created, and those rebuilt from metadata before."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ F = TypeVar("F", bound=Configured)
 
 _lock = ForkSafeLock()
 # Instances are small (weights live in the runtime's cache), yet a LanceDB-style class may keep its model in one:
-# the bound is what a process with a great many tables would still want at hand.
-_vouched: LRUCache[tuple[type, str], Configured] = LRUCache(maxsize=256)  # by its configuration as created
-# Engines rebuild a function for every add and every search: what one declaration asks for is built once, so that a
-# LanceDB-style class that loads its model in __init__ loads it once. Few, since such a model stays with its instance.
+# the bound is enough for a process with a great many tables.
+_vouched: LRUCache[tuple[type, str], Configured] = LRUCache(maxsize=256)  # by the configuration as created
+# Engines rebuild a function for every add and every search. Each declaration is built once, so that a LanceDB-style
+# class that loads its model in __init__ loads it once. Few are kept, since such a model stays with its instance.
 _rebuilt: LRUCache[tuple[type, str, str], tuple[Any, dict[str, Any]]] = LRUCache(maxsize=16)
-_building = ForkSafeLock(outer=True)  # not _lock: what is built may load a model, which may ask for grants
+_building = ForkSafeLock(outer=True)  # not _lock: building may load a model, which may look up grants
 
 
 def reset() -> None:
-    """Forget every instance."""
+    """Discard every instance."""
     with _lock:
         _vouched.clear()
         _rebuilt.clear()
 
 
 def may_read(function: Configured, value: str) -> bool:
-    """Say whether a function may look for a value among this machine's files.
+    """Return whether a function may look up a value in the local file system.
 
-    The reader's own function may. One that metadata asked for may where the value is a path, and granted now; a plain
-    name is never looked up in the working directory for it.
+    A function created by the reader's own code may. A function built from metadata may if the value is a path that is
+    granted now. A plain name is never looked up in the working directory for it.
     """
     return not function.from_metadata or (is_path(value) and path_granted(value))
 
@@ -53,9 +53,9 @@ def may_read(function: Configured, value: str) -> bool:
 
 
 def vouch(function: Configured) -> None:
-    """Remember an instance that the reader's own code created; the last one of equal configuration wins."""
+    """Record an instance that the reader's own code created; of equal configurations, the last one wins."""
     if instances.metadata_is_building():
-        return  # created on the way, by the constructor of a function that metadata asked for
+        return  # created inside the constructor of a function built from metadata
     instances.state_of(function).assigned.clear()
     instances.state_of(function).own.clear()
     with _lock:
@@ -66,7 +66,8 @@ def vouch(function: Configured) -> None:
 def vouched(cls: type[F], stored: Mapping[str, Any]) -> F | None:
     """Return the instance whose semantic configuration equals a stored one, if this process created it.
 
-    It may have set fields since, in `ndims()` for one: what is stored may be from before that or from after it.
+    The instance may have set fields since, for example in `ndims()`. The stored configuration may be from before or
+    after that.
     """
     wanted = effective(cls, stored)
     key = cls, canonical(cls, wanted)
@@ -83,7 +84,7 @@ def vouched(cls: type[F], stored: Mapping[str, Any]) -> F | None:
 
 
 def _is_of(function: Configured, created: str, wanted: Mapping[str, Any]) -> bool:
-    """Return whether a stored configuration is one of an instance's: as it is now, but for what it set by itself."""
+    """Return whether a stored configuration matches an instance now, or before it set some of its own fields."""
     cls, own = type(function), instances.state_of(function).own
     before, now = json.loads(created), json.loads(canonical(cls, semantic_config(function)))
     stored = json.loads(canonical(cls, wanted))
@@ -93,18 +94,18 @@ def _is_of(function: Configured, created: str, wanted: Mapping[str, Any]) -> boo
     )
 
 
-# -- what a class sets by itself ---------------------------------------------------------------------------------------
+# -- fields that a class sets -----------------------------------------------------------------------------------------
 
 
 def set_by_class(cls: type[Any], stored: Mapping[str, Any], refused: Iterable[str], build: Callable[[], F]) -> F | None:
-    """Return an instance built without the refused fields, where its class gives them the stored values by itself.
+    """Return an instance built without the refused fields, if its class sets them to the stored values.
 
-    No stored value of these is used then. What the class sets in `ndims()` only, which may load a model, is compared
-    once that was asked; nothing is embedded before.
+    The stored values of these fields are not used. A field that the class sets only in `ndims()`, which may load a
+    model, is compared after `ndims()` was called, and before anything is embedded.
 
     Args:
         stored: the stored configuration.
-        refused: its fields that need a grant.
+        refused: the fields that need a grant.
         build: builds an instance without them.
     """
     made = build()
@@ -119,10 +120,10 @@ def set_by_class(cls: type[Any], stored: Mapping[str, Any], refused: Iterable[st
 
 
 def settle(function: Configured) -> None:
-    """Compare what a class has set by itself in `ndims()` with what was stored.
+    """Compare the fields that a class set in `ndims()` with the stored values.
 
     Raises:
-        UntrustedError: it is something else, and the stored value is not granted.
+        UntrustedError: they differ, and the stored value is not granted.
     """
     state, now = instances.state_of(function), semantic_config(function)
     changed = [name for name, value in state.pending.items() if now.get(name) != value]
@@ -141,18 +142,18 @@ def _sets(method: Any, name: str) -> bool:
     )
 
 
-# -- instances that metadata asked for ---------------------------------------------------------------------------------
+# -- instances built from metadata ------------------------------------------------------------------------------------
 
 
 def rebuilt(cls: type[Any], admitted: dict[str, Any], declaration: Any, build: Callable[[], F]) -> F:
-    """Return the instance that a declaration was built into before, if nobody changed it since; else build it.
+    """Return the instance built earlier from a declaration, if it is unchanged; otherwise build one.
 
-    One that refers to variables is built anew each time: an instance may keep what it resolved, and the next reader
-    may be another tenant.
+    A configuration with variables is built each time: an instance may keep resolved values, and the next reader may be
+    another tenant.
 
     Args:
-        admitted: the configuration, as the rules let it through.
-        declaration: everything else that the instance knows, in JSON types.
+        admitted: the configuration after the trust rules were applied.
+        declaration: the rest of the instance's state, in JSON types.
     """
     if references.has_reference(admitted):
         return build()

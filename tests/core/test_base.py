@@ -226,7 +226,7 @@ def test_model_validate_takes_mappings_and_instances(value: Any) -> None:
     function = Lengths()
     assert Lengths.model_validate(function) is function
     assert Lengths.model_validate({"dim": 4}).dim == 4
-    with pytest.raises(ConfigError, match="is a dict"):
+    with pytest.raises(ConfigError, match="must be a dict"):
         Lengths.model_validate(value)
 
 
