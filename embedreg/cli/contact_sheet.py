@@ -55,7 +55,7 @@ footer { margin-top: 1.5rem; color: var(--soft); font-size: .85rem; }
 def write(path: Path, hits: Hits, query: Any, table: str, *, name: str | None = None) -> None:
     """Write a page of hits, nearest first.
 
-    Images that the rows name are read under what `allow_images` allows; one that cannot be shown is told in its place.
+    Images that the rows name are read under what `allow_images` allows; the reason replaces one that cannot be shown.
 
     Args:
         path: the file; what stood there stays until the page is whole.

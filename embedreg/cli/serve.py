@@ -1,4 +1,4 @@
-"""`embedreg serve`: embedding functions as SQL functions of a database, until the process is told to stop."""
+"""`embedreg serve`: embedding functions as SQL functions of a database, until the process gets a signal."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def read(path: str) -> Settings:
     """Read a file; the paths in it are taken from its folder.
 
     Raises:
-        StorageError: it cannot be read. ConfigError: it is no TOML, or says something that is not known.
+        StorageError: it cannot be read. ConfigError: it is not valid TOML, or has an unknown setting.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a byte order mark
@@ -91,7 +91,7 @@ def read(path: str) -> Settings:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
         # the parser's message names a place, and at most one character of what stands there
         where = str(exc) if isinstance(exc, tomllib.TOMLDecodeError) else "it is not what TOML looks like"
-        raise ConfigError(f"{path} is no TOML: {where}", 'write key = "value"') from None
+        raise ConfigError(f"{path} is not valid TOML: {where}", 'write key = "value"') from None
     return _settings(path, found)
 
 
@@ -142,7 +142,7 @@ def _settings(path: str, found: dict[str, Any]) -> Settings:
 
 def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: {where.rstrip('.')} is no table.", "write [[function]] above its lines")
+        raise ConfigError(f"{path}: {where.rstrip('.')} is not a table.", "write [[function]] above its lines")
     _check(path, where, found, _FUNCTION)
     if ("name" in found) == ("like" in found):
         raise ConfigError(f"{path}: {where.rstrip('.')} has to say either name or like.", 'name = "hashing"')
@@ -176,11 +176,11 @@ def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[st
             )
         if looks_sensitive(key):
             raise ConfigError(
-                f"{path}: {plain(f'{where}{key}', 80)} is no setting, and a secret does not stand in a file.",
+                f"{path}: {plain(f'{where}{key}', 80)} is not a setting, and a secret does not stand in a file.",
                 'a field of set = { ... } as "$var:name", and its environment variable under [env]',
             )
         hint = f"{did_you_mean(key, known)}known: {', '.join(known)}"
-        raise ConfigError(f"{path}: there is no setting {f'{where}{key}'!r}.", hint)
+        raise ConfigError(f"{path}: unknown setting {f'{where}{key}'!r}.", hint)
 
 
 def _choice(path: str, where: str, found: Mapping[str, Any], key: str) -> None:
@@ -189,4 +189,4 @@ def _choice(path: str, where: str, found: Mapping[str, Any], key: str) -> None:
 
     choices = {"input": tuple(inputs()), "returns": get_args(Returns), "role": get_args(Role)}[key]
     if key in found and found[key] not in choices:
-        raise ConfigError(f"{path}: {where}{key} = {found[key]!r} is none.", " or ".join(map(repr, choices)))
+        raise ConfigError(f"{path}: invalid {where}{key} = {found[key]!r}.", " or ".join(map(repr, choices)))

@@ -80,7 +80,7 @@ def attach(
         InputError: no row can be compared. StorageError: the data cannot be read or written.
     """
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-        raise ConfigError(f"sample={sample!r} is no number of rows.", f"sample={SAMPLE}")
+        raise ConfigError(f"invalid sample={sample!r}; expected a number of rows, 1 or more.", f"sample={SAMPLE}")
     found = _open(Path(data))
     for column in (declaration.source_column, declaration.vector_column):
         if column not in found.schema.names:
@@ -188,7 +188,7 @@ def _open(path: Path) -> Attachable:
     with path.open("rb") as file:
         if file.read(4) != parquet_footer.MAGIC:
             raise StorageError(
-                f"{str(path)!r} is no Parquet file.", "a Parquet file, a folder of them or a Lance table can declare"
+                f"{str(path)!r} is not a Parquet file.", "a Parquet file, a folder of them or a Lance table can declare"
             )
     return _Parquet(path)
 

@@ -156,7 +156,8 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
             files = data_files(path)
             if not files and not (path / manifest.NAME).is_file():
                 raise StorageError(
-                    f"the folder {str(path)!r} holds no Parquet or Arrow file and is no Lance table.", "check the path"
+                    f"the folder {str(path)!r} holds no Parquet or Arrow file and is not a Lance table.",
+                    "check the path",
                 )
             own, columns = file_schema(files[0]) if files else ({}, None)
             return _merged(own, path, columns)
@@ -211,7 +212,7 @@ def _merged(own: Mapping[Any, Any], folder: Path | None, columns: list[str] | No
 
 
 def _alike(one: Entry, other: Entry) -> bool:
-    """Say whether two entries declare one function for one source: what was learnt of the vectors may differ."""
+    """Return whether two entries declare one function for one source; what was recorded of the vectors may differ."""
     prints = one.reserved.get("fingerprint"), other.reserved.get("fingerprint")
     models = [{k: v for k, v in entry.model.items() if k != codec.RESERVED} for entry in (one, other)]
     same = prints[0] == prints[1] if all(prints) else (one.name, models[0]) == (other.name, models[1])
@@ -219,7 +220,7 @@ def _alike(one: Entry, other: Entry) -> bool:
 
 
 def is_data(path: PurePath) -> bool:
-    """Say whether a path below a dataset's folder is data: no part of it begins with a dot or an underscore."""
+    """Return whether a path below a dataset's folder is data: no part of it begins with a dot or an underscore."""
     return not any(part.startswith((".", "_")) for part in path.parts)
 
 

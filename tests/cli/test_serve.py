@@ -304,8 +304,8 @@ GOOD = '[[function]]\nname = "hashing"\n'
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("bind = ", "is no TOML"),
-        ("\xff".encode("latin-1").decode("latin-1"), "is no TOML"),
+        ("bind = ", "is not valid TOML"),
+        ("\xff".encode("latin-1").decode("latin-1"), "is not valid TOML"),
         ("[function]\nname = 'hashing'", "function is not a list of tables"),
         ("function = ['hashing']", "write [[function]]"),
         ("[[function]]\nas = 'x'", "either name or like"),

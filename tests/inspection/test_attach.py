@@ -178,7 +178,7 @@ def test_data_that_cannot_be_compared(store: Callable[[pa.Table], Path]) -> None
     with pytest.raises(VectorError, match="not a list"):
         embedreg.attach(path, hashing().bind("text", "mark"))
     for sample in (0, -1, True, 1.5):
-        with pytest.raises(ConfigError, match="no number of rows"):
+        with pytest.raises(ConfigError, match="expected a number of rows"):
             embedreg.attach(path, hashing().bind("text", "vector"), sample=sample)
 
 

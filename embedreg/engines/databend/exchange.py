@@ -70,7 +70,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             yield from self._chunks(self._input(batch), call)
         except GeneratorExit:
             raise
-        except BaseException as exc:  # noqa: BLE001  # pyarrow sends what is no FlightError with its traceback
+        except BaseException as exc:  # noqa: BLE001  # pyarrow sends any other error with its traceback
             problem = as_flight_error(self._name, exc)
         else:
             return
@@ -200,7 +200,7 @@ class _Earlier:
         repeated = int(self.repeated.sum())
         self.matrix = np.empty((repeated, self.ndims), np.float32)  # untouched pages cost nothing
         self.valid = np.zeros(repeated, bool)
-        places = len(self.repeated) if repeated else 0  # where nothing comes again, nobody asks for these
+        places = len(self.repeated) if repeated else 0  # unused where no input repeats
         self.last, self.slot = np.full(places, -1), np.full(places, -1)
         if repeated:
             rows = np.flatnonzero(self.index >= 0)
