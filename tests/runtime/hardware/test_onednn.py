@@ -52,12 +52,12 @@ def test_the_sizes_of_products_are_few() -> None:
 
 GROWTH = """
 import sys, torch
-from embedreg.runtime import products
+from embedreg.runtime.hardware import onednn
 
 dtype = getattr(torch, sys.argv[1])
-products._held_back = lambda: dtype == torch.float32
+onednn._held_back = lambda: dtype == torch.float32
 layer = torch.nn.Linear(384, 1536).to(dtype)
-products.quicken(layer)
+onednn.quicken(layer)
 torch.set_num_threads(1)
 
 def resident():

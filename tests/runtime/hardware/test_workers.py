@@ -32,7 +32,7 @@ def test_thread_settings_stay_with_the_workers(run_python: Callable[..., str], t
     """
     code = f"""
 import threading, torch
-from embedreg.runtime import workers
+from embedreg.runtime.hardware import workers
 
 def fresh():
     found = []
@@ -98,7 +98,7 @@ def test_an_interrupt_stops_soon(run_python: Callable[..., str]) -> None:
     """Ctrl-C in the caller's thread ends the work after the batches that run, and the process with it."""
     code = """
 import _thread, signal, threading, time
-from embedreg.runtime import workers
+from embedreg.runtime.hardware import workers
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their children
 begun = []
 def work(item):
@@ -160,7 +160,7 @@ def test_a_forked_child_gets_workers_of_its_own(run_python: Callable[..., str]) 
     code = """
 import os, warnings
 warnings.simplefilter("ignore")  # Python 3.12 warns of any fork beside threads
-from embedreg.runtime import workers
+from embedreg.runtime.hardware import workers
 list(workers.run(lambda item: item, range(4), 2))
 pid = os.fork()
 if pid == 0:
