@@ -137,7 +137,7 @@ def load(name: str, files: ClipFiles, device: str, precision: Precision) -> Clip
     open_clip = library()
     _check_pickle(files)
     source = name.replace("/", "-") if files.folder is None else f"{FOLDER_PREFIX}{files.folder}"
-    # what create_model reads from a tag, which it is not told of: the weights are named by their file
+    # what create_model reads from a tag, which is not passed on to it: the weights are named by their file
     overrides = {key: value for key, value in files.tag.items() if key != "size"}
     try:
         with _unheard():
@@ -189,28 +189,28 @@ def _tokenizer(open_clip: Any, name: str, files: ClipFiles) -> Any:
 
 
 def _failure(name: str, files: ClipFiles, exc: Exception) -> CallError | ConfigError:
-    told = str(exc)
+    words = str(exc)
     # torch words it in a RuntimeError too, where the file is an older archive
-    if isinstance(exc, pickle.UnpicklingError) or "weights_only" in told:
+    if isinstance(exc, pickle.UnpicklingError) or "weights_only" in words:
         return ConfigError(
             f"the weights {files.weights.name!r} hold more than numbers, which could run code as they load.",
             "where you trust them, save their state_dict() anew: safetensors.torch.save_file(model.state_dict(), "
             "'open_clip_model.safetensors')",
         )
     # torch raises a RuntimeError for other shapes as for anything; open_clip's resizing of position tables asserts
-    if "state_dict" in told or isinstance(exc, AssertionError):
+    if "state_dict" in words or isinstance(exc, AssertionError):
         return ConfigError(
-            f"the weights {files.weights.name!r} do not fit the model {name!r}: {told[:_SHOWN]}",
+            f"the weights {files.weights.name!r} do not fit the model {name!r}: {words[:_SHOWN]}",
             "name the model that they were made for",
         )
     return CallError(
-        f"the model {name!r} cannot be loaded: {type(exc).__name__}: {told[:_SHOWN]}",
+        f"the model {name!r} cannot be loaded: {type(exc).__name__}: {words[:_SHOWN]}",
         "check its files and your versions with `embedreg doctor`; embedreg.release() frees memory",
     )
 
 
 def _warn_of_activation(open_clip: Any, name: str, files: ClipFiles) -> None:
-    """Say what the library would: weights that were trained with another activation than the model computes."""
+    """Warn, as the library would, of weights that were trained with another activation than the model computes."""
     if not files.tag:
         return
     wanted = bool(files.tag.get("quick_gelu"))

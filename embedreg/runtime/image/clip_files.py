@@ -84,7 +84,7 @@ class ClipFiles:
         return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 
     def own_tokenizer(self) -> bool:
-        """Say whether a Hugging Face tokenizer lies beside the weights and is meant to be used."""
+        """Return whether a Hugging Face tokenizer lies beside the weights and is meant to be used."""
         if self.folder is None or not (_config_in(self.folder).get("text_cfg") or {}).get("hf_tokenizer_name"):
             return False
         return any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")) or any(
@@ -199,7 +199,7 @@ def resolve(
         safe_only: whether a repository that the name chose must have its weights in safetensors.
         download: whether the hub may be asked.
     Raises:
-        ModelNotFoundError: it is not to be had. UntrustedError: a path where none is allowed.
+        ModelNotFoundError: it is not available. UntrustedError: a path where none is allowed.
         ConfigError: a name or a tag that cannot work.
     """
     folder = names_folder(name)
@@ -312,7 +312,7 @@ class _Repository:
         raise ModelNotFoundError(f"the model {self.what!r} was not found locally, and {told}.", hint)
 
     def _refused(self, refusal: hub.Refusal | None) -> tuple[str, str]:
-        """Say why the hub gave nothing of use, and what to do."""
+        """Return why the hub had nothing that can be used, and what to do."""
         if refusal is None:
             lacks = f"the hub's {self.repository} has no {self.weights[0]}"
             return lacks, "use a model with weights in safetensors: others can run code as they load"

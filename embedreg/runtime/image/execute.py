@@ -41,11 +41,11 @@ class PictureModel(Protocol):
 
     @property
     def device(self) -> str:
-        """Say "cpu", or the torch device that `forward` wants its tensors on."""
+        """Return "cpu", or the torch device that `forward` wants its tensors on."""
 
     @property
     def side(self) -> int | None:
-        """Say how many pixels wide and high the model sees a picture, if large JPEGs may be decoded at a fraction of
+        """Return how many pixels wide and high the model sees a picture, if large JPEGs may be decoded at a fraction of
         their size, never below twice this; None to decode every pixel, which is exact.
         """
 
@@ -159,7 +159,7 @@ class _Run:
         return [self.failed.get(row, vector) for row, vector in enumerate(self.vectors)]
 
     def far(self) -> bool:
-        """Say whether some picture is to be fetched."""
+        """Return whether some picture has to be fetched."""
         if str(getattr(self.pictures, "type", "string")) not in ("string", "large_string", "string_view"):
             return False
         from embedreg.images.fetching import is_url
@@ -167,27 +167,27 @@ class _Run:
         pictures = (self._picture(row) for row in self.rows)
         return any(isinstance(picture, str) and is_url(picture) for picture in pictures)
 
-    def on_cpu(self, batch_size: int, lanes: int) -> None:
+    def on_cpu(self, batch_size: int, threads: int) -> None:
         """Open, prepare and run each batch in one worker thread of one core."""
 
         def work(rows: list[int]) -> tuple[_Batch, Step]:
             batch = self._open(rows)
-            return batch, self._embed(batch, lanes)
+            return batch, self._embed(batch, threads)
 
         if len(self.rows) == 1:
             self._tell(*workers.alone(work, self.rows))
             return
-        for batch, step in workers.run(work, _cut(self.rows, batch_size, lanes), lanes):
+        for batch, step in workers.run(work, _cut(self.rows, batch_size, threads), threads):
             self._tell(batch, step)
 
-    def fetched(self, batch_size: int, lanes: int) -> None:
+    def fetched(self, batch_size: int, threads: int) -> None:
         """Fetch ahead, many at a time, and run the batches in worker threads as they fill."""
 
         def work(batch: _Batch) -> tuple[_Batch, Step]:
-            return batch, self._embed(batch, lanes)
+            return batch, self._embed(batch, threads)
 
         with closing(self._ahead(batch_size, 1, _FETCHING)) as batches:
-            for batch, step in workers.run(work, batches, lanes):
+            for batch, step in workers.run(work, batches, threads):
                 self._tell(batch, step)
 
     def on_device(self, batch_size: int, threads: int) -> None:
@@ -238,12 +238,12 @@ class _Run:
         if parts:
             yield _joined(parts)
 
-    def _embed(self, batch: _Batch, lanes: int) -> Step:
+    def _embed(self, batch: _Batch, threads: int) -> Step:
         began = time.perf_counter()
         if batch.prepared is not None:
             self.vectors[batch.rows] = _forward(self.model, batch.prepared)
         rows = len(batch.rows) + len(batch.failed)
-        return Step(rows, model_s=time.perf_counter() - began, lanes=lanes, prepare_s=batch.took)
+        return Step(rows, model_s=time.perf_counter() - began, lanes=threads, prepare_s=batch.took)
 
     def _settle(self, batch: _Batch, made: Any, took: float) -> None:
         if made is not None:
@@ -256,10 +256,10 @@ class _Run:
         progress.report(step)
 
 
-def _cut(rows: list[int], batch_size: int, lanes: int) -> list[list[int]]:
-    """Cut rows into even batches, so that no lane is left with one of a few rows while the others are done."""
+def _cut(rows: list[int], batch_size: int, threads: int) -> list[list[int]]:
+    """Cut rows into even batches, so that no worker is left with one of a few rows while the others are done."""
     batches = -(-len(rows) // batch_size)
-    batches = min(-(-batches // lanes) * lanes, len(rows))
+    batches = min(-(-batches // threads) * threads, len(rows))
     ends = [len(rows) * number // batches for number in range(batches + 1)] if batches else [0]
     return [rows[start:stop] for start, stop in itertools.pairwise(ends)]
 

@@ -92,7 +92,7 @@ def resolve_model(
         trust_remote_code: whether the model's own Python files may come along.
         download: whether the hub may be asked.
     Raises:
-        ModelNotFoundError: it is not to be had. UntrustedError: a path where none is allowed.
+        ModelNotFoundError: it is not available. UntrustedError: a path where none is allowed.
         ConfigError: a name, revision or folder that cannot work.
     """
     if grants.is_path(name) and not allow_local:

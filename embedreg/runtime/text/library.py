@@ -93,7 +93,7 @@ def max_tokens(model: Any) -> int | None:
 
 
 def truncated(model: Any, texts: list[str], n: int) -> np.ndarray:
-    """Say which texts lose tokens to the model's limit: (n,) bool; none of them where no texts are given."""
+    """Return which texts lose tokens to the model's limit: (n,) bool; none of them where no texts are given."""
     import numpy as np
 
     limit = max_tokens(model)

@@ -179,7 +179,7 @@ def _first(model: Any, task: str | None) -> Any:
 
 
 def _plain(model: Any, task: str | None) -> bool:
-    """Say whether a model takes text alone, tokenized by a fast tokenizer, into a torch module with no state."""
+    """Return whether a model takes text alone, tokenized by a fast tokenizer, into a torch module with no state."""
     first = _first(model, task)
     config = getattr(first, "config", None)
     tokenizer = getattr(first, "tokenizer", None)
