@@ -25,6 +25,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "zero_vectors: ZeroVectors | None = None, on_window: Callable[[int], None] | None = None, "
         "declared: Mapping[str, Any] | None = None) -> Embedded",
     ),
+    "modules / embedreg.engines.databend / Server / signature": (
+        "`engines.databend.Server`, which `serve` makes",
+        "workers: Iterable[FunctionWorker], metrics: Metrics, health: Health | None) -> None",
+    ),
     "modules / embedreg.engines.ray / run_job / signature": (
         "`engines.ray.run_job` calls its further arguments `options`",
         "-> (job: Job, **options: Any) -> JobReport",
