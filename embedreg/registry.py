@@ -1,4 +1,4 @@
-"""The registry: names to classes. Built-ins are a table of import paths, third parties an entry-point group."""
+"""The registry of embedding functions: a table of built-ins, entry points of plug-ins, and registered classes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _Points: TypeAlias = list[EntryPoint]
 
 
 class _FieldSchema(GenerateJsonSchema):
-    """JSON schema of any class: a field of a type without a JSON form is open, and its default is left out."""
+    """JSON schema of any class; a field whose type has no JSON form accepts anything and has no default."""
 
     ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 (pydantic's own attribute)
 
@@ -56,7 +56,7 @@ class _FieldSchema(GenerateJsonSchema):
 
 
 class EmbeddingFunctionRegistry:
-    """Maps names to embedding function classes; `get_instance()` is the one of this process."""
+    """Maps names to embedding function classes; `get_instance()` returns the registry of this process."""
 
     def __init__(self) -> None:
         self._registered: dict[str, type[EmbeddingFunction]] = {}
@@ -77,8 +77,8 @@ class EmbeddingFunctionRegistry:
     def register(self, alias: Any = None) -> Any:
         """Register a class: `@register("alias")`, or `@register` and `@register()` for the class's own name.
 
-        Registering a name again replaces it, so that a notebook cell can be run again; where the newcomer is another
-        class than the old one, with a warning.
+        Registering a name again replaces the class, so that a notebook cell can be run again; a warning is issued if
+        it is a different class.
 
         Raises:
             InputError: not an embedreg embedding function class.
@@ -115,13 +115,13 @@ class EmbeddingFunctionRegistry:
         return cls
 
     def get(self, name: str) -> type[EmbeddingFunction]:
-        """Return the class registered under a name, importing it if need be.
+        """Return the class registered under a name, importing it if necessary.
 
         Raises:
             UnknownFunctionError: no such name; the hint suggests the closest one, or what to install.
-            DuplicateFunctionError: two distributions claim it.
-            MissingExtraError: its module needs a library that is not installed, or fails as it is imported.
-            InputError, ConfigError: what a plug-in has under that name is no class of embedding functions.
+            DuplicateFunctionError: two distributions register it.
+            MissingExtraError: its module needs a library that is not installed, or fails to import.
+            InputError, ConfigError: the plug-in's object of that name is not an embedding function class.
         """
         if not isinstance(name, str):
             raise UnknownFunctionError(f"a function's name is a str, not {type(name).__name__}.", "get('hashing')")
@@ -143,7 +143,7 @@ class EmbeddingFunctionRegistry:
         return self._load(name, *claims[0])
 
     def _load(self, name: str, who: str, path: str) -> type[EmbeddingFunction]:
-        """Import a class and register it. No lock is held meanwhile: the import may wait for another thread's."""
+        """Import a class and register it, without a lock: the import may wait for an import in another thread."""
         module, _, attributes = path.partition(":")
         problem: Exception
         try:
@@ -156,7 +156,7 @@ class EmbeddingFunctionRegistry:
                 f"{name!r} from {who} cannot be imported: {reason}.", f"reinstall {who}, or pip install what it needs"
             ) from exc
         with self._lock:
-            if (known := self._registered.get(name)) is not None:  # the module, or another thread, has registered it
+            if (known := self._registered.get(name)) is not None:  # the module or another thread has registered it
                 return known
         try:
             return self._register(name, cls, quietly=True)  # type: ignore[no-any-return]  # checked there
@@ -165,18 +165,18 @@ class EmbeddingFunctionRegistry:
         raise problem
 
     def _entry_points(self) -> dict[str, _Points]:
-        """Read the entry points once: name -> one point per distribution that claims it."""
+        """Read the entry points once: name -> one entry point per distribution that registers it."""
         if self._plugins is None:
             found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
             for point in entry_points(group=ENTRY_POINT_GROUP):
-                # one distribution can be seen twice (an editable install beside its metadata)
+                # one distribution can be listed twice (an editable install beside its metadata)
                 found.setdefault(point.name, {})[_owner(point), point.value] = point
             self._plugins = {name: [*points.values()] for name, points in found.items()}
         return self._plugins
 
     def _unknown(self, name: str) -> UnknownFunctionError:
         known = self.list()
-        if "/" in name or _MODEL.search(name):  # a model's name in place of a function's
+        if "/" in name or _MODEL.search(name):  # a model name instead of a function name
             other = "openai" if name.startswith("text-embedding-") else "sentence-transformers"
             return UnknownFunctionError(
                 f"no embedding function is registered as {name!r}; it reads like a model's name.",
@@ -195,12 +195,12 @@ class EmbeddingFunctionRegistry:
             return sorted({*BUILTINS, *self._entry_points(), *self._registered})
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Say what a name stands for.
+        """Describe the function registered under a name.
 
         Returns:
             `name`, `class`, `doc`, `modality`, `remote`, `extra`, `installed`, `missing` (modules), `origin`
             ("built-in", "plug-in <distribution> <version>" or "registered in <module>") and `config` (the fields, as
-            JSON schema; a type that JSON schema has no words for is left open).
+            JSON schema; a type without a JSON form accepts anything).
         Raises:
             UnknownFunctionError, DuplicateFunctionError, MissingExtraError: as `get`.
         """
@@ -230,9 +230,9 @@ class EmbeddingFunctionRegistry:
         return f"registered in {cls.__module__}"
 
     def reset(self) -> None:
-        """Go back to the built-ins and the installed plug-ins; grants, allowances and vouched instances are forgotten.
+        """Reset to the built-ins and installed plug-ins, and remove grants, allowances and vouched instances.
 
-        Variables stay: they are the process's, not the registry's.
+        Variables stay, since they belong to the process.
         """
         from embedreg.core import vouched
         from embedreg.images import allowances
@@ -250,7 +250,7 @@ class EmbeddingFunctionRegistry:
     def parse_functions(self, metadata: Mapping[Any, Any] | None) -> Functions:
         """Rebuild the functions that schema metadata declares: {vector column: EmbeddingFunctionConfig}.
 
-        What cannot be rebuilt is in `.problems` of the result, and raised when its column is asked for.
+        Functions that cannot be rebuilt are in `.problems` of the result, and raise when their column is looked up.
 
         Raises:
             MetadataError: the metadata as a whole cannot be read.
@@ -275,14 +275,14 @@ class EmbeddingFunctionRegistry:
     # -- variables --------------------------------------------------------------------------------------------------
 
     def set_var(self, name: str, value: str, functions: Names | None = None) -> None:
-        """Set what `$var:name` stands for in this process.
+        """Set the value of `$var:name` in this process.
 
         Args:
             name: without colons.
             value: a str; it is kept in memory only.
-            functions: where given, the only functions that get it when stored metadata asks for it.
+            functions: the only functions that may use it in stored metadata; all by default.
         Raises:
-            ConfigError: another kind of name or value.
+            ConfigError: an invalid name or value.
         """
         references.variables.set(name, value, functions)
 
@@ -291,7 +291,7 @@ class EmbeddingFunctionRegistry:
         return references.variables.get(name)
 
     def bind_env(self, name: str, env: str, functions: Names | None = None) -> None:
-        """Let `$var:name` stand for an environment variable; the binding, never the value, travels in pickles."""
+        """Bind `$var:name` to an environment variable; pickles carry the binding, never the value."""
         references.variables.bind_env(name, env, functions)
 
     def variables(self, **values: str) -> AbstractContextManager[None]:

@@ -143,7 +143,7 @@ class Needs:
 
     def field(self, name: str, kind: str, grant: Grant) -> None:
         """Note a field that holds what is not granted."""
-        message = f"stored metadata sets {name} of {self.alias!r} to {kind}, which nobody here has granted."
+        message = f"stored metadata sets {name} of {self.alias!r} to {kind}, which has not been granted."
         self._note(_Need(message, f"{name} ({kind})", grant, other=_OWN))
         self.fields.add(name)
 

@@ -1,7 +1,9 @@
-"""Declarations and the bytes in the Arrow schema: LanceDB's form, read from either client and written for both.
+"""Reading and writing declarations in Arrow schema metadata, in the form of LanceDB's Python and JavaScript clients.
 
 The schema metadata key `embedding_functions` holds a JSON list; `docs/persisted-form.md` is its specification. What is
-read is untrusted (see `admission`); what cannot be rebuilt here is kept byte for byte and reported by name.
+read is untrusted (see `admission`). Entries that cannot be rebuilt are kept byte for byte and reported by name.
+
+Over 400 lines: reading and writing are two directions of one format and share its rules.
 """
 
 from __future__ import annotations
@@ -69,20 +71,20 @@ __all__ = [
     "value_type",
 ]
 
-NAMED = 20  # columns that one message names, each with what it needs
+NAMED = 20  # columns listed in one message, each with its needed grants
 LEARNT = ("probe", "identity")
 
 
 class Functions(dict[str, EmbeddingFunctionConfig]):
-    """Vector column -> declaration, and what could not be rebuilt.
+    """Declarations by vector column, and the columns whose function could not be rebuilt.
 
-    Asking for a column whose function is not installed, or not trusted, raises the error that says so; `in` and `get`
-    go by what could be rebuilt.
+    Looking up a column whose function is not installed, or not trusted, raises that error; `in` and `get` cover only
+    functions that could be rebuilt.
 
     Attributes:
         entries: vector column -> the stored entry, for every column.
         problems: vector column -> why it could not be rebuilt.
-        noted: vector column -> what was read all the same and a person should know of.
+        noted: vector column -> notes on entries that were read despite an oddity.
     """
 
     def __init__(self, found: Iterable[Entry] = ()) -> None:
@@ -98,7 +100,7 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
 
     @property
     def needed(self) -> Grant:
-        """What has to be granted before every column can be used; empty where nothing has, or no grant helps."""
+        """The grants that all columns need together; empty if none are needed or none would help."""
         return Grant.union(each.needed for each in self.problems.values() if isinstance(each, UntrustedError))
 
     def every(self) -> list[EmbeddingFunctionConfig]:
@@ -118,7 +120,9 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
     def __missing__(self, vector_column: str) -> EmbeddingFunctionConfig:
         problem = self.problems.get(vector_column)
         if problem is not None:
-            raise copy.copy(problem) from problem.__cause__  # each time a new one: tracebacks would pile up in it
+            raise copy.copy(
+                problem
+            ) from problem.__cause__  # a copy each time, since tracebacks would accumulate in one object
         known = ", ".join(shown(name) for name in self.entries) or "none"
         raise MissingColumnError(
             f"no embedding function is declared for column {shown(vector_column)} (declared: {known}).",
@@ -127,7 +131,7 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
 
 
 class _Stored(EmbeddingFunctionConfig):
-    """A declaration that was read: it knows its entry, for as long as nobody changes it."""
+    """A declaration that was read; it keeps its stored entry until it is changed."""
 
     __slots__ = ("_origin",)
 
@@ -144,12 +148,12 @@ class _Stored(EmbeddingFunctionConfig):
 
 
 def recorded(entry: Entry, function: EmbeddingFunction) -> EmbeddingFunctionConfig:
-    """Return the declaration of an entry with a function that is at hand, in place of one rebuilt from it."""
+    """Return the declaration of an entry with a given function, instead of one rebuilt from the entry."""
     return _Stored(entry, function)
 
 
 def entry_behind(config: Any) -> Entry | None:
-    """Return the stored entry that a declaration was read from; None for one made or changed here."""
+    """Return the stored entry that a declaration was read from; None if it was made or changed in this process."""
     entry, function = getattr(config, "_origin", (None, None))
     if entry is None or config.function is not function:
         return None
@@ -158,7 +162,7 @@ def entry_behind(config: Any) -> Entry | None:
 
 
 def declared_by(config: Any) -> dict[str, Any]:
-    """Return what is recorded of the vectors behind a declaration: by its stored entry, else by its function's."""
+    """Return the recorded properties of a declaration's vectors, from its stored entry or from its function's."""
     entry = entry_behind(config)
     return entry.reserved if entry is not None else unwrap(config.function)._declared
 
@@ -170,10 +174,10 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
     """Rebuild the declared functions: LanceDB's `parse_functions`.
 
     Args:
-        metadata: of the schema.
+        metadata: the schema metadata.
         get: returns the class of a name, as a registry's `get`.
     Raises:
-        MetadataError: the metadata as a whole cannot be read. One entry's problem never blocks the others.
+        MetadataError: the metadata as a whole cannot be read. A problem in one entry does not affect the others.
     """
     functions = Functions(entries(metadata))
     for column, entry in functions.entries.items():
@@ -191,7 +195,7 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
 
 
 def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[EmbeddingFunction, list[str]]:
-    """Rebuild one function under the trust rules: the instance this process vouched for, else a new one.
+    """Rebuild one function under the trust rules: the vouched instance of this process, else a new one.
 
     Raises:
         EmbedregError: the class is not installed, the configuration is refused, or it is not trusted.
@@ -212,7 +216,7 @@ def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[
         raise UnknownFunctionError(f"{where}: {exc.message}", exc.hint) from None
     except EmbedregError:
         raise
-    except Exception as exc:  # an installed plug-in may raise anything as it is imported
+    except Exception as exc:  # importing a plug-in may raise anything
         raise ConfigError(
             f"{where}: the module of {alias!r} cannot be imported: {type(exc).__name__}: {exc}.", "update its package"
         ) from exc
@@ -220,7 +224,7 @@ def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[
 
 
 def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) -> tuple[EmbeddingFunction, list[str]]:
-    """Rebuild a function of a known class from its stored configuration; the second value says what was odd.
+    """Rebuild a function of a known class from its stored configuration; return it with notes on oddities.
 
     Raises:
         EmbedregError: the configuration is refused, or it is not trusted.
@@ -244,11 +248,11 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
                 function = _of_its_class(cls, alias, config, needs.fields, unknown, reserved)
             if function is None:
                 needs.refuse()
-                # what else an instance knows: another writer's declaration can mean other defaults
+                # the rest of its state: another writer's declaration can imply other defaults
                 function = vouched.rebuilt(cls, admitted, [alias, unknown, reserved], make)
     except (EmbedregError, Warning):
         raise
-    except Exception as exc:  # noqa: BLE001  # a user's own __init__ may raise anything; what it read is metadata
+    except Exception as exc:  # noqa: BLE001  # a user's __init__ may raise anything, and it read metadata
         holds_secret = secret_values(cls, config, alias)
         raise ConfigError(
             f"the stored configuration of {alias!r} was refused by its class: {type(exc).__name__}.",
@@ -267,9 +271,9 @@ def _of_its_class(
     unknown: dict[str, Any],
     reserved: dict[str, Any],
 ) -> EmbeddingFunction | None:
-    """Build a function without the stored fields that need a grant, where its class sets them to the same values."""
+    """Build a function without the stored fields that need a grant, if its class sets them to the same values."""
     if _built_in(cls):
-        return None  # none of them sets any
+        return None  # their classes set no fields
     refused = [name for name in config if name in fields]
     kept = {name: value for name, value in config.items() if name not in refused}
     rest = {name: config[name] for name in refused}
@@ -283,7 +287,7 @@ def _of_its_class(
         admitted = admit(cls, alias, kept)
         declaration = [alias, unknown, reserved, rest]
         return vouched.set_by_class(cls, config, refused, lambda: vouched.rebuilt(cls, admitted, declaration, make))
-    except Exception:  # noqa: BLE001  # it does not work without them: they are asked of the file after all
+    except Exception:  # noqa: BLE001  # it cannot be built without these fields, so they need the grant
         return None
 
 
@@ -291,7 +295,7 @@ def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tup
     """Split a stored configuration into fields of the class and the rest, in Python's or JavaScript's spelling.
 
     Raises:
-        MetadataError: two spellings of one field disagree.
+        MetadataError: two spellings of one field have different values.
     """
     names, other = names_by_key(cls), cls.traits.stored_names
     extra_allowed = cls.model_config.get("extra") == "allow"
@@ -305,7 +309,7 @@ def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tup
             unknown[key] = value
         elif config.setdefault(name or key, value) != value:
             raise MetadataError(
-                f"the stored configuration says twice, and differently, what {name or key!r} is.",
+                f"the stored configuration has two different values for {name or key!r}.",
                 "declare the function anew: fn.bind(source, vector)",
             ).for_shell("declare the function anew: embedreg attach --help")
     return config, unknown
@@ -315,16 +319,15 @@ def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tup
 
 
 def persisted_model(function: EmbeddingFunction, *, written: bool = True) -> dict[str, Any]:
-    """Return the stored configuration: every semantic field's effective value, references unresolved, and what
-    readers should know under the reserved key.
+    """Return the stored configuration: effective values of all semantic fields, and the reserved key.
 
-    A field that JavaScript's function of this name calls otherwise is there under both names, since that function
-    would take its own default for it.
+    References stay unresolved. A field that JavaScript's function of this name spells differently is stored under both
+    names, since that function would otherwise use its own default.
 
     Args:
         written: as `reserved_for`.
     Raises:
-        ConfigError: the function's class is not registered, so nobody could read it back; or a field's value has no
+        ConfigError: the function's class is not registered, so it could not be read back; or a field's value has no
             JSON form.
     """
     cls = type(function)
@@ -339,7 +342,7 @@ def persisted_model(function: EmbeddingFunction, *, written: bool = True) -> dic
         runtime = function.raw_fields().items()
         model |= {k: strict_json.jsonable(v) for k, v in runtime if k in required & runtime_fields(cls)}
         model |= {js: model[name] for js, name in cls.traits.stored_names.items() if name in model}
-        if cls.traits.stock_fields is None and not _built_in(cls):  # a user's own, which may be there in JavaScript too
+        if cls.traits.stock_fields is None and not _built_in(cls):  # a user's class, which may exist in JavaScript too
             for name in [name for name in model if name in cls.model_fields]:
                 model.setdefault(_camel(name), model[name])
         strict_json.dumps(model)
@@ -361,13 +364,13 @@ def _camel(name: str) -> str:
 
 
 def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[str, Any]:
-    """Return the reserved key's value: what the declaration says of its vectors, and what was learnt at a write.
+    """Return the value of the reserved key: properties of the vectors, and the results of the first write.
 
     Args:
-        written: whether there are vectors. A declaration alone is the same in every process and version, since LanceDB
-            compares it byte for byte when a table exists already.
+        written: whether there are vectors. Without vectors, a declaration is the same in every process and version,
+            since LanceDB compares it byte for byte with an existing table's.
     Raises:
-        ConfigError: the function says something of its vectors that has no JSON form.
+        ConfigError: the function's `vector_traits()` have no JSON form.
     """
     from embedreg.declaration.fingerprint import fingerprint, producer
 
@@ -394,12 +397,12 @@ def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[s
 
 
 def stated_ndims(function: EmbeddingFunction, stated: int | None = None) -> int:
-    """Return a function's width; where it cannot say it, the one that a schema states for it."""
+    """Return a function's width; if `ndims()` fails, the width from a schema."""
     state = state_of(function)
     try:
         return int(function.ndims())
     except Exception:
-        # a model that is not here, or a service that does not answer: the schema's word is enough to declare
+        # the model or service is not available: the schema's width is enough to declare
         state.stated_ndims = stated if stated is not None else state.stated_ndims
         if state.stated_ndims is None:
             raise
@@ -431,12 +434,12 @@ def encode(configs: Iterable[Any], kept: Iterable[Entry] = (), *, written: bool 
 
     Args:
         configs: the declarations.
-        kept: the entries that are there already. One that no declaration replaces stays byte for byte; one that a
-            declaration repeats stays too, but for the probe where it has none yet; and one that is replaced leaves
-            the new one what stands beside `model`.
+        kept: the existing entries. An entry without a new declaration stays byte for byte. One that a declaration
+            repeats stays too, and gets a probe if it has none. One that is replaced passes its keys beside `model`
+            on to the new entry.
         written: as `reserved_for`.
     Raises:
-        MetadataError: two declarations for one vector column, or more than can be read back.
+        MetadataError: two declarations for one vector column, or more than the limits of a reader.
         ConfigError: as `persisted_model`.
     """
     before = {entry.vector_column: entry for entry in kept}
@@ -467,7 +470,7 @@ def _text(config: Any, before: Entry | None, written: bool) -> str:
     learnt = held.learnt(unwrap(config.function))
     if learnt and "producer" not in entry.reserved:
         learnt["producer"] = producer(unwrap(config.function))
-    # Another writer's entry stays as it is: what it leaves out has that writer's meaning. So does a newer format.
+    # Entries of another writer or a newer format stay unchanged: missing fields have that writer's meaning.
     if not learnt or not entry.reserved or entry.newer or entry.reserved.get("probe"):
         return entry.raw
     columns = {"source_column": entry.source_column, "vector_column": entry.vector_column}
@@ -476,7 +479,7 @@ def _text(config: Any, before: Entry | None, written: bool) -> str:
 
 
 def _repeats(config: Any, entry: Entry) -> bool:
-    """Say whether a declaration says what an entry says already."""
+    """Return whether a declaration equals a stored entry."""
     if entry_behind(config) is entry:
         return True
     wanted = getattr(config, "value_type", None) or value_type(entry.reserved)
@@ -485,7 +488,7 @@ def _repeats(config: Any, entry: Entry) -> bool:
 
 
 def says_same(config: Any, entry: Entry) -> bool:
-    """Say whether an entry declares the same function in the same configuration, whether or not it is trusted."""
+    """Return whether an entry declares the same function and configuration, trusted or not."""
     if entry_behind(config) is entry:
         return True
     function = unwrap(config.function)

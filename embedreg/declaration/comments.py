@@ -1,6 +1,6 @@
-"""Declarations in column comments: what databases keep where they keep no schema metadata.
+"""Declarations in column comments, for databases that keep no schema metadata.
 
-A comment may say something to people first; the declaration is what follows `embedding_functions=`, to its end.
+A comment may begin with text for people; the declaration follows after `embedding_functions=`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def comment_of(entry: Entry, words: str = "") -> str:
 
     Args:
         entry: the declaration as it is stored.
-        words: what stands before it, for people.
+        words: text for people, put first.
     """
     return f"{words.partition(MARK)[0].strip()} {MARK}[{one_line(entry)}]".strip()
 
 
 def one_line(entry: Entry) -> str:
-    """Return a stored declaration in ASCII on one line: the same JSON, for a place where people will see it."""
+    """Return the JSON of a stored declaration in ASCII on one line, to be shown to people."""
     return json.dumps(json.loads(entry.raw), separators=(",", ":"))
 
 
@@ -43,7 +43,9 @@ def metadata_in_comments(comments: Iterable[str | None]) -> dict[str, Any]:
     length = 0
     for comment in comments:
         if comment is not None and not isinstance(comment, str):
-            raise MetadataError(f"a column's comment is text, not {type(comment).__name__}.", "pass str or None")
+            raise MetadataError(
+                f"a column comment must be str or None, got {type(comment).__name__}.", "pass str or None"
+            )
         _, mark, text = (comment or "").partition(MARK)
         if mark:
             length += len(text)

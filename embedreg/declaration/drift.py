@@ -1,7 +1,7 @@
-"""Is this still the function that made these vectors? The probe decides.
+"""Drift: compare a function with the stored probe of a column.
 
-A fixed input was embedded when the column was made, and is compared by cosine with what the function gives now. Another
-fingerprint beside an agreeing probe is a note; a disagreeing probe is an error that names what changed.
+A fixed input was embedded when the column was made. Its vector is compared by cosine with the function's vector now. A
+different fingerprint with an agreeing probe is a note; a disagreeing probe is an error that names what changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger("embedreg")
 # The same weights in another precision or on another device stay above .9999 (docs/benchmarks.md); another revision
 # or another prompt falls well below .99.
 PROBE_COSINE = 0.999
-PROBE_LENGTH = 0.01  # relative: by how much a vector's length may differ where the metric looks at it
+PROBE_LENGTH = 0.01  # relative difference allowed in vector length, for metrics that depend on it
 _SHOWN = 60  # characters of a stored value that a message shows
 
 
@@ -62,15 +62,15 @@ class Drift:
 
 
 def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
-    """Find out the probe (base64 of little-endian float32) and the model's identity, once: at the first write.
+    """Compute the probe (base64 of little-endian float32) and the model's identity, once, at the first write.
 
     The probe input is embedded in the source role, so this loads the model or calls the service. A function that
-    cannot embed that input goes without.
+    cannot embed that input gets no probe.
 
     Args:
-        declared: what is recorded already; by default what the function was rebuilt with.
+        declared: the recorded properties; by default those that the function was rebuilt with.
     Raises:
-        CallError: the call failed, as the write would.
+        CallError: the call failed; the write would fail too.
     """
     state = findings(function)
     if probe_of(function._declared if declared is None else declared) or state.learnt:
@@ -82,7 +82,7 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
             vector = probe_vector(function)
         except CallError:
             raise
-        except Exception as exc:  # noqa: BLE001  # a vocabulary or a validator of its own: the rows decide, not this
+        except Exception as exc:  # noqa: BLE001  # the function may reject the probe's input and still embed the rows
             log.debug("%s has no probe: %s", type(function).__name__, type(exc).__name__)
             return
         if vector is None:
@@ -94,7 +94,7 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
 
 
 def probe_vector(function: EmbeddingFunction, role: Role = "source") -> np.ndarray | None:
-    """Embed the fixed input: (d,) float32, or None where the function gives no vector for it."""
+    """Embed the fixed input: (d,) float32, or None if the function returns no vector for it."""
     import numpy as np
 
     column = column_of([probe_input(function)], accepted(function))
@@ -106,7 +106,7 @@ def probe_vector(function: EmbeddingFunction, role: Role = "source") -> np.ndarr
 def _answer(
     function: EmbeddingFunction, column: Any, role: Role, ndims: int
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Call a function and check what it returns. An error that the probe may cause is not retried."""
+    """Call a function and check its result. An error that the probe may cause is not retried."""
     if role == "query":
         return as_matrix(contract.compute(function, column, role), 1, ndims)
     if not function.traits.retry:
@@ -125,7 +125,7 @@ def _answer(
 
 
 def probe_input(function: EmbeddingFunction) -> Any:
-    """Return the fixed input of what a function's source rows are."""
+    """Return the fixed input for the modality of a function's source rows."""
     modality = source_modality(function)
     if modality.probe is None:
         raise InputError(f"there is no probe for the modality {modality.name!r}.", "compare a sample of your own rows")
@@ -133,7 +133,7 @@ def probe_input(function: EmbeddingFunction) -> Any:
 
 
 def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: str = "vector") -> Drift:
-    """Compare a function with the reserved part of a stored declaration; runs the function once if it holds a probe.
+    """Compare a function with the reserved part of a stored declaration; run the function once if a probe is stored.
 
     Raises:
         EmbedregError: the function cannot be run.
@@ -166,13 +166,13 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
 def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
     """Check a function against a stored probe before its first use; remote functions only in `check_drift`.
 
-    Equal declarations of several tables may share a function, so each probe is checked, once. No lock but the
-    function's own is held meanwhile: it may embed with another function, in threads of its own.
+    Equal declarations of several tables may share a function, so each probe is checked once. Only the function's own
+    lock is held: it may embed with another function, in its own threads.
 
     Args:
-        declared: what a table recorded; by default what the function was found by.
+        declared: the table's recorded properties; by default those of the declaration the function was read from.
     Raises:
-        DriftError: it gives other vectors than those stored, naming what changed.
+        DriftError: it returns other vectors than those stored; the message names what changed.
     """
     if declared is None:
         declared = declared_for(function) or function._declared
@@ -189,7 +189,7 @@ def verify_once(function: EmbeddingFunction, declared: Mapping[str, Any] | None 
 
 
 def drift_error(function: EmbeddingFunction, drift: Drift) -> DriftError:
-    """Build the error for a disagreeing probe."""
+    """Return the error for a disagreeing probe."""
     name = registered_name(type(function))
     cosine = "" if drift.cosine is None else f" (cosine {drift.cosine:.4f})"
     return DriftError(
@@ -207,12 +207,12 @@ def _differences(function: EmbeddingFunction, declared: Mapping[str, Any]) -> It
         found = True
         yield f"ndims {_shown(declared['ndims'])} -> {function.ndims()}"
     before, now = declared.get("identity"), function.model_identity() if declared.get("identity") else None
-    # a hash and a revision of the hub cannot be compared: the same model can be known by either
+    # a hash and a hub revision cannot be compared: one model can be identified by either
     if isinstance(before, str) and now is not None and _kind(before) == _kind(now) and before != now:
         found = True
         yield "the model's weights or revision"
     versions, own = declared.get("producer"), producer(function)
-    if found and isinstance(versions, dict):  # versions alone never alarm
+    if found and isinstance(versions, dict):  # different versions alone are not drift
         for name in own.keys() & versions.keys():
             if versions[name] != own[name]:
                 yield f"{name} {_shown(versions[name])} -> {own[name]}"
@@ -223,7 +223,7 @@ def _kind(identity: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Print a stored value: nothing in it reaches a terminal as it is, and not all of a long one."""
+    """Return a stored value as text, escaped for a terminal and shortened."""
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

@@ -1,6 +1,6 @@
-"""The stored declarations as they lie in schema metadata: read strictly, and nothing built.
+"""Entries: stored declarations, parsed strictly from schema metadata without building functions.
 
-`metadata` turns them into functions and back.
+`codec` converts them to functions and back.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Entry:
     """One stored declaration, as read.
 
     Attributes:
-        name: the function's stored name; None as stock LanceDB writes it for classes without an alias.
+        name: the function's stored name; None if stock LanceDB wrote it for a class without an alias.
         model: its configuration.
         source_column, vector_column: the columns, in either client's spelling.
-        raw: its very text.
-        extra: what stands beside these.
+        raw: its exact text.
+        extra: the other keys.
     """
 
     name: str | None
@@ -43,17 +43,17 @@ class Entry:
 
     @property
     def reserved(self) -> dict[str, Any]:
-        """What embedreg recorded beside the configuration; empty for an entry that another client wrote."""
+        """The properties that embedreg recorded; empty for an entry of another client."""
         value = self.model.get(RESERVED)
         return value if isinstance(value, dict) else {}
 
     def emptied(self) -> Entry:
-        """Return what stays of an entry when its column is declared anew and has no vectors yet: what stands beside."""
+        """Return the part of an entry that stays when its column is declared anew without vectors: its extra keys."""
         return replace(self, name=None, model={})
 
     @property
     def newer(self) -> bool:
-        """Whether a later embedreg wrote it, in a format that this one only reads."""
+        """Whether a later embedreg wrote it, in a format that this version can only read."""
         version = self.reserved.get("format")
         return isinstance(version, int) and version > FORMAT
 
@@ -62,7 +62,7 @@ def serialized(metadata: Mapping[Any, Any] | None) -> str | None:
     """Find the declarations in schema metadata, whether its keys and values are bytes or str.
 
     Raises:
-        MetadataError: not a mapping, or a value that is no UTF-8 text.
+        MetadataError: not a mapping, or a value that is not UTF-8 text.
     """
     if metadata is None:
         return None
@@ -82,10 +82,10 @@ def serialized(metadata: Mapping[Any, Any] | None) -> str | None:
 
 
 def entries(metadata: Mapping[Any, Any] | None) -> list[Entry]:
-    """Read the stored declarations without building anything.
+    """Parse the stored declarations without building functions.
 
     Raises:
-        MetadataError: they are not what either client writes, or two claim one vector column.
+        MetadataError: they are not in the form of either client, or two have the same vector column.
     """
     text = serialized(metadata)
     if text is None:
@@ -123,7 +123,7 @@ def _entry(index: int, item: Any, raw: str) -> Entry:
 
 
 def shown(name: str) -> str:
-    """Quote a name that comes from a file: nothing in it reaches a terminal as it is, and not all of a long one."""
+    """Quote a name from a file, escaped for a terminal and shortened."""
     return repr(name if len(name) <= SHOWN else f"{name[:SHOWN]}...")
 
 
@@ -135,7 +135,7 @@ def _corrupt(why: str) -> MetadataError:
 
 
 def refuse_twice(vector_columns: Iterable[str]) -> None:
-    """Raise MetadataError where one vector column is declared twice."""
+    """Raise MetadataError if a vector column is declared twice."""
     seen: set[str] = set()
     for column in vector_columns:
         if column in seen:
@@ -146,6 +146,6 @@ def refuse_twice(vector_columns: Iterable[str]) -> None:
 
 
 def value_type(reserved: Mapping[str, Any]) -> str | None:
-    """Return the recorded type of a stored value, "float16", "float32" or "float64"; None for none that is known."""
+    """Return the recorded value type, "float16", "float32" or "float64"; None if missing or unknown."""
     dtype = reserved.get("dtype")
     return dtype if dtype in VALUE_TYPES else None

@@ -1,4 +1,4 @@
-"""The fingerprint: a digest of what determines a function's vectors, as far as its configuration says."""
+"""The fingerprint: a digest of the configuration that determines a function's vectors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["fingerprint", "producer"]
 
 
 def fingerprint(function: EmbeddingFunction) -> str:
-    """Return a digest of what determines the vectors: the name, and every semantic field as it takes effect.
+    """Return a digest of the name and the effective values of all semantic fields.
 
-    A local model counts by the hash of its files, not by where it lies; a secret does not count at all.
+    A local model is identified by the hash of its files instead of its path. Secrets are left out.
 
     Raises:
-        ConfigError: a field's value has no JSON form. MissingVariableError: a field refers to what is not set.
+        ConfigError: a field's value has no JSON form. MissingVariableError: a field refers to an unset variable.
     """
     cls = type(function)
     sensitive = sensitive_fields(cls)
@@ -36,14 +36,14 @@ def fingerprint(function: EmbeddingFunction) -> str:
         raise ConfigError(
             f"the configuration of {cls.__name__} cannot be stored as JSON.", "use str, numbers, lists and dicts"
         ) from None
-    # a field that a later version adds, null by default, must not change the fingerprint of what is stored
+    # fields added by later versions are null by default and must not change stored fingerprints
     fields = {k: _effect(function, k, v, sensitive) for k, v in config.items() if k not in sensitive and v is not None}
     content = json.dumps([registered_name(cls), fields], sort_keys=True)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def _effect(function: EmbeddingFunction, name: str, value: Any, sensitive: frozenset[str]) -> Any:
-    """Return what a field's value comes to: references looked up, secrets left out, a model by its identity."""
+    """Return the effective value of a field: references resolved, secrets left out, models by identity."""
     if references.is_reference(value):
         value = jsonable(getattr(function, name))
     local = name in MODEL_FIELDS or guard_of(type(function), name) == "path"

@@ -1,6 +1,6 @@
-"""The manifest of a dataset folder, `_embedreg/manifest.json`: the declarations where no tool drops them.
+"""The manifest of a dataset folder, `_embedreg/manifest.json`: declarations for files that lost theirs.
 
-polars, pandas and DuckDB's `COPY` write Parquet without the schema metadata that they read; the file beside stays.
+polars, pandas and DuckDB's `COPY` drop schema metadata when they write Parquet; the manifest stays.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _FIRST = re.compile(rf'\s*\{{\s*"{KEY}"\s*:\s*')
 
 
 def content(text: bytes) -> bytes:
-    """Return a manifest's content for declarations, the value of the schema metadata key `embedding_functions`.
+    """Return a manifest's content for the value of the schema metadata key `embedding_functions`.
 
-    The list stands in it byte for byte; after it the format's version, and each vector column's fingerprint.
+    The list is included byte for byte, followed by the format version and the fingerprint of each vector column.
     """
     found = entries({KEY: text})
     rest = {"format": FORMAT, "fingerprints": _fingerprints(found)}
@@ -37,10 +37,10 @@ def content(text: bytes) -> bytes:
 
 
 def declaration(data: bytes) -> bytes:
-    """Return the declarations that a manifest's content holds, as the schema metadata would.
+    """Return the declarations in a manifest's content, in the form of the schema metadata.
 
     Raises:
-        MetadataError: it is no manifest, or a later format whose list cannot be found.
+        MetadataError: it is not a manifest, or a later format whose list cannot be found.
     """
     try:
         found = document(data, max_bytes=MAX_BYTES)
@@ -60,12 +60,12 @@ def write(folder: Path, text: bytes) -> Path:
     """Write the manifest of a local dataset folder.
 
     Args:
-        folder: of the dataset.
+        folder: the dataset folder.
         text: the declarations, the value of the schema metadata key `embedding_functions`.
     Returns:
-        Where it lies.
+        The path of the manifest.
     Raises:
-        StorageError: it cannot be written. MetadataError: these are no declarations.
+        StorageError: it cannot be written. MetadataError: the text is not a list of declarations.
     """
     path = folder / NAME
     made = content(text)
@@ -75,10 +75,10 @@ def write(folder: Path, text: bytes) -> Path:
 
 
 def read(folder: Path) -> bytes | None:
-    """Return the declarations that the manifest of a local dataset folder holds; None where there is no manifest.
+    """Return the declarations in the manifest of a local dataset folder; None if there is no manifest.
 
     Raises:
-        StorageError: it cannot be read. MetadataError: it is no manifest.
+        StorageError: it cannot be read. MetadataError: it is not a manifest.
     """
     path = folder / NAME
     try:

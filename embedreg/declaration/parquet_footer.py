@@ -1,4 +1,4 @@
-"""The key-value metadata in a Parquet file's footer, changed without touching a byte of the data.
+"""Edit the key-value metadata in a Parquet file's footer without changing the data.
 
 A library that writes Parquet would write the data anew, in its own encodings. The footer is one Thrift structure (the
 compact protocol) at the end of the file; all of it but its field 5, the key-value pairs, is copied as it is.
@@ -34,9 +34,9 @@ def write_metadata(path: Path, changed: Mapping[bytes, bytes]) -> None:
     The file is replaced in one step by a copy with another footer.
 
     Raises:
-        StorageError: it is no Parquet file, or an encrypted one, or it cannot be written; it is as it was before.
+        StorageError: it is not a Parquet file, it is encrypted, or it cannot be written. The file is unchanged then.
     """
-    path = path.resolve()  # a link keeps leading there
+    path = path.resolve()  # keep a symbolic link in place
     with storage_errors(path), path.open("rb") as old:
         start, footer = _footer(old, path)
         made = _changed(footer, changed)
@@ -50,7 +50,7 @@ def write_metadata(path: Path, changed: Mapping[bytes, bytes]) -> None:
 
 
 def _footer(file: BinaryIO, path: Path) -> tuple[int, bytes]:
-    """Return where a file's footer begins, and the footer."""
+    """Return the position of a file's footer, and the footer."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - TAIL))
     tail = file.read(TAIL)
@@ -58,7 +58,7 @@ def _footer(file: BinaryIO, path: Path) -> tuple[int, bytes]:
     if tail[4:] == b"PARE":
         raise StorageError(f"{str(path)!r} is encrypted.", "declare the function when it is written")
     if tail[4:] != MAGIC or length > size - TAIL - len(MAGIC):
-        raise StorageError(f"{str(path)!r} is no whole Parquet file.", "check the path")
+        raise StorageError(f"{str(path)!r} is not a complete Parquet file.", "check the path")
     start = size - TAIL - length
     file.seek(start)
     return start, file.read(length)
@@ -75,7 +75,7 @@ def _changed(footer: bytes, changed: Mapping[bytes, bytes]) -> bytes:
 
 
 def _arrow_schema(encoded: bytes, changed: Mapping[bytes, bytes]) -> bytes:
-    """Return the stored Arrow schema with the same change in its own metadata: where there is one, Arrow reads that."""
+    """Return the stored Arrow schema with the same change in its metadata, since Arrow reads this copy first."""
     import pyarrow as pa
 
     try:
@@ -92,7 +92,7 @@ def with_pairs(footer: bytes, pairs: Mapping[bytes, bytes | None]) -> bytes:
     """Return a footer with other key-value pairs.
 
     Raises:
-        IndexError, ValueError: it is none.
+        IndexError, ValueError: it is not a footer.
     """
     fields = {number: (kind, footer[start:stop]) for number, kind, start, stop in _fields(footer, 0)}
     fields[PAIRS] = LIST, _list_of_pairs(pairs)
@@ -111,7 +111,7 @@ def _pairs_of(footer: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         if number == PAIRS and kind == LIST:
             count, element, position = _list_head(footer, start)
             if element != STRUCT:
-                raise ValueError("the pairs are no structures")
+                raise ValueError("the pairs are not structures")
             for _ in range(count):
                 parts = {part: _binary(footer, value) for part, _, value, _ in _fields(footer, position)}
                 position = _after(footer, position, STRUCT, 0)
@@ -133,7 +133,7 @@ def _list_of_pairs(pairs: Mapping[bytes, bytes | None]) -> bytes:
 
 
 def _fields(data: bytes, position: int, depth: int = 0) -> Iterator[tuple[int, int, int, int]]:
-    """Yield each field of the structure at a position: its number, its type, where its value starts and stops."""
+    """Yield (number, type, start, stop) for each field of the structure at a position."""
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     number = 0
@@ -150,10 +150,10 @@ def _fields(data: bytes, position: int, depth: int = 0) -> Iterator[tuple[int, i
 
 
 def _after(data: bytes, position: int, kind: int, depth: int, in_list: bool = False) -> int:
-    """Return where a value ends."""
+    """Return the end of a value."""
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
-    if kind in (1, 2):  # a boolean field is its type; in a list it has a byte
+    if kind in (1, 2):  # a boolean field's value is in its type; in a list it takes a byte
         return position + in_list
     if kind in (4, 5, 6):
         return _read_varint(data, position)[1]
@@ -176,7 +176,7 @@ def _after(data: bytes, position: int, kind: int, depth: int, in_list: bool = Fa
 
 
 def _list_head(data: bytes, position: int) -> tuple[int, int, int]:
-    """Return a list's length, its elements' type, and where they begin."""
+    """Return a list's length, its elements' type, and their position."""
     count, kind = data[position] >> 4, data[position] & 15
     if count == 15:
         count, position = _read_varint(data, position + 1)

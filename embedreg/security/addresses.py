@@ -1,6 +1,6 @@
-"""What a text names: a local path or a host, in every spelling that some library would take for one.
+"""Classification of texts as local paths or network addresses, in every spelling that some library accepts.
 
-Pure functions over texts; nothing here touches a file or a network. `grants` decides what may be used.
+Pure functions over texts: they access neither files nor the network. `grants` decides what may be used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+:[/\\]|(https?|wss?|ftps?|unix|npipe):\S", 
 _SPELLED_PATH = re.compile(r"(local-dir|file):", re.IGNORECASE | re.ASCII)
 # A backslash anywhere is a path on Windows. "q: " and the like are prompts, "q:x" lies on a drive.
 _PATH = re.compile(r"[/~]|\.{1,2}([/\\]|$)|[a-z]:\S|(.*[/\\])?\.\. *([/\\]|$)|.*\\", re.IGNORECASE | re.DOTALL)
-# Only what every parser reads alike: no user, no backslash, no final dot, no letters beyond ASCII.
+# Only forms that every parser reads alike: no user, no backslash, no final dot, ASCII letters only.
 _AUTHORITY = re.compile(
     r"(?:(?P<scheme>[a-z][a-z0-9+.-]+)://)?"
     r"(?P<host>[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
@@ -33,18 +33,18 @@ _AUTHORITY = re.compile(
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _LONGEST = 2**16  # characters; no system takes a path, and no server an address, that is this long when decoded
 _NORMALIZED = 4096  # characters
-_MARKS = re.compile(r"[!-~]")  # what addresses and paths are known by
+_MARKS = re.compile(r"[!-~]")  # characters that occur in every address or path
 _DECODINGS = 3  # a path that is percent-encoded more often than any chain of libraries decodes it
 
 
 class Host(NamedTuple):
-    """Where an address leads.
+    """The host part of an address.
 
     Attributes:
         host: in lower case; an IP address in its canonical form.
-        port: the one that is written, else None.
-        scheme: the one that is written, else None.
-        bare: whether nothing but host and port is written.
+        port: the port, if given.
+        scheme: the scheme, if given.
+        bare: whether the text holds only host and port.
     """
 
     host: str
@@ -54,11 +54,11 @@ class Host(NamedTuple):
 
     @property
     def effective_port(self) -> int | None:
-        """The port that is written, else the scheme's own."""
+        """The given port, else the scheme's default."""
         return self.port if self.port is not None else _PORTS.get(self.scheme or "")
 
     def covers(self, other: Host) -> bool:
-        """Say whether a grant written like this covers an address: a scheme or a port that is written must agree."""
+        """Return whether a grant for this host covers an address; a given scheme or port must match."""
         if self.host != other.host or (self.scheme is not None and self.scheme != other.scheme):
             return False
         return self.effective_port is None or self.effective_port == other.effective_port
@@ -68,9 +68,9 @@ class Host(NamedTuple):
 
 
 def parse_host(text: str) -> Host | None:
-    """Read `host`, `host:port` or a URL; None where parsers could differ on where it leads."""
+    """Parse `host`, `host:port` or a URL; return None if parsers could disagree on the host."""
     match = _AUTHORITY.fullmatch(text) if len(text) <= _LONGEST else None
-    if match is None or len(match["host"]) > 253:  # what the DNS allows
+    if match is None or len(match["host"]) > 253:  # the limit of the DNS
         return None
     host = match["host"].lower()
     if host.startswith("["):
@@ -84,9 +84,9 @@ def parse_host(text: str) -> Host | None:
 
 
 def forms(text: str) -> set[str]:
-    """Return a text with the forms that a library may turn it into: cleaned, compatibility characters, decoded.
+    """Return a text and the forms that a library may convert it to: cleaned, NFKC, percent-decoded.
 
-    Each step takes time in proportion to the length: stored metadata may hold a megabyte made to be slow.
+    Each step takes linear time, since stored metadata may hold a megabyte crafted to be slow.
     """
     found = {text}
     cleaned = text.translate({ord(c): None for c in set(text) if unicodedata.category(c) in ("Cc", "Cf")}).strip()
@@ -101,7 +101,7 @@ def forms(text: str) -> set[str]:
 
 
 def _compatible(text: str) -> str:
-    """Return a text in Unicode's form NFKC; of a long one, only the characters that ASCII comes of.
+    """Return a text in Unicode's form NFKC; in a long one, only characters that normalize to ASCII are converted.
 
     Normalizing orders runs of combining marks in quadratic time, and makes eighteen characters of some single ones.
     """
@@ -114,7 +114,7 @@ def _compatible(text: str) -> str:
 
 
 def kind_of(text: str) -> Literal["url", "path"] | None:
-    """Say whether a text reads as an address or as a local path, on any platform and in any spelling."""
+    """Return whether a text is an address or a local path, on any platform and in any spelling."""
     kinds = {_plain_kind(form) for form in forms(text)}
     own = _plain_kind(text)
     return own or ("path" if "path" in kinds else "url" if "url" in kinds else None)
@@ -129,12 +129,12 @@ def _plain_kind(text: str) -> Literal["url", "path"] | None:
 
 
 def is_path(text: str) -> bool:
-    """Say whether a text reads as a local path, on any platform and in any spelling; a relative name does not."""
+    """Return whether a text is a local path on any platform and in any spelling; a relative name is not."""
     return kind_of(text) == "path"
 
 
 def local_path(text: str) -> str | None:
-    """Return the path that a text names, its `local-dir:` or `file:` taken off and `~` put in; None for none here."""
+    """Return the path in a text, without `local-dir:` or `file:` and with `~` expanded; None if it is not local."""
     text = re.sub(r"(?i)^local-dir:", "", text)
     if text[:5].lower() == "file:":
         try:
@@ -147,14 +147,14 @@ def local_path(text: str) -> str | None:
     return os.path.expanduser(text) if text and "\0" not in text else None
 
 
-# -- what `trust` and `allow_images` are given -------------------------------------------------------------------------
+# -- arguments of `trust` and `allow_images` ---------------------------------------------------------------------------
 
 
 def texts_given(call: str, kind: str, values: Any) -> Iterator[str]:
-    """Yield the texts of an argument, one or many; a folder's may be paths.
+    """Yield the texts of an argument, one or many; folders may also be paths.
 
     Raises:
-        ConfigError: something else, or an empty text, which could allow nothing or everything.
+        ConfigError: another type, or an empty text, whose meaning is ambiguous.
     """
     if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
         values = [values]
@@ -166,7 +166,7 @@ def texts_given(call: str, kind: str, values: Any) -> Iterator[str]:
 
 
 def folder_given(call: str, kind: str, text: str) -> str:
-    """Return the absolute path of a folder or file that an argument names: the working directory may change."""
+    """Return the absolute path of a folder or file in an argument, since the working directory may change."""
     path = local_path(text)
     if path is None:
         raise ConfigError(f"{call}({kind}=...) cannot take {text!r}.", "name a folder of this machine")

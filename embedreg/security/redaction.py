@@ -1,4 +1,4 @@
-"""No secret leaves a function in an error, its cause, its notes or its traceback."""
+"""Redaction: secrets are removed from a function's errors, their causes, notes and tracebacks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["called", "carried", "cleaned", "guarded", "redact", "redacted"]
 log = logging.getLogger("embedreg")
 MARK = "***"
 SHORT = 4  # characters; replacing a shorter secret wherever its letters occur would leave no message to read
-_DEEP = 64  # levels of containers inside each other
-_PART = 8  # characters; shorter lines or words of a long secret are no secrets by themselves
+_DEEP = 64  # nesting levels of containers
+_PART = 8  # characters; shorter lines or words of a long secret are not redacted on their own
 _STORED = frozenset({"model_identity", "vector_traits"})  # what these return is stored with the data
 _guarding = threading.local()
 
 
 def redact(text: str, values: Iterable[str]) -> str:
-    """Replace each secret value in a text by `***`, longest first, in every spelling that it may have there.
+    """Replace each secret value in a text by `***`, longest first, in every spelling that vendors use.
 
-    A secret of under four characters is replaced only where it stands by itself, between spaces or punctuation:
-    inside a longer word nobody can tell it from the word.
+    A secret shorter than four characters is replaced only between spaces or punctuation: inside a longer word it
+    may occur by chance.
     """
     spellings = {form for value in values if value for form in _spellings(value) if form}
     for form in sorted(spellings, key=lambda form: (-len(form), form)):
@@ -51,7 +51,7 @@ def _spellings(value: str) -> Iterator[str]:
     parts = {value, value.strip()}
     parts |= {line.strip() for line in value.splitlines() if len(line.strip()) >= _PART}  # a PEM key
     if (words := value.split()) and len(words) == 2 and len(words[1]) >= _PART:
-        parts.add(words[1])  # "Bearer <key>", of which a message may show the key alone
+        parts.add(words[1])  # "Bearer <key>": a message may show only the key
     for part in parts:
         yield from (part, part.upper(), part.lower()) if len(part) >= _PART else (part,)
         for quoted in (quote(part, safe=""), quote(part), quote_plus(part)):
@@ -67,7 +67,7 @@ def _spellings(value: str) -> Iterator[str]:
 
 
 def _base64_cores(data: bytes) -> Iterator[str]:
-    """Yield what base64 makes of the bytes at each offset, without the characters that their neighbours decide.
+    """Yield the base64 form of bytes at each offset, without the characters that depend on neighbouring bytes.
 
     HTTP's basic authentication encodes "user:secret", so the secret seldom starts at a multiple of three bytes.
     """
@@ -78,15 +78,15 @@ def _base64_cores(data: bytes) -> Iterator[str]:
 
 
 def guarded(method: Any, *, whole: bool = False, check: Callable[[Any, Any], Any] | None = None) -> Callable[..., Any]:
-    """Wrap a method so that no secret leaves it in an error, its traceback, or what it says of a row.
+    """Wrap a method so that no secret leaves it in an error, a traceback, or the reason for a failed row.
 
     The outermost guarded call of an instance redacts, so that retries inside it still see the vendor's own error. An
     error that is not one of embedreg's gets the function's name: as a note, and for a user's own class as `raised_by`.
 
     Args:
         method: a function, or another callable that a class may hold as a method (`functools.lru_cache` makes one).
-        whole: turn an iterator that the method returns into a list, lest its errors come when nobody guards it.
-        check: what the instance and the result go through as the result leaves the outermost call.
+        whole: convert a returned iterator to a list, so that its errors are raised inside the guard.
+        check: called with the instance and the result of the outermost call.
     """
     plain = isinstance(method, FunctionType)
     call = method if plain else lambda self, *args, **kwargs: method.__get__(self, type(self))(*args, **kwargs)
@@ -111,23 +111,23 @@ def guarded(method: Any, *, whole: bool = False, check: Callable[[Any, Any], Any
             if (problem := _stand_in(self, exc)) is None:
                 _blame(self, exc)
                 raise
-        except BaseException as exc:  # an interrupt stays the very one it is, so that whoever waits for it gets it
+        except BaseException as exc:  # an interrupt is raised unchanged, for its handlers
             _scrub(exc, _held_secrets(self))
             raise
         finally:
             active.discard(id(self))
         del args, kwargs  # inputs: some tools show the variables of each frame in a traceback
-        # Outside the except block: inside it the vendor's error would ride along as __context__.
+        # Outside the except block: inside it, the vendor's error would become the __context__.
         raise problem
 
     guard.__dict__["__embedreg_guarded__"] = True
-    if not plain:  # what functools.lru_cache and cachetools offer beside the call, which wraps() leaves out
+    if not plain:  # attributes of functools.lru_cache and cachetools that wraps() does not copy
         guard.__dict__.update({name: getattr(method, name) for name in dir(method) if name.startswith("cache")})
     return guard
 
 
 def _active() -> set[int]:
-    """Return which instances this thread guards now; a function, since `guard` is pickled with what it names."""
+    """Return the instances that this thread guards now; a function, since `guard` is pickled with its globals."""
     active: set[int] = _guarding.__dict__.setdefault("active", set())
     return active
 
@@ -138,7 +138,7 @@ def is_active(instance: object) -> bool:
 
 
 def carried(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap work for another thread, which then guards what this one guards: whoever waits for it redacts."""
+    """Wrap work for another thread, so that it guards the same instances; the waiting thread redacts."""
     mine = frozenset(_active())
 
     def carry(*args: Any) -> Any:
@@ -154,7 +154,7 @@ def carried(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_guarded(method: object) -> bool:
-    """Say whether a method has been through `guarded`."""
+    """Return whether a method was wrapped by `guarded`."""
     return getattr(method, "__embedreg_guarded__", False) is True
 
 
@@ -164,7 +164,7 @@ def _held_secrets(holder: Any) -> list[str]:
 
 
 def _rows_cleaned(holder: Any, rows: Any) -> Any:
-    """Return what a function gave for rows with its secrets taken out of the RowErrors; what it returned stays."""
+    """Return a function's result with secrets redacted from its RowErrors; the original result is unchanged."""
     if isinstance(rows, RowError):
         return _row_cleaned(rows, held) if (held := _held_secrets(holder)) else rows
     if not any(isinstance(row, RowError) for row in rows) or not (held := _held_secrets(holder)):
@@ -173,7 +173,7 @@ def _rows_cleaned(holder: Any, rows: Any) -> Any:
 
 
 def _row_cleaned(problem: RowError, values: list[str]) -> RowError:
-    """Return a RowError that says the same without secrets, and has neither a cause nor what its class may add."""
+    """Return a plain RowError with the same message, redacted, and without a cause."""
     hint = getattr(problem, "hint", None)
     reason = changed(reason_of(problem), lambda text: redact(text, values))
     hint = hint if hint is None or isinstance(hint, str) else str(hint)
@@ -184,7 +184,7 @@ def _row_cleaned(problem: RowError, values: list[str]) -> RowError:
 
 
 def called(holder: Any) -> str:
-    """Return what a message calls a function: by its registered name, and the user's own as theirs."""
+    """Return the name of a function for messages: its registered name, marked if it is the user's own."""
     name = repr(_name_of(holder))
     return f"your function {name}" if _is_users(holder) else name
 
@@ -198,17 +198,17 @@ def _is_users(holder: Any) -> bool:
 
 
 def _blame(holder: Any, exc: Exception) -> None:
-    """Let an error that is none of embedreg's say which function raised it."""
+    """Add the function's name to an error that is not one of embedreg's."""
     if isinstance(exc, EmbedregError) or hasattr(exc, "raised_by"):
         return
-    with contextlib.suppress(Exception):  # a class that cannot be changed, as a frozen dataclass
+    with contextlib.suppress(Exception):  # an immutable error class, such as a frozen dataclass
         exc.add_note(f"raised by {called(holder)} ({type(holder).__module__}.{type(holder).__qualname__})")
     with contextlib.suppress(Exception):
         exc.raised_by = _name_of(holder) if _is_users(holder) else None  # type: ignore[attr-defined]  # see EmbedregError
 
 
 def _stand_in(holder: Any, exc: Exception) -> EmbedregError | None:
-    """Return what is raised in place of an error: where a secret is held, or where the error would do harm."""
+    """Return the error to raise in place of another, if a secret is held or the error would be misinterpreted."""
     values = _held_secrets(holder)
     if values:
         problem = redacted(exc, values)
@@ -223,9 +223,9 @@ def _stand_in(holder: Any, exc: Exception) -> EmbedregError | None:
 
 
 def redacted(exc: Exception, values: list[str]) -> EmbedregError:
-    """Return what may be raised in an error's place: its type and cleaned message, with neither cause nor frames.
+    """Return a replacement for an error: its type and redacted message, without cause and frames.
 
-    An error of embedreg's own is cleaned and stays the same object.
+    An embedreg error is redacted in place.
     """
     trace = redact("".join(traceback.format_exception(exc)), values)
     log.debug("%s", trace)
@@ -237,7 +237,7 @@ def redacted(exc: Exception, values: list[str]) -> EmbedregError:
     twin = CallError(
         redact(_in_words(exc), values),
         "the function holds a secret, so its own traceback is kept back; logging 'embedreg' at DEBUG shows it, cleaned",
-        transient=retry.is_transient(exc),  # a worker thread is guarded by itself, and who retries sees only this
+        transient=retry.is_transient(exc),  # worker threads are guarded separately, and retries see only this error
         retry_after_s=retry.retry_after_s(exc),
     )
     for note in _notes(exc):
@@ -250,7 +250,7 @@ def _in_words(exc: BaseException) -> str:
     kind = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
     try:
         text = str(exc)
-    except Exception as broken:  # noqa: BLE001 (any class may come along, and its __str__ may do anything)
+    except Exception as broken:  # noqa: BLE001 (the __str__ of a third-party error may raise anything)
         text = f"(its message failed with {type(broken).__name__})"
     members = "; ".join(_in_words(member) for member in exc.exceptions) if isinstance(exc, BaseExceptionGroup) else ""
     return f"{kind}: {text}" + (f": {members}" if members else "")
@@ -262,7 +262,7 @@ def _notes(exc: BaseException) -> list[str]:
 
 
 def _scrub(exc: BaseException, values: list[str]) -> None:
-    """Clean an error in place: its texts, its notes, its members; where a secret is held, its chain is cut."""
+    """Redact an error in place: its texts, notes and members; if a secret is held, its chain is removed."""
     if not values:
         return
     exc.__cause__ = exc.__context__ = None
@@ -272,7 +272,7 @@ def _scrub(exc: BaseException, values: list[str]) -> None:
     exc.args = tuple(cleaned(value, values) for value in exc.args)
     if notes:
         vars(exc)["__notes__"] = [redact(note, values) for note in notes]
-    if isinstance(exc, SystemExit):  # what the interpreter prints as it leaves
+    if isinstance(exc, SystemExit):  # the interpreter prints it at exit
         exc.code = cleaned(exc.code, values)
     if isinstance(exc, BaseExceptionGroup):
         for member in exc.exceptions:
@@ -280,17 +280,17 @@ def _scrub(exc: BaseException, values: list[str]) -> None:
 
 
 def cleaned(value: Any, values: Iterable[str], depth: int = 0) -> Any:
-    """Return a value with the secrets in its texts replaced, however deep they lie in containers, models and keys."""
+    """Return a value with the secrets in its texts redacted, at any depth of containers, models and keys."""
     if isinstance(value, Words):
         return value.changed(lambda text: redact(text, values))
     if isinstance(value, str):
-        return value if (text := redact(value, values)) == value else text  # an enum that is a str stays one
+        return value if (text := redact(value, values)) == value else text  # keep a str enum
     if isinstance(value, bytes | bytearray):
-        plain = value.decode("latin-1")  # each byte a character, as those of the secrets then are
+        plain = value.decode("latin-1")  # one character per byte, as in the secrets' spellings
         text = redact(plain, [secret.encode("utf-8", "surrogatepass").decode("latin-1") for secret in values])
         return value if text == plain else type(value)(text.encode("latin-1"))
     if depth > _DEEP:
-        return MARK  # nothing that deep, or that holds itself, is worth showing
+        return MARK  # too deep, or recursive: not worth showing
 
     if isinstance(value, deque):
         return deque((cleaned(item, values, depth + 1) for item in value), value.maxlen)

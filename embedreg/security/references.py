@@ -1,7 +1,7 @@
-"""`$var:` references: what counts as sensitive, how a reference is resolved, what may not be written out.
+"""`$var:` references: parsing and resolving them, and refusing hard-coded secrets.
 
 A configuration holds references; values live in the variables of this process and are looked up when a
-field is read. So whatever is dumped, printed, pickled or stored is clean by construction.
+field is read. Dumps, prints, pickles and stored metadata therefore hold no secrets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PREFIX = "$var:"
 
 
 def is_reference(value: object) -> bool:
-    """Say whether a value is a `$var:` reference, bare or wrapped in a SecretStr."""
+    """Return whether a value is a `$var:` reference, plain or wrapped in a SecretStr."""
     text = unwrapped(value)
     return isinstance(text, str) and text.startswith(PREFIX)
 
@@ -54,7 +54,7 @@ def parse_reference(value: str) -> Reference:
 
 
 def references(value: object) -> Iterator[Reference]:
-    """Yield every reference inside a value, however deep it lies in dicts, lists and models."""
+    """Yield every reference inside a value, at any depth of dicts, lists and models."""
     value = unwrapped(value)
     if isinstance(value, str):
         if value.startswith(PREFIX):
@@ -65,12 +65,12 @@ def references(value: object) -> Iterator[Reference]:
 
 
 def has_reference(value: object) -> bool:
-    """Say whether there is a reference anywhere inside a value."""
+    """Return whether a value contains a reference at any depth."""
     return next(references(value), None) is not None
 
 
 def resolve(value: Any, lookup: Callable[[Reference], str]) -> Any:
-    """Return a copy of a value with every reference in it looked up; a value without any comes back as it is."""
+    """Return a copy of a value with every reference resolved; a value without references is returned unchanged."""
     if isinstance(value, str):
         return lookup(parse_reference(value)) if value.startswith(PREFIX) else value
     if isinstance(value, WRAPPERS):
@@ -81,15 +81,15 @@ def resolve(value: Any, lookup: Callable[[Reference], str]) -> Any:
 
 
 def refuse_hardcoded(where: str, value: object, *, sensitive: bool, named: frozenset[str] = frozenset()) -> None:
-    """Refuse a secret that is written out where only a reference may stand.
+    """Raise for a hard-coded secret where a reference is required.
 
     Args:
-        where: the field, for the message; keys of nested dicts are added to it.
-        value: what it was given.
+        where: the field, for the message; keys of nested dicts are appended.
+        value: its value.
         sensitive: whether the field itself is sensitive.
         named: the class's sensitive keys, refused at any depth of a dict.
     Raises:
-        HardcodedSecretError: naming the place, never the value.
+        HardcodedSecretError: the message names the field, never the value.
         ConfigError: a reference without a name.
     """
     if isinstance(value, WRAPPERS):
@@ -108,7 +108,7 @@ def refuse_hardcoded(where: str, value: object, *, sensitive: bool, named: froze
     if items is not None:
         for key, item, judged in items_judged(value, items):
             inner = sensitive or judged or key in named
-            if inner and not sensitive and key is None:  # a pair of a name and a secret
+            if inner and not sensitive and key is None:  # a (name, secret) pair
                 key, item = item
             refuse_hardcoded(where if key is None else f"{where}[{key!r}]", item, sensitive=inner, named=named)
     elif sensitive and value is not None and not isinstance(value, bool) and value not in (0, b""):

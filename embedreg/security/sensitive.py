@@ -1,6 +1,6 @@
-"""What a secret looks like: by the name it stands under, and by its own form.
+"""Detection of secrets, by the name of a field or key and by the form of the value.
 
-Pure functions over texts, each linear in their length: stored metadata is judged by them too.
+Pure functions over texts, each in linear time, since they are also applied to stored metadata.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 __all__ = ["holds_credentials", "items_judged", "looks_sensitive"]
 
-LONGEST_NAME = 256  # characters; a longer name is judged by its end, which says what the thing is
+LONGEST_NAME = 256  # characters; of a longer name only the end is checked
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORDS = re.compile(r"[^\W_]+")
 _DIGITS = re.compile(r"[0-9]+$")
@@ -24,12 +24,12 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# A name is judged by its last words: `client_secret` is one, `secret_name` is not.
+# The last words of a name count: `client_secret` is a secret, `secret_name` is not.
 _LAST = _words(
     "apikey auth authkey authorization bearer cookie cred credential dsn jwt passcode passphrase passwd password"
     " pat pw pwd sas secret"
 )
-# A bare `..._key` or `..._token` is a column, a tokenizer's option or a count; these are not.
+# Other names in `..._key` or `..._token` are columns, tokenizer options or counts.
 _KEYS = _words(
     "access account admin anthropic api app application auth azure client cohere consumer decryption deploy"
     " encryption function functions gemini"
@@ -42,17 +42,17 @@ _TOKENS = _words(
 )
 _ONE_TOKEN = _words("account admin app bot client deploy device id identity login registration service")
 _PASS = _words("admin auth db login mysql pg redis root smtp user")
-# What may follow the name of a secret and still mean the secret itself.
+# Suffixes after a secret's name that still denote the secret.
 _FORMS = _words("b64 base64 hex json pem plaintext raw str value")
 _RUN_TOGETHER = re.compile(
     r"(access|account|api|auth|client|encryption|license|master|private|secret|shared|signing|subscription)key(id)?s?$"
     r"|(access|api|auth|bearer|personal|private|refresh|secret|security|session)tokens?$"
     r"|(credential|passcode|passphrase|passwd|password|secret)s?$|(connection|conn)(string|str)s?$"
 )
-# Parameters of addresses that carry a key under a name which says nothing elsewhere.
+# URL parameters that hold keys, under names that are harmless elsewhere.
 _PARAMETERS = _words("key sig signature secret token xamzcredential xamzsignature xgoogcredential xgoogsignature")
 
-# What is a secret wherever it stands, by its form alone.
+# Secrets by their form, in any place.
 _SCHEMES = re.compile(r"Bearer \S+|Basic [A-Za-z0-9+/]{8,}=*|(?i:bearer|token) (?=\S*[0-9])\S{16,}")
 _PASSWORD = re.compile(r"//[^/\s?#@:]*:[^/\s?#@]+@")
 _BARE_PASSWORD = re.compile(r"(?!(?i:mailto|acct|sip|sips|xmpp):)[^\s:@/]+:[^\s@/]+@[A-Za-z0-9.-]+(:[0-9]+)?(/\S*)?")
@@ -71,7 +71,7 @@ _QUOTED = re.compile(r"""["']([\w.-]{1,80})["'] ?: ?["']([^"'\s]+)""")
 
 
 def looks_sensitive(name: object) -> bool:
-    """Return whether a name (`Authorization`, `x-api-key`, `clientSecret`, `signing_keys`) is one that secrets have."""
+    """Return whether a name is typical of secrets: `Authorization`, `x-api-key`, `clientSecret`, `signing_keys`."""
     return isinstance(name, str) and _sensitive(name[-LONGEST_NAME:])
 
 
@@ -104,10 +104,10 @@ def _sensitive(name: str) -> bool:
 
 
 def holds_credentials(text: object) -> bool:
-    """Return whether a text is a secret by its form, or has one in it.
+    """Return whether a text has the form of a secret, or contains one.
 
-    A bearer token, an address with a password or with a key among its parameters, a connection string, a header's line,
-    the forms that well-known services give their keys, a private key.
+    Detected are bearer tokens, addresses with a password or with a key in a parameter, connection strings, header
+    lines, key formats of well-known services, and private keys.
     """
     if not isinstance(text, str) or len(text) < 6:
         return False
@@ -120,7 +120,7 @@ def holds_credentials(text: object) -> bool:
 
 
 def _named(text: str) -> Iterator[tuple[str, str]]:
-    """Yield what a text gives under a secret's name, in the spellings of addresses, connection strings and headers."""
+    """Yield (name, value) pairs in a text, in the syntax of addresses, connection strings and headers."""
     if "=" in text:
         for name, value in _PARAMETER.findall(text):
             name = unquote(name)
@@ -135,17 +135,17 @@ def _named(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_written_out(value: str) -> bool:
-    return not value.startswith(("$var:", "$", "{", "<", "***"))  # a reference, or a place to fill in
+    return not value.startswith(("$var:", "$", "{", "<", "***"))  # a reference or a placeholder
 
 
 _NAME_KEYS, _VALUE_KEYS = ("name", "key", "header"), ("value", "val")
 
 
 def items_judged(value: Any, items: list[tuple[object, Any]]) -> Iterator[tuple[object, Any, bool]]:
-    """Yield the items of a container, each with whether what names it is a secret's name.
+    """Yield the items of a container, each with whether its name is typical of secrets.
 
-    What names an item is its key; in a dict like {"name": "Authorization", "value": ...}, the one beside it; in a list
-    of pairs like [["Authorization", ...]], the first of its pair.
+    The name is the item's key; in a dict like {"name": "Authorization", "value": ...}, the value of "name"; in a list
+    of pairs like [["Authorization", ...]], the first of the pair.
     """
     names = {key: item for key, item in items if key in _NAME_KEYS} if isinstance(value, dict) else {}
     named = any(looks_sensitive(name) for name in names.values())

@@ -1,4 +1,4 @@
-"""The variables that `$var:` references stand for: set, bound to the environment, or scoped to a block of code."""
+"""The variables behind `$var:` references: set, bound to the environment, or scoped to a block of code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 Names: TypeAlias = set[str]  # `Variables.set` hides the builtin in the class below
 Binding: TypeAlias = tuple[str, tuple[str, ...] | None]
-"""An environment variable's name, and the functions that may have it."""
+"""An environment variable's name, and the functions that may read it."""
 
 
 class Reference(NamedTuple):
@@ -34,7 +34,7 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True)
 class _Variable:
-    """A value, or the name of the environment variable that holds it, and the functions that may have it."""
+    """A value or the name of an environment variable, and the functions that may read it."""
 
     value: str | None = None
     env: str | None = None
@@ -64,24 +64,24 @@ class Variables:
         self._leaving: contextvars.ContextVar[bool] = contextvars.ContextVar("embedreg_leaving", default=False)
 
     def set(self, name: str, value: str, functions: list[str] | None = None) -> None:
-        """Set a variable for this process; `functions` names the only ones that metadata may hand it to.
+        """Set a variable for this process; with `functions`, stored metadata may use it in these functions only.
 
         Raises:
-            ConfigError: a name with a colon, or a value that is no str.
+            ConfigError: an empty name, a name with a colon, or a value that is not a str.
         """
         variable = _set_to(name, value, functions)
         with self._lock:
             self._known[name] = variable
 
     def bind_env(self, name: str, env: str, functions: list[str] | None = None) -> None:
-        """Bind a variable to an environment variable, which is read whenever the variable is.
+        """Bind a variable to an environment variable, which is read at each lookup.
 
         Raises:
-            ConfigError: a name that cannot be a variable's, here or in the environment.
+            ConfigError: an invalid name of the variable or of the environment variable.
         """
         _check_name(name)
         if not isinstance(env, str) or not _ENV_NAME.fullmatch(env) or holds_credentials(env):
-            # not quoted: a key that was written in the place of its variable's name would be shown
+            # not quoted: the key may have been passed in place of the variable's name
             raise ConfigError(
                 f"variable {name!r} is bound to something that cannot be the name of an environment variable.",
                 Words(
@@ -95,7 +95,7 @@ class Variables:
 
     @contextlib.contextmanager
     def scope(self, values: Mapping[str, str]) -> Iterator[None]:
-        """Set variables for a block of code only; blocks may be nested, and the inner one wins."""
+        """Set variables for a block of code; in nested blocks the inner value wins."""
         own = {name: _set_to(name, value, None) for name, value in values.items()}
         token = self._scope.set({**(self._scope.get() or {}), **own})
         try:
@@ -104,7 +104,7 @@ class Variables:
             self._scope.reset(token)
 
     def find(self, name: str, *, function: str | None = None) -> str | None:
-        """Return a variable's value, or None; with `function`, only where that function may have it."""
+        """Return a variable's value, or None; with `function`, only if that function may read it."""
         variable = self._variable(name)
         if variable is None or not _may_have(function, variable):
             return None
@@ -122,10 +122,10 @@ class Variables:
         return value
 
     def lookup(self, reference: Reference, *, function: str | None = None) -> str:
-        """Resolve one reference: the variable, else its default; for `function`, where metadata asks for it.
+        """Resolve one reference: the variable, else its default; `function` is given for stored metadata.
 
         Raises:
-            MissingVariableError: neither is there, or that function may not have it.
+            MissingVariableError: neither is set, or that function may not read it.
         """
         value = self.find(reference.name, function=function)
         if value is None:
@@ -135,22 +135,22 @@ class Variables:
         return value
 
     def missing(self, name: str, *, function: str | None = None) -> MissingVariableError:
-        """Build the error for a variable that has no value, or none for this function."""
+        """Return the error for a variable that is not set, or not allowed for this function."""
         variable = self._variable(name)
         if variable is not None and not _may_have(function, variable):
             allowed = sorted({*(variable.functions or ()), str(function)})
             return MissingVariableError(
-                f"variable {name!r} is not for {function!r} to have where stored metadata asks for it.",
-                f"name that function too: set_var({name!r}, ..., functions={allowed})",
+                f"variable {name!r} is not allowed for {function!r} in stored metadata.",
+                f"allow that function too: set_var({name!r}, ..., functions={allowed})",
             )
         return missing(name, variable, known={*self._known, *(self._scope.get() or {})})
 
     @contextlib.contextmanager
     def leaving(self) -> Iterator[None]:
-        """Refuse, in a block that pickles for other processes, variables that only this process has.
+        """Raise, inside a block that pickles for other processes, for variables set in this process only.
 
         Raises:
-            MissingVariableError: there, for a variable that was set and not bound to the environment.
+            MissingVariableError: a variable was set instead of bound to the environment.
         """
         token = self._leaving.set(True)
         try:
@@ -159,12 +159,12 @@ class Variables:
             self._leaving.reset(token)
 
     def bindings(self, names: Names) -> dict[str, Binding]:
-        """Return the environment bindings (names, never values) among some variables: what a pickle carries."""
+        """Return the environment bindings (names, never values) of some variables, for a pickle."""
         for name in sorted(names) if self._leaving.get() else ():
             variable = self._variable(name)
             if variable is not None and variable.env is None:
                 raise MissingVariableError(
-                    f"variable {name!r} is set in this process only, and other processes are to use it.",
+                    f"variable {name!r} is set in this process only, but other processes need it.",
                     Words(
                         f"embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}), with {_env_name(name)} in "
                         "the environment of each of them",
@@ -180,13 +180,13 @@ class Variables:
         }
 
     def adopt(self, bindings: Mapping[str, Binding]) -> None:
-        """Take over environment bindings from a pickle, where this process has none of its own."""
+        """Add environment bindings from a pickle; existing ones of this process win."""
         with self._lock:
             for name, (env, functions) in bindings.items():
                 self._known.setdefault(name, _Variable(env=env, functions=_names(functions)))
 
     def clear(self) -> None:
-        """Forget every variable and binding of the process; scopes that are open stay."""
+        """Remove every variable and binding of the process; open scopes stay."""
         with self._lock:
             self._known.clear()
 
@@ -198,8 +198,8 @@ class Variables:
 def missing(
     name: str, variable: _Variable | None = None, known: Names | frozenset[str] = frozenset()
 ) -> MissingVariableError:
-    """Build the error for a variable that has no value; `known` are the names to suggest from."""
-    name = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."  # stored metadata may have asked for it
+    """Return the error for a variable that is not set; `known` are the names to suggest from."""
+    name = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."  # the name may come from stored metadata
     lancedb = f"Variable {name!r} not found in registry"  # LanceDB's words, for code that looks for them
     if variable is not None and variable.env is not None:
         return MissingVariableError(
@@ -217,12 +217,12 @@ def missing(
 
 
 def binding(name: str, variable: str | None = None) -> str:
-    """Return what binds a variable on the command line."""
+    """Return the command-line option that binds a variable."""
     return f"--env {name}={variable or _env_name(name)}, with the value in that environment variable"
 
 
 def _env_name(name: str) -> str:
-    """Suggest an environment variable for a variable of ours."""
+    """Return a suggested environment variable for a variable."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in name).upper()
 
 
@@ -249,4 +249,4 @@ def _may_have(function: str | None, variable: _Variable) -> bool:
 
 
 variables = Variables()
-"""The store of this process; the registry's `set_var`, `get_var`, `bind_env` and `variables` are its doors."""
+"""The variables of this process; the registry's `set_var`, `get_var`, `bind_env` and `variables` use it."""

@@ -84,7 +84,7 @@ def test_json_is_refused_alike() -> None:
         Keyed.model_validate_strings({"api_key": SECRET})
     assert Keyed.model_validate_json(b'{"dim": 5}').dim == 5
     for text in ("[]", "not json", "3"):
-        with pytest.raises(ConfigError, match="is a dict"):
+        with pytest.raises(ConfigError, match="must be a dict"):
             Keyed.model_validate_json(text)
 
 

@@ -211,7 +211,7 @@ def test_names_stand_for_registered_functions_only() -> None:
 def test_a_refusal_tells_field_kind_and_grant_but_not_more() -> None:
     """The message names the function, the field and the kind of the value, the hint what to paste."""
     problem = refused({"name": "/srv/models/mine"})
-    assert problem.message == "stored metadata sets name of 'service' to a local path, which nobody here has granted."
+    assert problem.message == "stored metadata sets name of 'service' to a local path, which has not been granted."
     assert "embedreg.trust(paths=['/srv/models/mine'])" in str(problem.hint)
     problem = refused({"base_url": "https://api.evil.example:8443/v1?token=abc"})
     assert "hosts=['api.evil.example:8443']" in str(problem.hint)

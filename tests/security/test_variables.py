@@ -135,7 +135,7 @@ def test_a_variable_for_named_functions_is_withheld_from_others() -> None:
     registry.set_var("key", SECRET, functions=["mine"])
     assert from_stored(Keyed, {"api_key": "$var:key"}, "mine", {}).api_key == SECRET  # type: ignore[attr-defined]
     other = from_stored(Keyed, {"api_key": "$var:key"}, "other", {})
-    with pytest.raises(MissingVariableError, match=r"not for 'other' to have.*\n.*functions=\['mine', 'other'\]"):
+    with pytest.raises(MissingVariableError, match=r"not allowed for 'other' in.*\n.*functions=\['mine', 'other'\]"):
         _ = other.api_key  # type: ignore[attr-defined]
     assert Keyed(api_key="$var:key").api_key == SECRET
 
@@ -152,5 +152,5 @@ def test_what_metadata_built_is_withheld_from_its_own_hooks_as_well() -> None:
             self._early = self.api_key
 
     registry.set_var("key", SECRET, functions=["mine"])
-    with pytest.raises(MissingVariableError, match="not for 'other'"):
+    with pytest.raises(MissingVariableError, match="not allowed for 'other'"):
         from_stored(Early, {"api_key": "$var:key"}, "other", {})

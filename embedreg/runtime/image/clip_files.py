@@ -218,9 +218,7 @@ def resolve(
 
 
 def _ungranted(field_name: str, value: str) -> UntrustedError:
-    return grants.path_refusal(
-        f"stored metadata sets {field_name} to a local path, which nobody here has granted.", value
-    )
+    return grants.path_refusal(f"stored metadata sets {field_name} to a local path, which has not been granted.", value)
 
 
 def _in_folder(folder: Path) -> ClipFiles:

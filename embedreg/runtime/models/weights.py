@@ -97,7 +97,7 @@ def resolve_model(
     """
     if grants.is_path(name) and not allow_local:
         raise grants.path_refusal(
-            "stored metadata asks for a model in a local folder, which nobody here has granted.", name
+            "stored metadata asks for a model in a local folder, which has not been granted.", name
         )
     local = _local(name, revision) if allow_local else None
     if local is not None:
