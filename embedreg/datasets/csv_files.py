@@ -1,4 +1,4 @@
-"""CSV files: every value as it stands there, and a type for a column only where all of its values keep it."""
+"""Read CSV files: values are exact, and a column gets a type only if all of its values survive it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embedreg.datasets import texts
 from embedreg.datasets.csv_types import Column
-from embedreg.datasets.formats import Look, Span, Unit, cut
+from embedreg.datasets.formats import Scan, Span, Unit, cut
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.storage import Storage
 from embedreg.datasets.texts import Fault, Text
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
     from embedreg.datasets.csv_rows import Rows
 
-__all__ = ["look_csv", "read_csv"]
+__all__ = ["read_csv", "scan_csv"]
 
-_OTHERS = ";\t|"  # what separates fields where the comma does not
+_OTHERS = ";\t|"  # common delimiters besides the comma
 _UTF8 = option("if the file is in another encoding, name it: --encoding latin-1", "encoding='latin-1'")
-_TYPED = option("leave the column to its values, or correct the row: --types COLUMN=text", "types={'COLUMN': 'text'}")
-_OTHER_NOW = option("write to another place; or --fresh starts anew", "resume=False")
+_TYPED = option("read the column as text, or correct the row: --types COLUMN=text", "types={'COLUMN': 'text'}")
+_OTHER_NOW = option("write to another place; or --fresh starts over", "resume=False")
 
 
 class _Header(NamedTuple):
-    stop: int  # where the first row begins
+    stop: int  # offset of the first row
     names: list[str]
     delimiter: int
     unnamed: list[str]
 
 
-def look_csv(storage: Storage, path: str, reading: Reading) -> Look:
-    """Read all rows, for their types and for where they end."""
+def scan_csv(storage: Storage, path: str, reading: Reading) -> Scan:
+    """Read all rows, to infer the types and to find units of complete rows."""
     units, notes, blank, where = list[Unit](), list[str](), 0, storage.shown(path)
     with texts.open_text(storage, path, reading) as text:
         head = _header(text, path, reading)
         if head is None:
-            return Look(None, (), {}, (f"{where} is empty: it has no header line",))
+            return Scan(None, (), {}, (f"{where} is empty: it has no header line",))
         columns = {name: Column() for name in head.names}
         line = 1 + texts.breaks(text.read(0, head.stop))
         for start, stop, rows in _runs(text, head, head.stop, None):
@@ -52,19 +52,19 @@ def look_csv(storage: Storage, path: str, reading: Reading) -> Look:
             for number, name in enumerate(head.names):
                 values, kind = _strings(rows, number, name, text), reading.type_of(name)
                 if kind is None:
-                    columns[name].see(values, rows.quoted[:, number], place)
+                    columns[name].observe(values, rows.quoted[:, number], place)
                 else:
                     _typed(values, rows, number, name, kind)
             units.append(Unit(start, stop, len(rows), stop - start))
             line += texts.breaks(rows.block[: stop - start])
     if head.unnamed:
-        notes.append(f"{where}: columns without a name are called {texts.quoted(head.unnamed)}")
+        notes.append(f"{where}: columns without a name are named {texts.quoted(head.unnamed)}")
     if len(head.names) == 1:
         if blank:
-            notes.append(f"{where}: {blank:,} blank line(s) are no rows")
+            notes.append(f"{where}: {blank:,} blank line(s) are skipped")
         if (other := next((mark for mark in _OTHERS if mark in head.names[0]), None)) is not None:
-            notes.append(f"{where}: its one column is called {head.names[0]!r}; is {other!r} the --delimiter?")
-    return Look(None, tuple(units), columns, tuple(notes))
+            notes.append(f"{where}: its only column is named {head.names[0]!r}; is {other!r} the --delimiter?")
+    return Scan(None, tuple(units), columns, tuple(notes))
 
 
 def read_csv(
@@ -84,7 +84,7 @@ def read_csv(
             head = _header(text, path, reading)
             if head is None:
                 return
-            # one at least, which counts the rows
+            # at least one column, to count the rows
             wanted = [name for name in columns or schema.names if name in head.names] or head.names[:1]
             for _, _, rows in _runs(text, head, max(span.start, head.stop), span.stop):
                 made = []
@@ -101,10 +101,10 @@ def read_csv(
 
 
 def _header(text: Text, path: str, reading: Reading) -> _Header | None:
-    """Return the header; None for a file that has none.
+    """Return the header; None if the file has none.
 
     Raises:
-        Fault: a name that stands there twice, or what is no text.
+        Fault: a name appears twice, or is not text.
     """
     if text.head is not None:
         found: _Header = text.head
@@ -112,12 +112,12 @@ def _header(text: Text, path: str, reading: Reading) -> _Header | None:
     suffix = PurePosixPath(path.lower().removesuffix(".gz").removesuffix(".zst")).suffix
     delimiter = ord(reading.delimiter or ("\t" if suffix == ".tsv" else ","))
 
-    from embedreg.datasets.csv_rows import tokenized  # and numpy, which nobody waits for who only asks for help
+    from embedreg.datasets.csv_rows import tokenized  # imports numpy: deferred so that `--help` stays fast
 
     def first(block: bytes, offset: int, last: bool) -> tuple[int, Rows | None]:
         return tokenized(block, offset, last, delimiter, None)
 
-    start, stop, rows = next(texts.growing(text, text.start, None, first), (0, 0, None))
+    start, stop, rows = next(texts.row_runs(text, text.start, None, first), (0, 0, None))
     if rows is None:
         return None
     at = start + int(rows.begun[0])
@@ -129,13 +129,13 @@ def _header(text: Text, path: str, reading: Reading) -> _Header | None:
         except UnicodeDecodeError:
             raise Fault(at, f"the name of column {number + 1} is not valid UTF-8", _UTF8) from None
         if "\0" in name:
-            raise Fault(at, "the header holds NUL bytes, so this is not UTF-8", "--encoding utf-16, perhaps")
+            raise Fault(at, "the header holds NUL bytes, so this is not UTF-8", "try --encoding utf-16")
         if not name:
             name = f"column_{number + 1}"
             unnamed.append(name)
         names.append(name)
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise Fault(at, f"the header names {texts.quoted(twice)} more than once", "give each column a name of its own")
+        raise Fault(at, f"the header names {texts.quoted(twice)} more than once", "give each column its own name")
     text.head = _Header(stop, names, delimiter, unnamed)
     return text.head  # type: ignore[no-any-return]  # it was just set
 
@@ -146,7 +146,7 @@ def _runs(text: Text, head: _Header, start: int, stop: int | None) -> Iterator[t
     def whole(block: bytes, offset: int, last: bool) -> tuple[int, Rows | None]:
         return tokenized(block, offset, last, head.delimiter, len(head.names))
 
-    yield from texts.growing(text, start, stop, whole)
+    yield from texts.row_runs(text, start, stop, whole)
 
 
 def _strings(rows: Rows, number: int, name: str, text: Text) -> pa.Array:
@@ -171,10 +171,10 @@ def _strings(rows: Rows, number: int, name: str, text: Text) -> pa.Array:
 
 
 def _typed(values: pa.Array, rows: Rows, number: int, name: str, kind: pa.DataType) -> pa.Array:
-    """Return texts as a type; an empty field that is not in quotes is null.
+    """Cast texts to a type; an empty field without quotes is null.
 
     Raises:
-        Fault: one of them is none of that type.
+        Fault: a text is not a value of that type.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -196,10 +196,10 @@ def _typed(values: pa.Array, rows: Rows, number: int, name: str, kind: pa.DataTy
 
 
 def _refuse_other(values: pa.Array, rows: Rows, number: int, name: str, kind: pa.DataType) -> None:
-    """Refuse what the type of a column, found by an earlier look, would change.
+    """Raise if the type of a column, found by an earlier scan, would change a value.
 
     Raises:
-        Fault: the file has changed, or an earlier embedreg took its values for numbers that they are not.
+        Fault: the file has changed, or an earlier version of embedreg inferred a type that is not exact.
     """
     import pyarrow as pa
 
@@ -211,11 +211,11 @@ def _refuse_other(values: pa.Array, rows: Rows, number: int, name: str, kind: pa
         bad.append(row)
         return "", 0
 
-    found.see(values, rows.quoted[:, number], note)
+    found.observe(values, rows.quoted[:, number], note)
     if bad or (found.floats and not pa.types.is_floating(kind)) or (found.large and pa.types.is_floating(kind)):
         row = bad[0] if bad else 0
         value = texts.shown_value(values[row].as_py())
-        raise _at(rows, row, f"column {name!r} was taken for {kind}, which {value} is not exactly", _OTHER_NOW)
+        raise _at(rows, row, f"column {name!r} was read as {kind}, which cannot hold {value} exactly", _OTHER_NOW)
 
 
 def _at(rows: Rows, row: int, message: str, hint: str) -> Any:

@@ -1,7 +1,7 @@
-"""CSV as rows of fields: where each begins and ends, and whether it stood in quotes (RFC 4180).
+"""Split CSV into rows of fields: their start, end and whether they are quoted (RFC 4180).
 
-A quote opens a field only where the field begins. Inside it two quotes are one; what follows the closing one must be a
-delimiter or the end of the row. Anywhere else a quote is a character like any other.
+A quote opens a field only at the start of the field. Inside it two quotes mean one, and the closing quote must be
+followed by a delimiter or the end of the row. Anywhere else a quote is an ordinary character.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "tokenized"]
 
 _LF, _CR, _QUOTE = 10, 13, 34
-_DOUBLE = 'a quote inside of quotes is written twice: ""'
-_GATHERED = 64  # bytes of a mean field: longer ones are copied one by one
+_DOUBLE = 'a quote inside quotes is written twice: ""'
+_GATHERED = 64  # mean bytes per field: longer fields are copied one by one
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Whole rows of one block.
+    """The complete rows of one block.
 
     Attributes:
         offset: of the block in the text.
         starts, stops: (n, d) of each field in the block, quotes not included.
-        quoted: (n, d), which fields stood in quotes.
-        begun: (n,), where each row begins.
-        blank: how many lines were empty.
+        quoted: (n, d), which fields were in quotes.
+        begun: (n,), the start of each row.
+        blank: number of empty lines.
     """
 
     block: bytes
@@ -47,7 +47,7 @@ class Rows:
         return len(self.begun)
 
     def column(self, number: int) -> pa.Array:
-        """Return a column as bytes; they may not be UTF-8."""
+        """Return a column as binary; it may be invalid UTF-8."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -71,12 +71,12 @@ def tokenized(block: bytes, offset: int, last: bool, delimiter: int, width: int 
 
     Args:
         offset: of the block, for errors.
-        last: whether the text ends with it; otherwise its last row may go on.
-        width: how many fields a row has; None for the first row alone, which says it.
+        last: whether the text ends with the block; otherwise its last row may continue.
+        width: the number of fields in a row; None to read the first row only, which determines it.
     Returns:
-        How many bytes are whole rows, and these.
+        The number of bytes of complete rows, and the rows.
     Raises:
-        Fault: quotes that do not say where a field ends; a row of another width.
+        Fault: ambiguous quotes, or a row of another width.
     """
     data = np.frombuffer(block, np.uint8)
     quotes = np.flatnonzero(data == _QUOTE)
@@ -86,11 +86,11 @@ def tokenized(block: bytes, offset: int, last: bool, delimiter: int, width: int 
         raise Fault(offset + int(quotes[-1]), "the quote that opens here is never closed", _DOUBLE)
     flags = np.zeros(len(data), np.uint8)
     flags[quotes] = 1
-    outside = np.cumsum(flags, dtype=np.uint8) % 2 == 0  # it may wrap round: evenness stays
+    outside = np.cumsum(flags, dtype=np.uint8) % 2 == 0  # overflow is harmless: parity is kept
     returns = (data == _CR) & outside
     ends = (data == _LF) & outside
     if returns.any():
-        following = np.append(data[1:], _LF if not last else 0)  # one at the very end may have its LF in the next block
+        following = np.append(data[1:], _LF if not last else 0)  # the LF of a final CR may be in the next block
         ends |= returns & (following != _LF)
     row_ends = np.flatnonzero(ends)
     if last and len(data) and (not len(row_ends) or row_ends[-1] != len(data) - 1):
@@ -126,8 +126,8 @@ def tokenized(block: bytes, offset: int, last: bool, delimiter: int, width: int 
         odd = int(np.flatnonzero(widths != width)[0])
         raise Fault(
             offset + int(row_starts[odd]),
-            f"this is no readable csv: the row has {widths[odd]} field(s), the header {width}",
-            f'a text with a delimiter in it stands in quotes: "..."; and {_DOUBLE}',
+            f"the file cannot be read as csv: the row has {widths[odd]} field(s), the header {width}",
+            f'put a text with a delimiter into quotes: "..."; and {_DOUBLE}',
         )
     quoted = (stops > starts) & (data[np.minimum(starts, len(data) - 1)] == _QUOTE)
     shape = (len(row_starts), width)
@@ -143,7 +143,7 @@ def tokenized(block: bytes, offset: int, last: bool, delimiter: int, width: int 
 
 
 def _first_filled(data: np.ndarray, row_ends: np.ndarray) -> int | None:
-    """Return the number of rows up to the first that is not blank; None for no such row."""
+    """Return the number of rows up to and including the first that is not blank; None if there is none."""
     begun = 0
     for number, end in enumerate(row_ends.tolist()):
         if data[begun:end].tobytes().strip(b"\r\n"):
@@ -153,7 +153,7 @@ def _first_filled(data: np.ndarray, row_ends: np.ndarray) -> int | None:
 
 
 def _plain(data: np.ndarray, quotes: np.ndarray, delimiter: int) -> bool:
-    """Return whether every other quote opens and the next one closes, without a look at each."""
+    """Return whether quotes alternately open and close fields; this test is vectorised."""
     if not len(quotes):
         return True
     before = np.concatenate([[_LF], data[:-1]])[quotes]
@@ -163,7 +163,7 @@ def _plain(data: np.ndarray, quotes: np.ndarray, delimiter: int) -> bool:
 
 
 def _structural(data: np.ndarray, quotes: np.ndarray, delimiter: int, offset: int, last: bool) -> np.ndarray:
-    """Return the quotes that open and close fields, or are doubled inside of them."""
+    """Return the quotes that open or close fields, or are doubled inside them."""
     edges = (delimiter, _LF, _CR)
     kept: list[int] = []
     opened: int | None = None
@@ -189,6 +189,6 @@ def _structural(data: np.ndarray, quotes: np.ndarray, delimiter: int, offset: in
                 offset + opened,
                 "the quote that opens here is not closed",
                 _DOUBLE,
-                (offset + at, "stands one that no delimiter follows"),
+                (offset + at, "no delimiter follows a quote"),
             )
     return np.array(kept, np.int64)

@@ -1,4 +1,4 @@
-"""The type of a CSV column: a number only where every value would be written back as it was read."""
+"""Infer the type of a CSV column: a number only if every value would be written back unchanged."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ __all__ = ["Column"]
 _INT = r"^(?:0|-?[1-9][0-9]*)$"
 _DECIMAL = r"^-?(?:0|[1-9][0-9]*)(?:\.(?:0|[0-9]*[1-9])(?:[eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)$"
 _PLAIN = r"^-?(?:0|[1-9][0-9]*)\.[0-9]+$"
-# What a person would call a number, a truth value, a date or a null: where most values are so, the note says why not.
+# Values that look like numbers, booleans, dates or nulls: if most do and the column is text, a note gives the reason.
 _LIKE = (
     r"(?i)^\s*(?:[+-]?[0-9][0-9.,'_ ]*(?:e[+-]?[0-9]+)?\s*%?|[+-]?\.[0-9]+|[+-]?inf(?:inity)?|nan|na|n/a|null|none|true"
     r"|false|[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}.*)\s*$"
 )
-_SAFE_INT_DIGITS = 15  # each of them is a float too
-_SAFE_CHARS = 16  # of a plain decimal fraction with its point: 15 digits come back as they were
+_SAFE_INT_DIGITS = 15  # such integers are exact as floats
+_SAFE_CHARS = 16  # of a decimal fraction with its point: 15 digits survive a round trip
 
 
 @dataclass
 class Column:
-    """What the values of a column have shown.
+    """What is known about the values of a column.
 
     Attributes:
-        ints, floats: whether there were such.
-        large: whether an integer is too large to be a float exactly.
-        text: (file, line, value, why) of the first value that must stay text.
-        filled, like: how many values there were, and how many of them look like a number.
+        ints, floats: whether there are such values.
+        large: whether an integer is too large for an exact float.
+        text: (file, line, value, reason) of the first value that must stay text.
+        filled, like: number of values, and of those that look like a number.
     """
 
     ints: bool = False
@@ -46,7 +46,7 @@ class Column:
 
     @classmethod
     def of(cls, kind: pa.DataType) -> Column:
-        """Return what an earlier look has found."""
+        """Return a column of a type that an earlier scan has found."""
         import pyarrow as pa
 
         if pa.types.is_integer(kind):
@@ -56,7 +56,7 @@ class Column:
         return cls(text=("", 0, "", "")) if pa.types.is_string(kind) else cls()
 
     def merged(self, other: Column) -> Column:
-        """Return what both have shown."""
+        """Return what is known from both."""
         return Column(
             self.ints or other.ints,
             self.floats or other.floats,
@@ -75,21 +75,21 @@ class Column:
         return pa.float64() if self.floats else pa.int64()
 
     def note(self, name: str) -> str | None:
-        """Return why a column that looks like numbers is none; None where nobody would expect one."""
+        """Return why a column that looks numeric stays text; None if it does not look numeric."""
         if self.text is None and self.large and self.floats:
-            return f"column {name!r} stays text: its integers are too large to stand beside fractions"
+            return f"column {name!r} stays text: its integers are too large for a float column"
         if self.text is None or self.filled == 0 or 2 * self.like < self.filled:
             return None
         path, line, value, why = self.text
         return f"column {name!r} stays text: {shown_value(value)} {why} ({path}, line {line})"
 
-    def see(self, values: pa.Array, quoted: np.ndarray, where: Any) -> None:
-        """Look at some values.
+    def observe(self, values: pa.Array, quoted: np.ndarray, where: Any) -> None:
+        """Take values into account.
 
         Args:
-            values: strings, no null among them.
-            quoted: which of them stood in quotes.
-            where: `where(row)` returns (file, line) of one of them; called for one at most.
+            values: strings without nulls.
+            quoted: which of them were in quotes.
+            where: `where(row)` returns the (file, line) of a value; called at most once.
         """
         import numpy as np
         import pyarrow.compute as pc
@@ -124,14 +124,14 @@ class Column:
 
 
 def _survives(text: str) -> bool:
-    """Return whether a decimal fraction, read as a float and written again, is the same number in the same form."""
+    """Return whether a decimal fraction survives a round trip through float, in the same notation."""
     again = repr(float(text))
-    if "n" in again or ("e" in text.lower() and "e" not in again):  # inf; or 1e5, which may be the name of a thing
+    if "n" in again or ("e" in text.lower() and "e" not in again):  # inf; or 1e5, which may be an identifier
         return False
     return Decimal(text) == Decimal(again)
 
 
 def _why(value: str, quoted: bool, number: bool) -> str:
     if quoted and number:
-        return "stands in quotes"
-    return "would not read back the same" if value[:1].isdigit() or value[:1] in "+-." else "is no number"
+        return "is in quotes"
+    return "would not read back the same" if value[:1].isdigit() or value[:1] in "+-." else "is not a number"

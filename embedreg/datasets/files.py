@@ -1,6 +1,6 @@
-"""A folder of images, or of other files that are an input each, as rows: where each lies, and its name.
+"""A folder of images, or of other files that are one input each, as rows of paths and names.
 
-Their content is read by the function that embeds them. Which files are inputs, the table of modalities says.
+The embedding function reads their content. The table of modalities lists the extensions of such files.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["changed", "inputs", "read", "schema"]
 
 
 def schema() -> pa.Schema:
-    """Return the columns: `path`, and `name` in the folder that was named."""
+    """Return the schema: `path`, and `name` relative to the folder."""
     import pyarrow as pa
 
     return pa.schema([pa.field("path", pa.string()), pa.field("name", pa.string())])
 
 
 def inputs(place: Place) -> tuple[Input, ...]:
-    """Return an input for each folder; another file, or another content, makes it another."""
+    """Return one input per folder; its ETag is a digest of the names, sizes and times of its files."""
     made = []
     for name, files in _folders(place).items():
         facts = json.dumps([(file.path, file.size, file.mtime_ns) for file in files])
@@ -41,7 +41,7 @@ def inputs(place: Place) -> tuple[Input, ...]:
 
 
 def changed(place: Place, before: Sequence[Input]) -> list[str]:
-    """Return the folders of which a file is not what it was."""
+    """Return the folders in which a file has changed."""
     files = []
     for file in place.files:
         info = place.storage.info(file.path)

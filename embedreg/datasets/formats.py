@@ -1,4 +1,4 @@
-"""Binary formats of rows: Parquet, Arrow IPC and Lance, read in units that need nothing of each other."""
+"""Read binary formats: Parquet, Arrow IPC and Lance, in units that are independent of each other."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH_BYTES",
     "Input",
-    "Look",
+    "Scan",
     "Span",
     "Unit",
     "cut",
     "lance_dataset",
-    "look_arrow",
-    "look_lance",
-    "look_parquet",
+    "scan_arrow",
+    "scan_lance",
+    "scan_parquet",
 ]
 __all__ += ["read_arrow", "read_lance", "read_parquet"]
 
-BATCH_BYTES = 128 << 20  # of a batch as it lies in the file: rows that are pictures are read fewer at a time
-_READ_BYTES = 4 << 20  # of one column that is fetched at a time, in place of its whole part of a row group
+BATCH_BYTES = 128 << 20  # of a batch as stored in the file: fewer rows at a time if they hold images
+_READ_BYTES = 4 << 20  # of one column that is fetched at a time, instead of its whole column chunk
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest part of a file that can be read by itself: a row group, a record batch, a run of whole lines.
+    """The smallest part of a file that can be read alone: a row group, a record batch, a run of complete lines.
 
     Attributes:
         start, stop: numbers of row groups, record batches or bytes, or a fragment's number and the next.
-        rows: how many; None where only reading would tell.
-        size: in bytes, as near as the file says.
+        rows: number of rows; None if it is known only after reading.
+        size: in bytes, as far as the file records it.
     """
 
     start: int
@@ -52,14 +52,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Input:
-    """A file of a source, or a fragment of a Lance table, as it was when it was looked at.
+    """A file of a source, or a fragment of a Lance table, in its state at the time of a scan.
 
     Attributes:
         path: relative to the source.
         size: in bytes.
-        mtime_ns: when it was written, where that is known.
-        etag: what an object store calls this content, or a digest of what a fragment is made of.
-        units: what can be read by itself.
+        mtime_ns: the time of its last change, if known.
+        etag: the ETag of an object, or a digest of a fragment's metadata.
+        units: parts that can be read alone.
     """
 
     path: str
@@ -70,12 +70,12 @@ class Input:
 
     @property
     def rows(self) -> int | None:
-        """How many rows it has, where that is known without reading them."""
+        """The number of rows, if it is known without reading them."""
         rows = [unit.rows for unit in self.units]
         return None if None in rows else sum(filter(None, rows))
 
     def same(self, other: Input) -> bool:
-        """Say whether this is the content that another look has seen."""
+        """Return whether this is the same content as at another scan."""
         if self.path != other.path or self.size != other.size:
             return False
         if self.etag is not None and other.etag is not None:
@@ -85,13 +85,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Span:
-    """The rows of a file that a piece of work reads.
+    """The rows of a file that a piece reads.
 
     Attributes:
-        start, stop: of its first unit and of its last.
-        skip: rows of the first unit that belong to the piece before.
+        start, stop: of its first and of its last unit.
+        skip: rows of the first unit that belong to the previous piece.
         first_row: the number of its first row in the file.
-        rows: how many it has; None for all that there are.
+        rows: number of rows; None for all.
     """
 
     start: int
@@ -102,14 +102,14 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a look at a file says.
+class Scan:
+    """The result of scanning a file.
 
     Attributes:
-        schema: None where it has no rows to tell by, or where its columns say what was seen.
-        units: what can be read by itself.
-        columns: of a text file, what its values have shown by name; None for other formats.
-        notes: what was left out, or is not as somebody may expect.
+        schema: None if it has no rows, or for a text file, whose `columns` describe it.
+        units: parts that can be read alone.
+        columns: of a text file, column name -> what is known about its values; None for other formats.
+        notes: parts that were left out, and surprising findings.
     """
 
     schema: pa.Schema | None
@@ -119,7 +119,7 @@ class Look:
 
 
 def cut(batches: Iterator[pa.RecordBatch], span: Span, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a span out of the batches of its units, at most `batch_rows` at a time."""
+    """Yield the rows of a span from the batches of its units, at most `batch_rows` at a time."""
     skip, left = span.skip, span.rows
     for whole in batches:
         batch = whole.slice(min(skip, whole.num_rows))
@@ -142,13 +142,13 @@ def _parquet(file: Any) -> Any:
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
 
 
-def look_parquet(storage: Storage, path: str) -> Look:
+def scan_parquet(storage: Storage, path: str) -> Scan:
     """Read the footer."""
     with storage.open(path) as file:
         parquet = _parquet(file)
         groups = [parquet.metadata.row_group(n) for n in range(parquet.num_row_groups)]
         units = tuple(Unit(n, n + 1, group.num_rows, group.total_byte_size) for n, group in enumerate(groups))
-        return Look(parquet.schema_arrow, units)
+        return Scan(parquet.schema_arrow, units)
 
 
 def read_parquet(
@@ -172,14 +172,14 @@ _FILE = b"ARROW1"
 
 
 def _is_file(file: Any) -> bool:
-    """Say whether this is Arrow's file form, which can be read from its middle; the other is a stream."""
+    """Return whether this is Arrow's file format, which has random access; the other is the stream format."""
     magic = file.read(len(_FILE))
     file.seek(0)
     return bool(magic == _FILE)
 
 
-def look_arrow(storage: Storage, path: str) -> Look:
-    """Read the footer and, for their numbers of rows, the first column of the record batches; a stream is one unit."""
+def scan_arrow(storage: Storage, path: str) -> Scan:
+    """Read the footer and the first column of each record batch, which gives its rows; a stream is one unit."""
     import pyarrow as pa
 
     with storage.open(path) as file:
@@ -187,16 +187,16 @@ def look_arrow(storage: Storage, path: str) -> Look:
         if not _is_file(file):
             stream = pa.ipc.open_stream(file)
             rows = sum(batch.num_rows for batch in stream)
-            return Look(storable(stream.schema, iter(()))[0], (Unit(0, 1, rows, size),) if rows else ())
+            return Scan(storable(stream.schema, iter(()))[0], (Unit(0, 1, rows, size),) if rows else ())
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0]))
         count = reader.num_record_batches
         schema = storable(pa.ipc.open_file(file).schema, iter(()))[0]
         rows_of = [reader.get_batch(n).num_rows for n in range(count)]
-        return Look(schema, tuple(Unit(n, n + 1, rows, size // count) for n, rows in enumerate(rows_of)))
+        return Scan(schema, tuple(Unit(n, n + 1, rows, size // count) for n, rows in enumerate(rows_of)))
 
 
 def _aligned() -> Any:
-    """Return options for reading buffers as their types want them: IPC files need not have views so, and Lance does."""
+    """Return options that align buffers: IPC files need not align views, but Lance requires it."""
     import pyarrow as pa
 
     return pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.At64Byte)
@@ -232,12 +232,12 @@ def lance_dataset(uri: str) -> Any:
     return attempt_import_or_raise("lance", "pylance", extra="lancedb").dataset(uri)
 
 
-def look_lance(fragment: Any) -> tuple[Unit, str]:
-    """Return a fragment as a unit, and a digest of all that it is made of."""
-    told = json.dumps(fragment.metadata.to_json(), sort_keys=True, default=str)
-    size = sum(file.get("file_size_bytes") or 0 for file in json.loads(told).get("files", []))
+def scan_lance(fragment: Any) -> tuple[Unit, str]:
+    """Return a fragment as a unit, and a digest of its metadata."""
+    facts = json.dumps(fragment.metadata.to_json(), sort_keys=True, default=str)
+    size = sum(file.get("file_size_bytes") or 0 for file in json.loads(facts).get("files", []))
     number = fragment.fragment_id
-    return Unit(number, number + 1, fragment.count_rows(), size), hashlib.sha256(told.encode()).hexdigest()
+    return Unit(number, number + 1, fragment.count_rows(), size), hashlib.sha256(facts.encode()).hexdigest()
 
 
 def read_lance(dataset: Any, span: Span, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""JSON lines: an object a line, and a type for a field only where all of its values keep it."""
+"""Read JSON lines: one object per line, and for each field a type that holds all of its values exactly."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from embedreg.datasets import texts
-from embedreg.datasets.formats import Look, Span, Unit, cut
-from embedreg.datasets.json_types import MAX_DEPTH, MAX_FIELDS, Inexact, Raw, Seen, fitted
+from embedreg.datasets.formats import Scan, Span, Unit, cut
+from embedreg.datasets.json_types import MAX_DEPTH, MAX_FIELDS, Inexact, Observed, Raw, fitted
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.storage import Storage
 from embedreg.datasets.texts import Fault
@@ -19,39 +19,39 @@ from embedreg.errors import option
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["look_jsonl", "read_jsonl"]
+__all__ = ["read_jsonl", "scan_jsonl"]
 
 _UTF8 = option("if the file is in another encoding, name it: --encoding latin-1", "encoding='latin-1'")
-_DEEP = f"no JSON object: it is nested deeper than {MAX_DEPTH} levels"
-_FLAT = "keep the inner part as a text: json.dumps(...)"
+_DEEP = f"not a JSON object: it is nested deeper than {MAX_DEPTH} levels"
+_FLAT = "store the inner part as text: json.dumps(...)"
 _BLANKS = b" \t\r\n"
-_EXACT_CHARS = 17  # as many digits tell a float from every other
+_EXACT_CHARS = 17  # digits that identify a float uniquely
 
 
-def look_jsonl(storage: Storage, path: str, reading: Reading) -> Look:
-    """Read all lines, for their types."""
-    columns, units, where, number = dict[str, Seen](), list[Unit](), storage.shown(path), 1
+def scan_jsonl(storage: Storage, path: str, reading: Reading) -> Scan:
+    """Read all lines, to infer the types."""
+    columns, units, where, number = dict[str, Observed](), list[Unit](), storage.shown(path), 1
     declared = {name: str(reading.type_of(name)) for name in (*reading.sources, *dict(reading.types))}
     with texts.open_text(storage, path, reading) as text:
-        for start, stop, lines in texts.growing(text, text.start, None, _whole):
+        for start, stop, lines in texts.row_runs(text, text.start, None, _whole):
             rows = 0
             for at, line in _numbered(start, lines):
                 if line.strip(_BLANKS):
                     row = _parsed(line, at, _EXACTLY)
-                    _see(row, line, at, columns, where, number, declared, reading)
+                    _observe(row, line, at, columns, where, number, declared, reading)
                     rows += 1
                 number += 1
             units.append(Unit(start, stop, rows, stop - start))
     if not any(unit.rows for unit in units):
-        return Look(None, (), {}, (f"{where} is empty: it has no rows",))
-    return Look(None, tuple(units), columns, ())
+        return Scan(None, (), {}, (f"{where} is empty: it has no rows",))
+    return Scan(None, tuple(units), columns, ())
 
 
-def _see(
+def _observe(
     row: dict[str, Any],
     line: bytes,
     at: int,
-    columns: dict[str, Seen],
+    columns: dict[str, Observed],
     where: str,
     number: int,
     declared: dict[str, str],
@@ -65,18 +65,18 @@ def _see(
         if found is None:
             if len(columns) >= MAX_FIELDS:
                 raise Fault(at, f"there are more than {MAX_FIELDS:,} different keys", _FLAT)
-            found = columns[name] = Seen()
+            found = columns[name] = Observed()
         if (kind := declared.get(name)) is not None:
-            if kind != "string":  # which every value can be
+            if kind != "string":  # every value can be a string
                 _declared([value], reading.type_of(name), name, [(at, line)])
             continue
         try:
-            found.see(value, where, number)
+            found.observe(value, where, number)
         except RecursionError:
             raise Fault(at, f"{_DEEP} in column {name!r}", _FLAT) from None
         except OverflowError:
             message = f"column {name!r} has objects of more than {MAX_FIELDS:,} different keys"
-            raise Fault(at, message, f"--types {name}=text keeps them as they are") from None
+            raise Fault(at, message, f"--types {name}=text stores them as text") from None
 
 
 def read_jsonl(
@@ -93,7 +93,7 @@ def read_jsonl(
 
     def batches() -> Iterator[pa.RecordBatch]:
         with texts.open_text(storage, path, reading) as text:
-            for start, _, lines in texts.growing(text, max(span.start, text.start), span.stop, _whole):
+            for start, _, lines in texts.row_runs(text, max(span.start, text.start), span.stop, _whole):
                 some = [(at, line) for at, line in _numbered(start, lines) if line.strip(_BLANKS)]
                 rows = [_parsed(line, at, _EXACTLY) for at, line in some]
                 wanted = columns if columns is not None else schema.names
@@ -120,7 +120,7 @@ def _column(
             return pa.array(values, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         pass
-    # numbers that stay text
+    # the column holds numbers that stay text
     raw = [_parsed(line, at, _AS_WRITTEN).get(name) for at, line in lines]
     try:
         return pa.array([fitted(value, kind) for value in raw], kind)
@@ -129,16 +129,16 @@ def _column(
             try:
                 pa.array([fitted(value, kind)], kind)
             except (pa.ArrowException, TypeError, ValueError, OverflowError):
-                message = f"column {name!r} was taken for {kind}, which {texts.shown_value(value)} is not"
+                message = f"column {name!r} was read as {kind}, but holds {texts.shown_value(value)}"
                 raise Fault(at, message, "run the same command again, with --fresh") from None
         raise texts.Unnamed(f"column {name!r}: {exc}.", "--fresh") from exc
 
 
 def _declared(values: list[Any], kind: pa.DataType, name: str, lines: list[tuple[int, bytes]]) -> pa.Array:
-    """Return values as the type that was declared for them.
+    """Cast values to a declared type.
 
     Raises:
-        Fault: one of them is none of that type.
+        Fault: a value is not of that type.
     """
     import pyarrow as pa
 
@@ -152,7 +152,7 @@ def _declared(values: list[Any], kind: pa.DataType, name: str, lines: list[tuple
         try:
             made.append(texts.as_type(pa.array([written], pa.string()), kind)[0])
         except pa.ArrowException:
-            hint = option(f"--types {name}=text keeps what is there", f"types={{{name!r}: 'text'}}")
+            hint = option(f"--types {name}=text keeps the values unchanged", f"types={{{name!r}: 'text'}}")
             raise Fault(at, f"column {name!r}: {texts.shown_value(written)} is not {kind}", hint) from None
     return pa.array([each.as_py() for each in made], kind)
 
@@ -166,7 +166,7 @@ def _whole(block: bytes, offset: int, last: bool) -> tuple[int, list[bytes]]:
 
 
 def _numbered(start: int, lines: list[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines with their offsets; behind the last line break there is none."""
+    """Yield the lines with their offsets; nothing after the last line break is not a line."""
     if lines and not lines[-1]:
         lines.pop()
     for line in lines:
@@ -178,33 +178,33 @@ def _parsed(line: bytes, at: int, decoder: json.JSONDecoder) -> dict[str, Any]:
     """Parse one line.
 
     Raises:
-        Fault: it holds no object, or one with a key twice, or bytes that are not UTF-8.
+        Fault: it is not an object, a key appears twice, or bytes are not UTF-8.
     """
     try:
         row = decoder.decode(line.decode())
     except UnicodeDecodeError as exc:
         message = f"{_where_invalid(line)} holds the byte 0x{line[exc.start]:02X}, not valid UTF-8"
         raise Fault(at, message, _UTF8) from None
-    except _Twice as exc:
-        raise Fault(at, f"the key {exc.args[0]!r} stands there twice", "keep one of them") from None
+    except _DuplicateKey as exc:
+        raise Fault(at, f"the key {exc.args[0]!r} appears twice", "keep one of them") from None
     except RecursionError:
         raise Fault(at, _DEEP, _FLAT) from None
     except ValueError as exc:
         why = f" ({exc.msg}, character {exc.colno})" if isinstance(exc, json.JSONDecodeError) else f" ({exc})"
-        raise Fault(at, f"no JSON object{why}", texts.PER_LINE) from None
+        raise Fault(at, f"not a JSON object{why}", texts.PER_LINE) from None
     if not isinstance(row, dict):
-        raise Fault(at, f"no JSON object, but {texts.shown_value(row)}", _no_object(row))
+        raise Fault(at, f"not a JSON object, but {texts.shown_value(row)}", _object_hint(row))
     return row
 
 
-def _no_object(row: Any) -> str:
+def _object_hint(row: Any) -> str:
     if isinstance(row, list) and all(isinstance(each, dict) for each in row):
-        return f"{texts.PER_LINE}; a file of one array is called .json"
+        return f"{texts.PER_LINE}; a file that is one array ends in .json"
     return texts.PER_LINE
 
 
 def _where_invalid(line: bytes) -> str:
-    """Name the column whose value, or name, is not UTF-8."""
+    """Return the column whose value or name is not UTF-8."""
     try:
         row = json.loads(line.decode("utf-8", "surrogateescape"))
         names = [name for name, value in row.items() if not _is_unicode([name, value])]
@@ -221,25 +221,25 @@ def _is_unicode(value: Any) -> bool:
     return True
 
 
-class _Twice(ValueError):
-    """A key that stands twice in one object."""
+class _DuplicateKey(ValueError):
+    """A key that appears twice in one object."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
+        raise _DuplicateKey(next(name for name in names if names.count(name) > 1))
     return made
 
 
 def _number(text: str) -> float:
-    """Return a fraction as a float, marked where that is not what was written."""
+    """Parse a fraction as a float, marked as `Inexact` if the float differs from the text."""
     value = float(text)
     if len(text) <= _EXACT_CHARS and value - value == 0 and value != 0:
         return value
     digits = re.sub(r"[eE].*|[-.]", "", text).strip("0")
-    held = value - value == 0 and (value != 0 or not digits)  # neither inf, nor so small that it became 0
+    held = value - value == 0 and (value != 0 or not digits)  # neither inf, nor rounded to 0
     if held and len(digits) > _EXACT_CHARS:
         held = Decimal(text) in (Decimal(repr(value)), Decimal(value))
     if held:

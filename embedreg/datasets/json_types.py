@@ -1,4 +1,4 @@
-"""The type of a JSON field, from all of its values: one that holds each of them exactly, or an error that names two."""
+"""Infer the type of a JSON field that holds all of its values exactly; else raise an error that names two of them."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from embedreg.errors import StorageError, option
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MAX_DEPTH", "Inexact", "Raw", "Seen", "fitted"]
+__all__ = ["MAX_DEPTH", "Inexact", "Observed", "Raw", "fitted"]
 
-MAX_DEPTH = 60  # Arrow's own formats hold 64
-MAX_FIELDS = 10_000  # of one object over all rows: more are a mapping, and no columns
-_EXACT = 2**53  # from here on not every integer is a float
+MAX_DEPTH = 60  # Arrow's own formats allow 64
+MAX_FIELDS = 10_000  # of one object over all rows: an object with more is a mapping, not columns
+_EXACT = 2**53  # above it not every integer is a float
 
 
 class Inexact(float):
-    """A number that a float does not hold: it is kept as it was written.
+    """A number that no float holds exactly: its original text is kept.
 
     Attributes:
-        text: it, as it was written.
+        text: the number as written in the file.
     """
 
     text: str = ""
 
 
 class Raw(str):
-    """A number as it was written."""
+    """A number as written in the file."""
 
     __slots__ = ()
 
 
 @dataclass
-class Seen:
-    """What the values of a field have shown.
+class Observed:
+    """What is known about the values of a field.
 
     Attributes:
-        kinds: "bool", "number", "string", "list" and "object" -> (file, line, value) of the first.
-        ints, floats, large: whether there were such; `large` are integers that are no float exactly.
-        kept: (file, line, value) of the first number that neither 64 bits nor a float hold, or of an object without
-            fields, which no file format holds.
+        kinds: "bool", "number", "string", "list" and "object" -> (file, line, value) of the first such value.
+        ints, floats, large: whether there are such values; `large` integers are not exact as floats.
+        kept: (file, line, value) of the first number that neither 64 bits nor a float hold exactly, or of an object
+            without fields, which no file format can store.
         items: of the lists.
         fields: of the objects.
     """
@@ -53,11 +53,11 @@ class Seen:
     floats: bool = False
     large: bool = False
     kept: tuple[str, int, Any] | None = None
-    items: Seen | None = None
-    fields: dict[str, Seen] | None = None
+    items: Observed | None = None
+    fields: dict[str, Observed] | None = None
 
-    def see(self, value: Any, path: str, line: int, depth: int = 1) -> None:
-        """Look at a value.
+    def observe(self, value: Any, path: str, line: int, depth: int = 1) -> None:
+        """Take a value into account.
 
         Raises:
             RecursionError: it is nested deeper than `MAX_DEPTH`. OverflowError: too many different fields.
@@ -88,9 +88,9 @@ class Seen:
             raise RecursionError
         elif kind is list:
             self.kinds.setdefault("list", (path, line, value))
-            self.items = self.items or Seen()
+            self.items = self.items or Observed()
             for each in value:
-                self.items.see(each, path, line, depth + 1)
+                self.items.observe(each, path, line, depth + 1)
         else:
             self.kinds.setdefault("object", (path, line, value))
             self.fields = {} if self.fields is None else self.fields
@@ -101,12 +101,12 @@ class Seen:
                 if found is None:
                     if len(self.fields) >= MAX_FIELDS:
                         raise OverflowError
-                    found = self.fields[name] = Seen()
-                found.see(each, path, line, depth + 1)
+                    found = self.fields[name] = Observed()
+                found.observe(each, path, line, depth + 1)
 
     @classmethod
-    def of(cls, kind: pa.DataType) -> Seen:
-        """Return what an earlier look has found."""
+    def of(cls, kind: pa.DataType) -> Observed:
+        """Return what is known from the type that an earlier scan has found."""
         import pyarrow as pa
 
         made, at = cls(), ("the files embedded before", 0, "")
@@ -122,14 +122,14 @@ class Seen:
             made.kinds["object"], made.fields = at, {each.name: cls.of(each.type) for each in kind}
         return made
 
-    def merged(self, other: Seen) -> Seen:
-        """Return what both have shown."""
+    def merged(self, other: Observed) -> Observed:
+        """Return what is known from both."""
         items = [each for each in (self.items, other.items) if each is not None]
         fields = None if self.fields is None else dict(self.fields)
         for name, each in (other.fields or {}).items():
             fields = fields if fields is not None else {}
             fields[name] = fields[name].merged(each) if name in fields else each
-        return Seen(
+        return Observed(
             {**other.kinds, **self.kinds},
             self.ints or other.ints,
             self.floats or other.floats,
@@ -143,16 +143,16 @@ class Seen:
         """Return the type that holds all values exactly.
 
         Raises:
-            StorageError: there is none, as for numbers and texts.
+            StorageError: there is none, such as for numbers mixed with texts.
         """
         import pyarrow as pa
 
         if len(self.kinds) > 1:
             (_, (path, line, one)), (_, (other_path, other_line, other)) = list(self.kinds.items())[:2]
             raise StorageError(
-                f"Field {name} has incompatible types: {shown_value(other)} ({other_path}, line {other_line}) and "
+                f"field {name} has incompatible types: {shown_value(other)} ({other_path}, line {other_line}) and "
                 f"{shown_value(one)} ({path}, line {line}).",
-                option(f"give each field one type throughout; or --types {name}=text", f"types={{{name!r}: 'text'}}"),
+                option(f"give each field one type; or --types {name}=text", f"types={{{name!r}: 'text'}}"),
             )
         kind = next(iter(self.kinds), None)
         if kind == "number":
@@ -160,7 +160,7 @@ class Seen:
                 return pa.string()
             return pa.float64() if self.floats else pa.int64()
         if kind == "list":
-            return pa.list_((self.items or Seen()).type(f"{name}[]"))
+            return pa.list_((self.items or Observed()).type(f"{name}[]"))
         if kind == "object":
             if not self.fields:
                 return pa.string()
@@ -168,15 +168,15 @@ class Seen:
         return {None: pa.null(), "bool": pa.bool_(), "string": pa.string()}[kind]
 
     def notes(self, name: str) -> list[str]:
-        """Return which fields stay text although they are none."""
+        """Return notes on fields that are stored as text although they are not text."""
         found = []
         if "number" in self.kinds and (self.kept or (self.floats and self.large)):
             path, line, value = self.kept or self.kinds["number"]
-            why = "no 64 bits hold exactly" if self.kept else "stands beside integers that no float holds exactly"
+            why = "does not fit into 64 bits" if self.kept else "is mixed with integers that no float holds exactly"
             found = [f"column {name!r} stays text: {shown_value(value)} {why} ({path}, line {line})"]
         if self.fields is not None and not self.fields and self.kept:
             path, line, _ = self.kept
-            found = [f"column {name!r} stays text: it holds nothing but {{}} ({path}, line {line})"]
+            found = [f"column {name!r} stays text: all of its values are {{}} ({path}, line {line})"]
         if self.items is not None:
             found += self.items.notes(f"{name}[]")
         for each, seen in (self.fields or {}).items():
@@ -185,7 +185,7 @@ class Seen:
 
 
 def fitted(value: Any, kind: pa.DataType) -> Any:
-    """Return a value, its numbers as they were written, as what `pa.array` takes for a type."""
+    """Convert a value with raw numbers to what `pa.array` accepts for a type."""
     import pyarrow as pa
 
     if value is None:
@@ -202,7 +202,7 @@ def fitted(value: Any, kind: pa.DataType) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with its numbers as numbers."""
+    """Return a value with raw numbers converted to numbers."""
     if isinstance(value, Raw):
         return int(value) if value.lstrip("-").isdigit() else float(value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a path or an address means: a Lance table, or files of one kind, by themselves, in a folder or by a pattern."""
+"""`Place`: the data that a path or URI names: a Lance table, or files of one kind, in a folder or by a pattern."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import contextlib
 import os
 import re
 import stat
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from embedreg.core.modality import MODALITIES, files_of
@@ -20,9 +19,9 @@ from embedreg.errors import StorageError
 from embedreg.inspection.locate import is_data
 from embedreg.support.imports import did_you_mean
 
-__all__ = ["Kind", "Place", "Target", "destination", "find", "kind_of", "partitions_of"]
+__all__ = ["Kind", "Place", "find", "kind_of", "partitions_of", "refuse_name"]
 
-# "lance", "parquet", "arrow", "jsonl", "csv", or what the files of a modality are called: "images"
+# "lance", "parquet", "arrow", "jsonl", "csv", or the kind of the files of a modality: "images"
 Kind: TypeAlias = str
 
 _SUFFIXES: dict[str, Kind] = {
@@ -39,17 +38,9 @@ _SUFFIXES: dict[str, Kind] = {
     ".csv": "csv",
     ".tsv": "csv",
 }
-INPUTS = "files"  # among the kinds that a caller reads: files that are an input each, of any modality
-_PACKED = (".gz", ".zst")  # around text
-_WRITTEN: dict[str, Literal["parquet", "arrow", "lance"]] = {
-    ".lance": "lance",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
+INPUTS = "files"  # a kind that callers can read: files that are one input each, of any modality
+_PACKED = (".gz", ".zst")  # compressed text
 _MAGIC: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
-_WRITABLE = "end it in .parquet for a file, in / for a folder, or use DB_DIR/name.lance for a LanceDB table"
 _READ: dict[Kind, str] = {
     "parquet": ".parquet",
     "arrow": ".arrow",
@@ -63,9 +54,8 @@ _NAMES: dict[Kind, str] = {
     "jsonl": "JSON lines",
     "csv": "CSV",
 }
-_FIRST = "to embed it first: embedreg embed SRC DST.parquet -f FUNCTION"
-_SAVE = "cat > rows.jsonl, for example, and then embed rows.jsonl"
-_TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_FIRST = "to embed it first, run: embedreg embed SRC DST.parquet -f FUNCTION"
+_SAVE = "for example, cat > rows.jsonl, then embed rows.jsonl"
 _WILD = re.compile(r"[*?\[]")
 _WILDCARDS = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
@@ -76,11 +66,11 @@ class Place:
 
     Attributes:
         kind: of all the files.
-        text: what names it: a path or an address, perhaps a pattern.
+        text: the path or URI that names it, perhaps with a pattern.
         storage: the folder that the files' names are relative to; for a Lance table, its database.
         files: sorted by name; a Lance table has none.
-        whole: whether a folder or a pattern was named, and not one file.
-        notes: what of a folder was left out, with numbers.
+        whole: whether a folder or a pattern was named, rather than one file.
+        notes: the files of a folder that were left out, with their numbers.
     """
 
     kind: Kind
@@ -92,7 +82,7 @@ class Place:
 
     @classmethod
     def lance(cls, path: Path) -> Place:
-        """Return the place of a Lance table on this machine, whether or not it is there."""
+        """Return the place of a Lance table on this machine, whether or not it exists."""
         return cls("lance", str(path), Storage(str(path.parent)))
 
     @property
@@ -114,29 +104,6 @@ class Place:
         return self.text
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where data is to be written.
-
-    Attributes:
-        kind: "folder" for a dataset of Parquet files, "parquet" or "arrow" for one file, "lance" for a table.
-        storage: the folder itself; for a file or a table, the folder that holds it.
-        name: of the file or the table's folder; "" for a folder.
-    """
-
-    kind: Literal["folder", "parquet", "arrow", "lance"]
-    storage: Storage
-    name: str = ""
-
-    def __str__(self) -> str:
-        return self.storage.shown(self.name)
-
-    @property
-    def path(self) -> Path | None:
-        """Where it lies on this machine; None elsewhere."""
-        return None if self.storage.local is None else self.storage.local / self.name
-
-
 def find(
     text: str,
     kinds: Sequence[Kind] = ("lance", "parquet"),
@@ -145,32 +112,34 @@ def find(
     options: Mapping[str, Any] | None = None,
     filesystem: Any = None,
 ) -> Place:
-    """Find the data that an argument names.
+    """Find the data that a path, URI or pattern names.
 
     Args:
-        text: a path, an address or a pattern (`*`, `?`, `[...]`, and `**` for any depth); a Lance table may be given as
+        text: a path, a URI or a pattern (`*`, `?`, `[...]`, and `**` for any depth); a Lance table may be given as
             `DB_DIR/name.lance` or `DB_DIR/name`.
-        kinds: what the caller can read.
-        remote: whether it can read from other filesystems than this machine's.
-        options, filesystem: as `Storage` has them.
+        kinds: the kinds that the caller can read.
+        remote: whether the caller can read from other filesystems than this machine's.
+        options, filesystem: as for `Storage`.
     Raises:
-        StorageError: there is nothing, nothing of those kinds, or files of several kinds.
+        StorageError: nothing exists there, nothing of those kinds, or files of several kinds.
     """
     if not text:
         raise StorageError("the path is empty.", f"give {_readable(kinds)}")
     _refuse_stream(text)
-    _refuse_name(text)
+    refuse_name(text)
     storage = Storage(text.removeprefix("file://"), options or {}, filesystem)
     if storage.local is None and not remote:
-        raise StorageError(f"{text}: only local paths are read here.", "copy it first, or use embedreg from Python")
+        raise StorageError(
+            f"{text}: only local paths are supported here.", "copy it first, or use embedreg from Python"
+        )
     place = _table(storage) or _file(storage, kinds) or _folder(storage, kinds) or _matching(storage, kinds)
     if place is None:
         raise StorageError(f"{text}: there is no such file or table.", _nearby(storage, kinds))
     for file in place.files:
-        _refuse_name(file.path)
+        refuse_name(file.path)
     files = files_of(place.kind)
     if files is not None and place.storage.local is None:
-        raise StorageError(f"{text}: {place.kind} are read from this machine only.", "copy them first")
+        raise StorageError(f"{text}: {place.kind} are only read from this machine.", "copy them first")
     if not _is_read(place.kind, kinds):
         noun = _NAMES[place.kind] if files is None else files.noun
         what = f"holds {noun}" if place.whole else f"is {noun}"
@@ -184,7 +153,7 @@ def _is_read(kind: Kind, kinds: Sequence[Kind]) -> bool:
 
 
 def _readable(kinds: Sequence[Kind]) -> str:
-    """Return what a caller can read, in words."""
+    """Return a description of the kinds that a caller can read."""
     *most, last = [_READ[kind] for kind in _READ if kind in kinds]
     files = f"{', '.join(most)} or {last}" if most else last
     found = [f"a {files} file", "a folder of them"]
@@ -194,8 +163,8 @@ def _readable(kinds: Sequence[Kind]) -> str:
     return f"{', '.join(found[:-1])} or {found[-1]}"
 
 
-def _refuse_name(text: str) -> None:
-    """Raise StorageError for a name with bytes that are not UTF-8, which Arrow cannot be given."""
+def refuse_name(text: str) -> None:
+    """Raise `StorageError` for a name with bytes that are not UTF-8, which Arrow does not accept."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -204,29 +173,29 @@ def _refuse_name(text: str) -> None:
 
 
 def _refuse_stream(text: str) -> None:
-    """Refuse what is read once only, or never ends.
+    """Raise if the data can be read only once, or may be endless.
 
     Raises:
-        StorageError: a pipe, a socket or a device.
+        StorageError: it is a pipe, a socket or a device.
     """
     if text == "-" or re.match(r"/dev/(stdin|fd/)|/proc/(self|\d+)/fd/", text):
         raise StorageError(
             f"{text}: a pipe cannot be read twice, as an interrupted job has to.", f"save it first: {_SAVE}"
         )
     mode = 0
-    with contextlib.suppress(OSError, ValueError):  # nothing there, or no path of this machine's
+    with contextlib.suppress(OSError, ValueError):  # it does not exist, or is not a local path
         mode = os.stat(text).st_mode
     if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise StorageError(f"{text} is {_what(mode)}, which cannot be read twice.", f"save it first: {_SAVE}")
+        raise StorageError(f"{text} is {_file_type(mode)}, which cannot be read twice.", f"save it first: {_SAVE}")
 
 
-def _what(mode: int) -> str:
+def _file_type(mode: int) -> str:
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     return kinds.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def kind_of(name: str) -> Kind | None:
-    """Return the kind of a file by its ending; text may be compressed."""
+    """Return the kind of a file by its extension; text may be compressed."""
     path = PurePosixPath(name.lower())
     kind = _SUFFIXES.get(path.suffix)
     if kind is None and path.suffix in _PACKED:
@@ -237,7 +206,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 def partitions_of(path: str) -> dict[str, str | None]:
-    """Return what the folders of a path say: `year=2024/lang=de/a.parquet`."""
+    """Return the partition values in the folders of a path, such as `year=2024/lang=de/a.parquet`."""
     found: dict[str, str | None] = {}
     for part in PurePosixPath(path).parts[:-1]:
         name, equals, value = part.partition("=")
@@ -247,7 +216,7 @@ def partitions_of(path: str) -> dict[str, str | None]:
 
 
 def _table(storage: Storage) -> Place | None:
-    """Find a Lance table, which may have been named without its ending."""
+    """Find a Lance table, which may be named without its extension."""
     from pyarrow.fs import FileType
 
     for uri in (storage.uri, f"{storage.uri}.lance"):
@@ -271,8 +240,8 @@ def _file(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
         kind = next((kind for start, kind in _MAGIC.items() if magic.startswith(start)), None)
     if kind is None:
         raise StorageError(
-            f"{storage.uri}: cannot tell what kind of file this is.",
-            f"known endings: {', '.join([*_SUFFIXES])}; text also with .gz or .zst",
+            f"{storage.uri}: unknown kind of file.",
+            f"known extensions: {', '.join([*_SUFFIXES])}; text also with .gz or .zst",
         )
     name = PurePosixPath(storage.uri).name
     return Place(kind, storage.uri, storage.parent(), (File(name, info.size, info.mtime_ns),))
@@ -299,7 +268,7 @@ def _folder(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
 
 
 def _matching(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
-    """Find the files that a pattern names."""
+    """Find the files that match a pattern."""
     text = storage.uri
     wild = _WILD.search(text)
     if wild is None:
@@ -307,24 +276,24 @@ def _matching(storage: Storage, kinds: Sequence[Kind]) -> Place | None:
     start = text.rfind("/", 0, wild.start()) + 1
     folder = Storage(text[: start - 1] or "/" if start else ".", storage.options, storage.filesystem)
     pattern = re.compile(_expression(text[start:]))
-    listed, strange = _listed(folder)
+    listed, special = _listed(folder)
     found = [file for file in listed if pattern.fullmatch(file.path)]
-    odd = [each for each in strange if pattern.fullmatch(each[0])]
+    odd = [each for each in special if pattern.fullmatch(each[0])]
     place = _of_one_kind(text, folder, found, odd, kinds)
     if place is None:
         if not found:
-            raise StorageError(f"{text}: no file of a known kind has such a name.", f"give {_readable(kinds)}")
+            raise StorageError(f"{text}: no file of a known kind matches.", f"give {_readable(kinds)}")
         readable = [suffix for suffix, kind in _SUFFIXES.items() if kind in kinds]
         packed = "; text also with .gz or .zst" if "jsonl" in kinds else f"; {_FIRST}"
         raise StorageError(
-            f"{text}: no file of a kind that is read here has such a name.",
-            f"known endings: {', '.join(readable)}{packed}",
+            f"{text}: no file of a supported kind matches.",
+            f"known extensions: {', '.join(readable)}{packed}",
         )
     return place
 
 
 def _listed(storage: Storage) -> tuple[list[File], list[tuple[str, str]]]:
-    """List a folder: its files, and (path, what it is) of all that is neither a file nor a folder."""
+    """List a folder: its files, and the (path, type) of every entry that is neither a file nor a folder."""
     if storage.local is None:
         return storage.files(), []
     odd = []
@@ -333,7 +302,7 @@ def _listed(storage: Storage) -> tuple[list[File], list[tuple[str, str]]]:
             path = Path(current, name)
             relative = path.relative_to(storage.local).as_posix()
             if name in folders:
-                if path.is_symlink():  # it may lead to where it lies
+                if path.is_symlink():  # it may lead to its own parent
                     odd.append((relative, "linked folder"))
                 continue
             try:
@@ -341,17 +310,17 @@ def _listed(storage: Storage) -> tuple[list[File], list[tuple[str, str]]]:
             except FileNotFoundError:
                 if path.is_symlink():
                     odd.append((relative, "dangling link"))
-                continue  # else it is gone since it was listed
+                continue  # removed since it was listed
             except OSError as exc:
                 raise StorageError(f"{path}: {exc.strerror}.", "check the link, or remove it") from exc
             if not stat.S_ISREG(mode):
-                odd.append((relative, _what(mode)))
-    strange = {path for path, _ in odd}
-    return [file for file in storage.files() if file.path not in strange], odd
+                odd.append((relative, _file_type(mode)))
+    special = {path for path, _ in odd}
+    return [file for file in storage.files() if file.path not in special], odd
 
 
 def _expression(pattern: str) -> str:
-    """Turn a pattern into a regular expression: `*` stays within one folder, `**/` is any number of them."""
+    """Convert a pattern to a regular expression: `*` stays within one folder, `**/` matches any number of them."""
     made, at = "", 0
     for match in re.finditer(r"\*\*/|\*\*|\*|\?|\[(!?)([^]]+)\]", pattern):
         made += re.escape(pattern[at : match.start()])
@@ -366,7 +335,7 @@ def _expression(pattern: str) -> str:
 def _of_one_kind(
     text: str, storage: Storage, found: Sequence[File], odd: Sequence[tuple[str, str]], kinds: Sequence[Kind]
 ) -> Place | None:
-    """Return the data files among some, without markers: names that start with "_" or "."."""
+    """Return the data files among some, without marker files, whose names start with "_" or "."."""
     by_kind: dict[Kind, list[File]] = {}
     markers, others = 0, list[str]()
     for file in found:
@@ -379,7 +348,7 @@ def _of_one_kind(
         else:
             others.append(file.path)
     beside = [kind for kind in by_kind if files_of(kind) is not None]
-    if len(by_kind) > len(beside):  # beside data, pictures are not what is to be embedded
+    if len(by_kind) > len(beside):  # images beside data files are not the data
         others += [file.path for kind in beside for file in by_kind.pop(kind)]
     if len(by_kind) > 1:
         names = {kind: PurePosixPath(files[0].path).suffix for kind, files in by_kind.items()}
@@ -413,7 +382,7 @@ def _of_one_kind(
 
 
 def _article(what: str) -> str:
-    return f"a link to what is not there ({what})" if what == "dangling link" else f"{what}, not a regular file"
+    return f"a link to a missing file ({what})" if what == "dangling link" else f"{what}, not a regular file"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -422,11 +391,11 @@ def _some(names: Sequence[str]) -> str:
 
 def _nearby(storage: Storage, kinds: Sequence[Kind]) -> str:
     if storage.local is None:
-        return "check the address and who may read it"
+        return "check the URI and its permissions"
     path = storage.local
     folder = path.parent
     if not folder.is_dir():
-        return f"there is no folder {folder} either; paths are taken from {Path.cwd()}"
+        return f"there is no folder {folder} either; paths are relative to {Path.cwd()}"
     # A table is listed under the name that the user would type.
     names = [
         child.stem if child.suffix == ".lance" else child.name
@@ -434,60 +403,3 @@ def _nearby(storage: Storage, kinds: Sequence[Kind]) -> str:
         if not child.name.startswith(".")
     ]
     return f"{did_you_mean(path.name, names)}give {_readable(kinds)}"
-
-
-def destination(text: str, *, options: Mapping[str, Any] | None = None, filesystem: Any = None) -> Target:
-    """Say what is to be written at a path, by its ending; none, or a "/", is a folder.
-
-    Raises:
-        StorageError: an ending that is not known, or its folder is a file.
-    """
-    if not text:
-        raise StorageError("the path of the output is empty.", _WRITABLE)
-    _refuse_name(text)
-    if text in ("-", "/dev/stdout", "/dev/stderr"):
-        raise StorageError(f"{text}: vectors are not written to a pipe.", _WRITABLE)
-    if PurePosixPath(text).name.lower() == ".lance":
-        _refuse_table_name(text, PurePosixPath(text).name)
-    if text.endswith("/") and PurePosixPath(text).suffix.lower() == ".lance":
-        text = text.rstrip("/")  # a table, as a shell completes its name
-    storage = Storage(text.removeprefix("file://"), options or {}, filesystem)
-    suffix = PurePosixPath(text).suffix.lower()
-    kind = _WRITTEN.get(suffix)
-    here = storage.local
-    if text.endswith("/") or (not suffix and kind is None) or (here is not None and here.is_dir() and kind is None):
-        target = Target("folder", storage)
-    elif kind is not None:
-        target = Target(kind, storage.parent(), PurePosixPath(text).name)
-        if kind == "lance":
-            _refuse_table_name(text, target.name)
-    else:
-        raise StorageError(f"{text}: cannot tell what to write there.", _WRITABLE)
-    if here is not None:
-        if target.kind in ("parquet", "arrow") and here.is_dir():
-            raise StorageError(f"{text} is a folder.", f"give a file: {here / 'embedded.parquet'}")
-        if target.kind == "folder" and here.is_file():
-            raise StorageError(f"{text} is a file.", _WRITABLE)
-        for parent in here.absolute().parents:
-            if parent.exists():
-                if not parent.is_dir():
-                    raise StorageError(f"{parent} is a file, so {text} cannot be made.", "choose another folder")
-                break
-    return target
-
-
-def _refuse_table_name(text: str, name: str) -> None:
-    """Refuse a name that LanceDB, which finds tables by their folders, could not open.
-
-    Raises:
-        StorageError: with a name that it can.
-    """
-    stem = name[: -len(".lance")]
-    if _TABLE_NAME.fullmatch(stem) and name.endswith(".lance"):
-        return
-    plain = unicodedata.normalize("NFKD", stem.replace("\u00df", "ss")).encode("ascii", "ignore").decode()
-    works = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip(".") or "table"
-    raise StorageError(
-        f"{text}: LanceDB could not open a table of that name: it takes letters of ASCII, digits, '_', '-' and '.'.",
-        f"{text[: len(text) - len(name)]}{works}.lance",
-    )

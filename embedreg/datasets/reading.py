@@ -1,4 +1,4 @@
-"""How text files are to be read: declared types, encoding, delimiter."""
+"""`Reading`: options for reading text files: declared types, encoding, delimiter."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _DELIMITERS = {"tab": "\t", "\\t": "\t"}  # as a shell passes them
 
 @dataclass(frozen=True)
 class Reading:
-    """How text files are to be read; where nothing is given, the files decide.
+    """Options for reading text files; what is not given is inferred from the files.
 
     Attributes:
-        types: (column, name in `TYPES`) that were declared.
-        encoding: of the files; None for UTF-8, or what their byte order mark says.
-        delimiter: of CSV; None for a comma, and a tab where a file is called `.tsv`.
-        sources: columns that are embedded: they are text, whatever their values look like.
+        types: declared (column, name in `TYPES`).
+        encoding: of the files; None for UTF-8, or the encoding of their byte order mark.
+        delimiter: of CSV; None for a comma, or a tab in `.tsv`.
+        sources: columns that are embedded: they are always read as text.
     """
 
     types: tuple[tuple[str, str], ...] = ()
@@ -54,7 +54,7 @@ class Reading:
         delimiter: str | None = None,
         sources: Iterable[str] = (),
     ) -> Reading:
-        """Check what a caller brings.
+        """Validate the options of a caller.
 
         Raises:
             ConfigError: an unknown type or encoding, or a delimiter that cannot separate fields.
@@ -80,7 +80,7 @@ class Reading:
         return [name for name in ("types", "encoding", "delimiter") if getattr(self, name)]
 
     def type_of(self, column: str) -> pa.DataType | None:
-        """Return the type that is declared for a column; None where its values decide."""
+        """Return the declared type of a column; None if it is inferred."""
         import pyarrow as pa
 
         name = dict(self.types).get(column, "text" if column in self.sources else None)
@@ -90,21 +90,21 @@ class Reading:
         return kinds.get(TYPES[name]) or getattr(pa, TYPES[name])()
 
     def refuse_unknown(self, columns: Iterable[str], where: str) -> None:
-        """Refuse types for columns that are not there.
+        """Raise if a type is declared for a column that does not exist.
 
         Raises:
-            InputError: naming the column.
+            InputError: it names the column.
         """
         there = list(columns)
         for column, _ in self.types:
             if column not in there:
                 raise InputError(
-                    f"{where} has no column {column!r} to give a type.",
+                    f"a type is declared for column {column!r}, which {where} does not have.",
                     f"{did_you_mean(column, there)}columns: {', '.join(there)}",
                 )
 
     def facts(self) -> dict[str, Any]:
-        """Return what `from_facts` takes, in JSON's types."""
+        """Return the options as JSON values, for `from_facts`."""
         return {
             "types": dict(self.types),
             "encoding": self.encoding,
@@ -114,7 +114,7 @@ class Reading:
 
     @classmethod
     def from_facts(cls, found: Any) -> Reading | None:
-        """Return what `facts` gave; None for anything else."""
+        """Return the options that `facts` returned; None if they are invalid."""
         try:
             return cls.of(**found)
         except (ConfigError, TypeError, ValueError, AttributeError):
@@ -126,7 +126,7 @@ def _encoding(name: str | None) -> str | None:
         return None
     try:
         found = codecs.lookup(name)
-        "".encode(name)  # a codec of bytes, such as hex, is none of text
+        "".encode(name)  # fails for codecs of bytes, such as hex
     except (LookupError, TypeError, ValueError) as exc:
         raise ConfigError(
             f"unknown encoding {name!r}.", "for example utf-8, latin-1, cp1252, utf-16, shift-jis"

@@ -1,8 +1,10 @@
-"""A folder on any filesystem: this machine's, an object store, or what fsspec knows.
+"""`Storage`: a folder on any filesystem: this machine, an object store, or any filesystem of fsspec.
 
-A name in it appears with its whole content or not at all: by a rename here, by one put on an object store. What is
-written, renamed or removed has a plain relative name, and on this machine lies behind no link (`support/confined.py`).
-Sources are read with `info`, `files` and `open`, which follow links; what is ours with `read`, `listing` and `exists`.
+Writes are atomic: a rename on this machine, one put on an object store. Paths that are written, renamed or removed are
+plain relative names, and on this machine never pass through a link (`support/confined.py`). Sources are read with
+`info`, `files` and `open`, which follow links; embedreg's own files with `read`, `listing` and `exists`, which do not.
+
+Over 400 lines: one class, whose methods share the confinement and the conversion of errors.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AGAIN", "SCRATCH", "File", "Storage", "is_uri"]
 
-SCRATCH = "_embedreg/tmp"  # where local files grow: on the same disk, and in no reader's way
+SCRATCH = "_embedreg/tmp"  # local files are written here first: same disk, and ignored by readers
 _TEMPORARY = "embedreg-"
 _CHUNK_BYTES = 8 << 20
-_MAX_BYTES = 8 << 20  # of a file that is read whole, unless its reader allows more
-AGAIN = "run the same command again to go on where it stopped"
-_PLACE = "check the path and who may write there, or write to another place"
+_MAX_BYTES = 8 << 20  # of a file that is read at once, unless the caller allows more
+AGAIN = "run the same command again to continue where it stopped"
+_PLACE = "check the path and its permissions, or write to another place"
 _REMEDIES = {
     errno.ENOSPC: f"free some space, and {AGAIN}",
     errno.EDQUOT: f"free some space, and {AGAIN}",
@@ -45,18 +47,18 @@ _REMEDIES = {
 
 
 def is_uri(path: str) -> bool:
-    """Say whether a path names a filesystem, as `s3://bucket/key` does."""
+    """Return whether a path is a URI with a filesystem, such as `s3://bucket/key`."""
     return "://" in path
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as a listing shows it.
+    """An entry of a listing.
 
     Attributes:
         path: relative to the folder, with "/".
         size: in bytes.
-        mtime_ns: when it was written, where the filesystem says.
+        mtime_ns: the time of its last change; None if the filesystem has none.
     """
 
     path: str
@@ -68,14 +70,14 @@ class File:
 class Storage:
     """A folder: the root of the paths that its methods take.
 
-    It travels to other processes as its address and its options, `$var:` references unresolved; a filesystem object
-    that a caller brought stays in this process, since it may hold keys.
+    It is pickled as its URI and its options, with `$var:` references unresolved. A filesystem object of the caller
+    cannot be pickled, since it may hold keys.
 
     Attributes:
-        uri: a local path, or an address like `s3://bucket/folder`.
-        options: for the filesystem's constructor: pyarrow's own for `s3`, `gs`, `abfs` and `hdfs`, fsspec's for others.
+        uri: a local path, or a URI like `s3://bucket/folder`.
+        options: for the filesystem's constructor: of pyarrow for `s3`, `gs`, `abfs` and `hdfs`, of fsspec for others.
         filesystem: a pyarrow or fsspec filesystem to use instead; `uri` is then a path in it.
-        inner: the part of `uri` that no person has named: through no link of it anything is written.
+        inner: the part of `uri` that the user did not name: nothing is written through a link in it.
     """
 
     uri: str
@@ -86,7 +88,7 @@ class Storage:
     def __post_init__(self) -> None:
         if references.holds_credentials(self.uri):
             raise ConfigError(
-                "the address holds a password or a key.",
+                "the URI holds a password or a key.",
                 "put keys into the environment, or storage_options={'key': '$var:key'}",
             ).for_shell(
                 "put keys into the environment, or --storage-option 'key=$var:key' --env key=ENVIRONMENT_VARIABLE"
@@ -98,7 +100,7 @@ class Storage:
     def __getstate__(self) -> dict[str, Any]:
         if self.filesystem is not None:
             raise ConfigError(
-                "a filesystem object stays in the process that made it.", "give an address and storage_options instead"
+                "a filesystem object cannot be sent to another process.", "pass a URI and storage_options instead"
             )
         names = {reference.name for reference in references.references(dict(self.options))}
         bindings = references.variables.bindings(names)
@@ -110,7 +112,7 @@ class Storage:
             object.__setattr__(self, name, state[name])
         object.__setattr__(self, "filesystem", None)
 
-    # -- where ------------------------------------------------------------------------------------------------------
+    # -- paths ------------------------------------------------------------------------------------------------------
 
     @property
     def local(self) -> Path | None:
@@ -119,15 +121,15 @@ class Storage:
 
     @property
     def _base(self) -> Path:
-        """The folder on this machine that a person has named: this one, or one above it."""
+        """The folder on this machine that the user named: this one, or one above it."""
         path = Path(self.uri)
         return path.absolute().parents[len(self.inner) - 1] if self.inner else path
 
     def _at(self, path: str) -> tuple[Path, tuple[str, ...]] | None:
-        """Return where a name lies on this machine, as `confined` takes it; None for any other filesystem.
+        """Return a name as (root, parts) for `confined`; None for a filesystem other than this machine's.
 
         Raises:
-            StorageError: it is not a plain relative name; for any filesystem.
+            StorageError: it is not a plain relative name, on any filesystem.
         """
         inner = confined.parts(path)
         return None if self.local is None else (self._base, (*self.inner, *inner))
@@ -148,46 +150,46 @@ class Storage:
 
     @property
     def fs(self) -> FileSystem:
-        """The filesystem, opened when it is first used."""
+        """The filesystem, opened on first use."""
         return self._opened[0]
 
     def full(self, path: str) -> str:
-        """Return a path as the filesystem takes it."""
+        """Return a path in the form that the filesystem expects."""
         root = self._opened[1]
         return f"{root}/{path}" if path else root
 
     def shown(self, path: str = "") -> str:
-        """Return a path as a person would type it."""
+        """Return a path as a user would type it."""
         if self.uri == "." and path:
             return path
         return f"{self.uri.rstrip('/')}/{path}" if path else self.uri
 
     def inside(self, path: str) -> Storage:
-        """Return a folder of this folder."""
+        """Return a subfolder."""
         return Storage(self.shown(path), self.options, self.filesystem, (*self.inner, *confined.parts(path)))
 
     def parent(self) -> Storage:
-        """Return the folder that holds this one."""
+        """Return the parent folder."""
         head, slash, _ = self.uri.rstrip("/").rpartition("/")
         return Storage(head or slash or ".", self.options, self.filesystem)
 
     def refuse_for_lance(self) -> None:
-        """Raise `ConfigError` where options are given that Lance, with a client of its own, would not hear of."""
+        """Raise `ConfigError` if options are given: Lance uses its own client, which would not get them."""
         if (is_uri(self.uri) and self.options) or self.filesystem is not None:
             raise ConfigError(
-                "a Lance table at an address takes its keys from the environment, not from options or a filesystem.",
+                "a Lance table at a URI takes its keys from the environment, not from options or a filesystem.",
                 "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...",
             )
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def info(self, path: str = "") -> FileInfo:
-        """Look at one path: its type, size and time."""
+        """Return the type, size and time of one path."""
         with self._errors(path):
             return self.fs.get_file_info(self.full(path))
 
     def files(self, path: str = "") -> list[File]:
-        """List the files below a path, at any depth, sorted by path; none where there is no such folder."""
+        """List the files below a path, at any depth, sorted by path; empty if the folder does not exist."""
         from pyarrow.fs import FileSelector, FileType
 
         if self.local is not None:
@@ -205,7 +207,7 @@ class Storage:
         """Open a file for random access.
 
         Raises:
-            StorageError: it cannot be read, or is a pipe or a device, which might never end.
+            StorageError: it cannot be read, or is a pipe or a device, which may be endless.
         """
         with self._errors(path):
             if self.local is not None and not stat.S_ISREG(os.stat(self.full(path)).st_mode):
@@ -213,10 +215,10 @@ class Storage:
             return self.fs.open_input_file(self.full(path))
 
     def read(self, path: str, limit: int = _MAX_BYTES) -> bytes | None:
-        """Return a file's content, one byte more than the limit at most; None where there is none.
+        """Return a file's content, at most one byte more than the limit; None if it does not exist.
 
         Raises:
-            StorageError: it cannot be read; on this machine, it is a link or lies behind one, or is no regular file.
+            StorageError: it cannot be read; on this machine also: it lies behind a link, or is not a regular file.
         """
         from pyarrow.fs import FileType
 
@@ -229,7 +231,7 @@ class Storage:
             return bytes(stream.read(limit + 1))
 
     def exists(self, path: str) -> bool:
-        """Return whether anything lies under a name, without reading it."""
+        """Return whether a name exists, without reading it."""
         from pyarrow.fs import FileType
 
         if (at := self._at(path)) is not None:
@@ -238,9 +240,9 @@ class Storage:
         return bool(self.info(path).type != FileType.NotFound)
 
     def listing(self, path: str = "") -> list[File]:
-        """List what lies below a folder of ours, at any depth, sorted by path, links not followed.
+        """List everything below a folder of embedreg, at any depth, sorted by path, without following links.
 
-        What is neither a file nor a folder has the size -1.
+        An entry that is neither a file nor a folder has the size -1.
         """
         if self.local is None:
             return self.files(path)
@@ -253,43 +255,43 @@ class Storage:
             key=lambda file: file.path,
         )
 
-    def look(self, path: str) -> confined.Entry | None:
-        """Return what lies under a name on this machine, links not followed; None where nothing does."""
+    def entry(self, path: str) -> confined.Entry | None:
+        """Return the entry of a name on this machine, without following links; None if it does not exist."""
         with self._errors(path):
-            return confined.look(self._base, (*self.inner, *confined.parts(path)))
+            return confined.entry(self._base, (*self.inner, *confined.parts(path)))
 
     def etag(self, path: str) -> str | None:
-        """Return what an object store calls the content's version, where it does."""
+        """Return the ETag of an object; None if the filesystem has none."""
         if self.local is not None:
             return None
         fsspec = getattr(getattr(self.fs, "handler", None), "fs", None)
         with self._errors(path):
             if fsspec is not None:
-                told: Mapping[Any, Any] = fsspec.info(self.full(path))
+                facts: Mapping[Any, Any] = fsspec.info(self.full(path))
             else:
                 with self.open(path) as file:
-                    told = file.metadata() or {}
-        value = told.get("ETag") or told.get(b"ETag")
+                    facts = file.metadata() or {}
+        value = facts.get("ETag") or facts.get(b"ETag")
         return (value.decode() if isinstance(value, bytes) else str(value)).strip('"') if value else None
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def write(self, path: str, data: bytes, check: Callable[[], object] | None = None) -> None:
-        """Write a small file, whole; arguments and errors as `publish`."""
+        """Write a small file atomically; arguments and errors as `publish`."""
         for left in (2, 1, 0):
             try:
                 with self.publish(path, check) as growing, self._errors(path):
                     growing.write_bytes(data)
-            except StorageError as exc:  # another run, which is ending, has removed an empty folder just made
+            except StorageError as exc:  # another run, which is ending, may have removed the empty folder just made
                 if self.local is None or not left or not isinstance(exc.__cause__, FileNotFoundError):
                     raise
             else:
                 return
 
     def renew(self, path: str, data: bytes) -> bool:
-        """Give a small file a new time if it is there; return whether it is. On an object store it is written anew.
+        """Update the time of a small file, if it exists; return whether it does. On an object store it is rewritten.
 
-        What is removed meanwhile does not come back, but for an object store, which has no step that does both.
+        A file that is removed meanwhile stays removed, except on an object store, which has no atomic operation for it.
         """
         if (at := self._at(path)) is not None:
             with self._errors(path):
@@ -301,15 +303,15 @@ class Storage:
 
     @contextlib.contextmanager
     def publish(self, path: str, check: Callable[[], object] | None = None) -> Iterator[Path]:
-        """Give a new local path to write to; what is there at the end of the block appears under `path`, whole.
+        """Yield a new local path to write to; at the end of the block the file is published atomically as `path`.
 
         Args:
-            check: raises where nothing may be written any more; called first, and right before the file appears.
+            check: raises if writing is no longer allowed; called first, and right before the file is published.
         Raises:
-            StorageError: it cannot be stored, or the name is a link; what stood there before is as it was.
+            StorageError: it cannot be stored, or the name is a link; an earlier file remains unchanged.
         """
         if self.local is not None:
-            with self.grow(check) as growing:
+            with self.scratch_file(check) as growing:
                 yield growing
                 self.rename(growing, self, path, check)
             return
@@ -324,8 +326,8 @@ class Storage:
             self._upload(growing, path, check)
 
     @contextlib.contextmanager
-    def grow(self, check: Callable[[], object] | None = None) -> Iterator[Path]:
-        """Give a new path in the scratch folder of a folder on this machine; what is still there in the end goes."""
+    def scratch_file(self, check: Callable[[], object] | None = None) -> Iterator[Path]:
+        """Yield a new path in the scratch folder of a folder on this machine; a file that remains there is removed."""
         if check is not None:
             check()
         inner = (*self.inner, *confined.parts(SCRATCH))
@@ -335,14 +337,14 @@ class Storage:
         try:
             yield Path(self.uri, SCRATCH, name)
         finally:
-            with contextlib.suppress(OSError):  # the next run sweeps it
+            with contextlib.suppress(OSError):  # the next run removes it
                 confined.remove(self._base, (*inner, name))
 
     def rename(self, growing: Path, target: Storage, path: str, check: Callable[[], object] | None = None) -> None:
-        """Let what grew in this folder's scratch appear in a folder, this one or one that it lies in.
+        """Move a file from this folder's scratch folder to its final name, in this folder or one above it.
 
-        The next run empties the scratch folder once it has the lock. So a run that was stopped behind its last check,
-        and went on after it had lost the lock, finds nothing to rename.
+        The next run empties the scratch folder once it has the lock. So a run that was suspended after its last check,
+        and continues after it has lost the lock, finds no file to rename.
         """
         old = (*self.inner, *confined.parts(SCRATCH), growing.name)
         new = (*target.inner, *confined.parts(path))
@@ -355,28 +357,28 @@ class Storage:
             confined.move(self._base, old, new)
 
     def swap(self, folder: str, target: Storage, path: str, check: Callable[[], object]) -> None:
-        """Let a folder of this one take the place of another beside it, of which this one's scratch keeps what was."""
+        """Replace a folder of `target` by a subfolder of this one; the old one is moved to scratch, then removed."""
         scratch = (*self.inner, *confined.parts(SCRATCH))
         old = (*scratch, uuid.uuid4().hex)
         new = (*target.inner, *confined.parts(path))
         with target._errors(path):
             check()
             confined.make(self._base, scratch)
-            if (there := confined.look(self._base, new)) is not None:
+            if (there := confined.entry(self._base, new)) is not None:
                 (confined.move_folder if there.kind == "folder" else confined.move)(self._base, new, old)
             confined.move_folder(self._base, (*self.inner, *confined.parts(folder)), new)
             if there is not None:
                 (confined.remove_tree if there.kind == "folder" else confined.remove)(self._base, old)
 
     def sweep(self) -> None:
-        """Remove what killed runs left half written: here, and where this machine keeps temporary files."""
+        """Remove incomplete files of killed runs: here, and in this machine's folder of temporary files."""
         self.remove_all(SCRATCH)
         for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
             if processes.is_dead_tag(folder.name.removeprefix(_TEMPORARY).rpartition("-")[0]):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _upload(self, source: Path, path: str, check: Callable[[], object] | None) -> None:
-        """Put a finished file in one go; what did not arrive whole is removed again."""
+        """Upload a finished file; an incomplete upload is removed again."""
         size = source.stat().st_size
         try:
             with self._errors(path):
@@ -386,23 +388,23 @@ class Storage:
                     while block := file.read(_CHUNK_BYTES):
                         stream.write(block)
             if (arrived := self.info(path).size) != size:
-                raise StorageError(f"{self.shown(path)} arrived with {arrived} of {size} bytes.", AGAIN)
+                raise StorageError(f"{self.shown(path)} was uploaded with {arrived} of {size} bytes.", AGAIN)
         except BaseException:
-            with contextlib.suppress(EmbedregError):  # the error that brought us here is the one to show
+            with contextlib.suppress(EmbedregError):  # the original error matters more
                 if check is not None:
                     check()
                 self.remove(path)
             raise
 
     def _has_objects(self) -> bool:
-        """Say whether names need no folders, as on an object store."""
+        """Return whether this is an object store, where names need no folders."""
         return self.fs.type_name in ("s3", "gcs", "abfs")
 
     def remove(self, path: str) -> None:
-        """Remove a file that may not be there; of a link, the link itself.
+        """Remove a file, if it exists; of a link, the link itself.
 
         Raises:
-            StorageError: it is a folder, or lies behind a link.
+            StorageError: it is a folder, or a part of the path is a link.
         """
         from pyarrow.fs import FileType
 
@@ -414,10 +416,10 @@ class Storage:
                 self.fs.delete_file(self.full(path))
 
     def remove_all(self, path: str) -> None:
-        """Remove a folder that may not be there, with what is in it.
+        """Remove a folder and its content, if it exists.
 
         Raises:
-            StorageError: it is a link, or lies behind one.
+            StorageError: a part of the path is a link.
         """
         from pyarrow.fs import FileType
 
@@ -429,7 +431,7 @@ class Storage:
                 self.fs.delete_dir(self.full(path))
 
     def clear(self, keep: str) -> None:
-        """Remove everything in this folder, but for one folder in it.
+        """Remove everything in this folder except one subfolder.
 
         Raises:
             StorageError: something cannot be removed.
@@ -446,20 +448,20 @@ class Storage:
                     (confined.remove_tree if entry.kind == "folder" else confined.remove)(self._base, at)
 
     def remove_empty(self, path: str = "") -> None:
-        """Remove a folder of this machine if it is there, empty, and not one that a person has named."""
+        """Remove a folder of this machine if it exists, is empty, and was not named by the user."""
         inner = (*self.inner, *(confined.parts(path) if path else ()))
         if self.local is not None and inner:
             confined.remove_empty(self._base, inner)
 
     def refuse_links(self, path: str) -> None:
-        """Raise `StorageError` where a folder on this machine is a link or holds one: some libraries follow them."""
+        """Raise `StorageError` if a folder on this machine is a link or holds one: some libraries follow them."""
         if (at := self._at(path)) is not None:
             with self._errors(path):
                 confined.refuse_links(*at)
 
     @contextlib.contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        """Turn a filesystem's error into a `StorageError` that names the path."""
+        """Convert a filesystem's error into a `StorageError` that names the path."""
         import pyarrow as pa
 
         try:
@@ -477,11 +479,11 @@ class Storage:
 
 
 def _walk(root: Path, folder: Path) -> Iterator[File]:
-    # Links to folders are not followed: one of them may lead to where it lies.
+    # Links to folders are not followed: one of them may lead to its own parent.
     for current, _, names in os.walk(folder, onerror=_unless_absent):
         for name in names:
             path = Path(current, name)
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                 stat = path.stat()
                 yield File(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
 
@@ -492,7 +494,7 @@ def _unless_absent(exc: OSError) -> None:
 
 
 def _open(uri: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
-    """Open the filesystem of an address: pyarrow's where it has one, else fsspec's."""
+    """Open the filesystem of a URI: pyarrow's if it has one, else fsspec's."""
     import pyarrow as pa
     from pyarrow import fs as arrow
 
@@ -500,7 +502,7 @@ def _open(uri: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
     own = {"s3": "S3FileSystem", "gs": "GcsFileSystem", "gcs": "GcsFileSystem", "abfs": "AzureFileSystem"}
     if scheme in own and options and hasattr(arrow, own[scheme]):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if scheme == "s3" and endpoint:  # which pyarrow reads when it is given no option at all
+        if scheme == "s3" and endpoint:  # pyarrow reads it only if no option is passed
             options = {"endpoint_override": endpoint, **options}
         return getattr(arrow, own[scheme])(**options), rest.rstrip("/")
     if not options:
@@ -514,5 +516,5 @@ def _open(uri: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
     try:
         opened, path = fsspec.core.url_to_fs(uri, **options)
     except (ImportError, ValueError) as exc:
-        raise StorageError(f"{uri}: {exc}", "check the address; its filesystem may need a package") from exc
+        raise StorageError(f"{uri}: {exc}", "check the URI; its filesystem may need a package") from exc
     return arrow.PyFileSystem(arrow.FSSpecHandler(opened)), path.rstrip("/")

@@ -1,4 +1,4 @@
-"""Text files as UTF-8, whatever their compression and encoding, with the place of each fault in them."""
+"""Read text files of any encoding and compression as UTF-8, and locate faults by line."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from embedreg.errors import StorageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["PER_LINE", "Fault", "Text", "as_type", "breaks", "growing", "open_text", "quoted", "shown_value"]
+__all__ = ["PER_LINE", "Fault", "Text", "as_type", "breaks", "open_text", "quoted", "row_runs", "shown_value"]
 
-_CHUNK_BYTES = 1 << 20  # of text, parsed at a time; pieces begin at such chunks, or inside of one
-MAX_ROW_BYTES = 256 << 20  # of one row: a quote that is never closed must not fill the memory
-_BOM = b"\xef\xbb\xbf"  # a byte order mark, which Windows programs write
+_CHUNK_BYTES = 1 << 20  # of text that is parsed at a time; a piece begins at a chunk or inside one
+MAX_ROW_BYTES = 256 << 20  # of one row: an unclosed quote must not exhaust the memory
+_BOM = b"\xef\xbb\xbf"  # the byte order mark that Windows programs write
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
+_MARKS = {  # longer ones first: UTF-32's mark begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_KEPT = 4  # chunks behind the place of a stream, which the next piece may begin in
-_OPEN = 4  # streams that wait for the next piece of their file
+_KEPT = 4  # chunks that are kept behind the position of a stream: the next piece may begin in them
+_OPEN = 4  # streams that are kept open for the next piece of their file
 _SHOWN = 60  # characters of a value, in messages
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _BLANK = re.compile(r"[ \t\r\n]*")
 PER_LINE = "write one object {...} per line"
 
 
-class Fault(Exception):  # it becomes a StorageError once its line is counted
-    """What is wrong at a place of a text file.
+class Fault(Exception):  # converted to a StorageError once its line is counted
+    """An error at an offset of a text file.
 
     Args:
         offset: of a byte of the line, in the text as UTF-8.
-        message: what is wrong there.
-        other: the offset of another place, and what stands in its line.
+        message: the error.
+        other: the offset of a second position, and what is in its line.
     """
 
     def __init__(self, offset: int, message: str, hint: str, other: tuple[int, str] | None = None) -> None:
@@ -54,27 +54,27 @@ class Fault(Exception):  # it becomes a StorageError once its line is counted
         self.offset, self.message, self.hint, self.other = offset, message, hint, other
 
 
-class Unnamed(StorageError):  # whoever knows the file names it
-    """What is wrong in a text file, without the file's name."""
+class Unnamed(StorageError):  # the caller who knows the file adds its name
+    """An error in a text file, without the file's name."""
 
 
 class Text:
     """A text file, open for reading as UTF-8.
 
-    A file that is UTF-8 already is read at any place. Others are read from their start, so a place before the last
-    `_KEPT` chunks means to begin again.
+    An uncompressed UTF-8 file is read at any offset. Others are read from their start, so reading at an offset before
+    the last `_KEPT` chunks starts over.
     """
 
     def __init__(self, storage: Storage, path: str, reading: Reading) -> None:
         self._storage, self._path, self._reading = storage, path, reading
-        self.array = False  # whether it is one JSON array, of which each element is given as a line
+        self.array = False  # whether it is one JSON array, whose elements are returned as lines
         self._begin()
         name = PurePosixPath(path.lower().removesuffix(".gz").removesuffix(".zst"))
         if name.suffix == ".json" and self.read(0, _CHUNK_BYTES).removeprefix(_BOM).lstrip()[:1] == b"[":
             self.array = True
             self._begin()
         self.start = 3 if self.read(0, 3) == _BOM else 0
-        self.head: Any = None  # what a format has found at the start, for a stream that goes on
+        self.head: Any = None  # the header that a format has parsed, for a stream that is continued
 
     def _begin(self) -> None:
         self._file = self._storage.open(self._path)
@@ -95,21 +95,21 @@ class Text:
         if self.seekable:
             return
         if packed is None:
-            head = b""  # nothing was taken from the file
+            head = b""  # nothing was consumed
         pieces = _raw(raw, head)
         decoded = pieces if encoding is None else _recoded(pieces, encoding)
-        self._coming = _elements(decoded) if self.array else decoded
+        self._chunks = _elements(decoded) if self.array else decoded
         self._kept, self._from = bytearray(), 0
 
     def read(self, start: int, size: int) -> bytes:
-        """Return the bytes from a place on, fewer than asked for only at the end."""
+        """Return the bytes from an offset on, fewer than requested only at the end."""
         if self.seekable:
             whole = self._file.size()
             return bytes(self._file.read_at(max(min(size, whole - start), 0), start)) if start < whole else b""
         if start < self._from:
             self._begin()
         while self._from + len(self._kept) < start + size:
-            block = next(self._coming, None)
+            block = next(self._chunks, None)
             if block is None:
                 break
             self._kept += block
@@ -132,7 +132,7 @@ def _raw(stream: Any, head: bytes) -> Iterator[bytes]:
 
 
 def _recoded(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """Turn text of another encoding into UTF-8; what comes before a fault is given first."""
+    """Convert text of another encoding to UTF-8; the text before a fault is yielded first."""
     decoder = codecs.getincrementaldecoder(encoding)()
     done = 0
 
@@ -149,7 +149,7 @@ def _recoded(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
             done += len(text.encode())
             yield text.encode()
             raise Fault(
-                done, f"what stands here is not valid {encoding}", "name the file's own encoding: --encoding cp1252"
+                done, f"this is not valid {encoding}", "name the file's own encoding: --encoding cp1252"
             ) from None
         done += len(made)
         yield made
@@ -160,7 +160,7 @@ def _recoded(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _elements(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Give each element of a JSON array as a line."""
+    """Yield each element of a JSON array as a line."""
     scan = json.JSONDecoder().raw_decode
     decoder, text, number, wanted = codecs.getincrementaldecoder("utf-8")(), "", 0, 0
     state, final = "start", False
@@ -170,7 +170,7 @@ def _elements(pieces: Iterator[bytes]) -> Iterator[bytes]:
         try:
             text += decoder.decode(piece or b"", final)
         except UnicodeDecodeError:
-            raise _element(number + 1, "what stands here is not valid utf-8", "--encoding latin-1") from None
+            raise _element(number + 1, "this is not valid utf-8", "--encoding latin-1") from None
         if len(text) < wanted and not final:
             continue
         lines, at, wanted = [], 0, 0
@@ -182,27 +182,27 @@ def _elements(pieces: Iterator[bytes]) -> Iterator[bytes]:
                 at, state = at + 1, "end"
             elif state in ("comma", "end"):
                 if state == "end" or mark != ",":
-                    raise _element(number, "no comma follows, and the array does not end", "write the file again")
+                    raise _element(number, "expected a comma or the end of the array", "write the file again")
                 at, state = at + 1, "value"
             else:
                 try:
                     _, stop = scan(text, at)
                 except RecursionError:
-                    raise _element(number + 1, "no JSON object: it is nested too deeply", PER_LINE) from None
+                    raise _element(number + 1, "not a JSON object: it is nested too deeply", PER_LINE) from None
                 except ValueError:
                     if final:
                         break
                     stop = len(text)
-                if stop == len(text) and not final:  # even a number that ends here may go on
+                if stop == len(text) and not final:  # even a number may continue in the next chunk
                     break
                 number, state = number + 1, "comma"
-                # a line break cannot stand inside of a JSON text, so that a blank may stand for it
+                # JSON strings contain no line breaks, so a space can replace one
                 lines.append(text[at:stop].replace("\r", " ").replace("\n", " "))
                 at = stop
         text = text[at:]
         wanted = 2 * len(text)
         if len(text) > MAX_ROW_BYTES or (final and state != "end"):
-            raise _element(number + 1, "no JSON, or the array breaks off here", "write the file again")
+            raise _element(number + 1, "invalid JSON, or the array is truncated here", "write the file again")
         yield "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -210,7 +210,7 @@ def _element(number: int, message: str, hint: str) -> Unnamed:
     return Unnamed(f"element {number} of the array: {message}.", hint)
 
 
-# -- streams that wait for the next piece of their file ----------------------------------------------------------------
+# -- streams that are kept open for the next piece of their file ------------------------------------------------------
 
 _waiting: OrderedDict[tuple[Any, ...], Text] = OrderedDict()
 _lock = threading.Lock()
@@ -218,7 +218,7 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def open_text(storage: Storage, path: str, reading: Reading) -> Iterator[Text]:
-    """Open a text file; a stream goes on where the piece before has left it.
+    """Open a text file; a kept stream continues where the previous piece ended.
 
     Raises:
         StorageError: a `Fault` inside the block, with its line.
@@ -238,7 +238,7 @@ def open_text(storage: Storage, path: str, reading: Reading) -> Iterator[Text]:
     try:
         yield text
         whole = True
-    except GeneratorExit:  # a piece ends inside of a chunk
+    except GeneratorExit:  # a piece ends inside a chunk
         whole = True
         raise
     except Fault as fault:
@@ -261,7 +261,7 @@ def _named(storage: Storage, path: str, exc: StorageError) -> StorageError:
 
 
 def _located(storage: Storage, path: str, reading: Reading, fault: Fault) -> StorageError:
-    """Return a fault as an error that names the file and the line."""
+    """Convert a fault to an error that names the file and the line."""
     try:
         text = Text(storage, path, reading)
     except Fault:  # it cannot even be opened
@@ -282,29 +282,29 @@ def _line(text: Text, offset: int) -> int:
         if not block:
             break
         at += len(block)
-        # one more byte, so that no CR LF is counted as two
+        # one byte more, so that a CR LF is not counted twice
         found += breaks(block) - (block[-1:] == b"\r" and text.read(at, 1) == b"\n")
     return found
 
 
 def breaks(block: bytes) -> int:
-    """Count the line breaks: LF, CR LF, and CR alone."""
+    """Return the number of line breaks: LF, CR LF, or CR alone."""
     return block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
 
 
-# -- what both formats need --------------------------------------------------------------------------------------------
+# -- shared by both formats --------------------------------------------------------------------------------------------
 
 
-def growing(text: Text, start: int, stop: int | None, whole: Any) -> Iterator[tuple[int, int, Any]]:
-    """Read runs of whole rows.
+def row_runs(text: Text, start: int, stop: int | None, whole: Any) -> Iterator[tuple[int, int, Any]]:
+    """Read runs of complete rows.
 
     Args:
-        start: where a row begins.
-        stop: where one ends; None for the end of the file.
-        whole: `whole(block, offset, last)` returns how many bytes of the block are whole rows, and what it made of
-            them; none at all means that the row goes on.
+        start: the offset at which a row begins.
+        stop: the offset at which a row ends; None for the end of the file.
+        whole: `whole(block, offset, last)` returns the number of bytes of complete rows in the block, and the parsed
+            rows; 0 bytes mean that the row continues after the block.
     Yields:
-        The offset of each run, where it ends, and what `whole` made of it.
+        The start of each run, its end, and the parsed rows.
     """
     block, size = b"", _CHUNK_BYTES
     while True:
@@ -320,17 +320,17 @@ def growing(text: Text, start: int, stop: int | None, whole: Any) -> Iterator[tu
             start, block, size = start + taken, block[taken:], _CHUNK_BYTES
         else:
             if len(block) > MAX_ROW_BYTES:
-                raise Fault(start, f"a row that begins here is longer than {MAX_ROW_BYTES >> 20} MiB", "cut it")
-            size = max(len(block), _CHUNK_BYTES)  # twice as much each time
+                raise Fault(start, f"a row that begins here is longer than {MAX_ROW_BYTES >> 20} MiB", "shorten it")
+            size = max(len(block), _CHUNK_BYTES)  # double it each time
         if last:
             return
 
 
 def as_type(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return texts as the type that was declared for them.
+    """Cast texts to a declared type.
 
     Raises:
-        pa.ArrowInvalid: one of them is none of that type, or an integer or a power that its floats do not hold.
+        pa.ArrowInvalid: a text is not a value of that type, or a number that the float type cannot hold exactly.
     """
     import numpy as np
     import pyarrow as pa
@@ -344,17 +344,17 @@ def as_type(values: pa.Array, kind: pa.DataType) -> pa.Array:
         if "inf" in text.lower() if np.isinf(number) else not _INTEGER.fullmatch(text):
             continue
         if np.isinf(number) or decimal.Decimal(text) != decimal.Decimal(float(number)):
-            raise pa.ArrowInvalid(f"{text[:_SHOWN]} is no {kind}")
+            raise pa.ArrowInvalid(f"{text[:_SHOWN]} is not a {kind}")
     return made
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as a message shows it."""
+    """Return a value as shown in messages."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return repr(text) if isinstance(value, str) else text
 
 
 def quoted(names: Any) -> str:
-    """List names in quotes."""
+    """Return a comma-separated list of quoted names."""
     return ", ".join(map(repr, names))

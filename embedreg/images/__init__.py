@@ -1,7 +1,7 @@
-"""Images: what may hold one, what data may make this process read, and the way to upright RGB.
+"""Images: opening them as upright RGB, and the folders and hosts that data may make this process read.
 
-`open_image` is the one call that functions need. Its names are loaded when they are first used: a process that only
-allows something needs neither Pillow nor an HTTP client.
+Functions only need `open_image`. Names are loaded on first use: a process that only sets allowances needs neither
+Pillow nor an HTTP client.
 """
 
 from __future__ import annotations

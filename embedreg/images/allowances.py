@@ -1,6 +1,6 @@
-"""What the images in data may make this process read: folders, hosts, and how much of each.
+"""Allowances: the folders and hosts from which images in data may be read, and the limits.
 
-`files` and `fetching` ask here; `docs/images.md` tells the rules to readers.
+`files` and `fetching` check them; `docs/images.md` describes the rules.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What an image in data may make us read. By default no file and no host: bytes, PIL images and arrays only.
+    """What images in data may read. By default no file and no host: only bytes, PIL images and arrays are allowed.
 
     Attributes:
-        dirs: folders, and all below them, or single files, whose images may be read.
-        hosts: where images may be fetched from, if every address of theirs is public: `host` (any port), `host:port`,
-            `https://host`, `*.example.com` (the hosts below it), or `*` (any, on the ports 80 and 443).
+        dirs: folders (including everything below them) or single files from which images may be read.
+        hosts: hosts from which images may be fetched, if all of their addresses are public: `host` (any port),
+            `host:port`, `https://host`, `*.example.com` (its subdomains), or `*` (any, on the ports 80 and 443).
         private_hosts: the same without a `*`, for hosts whose addresses are private or this machine's own.
-        max_bytes: the most bytes of one image as it is stored.
-        max_pixels: the most pixels of one image. Each takes four bytes once it is decoded; decoding takes at most eight
-            for each of max_pixels, so kinds that take more (WebP: 16) may have fewer.
-        max_aspect: how many times longer than the other the longer side may be: models shrink the shorter side to
-            their size, which would make a line of pixels enormous.
-        timeout_s: the most seconds for fetching one image, look-up, redirects and retries included.
-        max_redirects: how many redirects are followed, each checked like the first address.
-        formats: Pillow's names of the formats that are decoded, whatever a name's ending says.
+        max_bytes: the maximum size of one encoded image.
+        max_pixels: the maximum number of pixels of one image. A decoded pixel takes four bytes. Decoding may take at
+            most eight bytes for each of max_pixels, so formats that take more (WebP: 16) may have fewer pixels.
+        max_aspect: the maximum ratio of the longer to the shorter side: models scale the shorter side to their size,
+            which would make a line of pixels enormous.
+        timeout_s: the maximum seconds for fetching one image, including DNS lookup, redirects and retries.
+        max_redirects: the maximum number of redirects, each checked like the first URL.
+        formats: Pillow's names of the formats that are decoded, regardless of file extensions.
     """
 
     dirs: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()
     max_bytes: int = 64 * 2**20
-    max_pixels: int = 2**26  # 8192 x 8192: more than any camera's, save those of 100 megapixels
+    max_pixels: int = 2**26  # 8192 x 8192: more than cameras have, except those of 100 megapixels
     max_aspect: float = 100.0
     timeout_s: float = 20.0
     max_redirects: int = 5
@@ -68,7 +68,7 @@ class ImagePolicy:
             kinds: Any = int if whole else int | float
             least = 0 if name == "max_redirects" else 1 if name == "max_aspect" else 1e-3
             if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
-                raise ConfigError(f"{name}={value!r} is no limit.", f"{name}={getattr(ImagePolicy, name)}")
+                raise ConfigError(f"invalid limit {name}={value!r}.", f"{name}={getattr(ImagePolicy, name)}")
 
 
 LIMITS = ("max_bytes", "max_pixels", "max_aspect", "timeout_s", "max_redirects")
@@ -76,7 +76,7 @@ LIMITS = ("max_bytes", "max_pixels", "max_aspect", "timeout_s", "max_redirects")
 
 @dataclass(frozen=True, eq=False)
 class Allowance:
-    """What one `allow_images(...)` call allows; as a context manager it ends with the block."""
+    """The allowance of one `allow_images(...)` call; as a context manager it ends with the block."""
 
     given: dict[str, Any]
 
@@ -91,7 +91,7 @@ class Allowance:
         self.revoke()
 
     def revoke(self) -> None:
-        """Take it back: nothing is read by it from now on."""
+        """Revoke the allowance: from now on it permits nothing."""
         with _lock:
             if self in _allowances:
                 _allowances.remove(self)
@@ -110,25 +110,25 @@ def allow_images(
     private_hosts: Iterable[str] = (),
     **limits: Any,
 ) -> Allowance:
-    """Let images that data names be read from folders and hosts, for this process or for a `with` block.
+    """Allow images in data to be read from folders and hosts, for this process or for a `with` block.
 
-    It holds for every thread of the process, since an engine embeds in threads of its own. Several add up; of two
-    limits the later one holds.
+    It applies to all threads of the process, since engines embed in their own threads. Several allowances add up; a
+    later limit replaces an earlier one.
 
     Args:
-        policy: all of it in one value, limits included.
+        policy: everything in one value, including limits.
         dirs, hosts, private_hosts, limits: see `ImagePolicy`.
     Returns:
-        The allowance: `.revoke()` it, or use it in a `with` statement.
+        The allowance: call `.revoke()`, or use it in a `with` statement.
     Raises:
-        ConfigError: something that could not allow what it seems to, such as an empty path.
+        ConfigError: an entry is invalid, such as an empty path.
     """
     if policy is not None and not isinstance(policy, ImagePolicy):
-        raise ConfigError(f"a {type(policy).__name__} is no ImagePolicy.", "allow_images(dirs=['photos'])")
+        raise ConfigError(f"expected an ImagePolicy, got a {type(policy).__name__}.", "allow_images(dirs=['photos'])")
     known = {*LIMITS, "formats"}
     if unknown := sorted(limits.keys() - known):
-        raise ConfigError(f"there is no limit {unknown[0]!r}.", f"limits: {', '.join(sorted(known))}")
-    own = ImagePolicy(dirs=dirs, hosts=hosts, private_hosts=private_hosts, **limits)  # type: ignore[arg-type]  # made tuples there
+        raise ConfigError(f"unknown limit {unknown[0]!r}.", f"limits: {', '.join(sorted(known))}")
+    own = ImagePolicy(dirs=dirs, hosts=hosts, private_hosts=private_hosts, **limits)  # type: ignore[arg-type]  # converted to tuples there
     given = {name: getattr(own, name) for name in ("dirs", "hosts", "private_hosts", *limits)}
     if policy is not None:
         whole = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
@@ -144,12 +144,12 @@ def not_allowed(said: str, kind: str, value: str) -> RowError:
 
 
 def current_policy() -> ImagePolicy:
-    """Return what is allowed now, in this process."""
+    """Return the policy that is currently in effect in this process."""
     return _current
 
 
 def reset() -> None:
-    """Take every allowance back."""
+    """Revoke all allowances."""
     with _lock:
         _allowances.clear()
         _combine()
@@ -174,7 +174,7 @@ _given = functools.partial(texts_given, "allow_images")
 
 
 def host_covered(rules: Iterable[str], host: Host) -> bool:
-    """Say whether a host, its scheme and port are among those of a policy's `hosts` or `private_hosts`."""
+    """Return whether a policy's `hosts` or `private_hosts` include a host with its scheme and port."""
     return any(_covers(text, host) for text in rules)
 
 
@@ -182,7 +182,7 @@ def _covers(text: str, host: Host) -> bool:
     rule, below = _rule(text)
     if rule is None or (rule.scheme is not None and rule.scheme != host.scheme):
         return False
-    if text.endswith("*"):  # any host at all: not any service of it too
+    if text.endswith("*"):  # any host, but only on the default ports
         return host.port is None or host.effective_port == host._replace(port=None).effective_port
     if not below:
         return rule.covers(host)
@@ -191,7 +191,7 @@ def _covers(text: str, host: Host) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _rule(text: str) -> tuple[Host | None, bool]:
-    """Read one entry: the host that it names, and whether it means those below it."""
+    """Parse one entry: return its host, and whether it means the subdomains."""
     scheme, mark, rest = text.rpartition("://")
     if rest == "*":
         return parse_host(f"{scheme}{mark}any"), False
@@ -212,4 +212,4 @@ def _checked(kind: str, text: str) -> str:
     return text.lower()
 
 
-_current = ImagePolicy()  # every allowance that holds now, put together
+_current = ImagePolicy()  # all current allowances, combined

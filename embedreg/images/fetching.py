@@ -1,9 +1,9 @@
-"""Images on the web that data names: fetched only from allowed hosts, over addresses that were checked.
+"""Fetch images from URLs in data: only from allowed hosts, and only over IP addresses that were checked.
 
-A host is looked up once, every address of it must be public, and the connection goes to one of these very addresses,
-so that no second look-up can lead elsewhere. Python's own HTTP client does the rest, over a socket that knows when time
-is up: a server that sends a byte now and then gets no more of it than one that sends nothing. No proxy, no cookie, no
-password and no setting from the environment is used.
+A host is resolved once, all of its addresses must be public, and the connection goes to one of these addresses, so a
+second DNS lookup cannot lead elsewhere (DNS rebinding). Python's own HTTP client does the rest, over a socket with a
+deadline for the whole request: a server that sends a byte now and then gets no more time than one that sends nothing.
+Proxies, cookies, passwords and settings from the environment are not used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNTYPED = frozenset(
     {"", "application/octet-stream", "binary/octet-stream", "application/binary", "application/unknown"}
 )
 _URL = re.compile(r"https?:", re.IGNORECASE | re.ASCII)
-# What a name that ends so is read as by some resolvers: one of the many spellings of an IPv4 address.
+# Some resolvers read a name with such an ending as an IPv4 address, of which there are many spellings.
 _NUMERIC = re.compile(r"(.*\.)?(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE | re.ASCII)
 _HEADERS = {
     "User-Agent": f"embedreg/{__version__}",
@@ -50,17 +50,17 @@ _CHUNK = 2**16  # bytes
 
 
 def is_url(text: str) -> bool:
-    """Say whether a text is an address for `fetch`."""
+    """Return whether a text is a URL for `fetch`."""
     return _URL.match(text.strip()) is not None
 
 
 def url_retrieve(url: str) -> bytes:
-    """Fetch an image under what `allow_images` allows now.
+    """Fetch an image, as `allow_images` currently allows.
 
-    LanceDB's `lancedb.embeddings.utils.url_retrieve`, by name and arguments, for functions that were written for it.
+    It has the name and arguments of `lancedb.embeddings.utils.url_retrieve`, for functions that were written for it.
 
     Raises:
-        RowError: it is not allowed or cannot be had.
+        RowError: it is not allowed or not available.
     """
     return fetch(url, allowances.current_policy())
 
@@ -68,14 +68,14 @@ def url_retrieve(url: str) -> bytes:
 def fetch(url: str, policy: ImagePolicy) -> bytes:
     """Fetch an image.
 
-    What may pass by itself (a lost connection, a busy server) is tried again, twice at the most, within `timeout_s`.
+    Transient errors (a lost connection, a busy server) are retried at most twice, within `timeout_s`.
 
     Args:
-        url: an http(s) address.
-        policy: which hosts, how many bytes, redirects and seconds.
+        url: an http(s) URL.
+        policy: the allowed hosts, and the limits of bytes, redirects and seconds.
     Raises:
-        RowError: the host, an address of it or where it redirects to is not allowed; the answer is no image, too long,
-            or does not come in time.
+        RowError: the host, one of its addresses or a redirect is not allowed; the response is not an image, is too
+            long, or does not arrive in time.
     """
     deadline = time.monotonic() + policy.timeout_s
     if not is_url(url):
@@ -89,9 +89,9 @@ def fetch(url: str, policy: ImagePolicy) -> bytes:
 
 
 def _follow(url: str, policy: ImagePolicy, deadline: float) -> bytes:
-    """Fetch an address, and those that it redirects to, each judged by itself."""
+    """Fetch a URL and its redirects, each of which is checked."""
     for _ in range(policy.max_redirects + 1):
-        target = _judged(url, policy)
+        target = _checked_target(url, policy)
         answer = _get(target, policy, deadline)
         if isinstance(answer, bytes):
             return answer
@@ -100,16 +100,16 @@ def _follow(url: str, policy: ImagePolicy, deadline: float) -> bytes:
         except ValueError:
             url = ""
         if not is_url(url):
-            raise RowError("the image's server redirects to what is no http(s) address")
+            raise RowError("the image's server redirects to an address that is not an http(s) URL")
     raise RowError(f"the image's server redirects more than max_redirects={policy.max_redirects} times")
 
 
-# -- where an address leads --------------------------------------------------------------------------------------------
+# -- checking a URL ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Target:
-    """An address that may be asked: its host, what to ask for, and whether it may lie in a private network."""
+    """A URL that is allowed: its host, its path, and whether it may be in a private network."""
 
     host: Host
     path: str
@@ -117,7 +117,7 @@ class _Target:
 
     @property
     def name(self) -> str:
-        """The host as a resolver and a certificate have it."""
+        """The host name for the resolver and the certificate."""
         return self.host.host.strip("[]")
 
     @property
@@ -125,28 +125,27 @@ class _Target:
         return self.host.effective_port or 80
 
 
-def _judged(url: str, policy: ImagePolicy) -> _Target:
-    """Say what an address leads to, if its host is allowed.
+def _checked_target(url: str, policy: ImagePolicy) -> _Target:
+    """Return the target of a URL, if its host is allowed.
 
     Raises:
-        RowError: it is not, or parsers could differ on where it leads.
+        RowError: it is not allowed, or parsers could disagree on its host.
     """
-    # Spaces and letters beyond ASCII become what browsers send for them; a backslash stays, to be refused.
+    # Spaces and non-ASCII letters are quoted as browsers do; a backslash stays, so that it is refused.
     url = quote(url, safe="!#$%&'()*+,/:;=?@[]~\\", errors="replace")
     host = parse_host(url)
     if host is None or host.scheme not in ("http", "https") or (host.port is not None and not 0 < host.port < 65536):
         raise RowError(
-            "the address of the image has a user name, letters beyond ASCII in its host, or a spelling that could lead "
-            "to different places"
+            "the address of the image has a user name, a non-ASCII host, or a spelling that parsers read differently"
         )
     private = allowances.host_covered(policy.private_hosts, host)
     if not private and not allowances.host_covered(policy.hosts, host):
         raise allowances.not_allowed(f"images may not be fetched from {str(host)!r}; allow it: ", "hosts", str(host))
-    if host.host.startswith("[") or _NUMERIC.fullmatch(host.host):  # an IP address, and no other spelling of one
+    if host.host.startswith("[") or _NUMERIC.fullmatch(host.host):  # an IP address in its canonical spelling only
         try:
             ipaddress.ip_address(host.host.strip("[]"))
         except ValueError:
-            raise RowError("the address of the image spells a number for a host") from None
+            raise RowError("the address of the image has an ambiguous number as its host") from None
         if not private and not _is_public(host.host.strip("[]")):
             raise _not_public(host)
     parts = urlsplit(url)
@@ -154,51 +153,51 @@ def _judged(url: str, policy: ImagePolicy) -> _Target:
 
 
 def _addresses(target: _Target, deadline: float) -> list[tuple[Any, ...]]:
-    """Look a host up: (family, kind, protocol, sockaddr) of each address, all of them allowed.
+    """Resolve a host: return (family, kind, protocol, sockaddr) of each address, all of them allowed.
 
     Raises:
-        RowError: one is not public. CallError: the look-up failed or took too long.
+        RowError: one is not public. CallError: the lookup failed or took too long.
     """
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def look_up() -> None:
+    def resolve() -> None:
         try:
             answers.put(socket.getaddrinfo(target.name, target.port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as exc:
             answers.put(exc)
 
-    # In a thread of its own: a look-up cannot be cut off, and the system's patience with it may be longer than ours.
-    threading.Thread(target=look_up, daemon=True, name="embedreg-look-up").start()
+    # In its own thread: a lookup cannot be cancelled, and the system's timeout may be longer than ours.
+    threading.Thread(target=resolve, daemon=True, name="embedreg-resolve").start()
     try:
         found = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
-        raise _late() from None
+        raise _timed_out() from None
     if isinstance(found, Exception):
-        passing = getattr(found, "errno", None) == socket.EAI_AGAIN
-        raise CallError("the host of the image is not known", transient=passing)
+        transient = getattr(found, "errno", None) == socket.EAI_AGAIN
+        raise CallError("the host of the image is unknown", transient=transient)
     if not target.private and not all(_is_public(place[0]) for *_, place in found):
         raise _not_public(target.host)
     return [(family, kind, protocol, place) for family, kind, protocol, _, place in found]
 
 
 def _not_public(host: Host) -> RowError:
-    said = f"the host {str(host)!r} has an address that is not public; if that is meant, allow it: "
+    said = f"the host {str(host)!r} has an address that is not public; if that is intended, allow it: "
     return allowances.not_allowed(said, "private_hosts", str(host))
 
 
 def _is_public(text: str) -> bool:
-    """Say whether an IP address is one of the public internet, and no other one is hidden in it."""
+    """Return whether an IP address is public, and so is any other address that is embedded in it."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address):
         translated = int(address) >> 32 == _NAT64
-        if not translated and int(address) >> 125 != 1:  # all that is given out lies in 2000::/3
+        if not translated and int(address) >> 125 != 1:  # all allocated addresses are in 2000::/3
             return False
         inner = [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)] if translated else []
         inner += [each for each in (address.sixtofour, *(address.teredo or ())) if each is not None]
-        # newer Pythons call no 6to4 address global: it is as public as the one inside it
+        # newer Pythons call no 6to4 address global: it is as public as the embedded address
         outer = address.is_global or address.sixtofour is not None
         return outer and all(_is_public(str(each)) for each in inner)
     return address.is_global and not (address.is_multicast or address.is_reserved)
@@ -208,13 +207,13 @@ def _is_public(text: str) -> bool:
 
 
 class _Timed:
-    """A socket for Python's HTTP client on which nothing outlasts a deadline, however slowly the other end goes on."""
+    """A socket for Python's HTTP client with a deadline for all of its operations, however slow the server is."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self.sock, self.deadline = sock, deadline
 
     def limit(self) -> None:
-        """Let the next operation last no longer than until the deadline."""
+        """Limit the next operation to the time until the deadline."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -232,7 +231,7 @@ class _Timed:
         return self.sock.recv_into(buffer)
 
     def close(self) -> None:
-        """Leave it open: the client closes it before it reads the answer; `_get` closes it at the end."""
+        """Do nothing: the client closes the socket before it reads the response; `_get` closes it at the end."""
 
 
 class _Reader(io.RawIOBase):
@@ -247,27 +246,27 @@ class _Reader(io.RawIOBase):
 
 
 def _get(target: _Target, policy: ImagePolicy, deadline: float) -> bytes | str:
-    """Ask for a target once.
+    """Send one request.
 
     Returns:
-        The image's bytes, or where the server redirects to.
+        The image's bytes, or the location of a redirect.
     Raises:
-        RowError, CallError: as `fetch` has them; CallError for what may pass.
+        RowError: as `fetch`. CallError: the request failed.
     """
     connection = http.client.HTTPConnection(target.name, target.port)
     if target.host.scheme == "https":
-        connection.default_port = 443  # so that the Host header leaves the scheme's own port out
+        connection.default_port = 443  # so that the Host header omits the default port
     timed = None
     try:
         connection.sock = timed = _connected(target, deadline)
         connection.request("GET", target.path, headers=_HEADERS)
         return _read(connection.getresponse(), policy)
     except TimeoutError:
-        raise _late() from None
+        raise _timed_out() from None
     except ssl.SSLCertVerificationError:
         raise RowError("the certificate of the image's server is not valid for it") from None
     except (OSError, http.client.HTTPException) as exc:
-        what = f"the image's server cannot be reached, or gives no proper answer ({type(exc).__name__})"
+        what = f"the image's server cannot be reached, or its response is invalid ({type(exc).__name__})"
         raise CallError(what, transient=True) from None
     finally:
         if timed is not None:
@@ -275,7 +274,7 @@ def _get(target: _Target, policy: ImagePolicy, deadline: float) -> bytes | str:
 
 
 def _connected(target: _Target, deadline: float) -> Any:
-    """Connect to one of a host's addresses, the first that answers."""
+    """Connect to the first address of a host that answers."""
     failure: OSError = ConnectionError()
     for family, kind, protocol, place in _addresses(target, deadline):
         sock = socket.socket(family, kind, protocol)
@@ -304,11 +303,11 @@ def _tls() -> ssl.SSLContext:
 
 
 def _read(response: http.client.HTTPResponse, policy: ImagePolicy) -> bytes | str:
-    """Read an answer, no more of it than is allowed."""
+    """Read a response, up to the allowed size."""
     if response.status in _REDIRECTS:
         location = response.getheader("Location")
         if not location:
-            raise RowError(f"the image's server answers HTTP {response.status} without saying where to")
+            raise RowError(f"the image's server answers HTTP {response.status} without a Location")
         return location.encode("latin-1", "replace").decode("utf-8", "replace")  # as browsers read it
     if response.status != 200:
         answer = _Status(response)
@@ -322,7 +321,7 @@ def _read(response: http.client.HTTPResponse, policy: ImagePolicy) -> bytes | st
         shown = kind if re.fullmatch(r"[\w.+-]+/[\w.+-]+", kind) else "something else"
         raise RowError(f"the image's server sends {shown}, not an image")
     if response.getheader("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise RowError("the image's server sends it compressed, which was not asked for")
+        raise RowError("the image's server sends it compressed, which was not requested")
     length = response.length
     if length is not None and length > policy.max_bytes:
         raise RowError(f"the image has {length:,} bytes, over max_bytes={policy.max_bytes:,}")
@@ -338,12 +337,12 @@ def _read(response: http.client.HTTPResponse, policy: ImagePolicy) -> bytes | st
 
 
 class _Status(Exception):
-    """An answer that is no success, as `retry` judges the errors of HTTP clients."""
+    """An HTTP error response, in the form that `retry` expects from HTTP clients."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         super().__init__()
         self.status, self.headers = response.status, response.headers
 
 
-def _late() -> CallError:
+def _timed_out() -> CallError:
     return CallError("the image did not arrive within the time that timeout_s allows")

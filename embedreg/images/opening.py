@@ -1,7 +1,7 @@
-"""From whatever names or holds a picture to an upright RGB image, within limits.
+"""`open_image`: open bytes, paths, URLs, PIL images or arrays as upright RGB images, within limits.
 
-What is wrong with a picture is a `RowError`: it never takes the other rows with it. Nothing of Pillow's global state is
-changed here, and none of its warnings gets out: what they are about is judged here, for each image by itself.
+A bad image raises a `RowError`, which never fails the other rows. Pillow's global state is not changed, and its
+warnings are suppressed: the limits are checked here, for each image.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["open_image"]
 
-ROWS = 64  # of numbers that are scaled at a time
-MAX_SCANS = 64  # of a progressive JPEG, each of which is work on every pixel; real ones have about ten
-_MODULES = {  # Pillow's own search for them imports some fifty modules
+ROWS = 64  # rows of pixels that are scaled at a time
+MAX_SCANS = 64  # of a progressive JPEG: each scan processes every pixel; real files have about ten
+_MODULES = {  # Pillow's own search for plug-ins imports some fifty modules
     "BMP": "BmpImagePlugin",
     "GIF": "GifImagePlugin",
     "JPEG": "JpegImagePlugin",
@@ -38,16 +38,16 @@ _MODULES = {  # Pillow's own search for them imports some fifty modules
     "TIFF": "TiffImagePlugin",
     "WEBP": "WebPImagePlugin",
 }
-_OTHERS = (  # how files begin that are often taken for images, and what to say of them
+_OTHERS = (  # the first bytes of files that are often mistaken for images, and their description
     (rb"\s*<(!DOCTYPE html|html|head|body)", "an HTML page, not an image"),
     (rb"\s*<(svg|[?!].*<svg)", "an SVG drawing, not a raster image"),
     (rb"%PDF", "a PDF document, not an image"),
     (rb"%!PS", "a PostScript document, not an image"),
-    (rb".{4}ftyp(heic|heix|mif1|hevc)", "an HEIC image, which is not decoded here"),
+    (rb".{4}ftyp(heic|heix|mif1|hevc)", "an HEIC image, which is not supported"),
     (rb".{4}ftypavi[fs]", "an AVIF image, whose format is not among those allowed"),
     (rb"version https://git-lfs", "a pointer to a file in Git LFS, not the file itself"),
 )
-# What EXIF says of how the camera was held, and what sets it upright; names of `PIL.Image.Transpose`.
+# EXIF orientation -> the `PIL.Image.Transpose` that makes the image upright.
 _UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -58,7 +58,7 @@ _UPRIGHT = {
     8: "ROTATE_90",
 }
 _ORIENTATION = 0x0112
-_HELD = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow finds the orientation
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -69,23 +69,23 @@ def open_image(
     from_query: bool = False,
     policy: ImagePolicy | None = None,
 ) -> Image:
-    """Open a picture: its first frame, upright, as RGB.
+    """Open an image: its first frame, upright, as RGB.
 
-    Colours are those of `image.convert("RGB")`, as open_clip converts: transparency is dropped, not blended with a
-    background. Greyscale of 16 bits is scaled down, not clipped.
+    Colours are those of `image.convert("RGB")`, as in open_clip: transparency is dropped, not blended with a
+    background. 16-bit greyscale is scaled down, not clipped.
 
     Args:
         value: bytes of an image file; a PIL image; an array (h, w), (h, w, 1) or (h, w, 3 or 4) of uint8, uint16, bool
             or floats from 0 to 1; a Path; a str that names a path, a `file:` URL or an http(s) URL.
-        draft: a size below which the caller will shrink the picture, (w, h) in pixels. A JPEG of twice that size or
-            more may be decoded at a half, a quarter or an eighth, never smaller than this.
-        from_query: whether the caller's own user passed it: a Path is then read wherever it is.
-        policy: what may be read, and how much; None for what `allow_images` allows now.
+        draft: the size, (w, h) in pixels, to which the caller will shrink the image. A JPEG of twice that size or more
+            may be decoded at a half, a quarter or an eighth, but never smaller than this.
+        from_query: whether the value comes from the user rather than from data: a Path may then be anywhere.
+        policy: what may be read, and the limits; None for the current policy of `allow_images`.
     Returns:
-        A `PIL.Image.Image` of mode RGB, loaded; a PIL image that was one already may be returned itself.
+        A loaded `PIL.Image.Image` of mode RGB; an input that already is one may be returned itself.
     Raises:
-        RowError: the picture cannot be had or decoded, by its own fault or because it is not allowed.
-        MissingExtraError: Pillow is not installed. ConfigError: the policy names a format that Pillow does not know.
+        RowError: the image is not available, cannot be decoded, or is not allowed.
+        MissingExtraError: Pillow is not installed. ConfigError: Pillow does not know a format of the policy.
     """
     import numpy as np
 
@@ -107,7 +107,7 @@ def _bytes_of(value: Any, policy: ImagePolicy, from_query: bool) -> bytes:
     if isinstance(value, Path):
         return files.read(value, policy, granted=from_query)
     if not isinstance(value, str):
-        raise RowError(f"a {type(value).__name__} is no image")
+        raise RowError(f"a {type(value).__name__} is not an image")
     if not value.strip():
         raise RowError("the name of the image is blank")
     if fetching.is_url(value):
@@ -128,23 +128,23 @@ def _decode(data: bytes, policy: ImagePolicy, draft: tuple[int, int] | None) -> 
             return _upright(pixels.convert("RGB") if pixels.mode == "L" else pixels, orientation)
         except (RowError, ConfigError, MemoryError):
             raise
-        except Exception as exc:  # noqa: BLE001 (whatever a decoder makes of hostile bytes is those bytes' fault)
+        except Exception as exc:  # noqa: BLE001 (any error of a decoder is the fault of the bytes)
             raise RowError(_why(exc)) from None
 
 
 def _loaded(data: bytes, policy: ImagePolicy, draft: tuple[int, int] | None) -> tuple[Image, int]:
-    """Return the pixels as RGB or grey, and how the camera was held; what they were decoded from is let go of."""
+    """Return the pixels as RGB or grey, and the EXIF orientation; the encoded image is released."""
     image = _opened(data, policy)
     _within(image.size, policy)
     memory.refuse_costly(image, policy, data)
     _shrunk(image, data, draft)
-    image.load()  # before asking how it is held: some plug-ins set it upright themselves
-    _within(image.size, policy)  # a header may have said less
+    image.load()  # before reading the orientation: some plug-ins rotate the image themselves
+    _within(image.size, policy)  # the header may have declared a smaller size
     return (_grey(image) if _is_wide(image) else _rgb(image)), _orientation(image)
 
 
 def _opened(data: bytes, policy: ImagePolicy) -> ImageFile:
-    """Read the header: a PIL image whose pixels are not decoded yet."""
+    """Read the header, and return a PIL image whose pixels are not decoded yet."""
     from PIL import Image, UnidentifiedImageError
 
     for name in policy.formats:
@@ -155,15 +155,15 @@ def _opened(data: bytes, policy: ImagePolicy) -> ImageFile:
     except UnidentifiedImageError:
         found = (text for start, text in _OTHERS if re.match(start, data[:1024], re.DOTALL | re.IGNORECASE))
         formats = ", ".join(policy.formats)
-        raise RowError(f"it is {next(found, f'no image of an allowed format ({formats})')}") from None
+        raise RowError(f"it is {next(found, f'not an image of an allowed format ({formats})')}") from None
     except KeyError as exc:
         if exc.args[0] in policy.formats:
-            raise ConfigError(f"Pillow knows no format {exc}.", f"formats={allowances.FORMATS}") from None
+            raise ConfigError(f"unknown image format {exc}.", f"formats={allowances.FORMATS}") from None
         raise
 
 
 def _within(size: tuple[int, int], policy: ImagePolicy) -> None:
-    """Refuse what would take too much memory, before anything is decoded."""
+    """Raise if the image has too many pixels or too long a side, before anything is decoded."""
     width, height = size
     shape = f"the image has {width} x {height} pixels"
     if width < 1 or height < 1:
@@ -171,29 +171,29 @@ def _within(size: tuple[int, int], policy: ImagePolicy) -> None:
     if width * height > policy.max_pixels:
         raise RowError(f"{shape}, over max_pixels={policy.max_pixels:,}")
     if max(width, height) > policy.max_aspect * min(width, height):
-        raise RowError(f"{shape}, a side over max_aspect={policy.max_aspect:g} times the other")
+        raise RowError(f"{shape}, one side over max_aspect={policy.max_aspect:g} times the other")
 
 
 def _shrunk(image: ImageFile, data: bytes, draft: tuple[int, int] | None) -> None:
-    """Have a JPEG decoded at a fraction of its size, and refuse one that is made to take forever."""
+    """Set a JPEG to be decoded at a fraction of its size, and refuse one with too many scans."""
     if not hasattr(image, "draft") or image.format not in ("JPEG", "MPO"):
         return
-    if data.count(b"\xff\xda") > MAX_SCANS:  # within a scan each 0xff is followed by zero
+    if data.count(b"\xff\xda") > MAX_SCANS:  # inside a scan each 0xff is followed by a zero
         raise RowError(f"the JPEG has more than {MAX_SCANS} scans")
     if draft is not None:
         (width, height), (least_w, least_h) = image.size, draft[::-1] if _orientation(image) >= 5 else draft
         for scale in (8, 4, 2):
-            # Only what divides evenly: else the last row and column would stand for less than the others.
+            # Only exact divisors: else the last row and column would represent fewer pixels than the others.
             if not (width % scale or height % scale) and width >= scale * least_w and height >= scale * least_h:
                 image.draft(None, (width // scale, height // scale))
                 return
 
 
 def _orientation(image: Image) -> int:
-    """Return how EXIF says that the camera was held, 1 (upright) to 8; 1 where it says nothing that makes sense."""
+    """Return the EXIF orientation, 1 (upright) to 8; 1 if there is none or it is invalid."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 (broken EXIF raises anything; the pixels are as good as ever)
+    except Exception:  # noqa: BLE001 (broken EXIF may raise any error; the pixels are not affected)
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
@@ -204,13 +204,13 @@ def _upright(image: Image, orientation: int) -> Image:
     if orientation not in _UPRIGHT:
         return image
     image = image.transpose(Transpose[_UPRIGHT[orientation]])
-    for key in _HELD:  # or the next one who asks would turn it again
+    for key in _ORIENTATION_KEYS:  # otherwise the image would be rotated again by the next reader
         image.info.pop(key, None)
     return image
 
 
 def _why(exc: Exception) -> str:
-    """Say what a decoder's error means, without the bytes that some of them repeat."""
+    """Describe a decoder's error, without the bytes that some of them quote."""
     kind, text = type(exc).__name__, str(exc)
     if kind == "DecompressionBombError":
         return "the image has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows"
@@ -218,7 +218,7 @@ def _why(exc: Exception) -> str:
     if isinstance(exc, EOFError) or re.search(r"truncated|not enough|premature|too small|unexpected end", text, re.I):
         return "the image is truncated"
     if "unsupported" in text or isinstance(exc, NotImplementedError):
-        return "the image is of a kind that Pillow does not decode"
+        return "the image is of a kind that Pillow cannot decode"
     return f"the image is damaged ({kind} from its decoder)"
 
 
@@ -226,28 +226,28 @@ def _why(exc: Exception) -> str:
 
 
 def _rgb(image: Image) -> Image:
-    """Turn a loaded image into RGB as `image.convert("RGB")` does, save where that would clip."""
+    """Convert a loaded image to RGB as `image.convert("RGB")` does, except where that would clip."""
     if image.mode == "RGB":
-        return image.copy() if getattr(image, "is_animated", False) else image  # without the file of all its frames
+        return (
+            image.copy() if getattr(image, "is_animated", False) else image
+        )  # a copy does not hold the file of all frames
     if _is_wide(image):
         return _grey(image).convert("RGB")
     if image.mode == "I":
-        raise RowError(
-            "the image has pixels of 32-bit integers, which have no agreed range: convert it to 8 or 16 bits"
-        )
+        raise RowError("the image has 32-bit integer pixels, which have no agreed range: convert it to 8 or 16 bits")
     if "transparency" in image.info and image.mode == "P":
-        image = image.copy()  # it may be the caller's
-        del image.info["transparency"]  # it changes no colour, and converting would warn
+        image = image.copy()  # it may belong to the caller
+        del image.info["transparency"]  # it does not affect colours, and converting would warn
     return image.convert("RGB")
 
 
 def _is_wide(image: Image) -> bool:
-    """Return whether an image is greyscale of more than 8 bits, with a range that its kind says."""
+    """Return whether an image is greyscale of more than 8 bits with a known range."""
     return image.mode in _SIXTEEN_BITS or image.mode == "F" or (image.mode == "I" and image.format == "PNG")
 
 
 def _grey(image: Image) -> Image:
-    """Return greyscale of 16 bits or floats as that of 8, some rows at a time: whole, it would take twice the image."""
+    """Convert 16-bit or float greyscale to 8 bits, a few rows at a time, since all at once would double the memory."""
     import numpy as np
     from PIL.Image import fromarray
 
@@ -260,7 +260,7 @@ def _grey(image: Image) -> Image:
 
 
 def _from_pil(image: Image, policy: ImagePolicy) -> Image:
-    """Make RGB of an image that the caller has opened; the frame it stands at, upright."""
+    """Convert an image that the caller has opened to upright RGB, at its current frame."""
     _within(image.size, policy)
     with _lock_of(image), _quiet():
         try:
@@ -269,23 +269,21 @@ def _from_pil(image: Image, policy: ImagePolicy) -> Image:
             return _upright(_rgb(image), _orientation(image))
         except (RowError, MemoryError):
             raise
-        except Exception as exc:  # noqa: BLE001 (the caller opened it, and its bytes may be anything)
+        except Exception as exc:  # noqa: BLE001 (the caller opened it, and its bytes are untrusted)
             raise RowError(_why(exc)) from None
 
 
 def _from_array(array: np.ndarray, policy: ImagePolicy) -> Image:
-    """Make RGB of pixels in an array."""
+    """Convert an array of pixels to RGB."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         hint = ": put the channels last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        raise RowError(
-            f"an array of shape {array.shape} is no image of (h, w), (h, w, 1), (h, w, 3) or (h, w, 4){hint}"
-        )
+        raise RowError(f"invalid shape {array.shape}: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4){hint}")
     _within((array.shape[1], array.shape[0]), policy)
     return _from_numbers(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _from_numbers(array: np.ndarray) -> Image:
-    """Make RGB of (h, w), (h, w, 3) or (h, w, 4) numbers whose type says their range."""
+    """Convert (h, w), (h, w, 3) or (h, w, 4) numbers, whose dtype determines their range, to RGB."""
     import numpy as np
     from PIL import Image
 
@@ -299,16 +297,16 @@ def _from_numbers(array: np.ndarray) -> Image:
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
-    """Scale numbers whose type says their range to 8 bits."""
+    """Scale numbers, whose dtype determines their range, to 8 bits."""
     import numpy as np
 
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return (array >> 8).astype(np.uint8)  # the high byte, as Pillow reads colours of 16 bits
+        return (array >> 8).astype(np.uint8)  # the high byte, as in Pillow
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
-        if not (low >= -1e-3 and high <= 1.001):  # what resizing overshoots is let through; NaN is not
+        if not (low >= -1e-3 and high <= 1.001):  # tolerates overshoot of resizing, but not NaN
             raise RowError("the image has floats outside 0 to 1, which have no agreed range")
         made: np.ndarray = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
         return made
@@ -319,13 +317,13 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
 
 _quiet_lock = ForkSafeLock()
 _quiet_now = 0
-# As `warnings.filterwarnings("ignore", module=...)` would put it.
+# The entry that `warnings.filterwarnings("ignore", module=...)` would add.
 _IGNORE: Any = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
 _pil_locks = [ForkSafeLock() for _ in range(64)]
 
 
 def _lock_of(image: Image) -> ForkSafeLock:
-    """Return the lock of a PIL image: one that is read from a file when it is first used must be read by one thread."""
+    """Return the lock of a PIL image: an image that is loaded lazily must be loaded by one thread."""
     return _pil_locks[id(image) // 64 % len(_pil_locks)]
 
 
@@ -333,8 +331,8 @@ def _lock_of(image: Image) -> ForkSafeLock:
 def _quiet() -> Iterator[None]:
     """Ignore Pillow's warnings while any thread decodes.
 
-    Not `warnings.catch_warnings`: where threads overlap it restores what another one has set, and it makes Python
-    forget which warnings it has shown.
+    Not with `warnings.catch_warnings`: with several threads it restores the filters of another one, and it resets the
+    registry of warnings that were shown.
     """
     global _quiet_now
     filters: Any

@@ -1,4 +1,4 @@
-"""Resumable jobs: whole datasets embedded piece by piece, each piece exactly once, whatever stops them on the way.
+"""Resumable jobs: datasets embedded in pieces, each piece exactly once, also after interruptions.
 
 An engine drives a job as `embed` does:
 

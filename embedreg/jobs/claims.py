@@ -1,12 +1,13 @@
-"""What may be written where: nothing that is read, nothing that is somebody else's, nothing that is there unasked."""
+"""Checks of a destination before anything is written: never the source, never files of others, never unasked."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from embedreg.datasets.places import Place, Target
+from embedreg.datasets.places import Place
 from embedreg.datasets.storage import Storage, is_uri
+from embedreg.datasets.targets import Target
 from embedreg.declaration import manifest
 from embedreg.errors import StorageError, option
 from embedreg.jobs.ledger import Ledger
@@ -30,7 +31,7 @@ _LINE_BYTES = 1 << 20  # the first line of a list of bad rows
 
 
 def refuse_overlap(place: Place, target: Target) -> None:
-    """Refuse a destination that is what is read, or lies in it."""
+    """Raise if the destination is the source or lies in it."""
     if _filesystem(place.storage) != _filesystem(target.storage):
         return
     out = _real(target.storage, target.name)
@@ -51,24 +52,24 @@ def _real(storage: Storage, path: str = "") -> str:
 
 
 def refuse_link(target: Target) -> None:
-    """Refuse to write a file or a table under a name that is a link, a pipe or a device.
+    """Raise if the name of a file or table to be written is a link, a pipe or a device.
 
-    A link would be replaced, or what it leads to: neither is what its owner expects.
+    The write would replace the link or its target, and its owner expects neither.
     """
     if target.kind == "folder" or target.path is None:
         return
-    found = target.storage.look(target.name)
+    found = target.storage.entry(target.name)
     if found is not None and found.kind == "link":
-        raise StorageError(f"{target} is a link.", f"name what it leads to: {os.path.realpath(target.path)}")
+        raise StorageError(f"{target} is a link.", f"write to its target: {os.path.realpath(target.path)}")
     if found is not None and found.kind == "other":
         raise StorageError(f"{target} is not a regular file.", "choose another name")
 
 
 def appeared(target: Target, ledger: Ledger) -> bool:
-    """Return whether a run that was stopped right at its end has already made the file or table.
+    """Return whether a run that was stopped at its very end has already published the file or table.
 
-    On this machine the run records beforehand which one it is going to be. An object has no such mark before it is
-    there: of one that all pieces are recorded for, and that was not there before, it is assumed.
+    On this machine the run records the file's identity beforehand. An object has no identity before it exists: if all
+    pieces are recorded and the object did not exist before, it is assumed.
     """
     if target.kind == "folder" or target.path is not None:
         return False
@@ -80,7 +81,7 @@ def appeared(target: Target, ledger: Ledger) -> bool:
 
 
 def ended(target: Target, ledger: Ledger) -> Done | None:
-    """Return what a job came to whose file or table is there, and whose remains are not all removed; else None."""
+    """Return the totals of a job whose file or table exists but whose working files remain; else None."""
     if target.kind == "folder":
         return None
     done = ledger.done()
@@ -88,15 +89,15 @@ def ended(target: Target, ledger: Ledger) -> Done | None:
 
 
 def exists(target: Target) -> StorageError:
-    """Return the error for a file or a table that is there."""
+    """Return the error for a file or table that already exists."""
     return StorageError(f"{target} exists.", option("--force replaces it", "force=True"))
 
 
 def refuse_existing(target: Target, ledger: Ledger, force: bool) -> None:
-    """Refuse to write over what no earlier run of this job has written.
+    """Raise if writing would replace what no earlier run of this job has written.
 
     Raises:
-        StorageError: a file or table exists, or a folder holds something else than a dataset of embedreg's.
+        StorageError: a file or table exists, or a folder holds anything but a dataset of embedreg.
     """
     if target.kind != "folder":
         if stamp(target) is not None and not force:
@@ -112,13 +113,13 @@ def refuse_existing(target: Target, ledger: Ledger, force: bool) -> None:
 
 
 def stamp(target: Target) -> list[Any] | None:
-    """Return what tells a file or table from one that takes its place; None where there is none."""
+    """Return a value that changes when a file or table is replaced; None if it does not exist."""
     from pyarrow.fs import FileType
 
     if target.kind == "folder":
         return None
     if target.path is not None:
-        found = target.storage.look(target.name)
+        found = target.storage.entry(target.name)
         if found is None:
             return None
         return [found.inode] if target.kind == "lance" else [found.inode, found.mtime_ns, found.size]
@@ -131,7 +132,7 @@ def stamp(target: Target) -> list[Any] | None:
 
 
 def is_bad_rows(storage: Storage, path: str) -> bool:
-    """Return whether nothing has a name, or a list of bad rows: beside a file somebody else may have put one."""
+    """Return whether a path is free or a list of bad rows: another program may have written a file there."""
     data = storage.read(path, _LINE_BYTES)
     if not data:
         return True
@@ -143,5 +144,5 @@ def is_bad_rows(storage: Storage, path: str) -> bool:
 
 
 def finished(target: Target) -> bool:
-    """Return whether a dataset folder was whole once."""
+    """Return whether a dataset folder was completed by an earlier run."""
     return target.storage.exists(manifest.NAME)

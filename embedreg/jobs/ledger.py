@@ -1,8 +1,8 @@
-"""What a job knows of itself, in `_embedreg/` of its destination.
+"""The ledger: the records of a job, in `_embedreg/` of its destination.
 
-One small file a record, each put in one step: on an object store nothing can be appended to, and on a disk an
-appended file may end in half a line. A record that cannot be read counts as none, and its piece is done again. What
-lies there may be anybody's: `embedreg.jobs.stored` holds what it has to be.
+Each record is one small file with an atomic write: an object store cannot append, and on a disk an appended file may
+end in half a line. A record that cannot be read is ignored, and its piece runs again. The files are untrusted input:
+`embedreg.jobs.stored` validates them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLAN = f"{manifest.FOLDER}/plan.json"
 DONE = f"{manifest.FOLDER}/done.json"
 RECORDS = f"{manifest.FOLDER}/ledger"
 BAD_ROWS = f"{manifest.FOLDER}/bad_rows.jsonl"
-_READERS = 16  # records read side by side
+_READERS = 16  # threads that read records
 
 
 class Ledger:
@@ -50,7 +50,7 @@ class Ledger:
         root: the folder that holds `_embedreg/`.
 
     Attributes:
-        check: raises where the job is not this run's; called before anything is written.
+        check: raises if this run does not hold the lock; called before anything is written.
     """
 
     def __init__(self, root: Storage) -> None:
@@ -58,29 +58,29 @@ class Ledger:
         self.check: Callable[[], object] | None = None
 
     def check_now(self) -> None:
-        """Raise `StorageError` where the job is another run's by now."""
+        """Raise `StorageError` if another run has taken over the job."""
         if self.check is not None:
             self.check()
 
     # -- the job and its plan ---------------------------------------------------------------------------------------
 
     def is_begun(self) -> bool:
-        """Return whether a job was begun, without reading with what."""
+        """Return whether a job was begun, without reading its record."""
         return self.root.exists(JOB)
 
     def stamp(self) -> tuple[Any, ...] | None:
-        """Return what tells one beginning of a job from another, without reading it."""
+        """Return a value that identifies the job record, without reading it."""
         if self.root.local is not None:
-            found = self.root.look(JOB)
+            found = self.root.entry(JOB)
             return None if found is None else (found.kind, found.inode, found.mtime_ns, found.size)
         info = self.root.info(JOB)
         return (info.type, info.size, info.mtime_ns)
 
     def job(self) -> dict[str, Any] | None:
-        """Return what the job was begun with, or None where none was.
+        """Return the settings that the job was begun with, or None if no job was begun.
 
         Raises:
-            StorageError: it cannot be read, or a later embedreg wrote it.
+            StorageError: the record cannot be read, or a later embedreg wrote it.
         """
         data = self.root.read(JOB, MAX_BYTES)
         if data is None:
@@ -92,13 +92,13 @@ class Ledger:
             raise stored.refused(self.root.shown(JOB), str(exc)) from None
 
     def begin(self, schema: pa.Schema, **facts: Any) -> None:
-        """Record what the job is begun with: the schema of its output, declarations included, and plain facts."""
+        """Record the settings of a new job: the schema of its output, declarations included, and plain facts."""
         self._write(JOB, {"format": FORMAT, **facts, "schema": _text(schema)})
 
     def plan(self) -> tuple[Known, frozenset[str]] | None:
-        """Return what the last look at the source found, and the names that were planned; None for no plan.
+        """Return the source as it was last listed, and the planned output names; None if there is no plan.
 
-        A plan that cannot be read is none: the inputs are looked at again.
+        A plan that cannot be read is ignored, and the inputs are listed again.
         """
         found = self._read(stored.Plan, PLAN)
         if found is None:
@@ -107,11 +107,11 @@ class Ledger:
             reading = Reading.from_facts(found.reading)
             return Known(stored.schema_of(found.schema_), stored.inputs_of(found), reading), frozenset(found.outputs)
         except Malformed as exc:
-            log.warning("%s counts for nothing: %s", self.root.shown(PLAN), exc)
+            log.warning("%s is ignored: %s", self.root.shown(PLAN), exc)
             return None
 
     def keep_plan(self, schema: pa.Schema, inputs: Iterable[Input], pieces: Iterable[Piece], reading: Reading) -> None:
-        """Record the plan, before any of its names is written."""
+        """Record the plan, before any of its outputs is written."""
         facts = {each.path: dataclasses.asdict(each) | {"units": [*map(_unit, each.units)]} for each in inputs}
         outputs = [piece.output for piece in pieces]
         plan = {
@@ -122,13 +122,13 @@ class Ledger:
             "reading": reading.facts(),
         }
         if len(data := _dumped(plan)) > MAX_BYTES:
-            data = _dumped(plan | {"inputs": {}})  # the next run looks at them again
+            data = _dumped(plan | {"inputs": {}})  # the next run lists them again
         self.root.write(PLAN, data, self.check)
 
     # -- pieces -----------------------------------------------------------------------------------------------------
 
     def recorded(self) -> list[str]:
-        """Return the outputs that have a record, without reading one."""
+        """Return the outputs that have a record, without reading the records."""
         names = []
         for file in self.root.listing(RECORDS):
             output = file.path.removeprefix(f"{RECORDS}/").removesuffix(".json")
@@ -137,31 +137,31 @@ class Ledger:
         return names
 
     def records(self) -> dict[str, Outcome]:
-        """Return what is recorded, by output, without the single bad rows; what cannot be read is left out.
+        """Return the readable records by output, without their lists of bad rows.
 
         Raises:
-            StorageError: one of them is a link, or no regular file.
+            StorageError: one of them is a link or not a regular file.
         """
         with ThreadPoolExecutor(_READERS, "embedreg-ledger") as pool:
             found = pool.map(self._outcome, self.recorded())
             return {each.piece.output: dataclasses.replace(each, bad=()) for each in found if each is not None}
 
     def record(self, outcome: Outcome) -> None:
-        """Record a piece that is published."""
+        """Record a published piece."""
         facts = dataclasses.asdict(outcome) | {"format": FORMAT, "bad": [list(_bad(row)) for row in outcome.bad]}
         del facts["piece"]["input"]["units"]
         self._write(self._name(outcome.piece.output), facts)
 
     def forget(self, output: str) -> None:
-        """Remove a record that may not be there."""
+        """Remove a record, if it exists."""
         self.root.remove(self._name(output))
 
     def bad_rows(self, outputs: Iterable[str]) -> Iterator[tuple[str, BadRow]]:
-        """Yield the input and the bad rows of some pieces, holding those of one piece at a time."""
+        """Yield (input, bad row) of the given outputs; the rows of one piece are in memory at a time."""
         for output in outputs:
             outcome = self._outcome(output)
             for row in outcome.bad if outcome is not None else ():
-                yield outcome.piece.input.path, row  # type: ignore[union-attr]  # it is not None where there are rows
+                yield outcome.piece.input.path, row  # type: ignore[union-attr]  # it is not None if there are rows
 
     def _outcome(self, output: str) -> Outcome | None:
         found = self._read(stored.Record, self._name(output))
@@ -176,11 +176,11 @@ class Ledger:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def done(self) -> stored.Done | None:
-        """Return what a file or a table came to whose making has ended, or was about to; None where it had not."""
+        """Return the record of a file or table that was published or about to be; None if there is none."""
         return self._read(stored.Done, DONE)
 
     def end(self, schema: pa.Schema, **facts: Any) -> None:
-        """Record that a file or a table is about to appear: its stamp, and what the job came to."""
+        """Record that a file or table is about to be published: its stamp and the job's totals."""
         self._write(DONE, {"format": FORMAT, **facts, "schema": _text(schema)})
 
     # -- files ------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Ledger:
 
 
 def digest(inputs: Iterable[Input]) -> str:
-    """Return what tells some inputs from others."""
+    """Return a digest that identifies the inputs."""
     facts = [(each.path, each.size, each.mtime_ns, each.etag) for each in inputs]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

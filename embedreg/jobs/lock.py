@@ -1,12 +1,12 @@
-"""One run on a destination at a time, on any filesystem.
+"""The lock that allows one run at a time on a destination, on any filesystem.
 
-A run puts a file of its own into `_embedreg/lock/` and lists the folder: who finds another living one withdraws. Of two
-that start at once, at least the later one sees the other; both may withdraw, never both go on. The file is renewed
-while the run lives, so that one which is not renewed any more is of a run that died. A process of this machine that
-lives is never taken for dead, however old its file.
+A run writes its own file into `_embedreg/lock/` and lists the folder. If it finds the file of another live run, it
+withdraws. Of two runs that start at once, at least the later one sees the other: both may withdraw, but never do both
+continue. A live run renews its file, so a file that is no longer renewed belongs to a run that died. A live process of
+this machine is never considered dead, however old its file is.
 
-The file is the lock. Before each thing that a run writes, records or removes it looks whether its file is still there:
-who takes over removes it, and nothing brings it back.
+The file is the lock. A run checks that its file still exists before it writes, records or removes anything. A run that
+takes over removes that file, and nothing restores it.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ __all__ = ["STALE_S", "Held", "Lock"]
 log = logging.getLogger("embedreg")
 
 FOLDER = f"{manifest.FOLDER}/lock"
-STALE_S = 120.0  # by the clock of the filesystem, which writes all of these times
+STALE_S = 120.0  # by the clock of the filesystem, which sets all of these times
 _RENEW_S = 20.0
 _MAX_BYTES = 1 << 16
-_AGAIN_S = 0.2
+_RETRY_S = 0.2
 _INSTEAD = "instead_of"  # the key that names the files of runs that were taken over
-_held: set[str] = set()  # the names of this process's locks; one of its own that is not here could not be removed
+_held: set[str] = set()  # this process's locks; a lock file of this process that is not listed could not be removed
 
 
 @dataclass(frozen=True)
 class Held:
-    """A run's right to write to a destination, as any process can check it.
+    """A run's right to write to a destination; any process can check it.
 
     Attributes:
         root: the folder that holds `_embedreg/`.
-        name: of the run's own file.
+        name: the name of the run's own file.
     """
 
     root: Storage
     name: str
 
     def check(self) -> None:
-        """Look at the file.
+        """Check that the run's file still exists.
 
         Raises:
-            StorageError: another run took this one for dead and went on in its place, or nobody can see.
+            StorageError: another run considered this one dead and took over, or the file cannot be read.
         """
         if not self.is_there():
             raise StorageError(
-                f"another run took over {self.root.shown()}: this one had not been heard of for {STALE_S:.0f} s.",
+                f"another run took over {self.root.shown()}: this one did not renew its lock for {STALE_S:.0f} s.",
                 "let that run finish",
             )
 
@@ -69,18 +69,18 @@ class Held:
         """Return whether the destination is still this run's."""
         if _read(self.root, self.name) is None:
             return False
-        # on an object store a renewal may have brought the file back: who took over says so
+        # on an object store a renewal may have restored the file: the run that took over records the name
         return self.root.local is not None or not any(
-            self.name in _names(_told(self.root, file).get(_INSTEAD)) for file in _files(self.root)
+            self.name in _names(_content_of(self.root, file).get(_INSTEAD)) for file in _files(self.root)
         )
 
 
 class Lock:
-    """The right to write to a destination.
+    """The lock of one run on a destination.
 
     Attributes:
-        held: whether it was taken, and not given back; whether it still is this run's, `is_mine` looks up.
-        refused: whether another run has it.
+        held: whether it was acquired and not released; `is_mine` checks whether it still belongs to this run.
+        refused: whether another run holds it.
     """
 
     def __init__(self, root: Storage) -> None:
@@ -102,10 +102,10 @@ class Lock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the destination.
+        """Acquire the lock.
 
         Raises:
-            StorageError: another run has it.
+            StorageError: another run holds it.
         """
         _held.add(self._name)
         try:
@@ -113,10 +113,10 @@ class Lock:
             for other, is_dead in self._others():
                 if not is_dead:
                     self.refused = True
-                    who = processes.name_of(_told(self._root, other))
+                    who = processes.name_of(_content_of(self._root, other))
                     raise StorageError(
                         f"another run is writing to {self._root.shown()}{f' ({who})' if who else ''}.",
-                        f"wait for it to end; if it is gone, remove {self._root.shown(other.path)}",
+                        f"wait for it to end; if it no longer runs, remove {self._root.shown(other.path)}",
                     )
                 self._dead.append(other.path)
             if self._dead and self._root.local is None:
@@ -130,24 +130,24 @@ class Lock:
         self._renewing.start()
 
     def release(self) -> None:
-        """Give it back; nothing happens where it was not taken."""
+        """Release the lock, if it was acquired."""
         self.held = False
         self._stopped.set()
         if self._renewing.is_alive():
             self._renewing.join()
         _held.discard(self._name)
-        with contextlib.suppress(EmbedregError):  # it goes stale by itself
+        with contextlib.suppress(EmbedregError):  # an unremoved file goes stale
             self._root.remove(self._name)
 
     def check(self) -> None:
-        """Look at the lock's file; raises as `Held.check`."""
+        """Check that the lock is still held; raises as `Held.check`."""
         if self._lost:
             Held(self._root, f"{FOLDER}/lost").check()
         self.right.check()
 
     def is_mine(self) -> bool:
-        """Return whether the destination is this run's now."""
-        with contextlib.suppress(EmbedregError):  # who cannot look must not touch
+        """Return whether this run holds the lock now."""
+        with contextlib.suppress(EmbedregError):  # a run that cannot check must not write
             return self.held and not self._lost and self.right.is_there()
         return False
 
@@ -162,15 +162,15 @@ class Lock:
                     self._lost = True
                     return
                 if self._root.local is None and _since(before) > STALE_S / 2:
-                    # stopped between looking and writing: somebody may have taken over, and been done, in between
+                    # suspended between check and write: another run may have taken over and ended in between
                     self._lost = True
                     self._root.remove(self._name)
                     return
-            except EmbedregError as exc:  # the network may come back before anybody takes over
+            except EmbedregError as exc:  # the network may recover before another run takes over
                 log.warning("the lock could not be renewed: %s", exc.message)
 
     def _others(self) -> Iterator[tuple[File, bool]]:
-        """Yield the other runs' files, and whether the run is dead."""
+        """Yield each other run's file and whether that run is dead."""
         listed = {file.path: file for file in _files(self._root)}
         mine = listed.get(self._name)
         for path, file in listed.items():
@@ -178,10 +178,10 @@ class Lock:
                 yield file, self._is_dead(file, mine)
 
     def _is_dead(self, file: File, mine: File | None) -> bool:
-        told = _told(self._root, file)
-        if {name: told.get(name) for name in processes.myself()} == processes.myself():
+        owner = _content_of(self._root, file)
+        if {name: owner.get(name) for name in processes.myself()} == processes.myself():
             return file.path not in _held
-        alive = processes.is_alive(told)
+        alive = processes.is_alive(owner)
         if alive is not None:
             return not alive
         ages = mine is not None and mine.mtime_ns is not None and file.mtime_ns is not None
@@ -189,32 +189,32 @@ class Lock:
 
 
 def _files(root: Storage) -> list[File]:
-    """List the files of all runs.
+    """List the lock files of all runs.
 
     Raises:
-        StorageError: one of them is a link, or no regular file.
+        StorageError: one of them is a link or not a regular file.
     """
     found = root.listing(FOLDER)
     for file in found:
         if file.size < 0:
-            raise StorageError(f"{root.shown(file.path)!r} is a link or no regular file.", "remove it")
+            raise StorageError(f"{root.shown(file.path)!r} is a link or not a regular file.", "remove it")
     return [file for file in found if file.path.endswith(".json")]
 
 
 def _read(root: Storage, name: str) -> bytes | None:
-    """Read a run's file; an object that is written anew meanwhile may need a second try."""
+    """Read a run's file; an object that is being rewritten may need a second attempt."""
     for left in (2, 1, 0):
         try:
             return root.read(name, _MAX_BYTES)
         except StorageError:
             if root.local is not None or not left:
                 raise
-            time.sleep(_AGAIN_S)
+            time.sleep(_RETRY_S)
     return None
 
 
-def _told(root: Storage, file: File) -> dict[str, Any]:
-    """Return what a run's file says; nothing where it is being written, or is gone."""
+def _content_of(root: Storage, file: File) -> dict[str, Any]:
+    """Return the content of a run's file; empty if it is being written or was removed."""
     try:
         return document(_read(root, file.path) or b"{}", max_bytes=_MAX_BYTES)
     except Malformed:
@@ -226,7 +226,7 @@ def _names(value: Any) -> list[Any]:
 
 
 def _clocks() -> tuple[float, float]:
-    """Return two clocks that go on while this machine sleeps; one of them cannot be set."""
+    """Return two clocks that continue while this machine sleeps; the second cannot be set."""
     return time.time(), time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -1,4 +1,4 @@
-"""How a source is cut into pieces: each is embedded in one go, published under one name, and recorded once."""
+"""Pieces of a source: each is embedded at once, published under one name, and recorded once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from embedreg.embedding.table import BadRow
 
 __all__ = ["PIECE_BYTES", "PIECE_ROWS", "Outcome", "Piece", "cut_up", "stem_of", "well_named"]
 
-PIECE_ROWS = 65_536  # a hundred megabytes of 384-dimensional vectors, and what a kill can cost
-PIECE_BYTES = 256 << 20  # as the source lies; rows that are pictures come fewer to a piece
-_TOO_LARGE = 2  # times the rows of a piece: a row group above that is cut inside, at the cost of reading it again
+PIECE_ROWS = 65_536  # 100 MB of 384-dimensional vectors; an interruption loses at most this much work
+PIECE_BYTES = 256 << 20  # of the source as stored; a piece of images has fewer rows
+_TOO_LARGE = 2  # times the rows of a piece: a larger row group is split, which costs reading it again
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one input, and where its rows go.
+    """A part of one input, and the output that its rows are written to.
 
     Attributes:
         output: its name in the destination; no two pieces share one.
         input: the file or fragment, as it was when the job was planned.
-        span: the rows of it.
+        span: its rows.
     """
 
     output: str
@@ -35,24 +35,24 @@ class Piece:
 
     @property
     def rows(self) -> int | None:
-        """How many rows it reads, where that is known."""
+        """The number of rows it reads; None if unknown."""
         return self.span.rows
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a piece: what the ledger records.
+    """The result of a piece, as the ledger records it.
 
     Attributes:
-        piece: it.
+        piece: the piece.
         rows: rows read.
         written: rows written; fewer where bad rows were dropped.
         embedded, cached, given, nulls, zeros: as in `Report`.
         bad_rows: how many rows failed.
-        bad: these rows, numbered as in their input; the ledger keeps them, and gives their number only.
+        bad: these rows, numbered as in their input; the ledger stores them, but `records` leaves them out.
         stored: what the destination needs to find the piece again.
-        seconds: that it took.
-        zero_vectors: the policy that it was run under.
+        seconds: its duration.
+        zero_vectors: the policy it was run with.
     """
 
     piece: Piece
@@ -75,10 +75,10 @@ def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False
 
     Args:
         inputs: its files.
-        piece_rows: about how many rows a piece has; of text, just as many.
-        by_rows: False for a job that was begun when text was cut between its units only.
-        full_names: whether an output keeps its input's ending (`a.csv-00000.parquet` for `a.csv`), so that no two can
-            have one name.
+        piece_rows: about how many rows a piece has; exactly that many for text.
+        by_rows: False for a job of an earlier version, which cut text between its units only.
+        full_names: whether an output keeps its input's extension (`a.csv-00000.parquet` for `a.csv`), so that names
+            are unique.
     """
     return [
         Piece(_name(each.path, part, len(spans), full_names), dataclasses.replace(each, units=()), span)
@@ -96,14 +96,14 @@ def _name(path: str, part: int, parts: int, full: bool) -> str:
 
 
 def stem_of(path: str) -> str:
-    """Return an input's name without what says its format."""
-    packed = PurePosixPath(path).suffix.lower() in (".gz", ".zst")  # of text: a.csv.gz is called as a.csv is
+    """Return an input's name without the extensions of its format and compression."""
+    packed = PurePosixPath(path).suffix.lower() in (".gz", ".zst")  # text: a.csv.gz has the stem of a.csv
     stem = PurePosixPath(path).with_suffix("").with_suffix("") if packed else PurePosixPath(path).with_suffix("")
     return stem.as_posix()
 
 
 def well_named(pieces: Sequence[Piece]) -> bool:
-    """Say whether no two pieces share a name, and a reader who sorts the names meets the rows in their order."""
+    """Return whether the names are unique, and sorting them keeps the order of the rows."""
     names = [piece.output for piece in pieces]
     return names == sorted(names) and len({name.casefold() for name in names}) == len(names)
 
@@ -111,7 +111,7 @@ def well_named(pieces: Sequence[Piece]) -> bool:
 def _spans(units: Sequence[Unit], piece_rows: int, by_rows: bool) -> Iterator[Span]:
     """Join small units and cut large ones: spans of about `piece_rows` rows."""
     if not units:
-        yield Span(0, 0, rows=0)  # an empty file stays one
+        yield Span(0, 0, rows=0)  # an empty file becomes an empty piece
     if by_rows and any(unit.stop - unit.start != 1 for unit in units) and all(unit.rows is not None for unit in units):
         yield from _spans_of_text(units, piece_rows)
         return
@@ -133,7 +133,7 @@ def _spans(units: Sequence[Unit], piece_rows: int, by_rows: bool) -> Iterator[Sp
 
 
 def _spans_of_text(units: Sequence[Unit], piece_rows: int) -> Iterator[Span]:
-    """Cut text after every `piece_rows` rows, and where a piece would have too many bytes."""
+    """Cut text after every `piece_rows` rows, and earlier if a piece would have too many bytes."""
     start, skip, first_row, rows, size, stop = units[0].start, 0, 0, 0, 0, units[0].start
     for unit in units:
         left = unit.rows or 0
@@ -151,7 +151,7 @@ def _spans_of_text(units: Sequence[Unit], piece_rows: int) -> Iterator[Span]:
 
 
 def _parts(unit: Unit, piece_rows: int) -> int:
-    """Return into how many spans a unit is cut; one of text is cut by its rows, elsewhere."""
+    """Return the number of spans that a unit is cut into; units of text are cut in `_spans_of_text`."""
     if unit.stop - unit.start != 1 or not unit.rows:
         return 1
     rows = min(piece_rows, max(1, PIECE_BYTES * unit.rows // max(unit.size, 1)))

@@ -1,4 +1,4 @@
-"""A job: a dataset embedded piece by piece, each exactly once, whatever stops it on the way."""
+"""`embed` and `Job`: a dataset embedded piece by piece, each piece exactly once, also after interruptions."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from embedreg.errors import BadRowsError, InputError, StorageError
 from embedreg.images.allowances import allow_images
 from embedreg.jobs import opening
 from embedreg.jobs.ledger import RECORDS
-from embedreg.jobs.opening import Opened
+from embedreg.jobs.opened import Opened
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.runtime.vectors import disk
 
 __all__ = ["Engine", "Job", "JobReport", "embed"]
 
 _COUNTS = ("rows", "written", "embedded", "cached", "given", "nulls", "zeros", "bad_rows")
-SHOWN_BAD_ROWS = 1000  # that a report holds; the side file has all
+SHOWN_BAD_ROWS = 1000  # in a report; the file beside the destination lists all
 
 Engine: TypeAlias = "Callable[[Job], Generator[Outcome]]"
-"""Runs `job.work.run(piece)` for every piece of `job.pending()`, and yields what each came to."""
+"""Runs `job.work.run(piece)` for every piece of `job.pending()`, and yields the outcomes."""
 
 
 @dataclass
 class JobReport:
-    """What a job came to, over all of its runs.
+    """The result of a job, over all of its runs.
 
     Attributes:
         path: the destination.
         rows: rows read.
         written: rows written; fewer where bad rows were dropped.
         embedded, cached, given, nulls, zeros: as in `Report`.
-        bad_rows: how many rows failed.
+        bad_rows: number of rows that failed.
         bad: the first of them, each as (input, `BadRow`).
-        bad_rows_path: the file that lists them all; None where there are none.
-        pieces: how many pieces there are.
-        reused: how many of them an earlier run had done.
-        reused_rows: how many rows these have.
-        removed: outputs of inputs that are gone.
-        seconds: that this run took.
-        notes: what of the source was left out, or is not as somebody may expect; as far as this run has looked.
+        bad_rows_path: the file that lists them all; None if there are none.
+        pieces: number of pieces.
+        reused: number of pieces that an earlier run had done.
+        reused_rows: number of rows of these.
+        removed: outputs of inputs that no longer exist.
+        seconds: duration of this run.
+        notes: parts of the source that were left out, and surprising findings of this run.
     """
 
     path: str
@@ -71,7 +71,7 @@ class JobReport:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether an earlier run had done all of it, so that this one embedded and removed nothing."""
+        """Whether earlier runs had done everything, so that this one embedded and removed nothing."""
         return self.reused == self.pieces and not self.removed
 
 
@@ -97,42 +97,42 @@ def embed(
     encoding: str | None = None,
     delimiter: str | None = None,
 ) -> JobReport:
-    """Embed a dataset, piece by piece; stopped at any moment and called again, it goes on where it was.
+    """Embed a dataset piece by piece; after an interruption the same call continues where it stopped.
 
     Args:
-        src: a Parquet, Arrow IPC, JSON lines or CSV file, a folder or a pattern of them, or a Lance table; a path or an
-            address such as `s3://bucket/folder`. A folder of images gives the columns `path` and `name`, and its images
-            may be read.
+        src: a Parquet, Arrow IPC, JSON lines or CSV file, a folder or glob pattern of them, or a Lance table; a path or
+            a URI such as `s3://bucket/folder`. A folder of images has the columns `path` and `name`, and its images may
+            be read.
         dst: a folder, for a dataset of Parquet files with the names of those in `src`; one `.parquet` or `.arrow` file;
-            or `DB_DIR/name.lance`. A file or a table appears when it is whole.
-        declaration: `fn.bind(source, vector)`, a list of such, or a Schema; None for what `src` declares.
+            or `DB_DIR/name.lance`. A file or table is published once it is complete.
+        declaration: `fn.bind(source, vector)`, a list of such, or a Schema; None for the declarations of `src`.
         on_error, zero_vectors, max_bad_rows, batch_rows, progress: as in `embed_batches`; the bad rows of all runs are
             counted.
         piece_rows: about how many rows are published at a time; an interrupted run loses no more than that. A job keeps
-            the number that it began with.
-        storage_options: for the filesystem of an address; secrets as `$var:` references.
-        filesystem: a pyarrow or fsspec filesystem in which both paths are.
+            the number it was begun with.
+        storage_options: for the filesystem of a URI; secrets as `$var:` references.
+        filesystem: a pyarrow or fsspec filesystem that holds both paths.
         cache: a file that keeps vectors over runs and jobs; see `embedreg.vector_cache`.
-        resume: False drops what an earlier run on `dst` has done.
-        force: replace a file or a table that exists, or a dataset that an earlier job wrote.
-        prune: remove the outputs of inputs that are gone, in place of refusing to go on.
+        resume: False drops the work of earlier runs on `dst`.
+        force: replace an existing file or table, or the dataset of an earlier job.
+        prune: remove the outputs of inputs that no longer exist, instead of raising an error.
         engine: runs the pieces elsewhere, such as `engines.ray`; None for this process.
-        types: of columns of text files, such as {"id": "text", "day": "date"}; the others are what all of their values
-            are, and text where that would change one of them.
-        encoding: of text files; None for UTF-8, or what their byte order mark says.
+        types: of columns of text files, such as {"id": "text", "day": "date"}. The type of any other column is inferred
+            from all of its values; it is text if another type would change one of them.
+        encoding: of text files; None for UTF-8, or the encoding of their byte order mark.
         delimiter: of CSV files; None for a comma, or a tab in `.tsv`.
     Returns:
-        What became of the rows, over all runs.
+        The report, over all runs.
     Raises:
         StorageError: something cannot be read or written, or another run is writing to `dst`.
-        DriftError: `dst` was begun with another configuration, or the function gives other vectors by now.
+        DriftError: `dst` was begun with another configuration, or the function now returns other vectors.
         BadRowsError: rows failed under "raise", or too many.
     """
     for name, given in (("src", src), ("dst", dst)):
         if not isinstance(given, str | os.PathLike):
             raise InputError(
-                f"{name} is a {type(given).__name__}, and embed reads and writes files.",
-                "embed_table(data, declaration) embeds what is in memory",
+                f"{name} is a {type(given).__name__}; embed reads and writes files.",
+                "embed_table(data, declaration) embeds data in memory",
             )
     with contextlib.ExitStack() as stack:
         if cache is not None:
@@ -159,16 +159,16 @@ def embed(
             held=stack,
         )
         stack.enter_context(job)
-        if files_of(job.work.source.place.kind) is not None:  # who names a folder of images means it to be read
+        if files_of(job.work.source.place.kind) is not None:  # naming a folder of images is the permission to read it
             stack.enter_context(allow_images(dirs=[job.work.source.place.storage.full("")]))
-        # closed here and not when it is collected: a pool of workers must not outlive a run that failed
+        # closed here, not by the garbage collector: a pool of workers must not outlive a failed run
         for outcome in stack.enter_context(contextlib.closing((engine or here)(job))):
             job.record(outcome)
         return job.finish()
 
 
 def here(job: Job) -> Generator[Outcome]:
-    """Run the pieces of a job one after the other in this process."""
+    """Run the pieces of a job one after another in this process."""
     for piece in job.pending():
         try:
             yield job.work.run(piece, job.advance, max_bad_rows=job.bad_rows_left)
@@ -179,14 +179,14 @@ def here(job: Job) -> Generator[Outcome]:
 
 
 class Job:
-    """One job on one destination, held by one process at a time: what `embed` and the engines drive.
+    """One job on one destination, locked by one process at a time; `embed` and the engines drive it.
 
-    Use as a context manager. `work.run(piece)` may be called anywhere, for each piece of `pending()` and in any order;
-    `record` and `finish` are this process's.
+    Use as a context manager. `work.run(piece)` may be called in any process, for each piece of `pending()` and in any
+    order; `record` and `finish` are called in this process.
 
     Attributes:
         pieces: all of them, in the order of the rows.
-        work: what a process needs to run one; it can be pickled.
+        work: everything that a process needs to run one; it can be pickled.
         max_bad_rows: as in `embed_batches`, for the whole job.
     """
 
@@ -202,7 +202,7 @@ class Job:
         self._reused, self._start, self._whole = len(self._done), time.perf_counter(), False
         if ended is not None:
             self._reused = ended.pieces
-        self._kept = bool(self._done) or ended is not None  # whether there is something to go on with
+        self._kept = bool(self._done) or ended is not None  # whether a later run can continue from here
         totals = [piece.rows for piece in self.pieces]
         self._total = None if None in totals else sum(filter(None, totals))
         self.advance(0)
@@ -219,11 +219,11 @@ class Job:
         held: contextlib.ExitStack | None = None,
         **options: Any,
     ) -> Job:
-        """Begin a job, or go on with the one that was begun on `dst`; arguments and errors as `embed`.
+        """Begin a job, or continue the one on `dst`; arguments and errors as `embed`.
 
         Args:
-            held: lets go of the destination when it ends, where the job does not; without one, a signal between this
-                call and the `with` statement would leave the work of an empty job behind.
+            held: releases the destination when it ends, unless the job has done so. Without one, a signal between this
+                call and the `with` statement would leave the files of an empty job behind.
         """
         with contextlib.ExitStack() as own:
             opened = opening.open_job(os.fspath(src), os.fspath(dst), declaration, held or own, **options)
@@ -240,36 +240,36 @@ class Job:
         self.close()
 
     def close(self) -> None:
-        """Let go of the destination; where nothing was done yet, nothing stays there."""
+        """Release the destination; if no piece was done, nothing is left there."""
         self._opened.close(done=self._kept, whole=self._whole)
 
     def pending(self) -> list[Piece]:
-        """Return the pieces that are still to be run."""
+        """Return the pieces that are not done yet."""
         return [piece for piece in self.pieces if piece.output not in self._done]
 
     @property
     def bad_rows(self) -> int:
-        """How many rows have failed so far."""
+        """The number of rows that have failed so far."""
         return self._sums["bad_rows"]
 
     @property
     def bad_rows_left(self) -> int | None:
-        """How many more rows may fail; None for any number."""
+        """The number of rows that may still fail; None for any number."""
         return None if self.max_bad_rows is None else max(self.max_bad_rows - self.bad_rows, 0)
 
     def advance(self, rows: int) -> None:
-        """Tell of progress: `rows` of the pieces in work are done, besides those that are recorded."""
+        """Report progress: `rows` of the running pieces are done, besides the recorded ones."""
         if self._progress is not None:
             self._progress(self._sums["rows"] + rows, self._total)
 
     def record(self, outcome: Outcome) -> None:
-        """Record a piece that was run.
+        """Record the outcome of a piece.
 
         Raises:
-            BadRowsError: too many rows of the job have failed by now. StorageError: it cannot be recorded.
+            BadRowsError: too many rows of the job have failed. StorageError: it cannot be recorded.
         """
         self._opened.claim.lock.check()
-        self._kept = True  # before it is: an interruption right behind must not throw it away
+        self._kept = True  # set first: an interruption right after the record must not drop it
         self._opened.ledger.record(outcome)
         self._done[outcome.piece.output] = dataclasses.replace(outcome, bad=())
         for name in _COUNTS:
@@ -279,21 +279,21 @@ class Job:
             raise self.too_many_bad_rows(self.bad_rows)
 
     def too_many_bad_rows(self, found: int) -> BadRowsError:
-        """Build the error for a job whose rows fail."""
+        """Return the error for a job with too many bad rows."""
         return BadRowsError(
             f"{found:,} rows of the job have failed so far, max_bad_rows={self.max_bad_rows:,} allows no more.",
-            f"{self._opened.ledger.root.shown(RECORDS)} says which and why; allow more to go on from here",
+            f"{self._opened.ledger.root.shown(RECORDS)} lists them; a higher max_bad_rows continues from here",
         )
 
     def finish(self) -> JobReport:
-        """Make the destination whole, and say what it came to.
+        """Complete the destination and return the report.
 
         Raises:
-            StorageError: pieces are missing, an input is not what it was, another run has taken over, or the
-                destination cannot be written.
+            StorageError: pieces are missing, an input has changed, another run has taken over, or the destination
+                cannot be written.
         """
         if missing := len(self.pending()):
-            raise StorageError(f"{missing:,} pieces are not done.", "run the same command again")
+            raise StorageError(f"{missing:,} pieces are missing.", "run the same command again")
         outcomes = [self._done[piece.output] for piece in self.pieces]
         ended = self._opened.ended
         pieces = len(outcomes) if ended is None else ended.pieces

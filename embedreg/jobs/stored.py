@@ -1,6 +1,6 @@
-"""What lies in `_embedreg/`, as it may lie there: typed, bounded, and with names that stay below the folder.
+"""Validated models of the files in `_embedreg/`: typed, bounded, with names confined to the folder.
 
-The folder may have come from anyone. What does not fit is one `StorageError`, or counts for nothing.
+The folder may come from anyone. A file that does not validate raises a `StorageError` or is ignored.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = ["FORMAT", "MAX_BYTES", "Done", "Job", "Plan", "Record", "inputs_of", 
 __all__ += ["refused", "schema_of"]
 
 FORMAT = 1
-MAX_BYTES = 256 << 20  # of a file: the plan of a million inputs, the record of a piece whose every row failed
-_MAX_TEXT = 64 << 20  # of the schema, which is one text
+MAX_BYTES = 256 << 20  # of a file: fits the plan of a million inputs, or the record of a piece whose rows all failed
+_MAX_TEXT = 64 << 20  # of the schema, which is one string
 _MAX_NAME = 4096
 _PART = re.compile(r"-\d{5,9}\.parquet")
 
@@ -39,7 +39,7 @@ Kept = TypeVar("Kept", bound="_Stored")
 
 
 def is_output(name: str) -> bool:
-    """Return whether a name is one that a piece may have: below the folder, of Parquet, and not in `_embedreg/`."""
+    """Return whether a piece may have this name: a Parquet file below the folder and outside of `_embedreg/`."""
     return (
         confined.is_plain(name)
         and name.endswith(".parquet")
@@ -58,7 +58,7 @@ Output = Annotated[str, AfterValidator(_output)]
 
 
 class _Stored(BaseModel):
-    """What a file holds; other keys than these are of no meaning here."""
+    """The content of a file; unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
     format: Literal[1]
@@ -69,35 +69,35 @@ class _Part(BaseModel):
 
 
 class Job(_Stored):
-    """What a job was begun with."""
+    """The settings that a job was begun with."""
 
     schema_: str = Field(alias="schema")
     columns: list[str] = Field(min_length=1)
     source: str
     piece_rows: Annotated[int, Field(ge=1, lt=2**62)]
     full_names: bool
-    by_rows: bool = False  # which earlier versions did not know
+    by_rows: bool = False  # earlier versions did not record it
     before: list[Any] | None
 
 
-class _Looked(_Part):
+class _Listed(_Part):
     path: Annotated[str, Field(min_length=1, max_length=_MAX_NAME)]
     size: Count
     mtime_ns: int | None
     etag: Annotated[str, Field(max_length=_MAX_NAME)] | None
 
 
-class _Planned(_Looked):
+class _Planned(_Listed):
     units: list[tuple[Count, Count, Count | None, Count]]
 
 
 class Plan(_Stored):
-    """What a look at the source found, and the names that are going to be written."""
+    """The source as it was listed, and the names of the outputs."""
 
     schema_: str = Field(alias="schema")
     inputs: dict[str, _Planned]
     outputs: list[Output]
-    reading: dict[str, Any] | None = None  # of text, which earlier versions read in one way
+    reading: dict[str, Any] | None = None  # settings for text; earlier versions had none
 
 
 class _Span(_Part):
@@ -110,12 +110,12 @@ class _Span(_Part):
 
 class _Piece(_Part):
     output: Output
-    input: _Looked
+    input: _Listed
     span: _Span
 
 
 class Record(_Stored):
-    """What became of a piece."""
+    """The result of a piece."""
 
     piece: _Piece
     rows: Count
@@ -128,13 +128,13 @@ class Record(_Stored):
     # keys came later, and then reasons as the command line words them
     bad: list[tuple[Count, str, str] | tuple[Count, str, str, str | None] | tuple[Count, str, str, str | None, str]]
     stored: dict[str, Any]
-    zeros: Count = 0  # which earlier versions did not count
+    zeros: Count = 0  # earlier versions did not count them
     zero_vectors: Literal["null", "keep", "error"] | None = None
     seconds: Annotated[float, Field(ge=0)]
 
 
 class Done(_Stored):
-    """What a file or a table came to that is made, while the rest of its job is being removed."""
+    """The totals of a published file or table, kept while the rest of its job is removed."""
 
     schema_: str = Field(alias="schema")
     columns: list[str] = Field(min_length=1)
@@ -146,10 +146,10 @@ class Done(_Stored):
 
 
 def read(kind: type[Kept], data: bytes) -> Kept:
-    """Return what a file holds.
+    """Parse and validate a file.
 
     Raises:
-        Malformed: it is not JSON that means one thing, or not of the kind; the message quotes nothing of it.
+        Malformed: the JSON is invalid or ambiguous, or does not validate; the message quotes none of its values.
     """
     document(data, max_bytes=MAX_BYTES, max_text=_MAX_TEXT, max_key=_MAX_NAME, max_values=MAX_BYTES)
     try:
@@ -157,7 +157,7 @@ def read(kind: type[Kept], data: bytes) -> Kept:
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in _known(kind))
-        raise Malformed(f"{where or 'a value'} is not what it should be ({first['type']})") from None
+        raise Malformed(f"{where or 'a value'} is invalid ({first['type']})") from None
 
 
 def _known(kind: type[BaseModel]) -> set[str]:
@@ -165,20 +165,20 @@ def _known(kind: type[BaseModel]) -> set[str]:
 
 
 def outcome_of(record: Record) -> Outcome:
-    """Return a record as what became of its piece.
+    """Convert a record to an `Outcome`.
 
     Raises:
-        Malformed: its numbers, or its names, do not fit each other.
+        Malformed: its counts or its names are inconsistent.
     """
-    piece, looked = record.piece, record.piece.input
+    piece, listed = record.piece, record.piece.input
     if record.written > record.rows or record.bad_rows != len(record.bad):
-        raise Malformed("its numbers do not fit each other")
-    if not made_of(piece.output, looked.path):
-        raise Malformed("its output is not one of its input")
+        raise Malformed("its counts are inconsistent")
+    if not made_of(piece.output, listed.path):
+        raise Malformed("its output does not belong to its input")
     return Outcome(
         piece=Piece(
             piece.output,
-            Input(looked.path, looked.size, looked.mtime_ns, looked.etag),
+            Input(listed.path, listed.size, listed.mtime_ns, listed.etag),
             Span(piece.span.start, piece.span.stop, piece.span.skip, piece.span.first_row, piece.span.rows),
         ),
         bad=tuple(map(_bad_row, record.bad)),
@@ -198,7 +198,7 @@ def _bad_row(facts: tuple[Any, ...]) -> BadRow:
 
 
 def made_of(output: str, path: str) -> bool:
-    """Return whether a piece of an input would have a name."""
+    """Return whether `output` is the name of a piece of the input `path`."""
     stem = stem_of(path)
     return output == f"{stem}.parquet" or any(
         output.startswith(start) and _PART.fullmatch(output, len(start)) is not None for start in (stem, path)
@@ -209,36 +209,36 @@ def inputs_of(plan: Plan) -> dict[str, Input]:
     """Return the inputs of a plan.
 
     Raises:
-        Malformed: a key is not the path of its input, or its units leave a gap, overlap, or end before they begin.
+        Malformed: a key is not the path of its input, or its units have gaps, overlap, or end before they begin.
     """
     found = {}
     for path, each in plan.inputs.items():
         units = tuple(Unit(*unit) for unit in each.units)
         gaps = any(one.stop != other.start for one, other in itertools.pairwise(units))
         if path != each.path or gaps or any(unit.start > unit.stop for unit in units):
-            raise Malformed("its units do not fit each other")
-        if units:  # one without any is looked at again: it is empty, or its rows would be lost
+            raise Malformed("its units are inconsistent")
+        if units:  # an input without units is listed again: it is empty, or its rows would be lost
             found[path] = Input(path, each.size, each.mtime_ns, each.etag, units)
     return found
 
 
 def schema_of(text: str) -> pa.Schema:
-    """Return an Arrow schema that was written down.
+    """Parse a stored Arrow schema.
 
     Raises:
-        Malformed: it is none.
+        Malformed: it is invalid.
     """
     import pyarrow as pa
 
     try:
         return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text, validate=True)))
     except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, RecursionError, MemoryError) as exc:
-        raise Malformed("its schema is not one of Arrow's") from exc
+        raise Malformed("its Arrow schema is invalid") from exc
 
 
 def refused(where: str, why: str) -> StorageError:
-    """Return the error for a file that a job cannot go on without."""
+    """Return the error for an unreadable file that a job needs in order to continue."""
     return StorageError(
         f"{where} cannot be read by this version of embedreg: {why}.",
-        option("start anew with --fresh", "resume=False"),
+        option("start over with --fresh", "resume=False"),
     )

@@ -1,4 +1,4 @@
-"""One piece of a job, from its input to its place in the destination, in whatever process."""
+"""The work on one piece of a job, from its input to the destination, in any process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.modality import files_of
-from embedreg.datasets.sources import Source, conformed
+from embedreg.datasets.schemas import conformed
+from embedreg.datasets.sources import Source
 from embedreg.declaration import codec
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors
@@ -28,18 +29,19 @@ __all__ = ["JobSpec"]
 
 @dataclass(frozen=True)
 class JobSpec:
-    """Everything that a piece's work needs. It can be pickled, is small and holds no secret: references travel, and
-    the environment bindings behind them.
+    """Everything that is needed to run a piece.
+
+    It can be pickled, is small and holds no secret: references are included, and the environment bindings behind them.
 
     Attributes:
-        source: where rows come from.
-        sink: where they go.
-        schema: of what is written, the declarations with their probes included: equal for all pieces.
+        source: where rows are read.
+        sink: where they are written.
+        schema: of the output, including the declarations and their probes; equal for all pieces.
         functions: vector column -> its function.
-        on_error: as in `embed_batches`, but for its default.
+        on_error: as in `embed_batches`, but with another default.
         batch_rows: as in `embed_batches`.
         zero_vectors: as in `embed_batches`.
-        cache: the path of the vector cache, None for none; whoever runs pieces elsewhere opens it there.
+        cache: the path of the vector cache, or None; an engine that runs pieces elsewhere opens it there.
     """
 
     source: Source
@@ -54,19 +56,19 @@ class JobSpec:
     def __getstate__(self) -> dict[str, Any]:
         state = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         place = self.source.place
-        if files_of(place.kind) is None:  # else the rows are the files
+        if files_of(place.kind) is None:  # otherwise the files are the rows
             place = dataclasses.replace(place, files=())
-        return state | {"source": dataclasses.replace(self.source, inputs=(), place=place)}  # a piece brings its own
+        return state | {"source": dataclasses.replace(self.source, inputs=(), place=place)}  # a piece has its own
 
     @functools.cached_property
     def configs(self) -> list[EmbeddingFunctionConfig]:
-        """The declarations, as they are recorded; so no process finds out a probe of its own, and each checks this."""
+        """The declarations as recorded, so that no process computes its own probe, and each checks the recorded one."""
         entries = {entry.vector_column: entry for entry in codec.entries(self.schema.metadata)}
         return [codec.recorded(entries[column], function) for column, function in self.functions.items()]
 
     @functools.cached_property
     def _read(self) -> pa.Schema:
-        """The schema to read: what is written, vectors as the source has them, or null where it has none."""
+        """The schema to read: that of the output, with vectors as the source has them, or null if it has none."""
         import pyarrow as pa
 
         own = self.source.schema
@@ -76,14 +78,14 @@ class JobSpec:
     def run(
         self, piece: Piece, progress: Callable[[int], None] | None = None, *, max_bad_rows: int | None = None
     ) -> Outcome:
-        """Embed a piece and publish it; nothing is recorded yet.
+        """Embed a piece and publish it, without recording it.
 
         Args:
-            progress: told how many rows of the piece are done.
+            progress: called with the number of rows of the piece that are done.
             max_bad_rows: how many of its rows may fail.
         Raises:
             BadRowsError: rows failed under "raise", or too many. StorageError: it cannot be read or written.
-            EmbedregError: whatever embedding raises.
+            EmbedregError: any error of embedding.
         """
         start, counted = time.perf_counter(), {"read": 0, "written": 0}
         report = Report(rows=piece.span.first_row)  # so that rows are numbered as in their input
@@ -94,7 +96,7 @@ class JobSpec:
 
         made = embed_batches(
             self._reader(piece, counted),
-            schemas.Resolved(None, self.configs),  # as they are: bound anew, they would not know what is recorded
+            schemas.Resolved(None, self.configs),  # unchanged: bound again, they would lose what is recorded
             on_error=self.on_error,
             zero_vectors=self.zero_vectors,
             report=report,
@@ -110,8 +112,8 @@ class JobSpec:
             if piece.rows is not None and counted["read"] != piece.rows:
                 raise StorageError(
                     f"{self.source.place.storage.shown(piece.input.path)} changed while it was read: "
-                    f"{counted['read']:,} rows in place of {piece.rows:,}.",
-                    "run the same command again, once nobody writes to it",
+                    f"expected {piece.rows:,} rows, got {counted['read']:,}.",
+                    "run the same command again, once it is no longer being written",
                 )
 
         try:
@@ -145,14 +147,14 @@ class JobSpec:
                 for batch in self.source.read(piece.input.path, piece.span, self._read, self.batch_rows):
                     counted["read"] += batch.num_rows
                     yield batch.replace_schema_metadata(schema.metadata)
-            except (IndexError, OverflowError) as exc:  # a span of what an earlier look has seen, or a plan has said
+            except (IndexError, OverflowError) as exc:  # the span comes from an earlier listing or a stored plan
                 raise StorageError(
-                    f"{self.source.place.storage.shown(piece.input.path)} is not as it was when it was looked at.",
-                    option("run the same command again; if that does not help, --fresh starts anew", "resume=False"),
+                    f"{self.source.place.storage.shown(piece.input.path)} changed since it was listed.",
+                    option("run the same command again; if that does not help, --fresh starts over", "resume=False"),
                 ) from exc
 
         schema = self._read
         if any(column in self.source.schema.names for column in self.functions):
-            # its own declarations, so that vectors which another function made are not filled up by this one
+            # keep the source's own declarations: this function must not fill a column of another function's vectors
             schema = schema.with_metadata(self.source.metadata(piece.input.path))
         return pa.RecordBatchReader.from_batches(schema, batches())

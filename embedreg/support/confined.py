@@ -19,7 +19,19 @@ from pathlib import Path
 
 from embedreg.errors import StorageError
 
-__all__ = ["Entry", "children", "exists", "is_plain", "listing", "look", "make", "move", "move_folder", "parts", "read"]
+__all__ = [
+    "Entry",
+    "children",
+    "entry",
+    "exists",
+    "is_plain",
+    "listing",
+    "make",
+    "move",
+    "move_folder",
+    "parts",
+    "read",
+]
 __all__ += ["refuse_links", "remove", "remove_empty", "remove_tree", "touch", "write"]
 
 MAX_CHARACTERS = 4096  # of a name: what the path of a file may have on Linux
@@ -156,7 +168,7 @@ def _kind(found: os.stat_result) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def look(root: Path, inner: Sequence[str]) -> Entry | None:
+def entry(root: Path, inner: Sequence[str]) -> Entry | None:
     """Return what lies at a name, links not followed; None where there is nothing. A folder has the kind "folder"."""
     try:
         with _opened(root, inner[:-1]) as folder:
@@ -171,7 +183,7 @@ def _entry(path: str, found: os.stat_result) -> Entry:
 
 def exists(root: Path, inner: Sequence[str]) -> bool:
     """Return whether anything at all lies at a name, a dangling link included."""
-    return look(root, inner) is not None
+    return entry(root, inner) is not None
 
 
 def read(root: Path, inner: Sequence[str], limit: int) -> bytes | None:

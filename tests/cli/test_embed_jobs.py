@@ -54,7 +54,7 @@ def test_another_configuration_has_its_exit_code_and_its_way_out(cli: Callable, 
     """A dataset that was begun otherwise is refused; --fresh, or its other name, begins anew."""
     cli("embed", "docs", "out", *JOB)
     refused = cli("embed", "docs", "out", *JOB, "--set", "dim=16", expect=exits.DRIFT)
-    assert "--fresh starts anew" in refused.err
+    assert "--fresh starts over" in refused.err
     assert len(pq.read_table("out/a-00000.parquet").column("vector")[0]) == 8
     for flag in ("--fresh", "--no-resume"):
         assert cli("embed", "docs", "out", *JOB, "--set", "dim=16", flag, "--json").json["reused"] == 0

@@ -140,7 +140,7 @@ def test_a_bad_image_is_a_line_in_the_report(cli: Callable, tmp_path: Path) -> N
     told = cli("embed", "bad.parquet", "out.parquet", *PIXEL_MEANS, "--on-error", "null", "--json").json
     assert [(each["row"], each["reason"]) for each in told["bad"]] == [
         (1, "the image is truncated"),
-        (3, "it is no image of an allowed format (JPEG, PNG, WEBP, GIF, BMP, TIFF)"),
+        (3, "it is not an image of an allowed format (JPEG, PNG, WEBP, GIF, BMP, TIFF)"),
     ]
     assert pq.read_table("out.parquet")["vector"].is_valid().to_pylist() == [True, False, False, False]
 
@@ -246,7 +246,7 @@ def test_no_hit_is_a_page_too(cli: Callable, tables: list[str]) -> None:
         (["b.parquet", "red", "--html", "hits.png"], exits.USAGE, "ends in .html"),
         (["b.parquet", "--image", "absent.png"], exits.ERROR, "--image absent.png: there is no such image file"),
         (["b.parquet", "--image", "photos"], exits.ERROR, "a folder"),
-        (["b.parquet", "--image", "bytes.parquet"], exits.ERROR, "no image of an allowed format"),
+        (["b.parquet", "--image", "bytes.parquet"], exits.ERROR, "not an image of an allowed format"),
         (["t.parquet", "--image", "photos/1.png"], exits.ERROR, "holds texts"),
         (["b.parquet", "red", "--html", "photos/1.png/hits.html"], exits.ERROR, "cannot be written"),
     ],

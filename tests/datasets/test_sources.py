@@ -90,17 +90,17 @@ def test_a_folder_of_parquet_files_is_read_in_order_without_markers(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"t": 1}\n{"t": \n', "line 2: no JSON object"),
-        ("a.jsonl", "[1, 2]\n", "line 1: no JSON object"),
-        ("a.jsonl", '{"t": ' + "[" * 5000 + "\n", "line 1: no JSON object"),
+        ("a.jsonl", '{"t": 1}\n{"t": \n', "line 2: not a JSON object"),
+        ("a.jsonl", "[1, 2]\n", "line 1: not a JSON object"),
+        ("a.jsonl", '{"t": ' + "[" * 5000 + "\n", "line 1: not a JSON object"),
         ("a.jsonl", "", "is empty"),
         ("a.jsonl", "\n\n", "is empty"),
-        ("a.csv", "", "no readable csv"),
-        ("a.csv", "t,n\n1\n", "no readable csv"),
-        ("a.parquet", "PAR1", "no readable parquet"),
-        ("a.parquet", "", "no readable parquet"),
-        ("a.parquet", "PAR1" + "x" * 100 + "PAR1", "no readable parquet"),
-        ("a.txt", "some text", "cannot tell what kind of file"),
+        ("a.csv", "", "cannot be read as csv"),
+        ("a.csv", "t,n\n1\n", "cannot be read as csv"),
+        ("a.parquet", "PAR1", "cannot be read as parquet"),
+        ("a.parquet", "", "cannot be read as parquet"),
+        ("a.parquet", "PAR1" + "x" * 100 + "PAR1", "cannot be read as parquet"),
+        ("a.txt", "some text", "unknown kind of file"),
     ],
 )
 def test_a_corrupt_file_is_one_error_that_names_it(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -127,7 +127,7 @@ def test_a_field_of_two_types_is_refused_by_name(tmp_path: Path, monkeypatch: py
     """Numbers here and texts there cannot be one column."""
     monkeypatch.setattr(texts, "_CHUNK_BYTES", 10)
     (tmp_path / "rows.jsonl").write_text('{"t": 1}\n{"t": "x"}\n', "utf-8")
-    with pytest.raises(StorageError, match="Field t has incompatible types"):
+    with pytest.raises(StorageError, match="field t has incompatible types"):
         read(tmp_path / "rows.jsonl")
 
 

@@ -174,7 +174,7 @@ def test_a_job_keeps_to_one_policy(tmp_path: Path) -> None:
     by_job(Zeros.create(), tmp_path)
     report = embedreg.embed(tmp_path / "in.parquet", tmp_path / "out", bound, on_error="null")
     assert report.zeros == 1
-    with pytest.raises(ConfigError, match="1 vector\\(s\\) of zeros under zero_vectors=None, this run says 'keep'"):
+    with pytest.raises(ConfigError, match="1 vector\\(s\\) of zeros under zero_vectors=None, this run has 'keep'"):
         embedreg.embed(tmp_path / "in.parquet", tmp_path / "out", bound, on_error="null", zero_vectors="keep")
 
 

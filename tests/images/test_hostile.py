@@ -23,7 +23,7 @@ from PIL import Image
 
 from embedreg.errors import RowError
 from embedreg.images import ImagePolicy, open_image
-from embedreg.images.memory import BYTES_A_PIXEL
+from embedreg.images.memory import BYTES_PER_PIXEL
 from tests.watched import nothing_touched
 
 POLICY = ImagePolicy(max_pixels=2**20, max_bytes=2**22)
@@ -62,7 +62,7 @@ def opened(value: Any, **options: Any) -> Image.Image | None:
     except RowError as problem:
         words = problem.message
     if measured:
-        assert _memory("VmHWM") - before <= POLICY.max_pixels * BYTES_A_PIXEL + SLACK
+        assert _memory("VmHWM") - before <= POLICY.max_pixels * BYTES_PER_PIXEL + SLACK
     if image is None:
         assert words
         return None

@@ -16,7 +16,7 @@ from PIL import Image
 
 from embedreg.errors import RowError
 from embedreg.images import ImagePolicy, open_image
-from embedreg.images.memory import BYTES_A_PIXEL
+from embedreg.images.memory import BYTES_PER_PIXEL
 
 # Saves each kind, decodes it, and prints how far the peak of memory rose beside what was said to be needed.
 MEASURE = """
@@ -164,7 +164,7 @@ def test_kinds_that_take_more_may_have_fewer_pixels() -> None:
     """WebP takes 16 bytes a pixel: half of max_pixels, by its header alone."""
     file = io.BytesIO()
     Image.new("RGB", (300, 300)).save(file, "WEBP")
-    allowed = 300 * 300 * 16 // BYTES_A_PIXEL
+    allowed = 300 * 300 * 16 // BYTES_PER_PIXEL
     assert open_image(file.getvalue(), policy=ImagePolicy(max_pixels=allowed)).size == (300, 300)
     with pytest.raises(RowError, match="takes 1,440,000 bytes, over the 1,439,992 of max_pixels=179,999"):
         open_image(file.getvalue(), policy=ImagePolicy(max_pixels=allowed - 1))
