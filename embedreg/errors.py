@@ -1,21 +1,21 @@
-"""The error tree. Every error says what was wrong and gives a hint that can be pasted.
+"""The error tree. Every message states what is wrong, and most have a hint that can be pasted.
 
 EmbedregError
 ├── UnknownFunctionError    (KeyError)        no function of that name is registered
 ├── DuplicateFunctionError  (ValueError)      two distributions claim one name
 ├── ConfigError             (ValueError)      a configuration that cannot work
 │   ├── HardcodedSecretError                  a sensitive field holds a value instead of a reference
-│   └── MissingVariableError  (KeyError)      a `$var:` that nobody has set
+│   └── MissingVariableError  (KeyError)      a `$var:` that is not set
 ├── MissingExtraError       (ImportError)     an optional library is not installed
-├── UntrustedError          (PermissionError) stored metadata asks for what the reader did not grant
+├── UntrustedError          (PermissionError) stored metadata needs something that has not been granted
 ├── MetadataError           (ValueError)      a declaration that cannot be read
 ├── SchemaError             (ValueError)      a schema that cannot be built or paired
 ├── MissingColumnError      (KeyError)        the data lacks a column
 ├── InputError              (TypeError)       data of a kind that cannot be embedded
 ├── VectorError             (ValueError)      vectors of the wrong width, or not numbers
 ├── RowError                (ValueError)      one row's own failure
-├── BadRowsError            (ValueError)      rows that failed, where failing is not allowed
-├── DriftError              (ValueError)      the function no longer gives the vectors that are stored
+├── BadRowsError            (ValueError)      rows failed, and the policy does not allow it
+├── DriftError              (ValueError)      the function no longer returns the vectors that are stored
 ├── ModelNotFoundError      (FileNotFoundError) no such model, here or on the hub
 ├── CallError               (RuntimeError)    a call failed: model, memory, network, quota, key
 └── StorageError            (OSError)         reading or writing data failed
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-# The errors alone; `Grant`, which one of them carries, is `embedreg.Grant`.
+# Only the errors; `Grant`, which `UntrustedError` carries, is exported as `embedreg.Grant`.
 __all__ = [
     "BadRowsError",
     "CallError",
@@ -53,9 +53,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Grant:
-    """What stored metadata may have, or needs before it may be used: a value, compared by what it holds.
+    """Permissions that stored metadata has, or needs before it may be used; grants are compared by value.
 
-    `embedreg.trust(grant)` puts one into force. Each field is as `trust` takes it; one text stands for a tuple of one.
+    `embedreg.trust(grant)` grants it. The fields are the arguments of `trust`; a single text means a tuple of one.
     """
 
     paths: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Grant:
             object.__setattr__(self, field.name, (value,) if isinstance(value, str) else tuple(value))
 
     def keys(self) -> Iterator[str]:
-        """Yield the kinds that it holds something of, so that `trust(**grant)` takes it too."""
+        """Yield the names of the fields that are not empty, so that `trust(**grant)` also works."""
         return (field.name for field in fields(self) if getattr(self, field.name))
 
     def __getitem__(self, kind: str) -> tuple[str, ...]:
@@ -81,25 +81,25 @@ class Grant:
         return any(self.keys())
 
     def __or__(self, other: Grant) -> Grant:
-        """Return a grant of what either holds, each thing once."""
+        """Return the union of two grants."""
         return Grant.union((self, other))
 
     @staticmethod
     def union(grants: Iterable[Grant]) -> Grant:
-        """Return a grant of what any of them holds, each thing once."""
+        """Return the union of several grants, without duplicates."""
         held = [*grants]
         kinds = [field.name for field in fields(Grant)]
         return Grant(**{kind: tuple(dict.fromkeys(value for each in held for value in each[kind])) for kind in kinds})
 
     def __str__(self) -> str:
-        """Return the call that puts it into force."""
+        """Return the call that grants it."""
         return f"embedreg.trust({', '.join(f'{kind}={list(self[kind])!r}' for kind in self.keys())})"
 
 
 class Words(str):
-    """A text for callers in Python that also says what the command line shows in its place, as `shell`.
+    """A text for callers in Python that also carries the text for the command line, as `shell`.
 
-    Whoever words an error knows both callers: nobody has to find calls in a text and turn them into options.
+    Both texts are written where the error is raised, so no code has to replace calls by options in a message.
     """
 
     shell: str
@@ -116,36 +116,36 @@ class Words(str):
         return Words(str.__str__(self) + str(other), self.shell + in_shell(other))
 
     def changed(self, change: Callable[[str], str]) -> Words:
-        """Return the same words with a change made to both texts."""
+        """Return the words with a change applied to both texts."""
         return Words(change(str.__str__(self)), change(self.shell))
 
 
 def option(said: str, call: str, rest: str = "") -> Words:
-    """Return words that name an option, and the argument that stands for it in Python."""
+    """Return words that name a command-line option and the corresponding argument in Python."""
     return Words(f"{said} (in Python: {call}){rest}", said + rest)
 
 
 def in_shell(text: str) -> str:
-    """Return what the command line shows of a text."""
+    """Return the text that the command line shows."""
     return text.shell if isinstance(text, Words) else text
 
 
 def changed(text: str, change: Callable[[str], str]) -> str:
-    """Return a text with a change made to it, for both callers where it has words for both."""
+    """Return a text with a change applied, to both texts of `Words`."""
     return text.changed(change) if isinstance(text, Words) else change(text)
 
 
 class EmbedregError(Exception):
-    """The root of every error that embedreg raises on purpose.
+    """The base class of every error that embedreg raises on purpose.
 
     Args:
-        message: what was wrong, with the value where it is no secret.
-        hint: what to do, in a form that can be pasted; `Words` where it is another on the command line.
+        message: what is wrong, including the value unless it is a secret.
+        hint: how to fix it, in a form that can be pasted; `Words` if it differs on the command line.
 
     Attributes:
-        raised_by: the name of the user's own function whose error this one stands for.
+        raised_by: the name of the user's own function whose error this one replaces.
         trace: that error's own traceback, without secrets.
-        shell_hint: what to do on the command line, where that is something else.
+        shell_hint: the hint for the command line, if it differs; see `for_shell`.
     """
 
     raised_by: str | None = None
@@ -160,14 +160,14 @@ class EmbedregError(Exception):
             self.shell_hint = hint.shell
 
     def for_shell(self, hint: str) -> Self:
-        """Give the hint that the command line shows in place of the one in Python; return the error itself."""
+        """Set the hint that the command line shows instead of the one for Python; return the error itself."""
         self.shell_hint = hint
         if self.hint is not None:
-            self.hint = Words(self.hint, hint)  # which an error that says more of this one passes on
+            self.hint = Words(self.hint, hint)  # so that an error that extends this one passes it on
         return self
 
     def with_shell_hint_of(self, other: EmbedregError) -> Self:
-        """Take over the command line's hint of another error; return the error itself."""
+        """Copy the command line's hint of another error; return the error itself."""
         return self if other.shell_hint is None else self.for_shell(other.shell_hint)
 
     def __str__(self) -> str:
@@ -191,23 +191,22 @@ class ConfigError(EmbedregError, ValueError):
 
 
 class HardcodedSecretError(ConfigError):
-    """A sensitive field was given a value where only a `$var:` reference may stand."""
+    """A sensitive field got a value, but only a `$var:` reference is allowed."""
 
 
 class MissingVariableError(ConfigError, KeyError):
-    """A `$var:` reference names a variable that is not set; LanceDB raises ValueError or KeyError for one."""
+    """A `$var:` reference names a variable that is not set; LanceDB raises ValueError or KeyError for it."""
 
 
 class MissingExtraError(EmbedregError, ImportError):
-    """An optional library is needed and not installed."""
+    """A required optional library is not installed."""
 
 
 class UntrustedError(EmbedregError, PermissionError):
-    """Stored metadata asks for something that the reader has not granted.
+    """Stored metadata needs something that has not been granted.
 
     Attributes:
-        needed: everything that it asks for and has not got. `with embedreg.trust(error.needed):` grants it; empty where
-            no grant helps.
+        needed: everything that is missing. `with embedreg.trust(error.needed):` grants it; empty if no grant helps.
     """
 
     def __init__(self, message: str, hint: str | None = None, needed: Grant = Grant()) -> None:
@@ -220,7 +219,7 @@ class MetadataError(EmbedregError, ValueError):
 
 
 class SchemaError(EmbedregError, ValueError):
-    """A schema whose types or source/vector pairs cannot be made out."""
+    """A schema with invalid types or unclear source/vector pairs."""
 
 
 class MissingColumnError(EmbedregError, KeyError):
@@ -236,14 +235,14 @@ class VectorError(EmbedregError, ValueError):
 
 
 class RowError(EmbedregError, ValueError):
-    """The failure of one row, by its own input's fault.
+    """The failure of one row, caused by its own input.
 
-    A function may put an instance in its result list, in place of that row's vector.
+    A function may return an instance in its result list instead of that row's vector.
     """
 
 
 def reason_of(problem: RowError) -> str:
-    """Return why a row failed, as a plain str: the class and the message may be a function author's own."""
+    """Return why a row failed as a plain str: class and message may be defined by a function's author."""
     try:
         message: object = problem.message
         if type(message) is Words:
@@ -255,7 +254,7 @@ def reason_of(problem: RowError) -> str:
 
 
 class BadRowsError(EmbedregError, ValueError):
-    """Rows failed, and the policy does not let them; `rows` holds their numbers."""
+    """Rows failed, and the policy does not allow it; `rows` holds their numbers."""
 
     def __init__(self, message: str, hint: str | None = None, rows: tuple[int, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -263,20 +262,20 @@ class BadRowsError(EmbedregError, ValueError):
 
 
 class DriftError(EmbedregError, ValueError):
-    """The function no longer gives the vectors that the column was made with."""
+    """The function no longer returns the vectors that the column was made with."""
 
 
 class ModelNotFoundError(EmbedregError, FileNotFoundError):
-    """The model is neither on this machine nor to be had from the hub."""
+    """The model is neither on this machine nor available from the hub."""
 
 
 class CallError(EmbedregError, RuntimeError):
-    """A whole call failed: model, memory, network, quota or key. Never a row's own fault.
+    """A whole call failed: model, memory, network, quota or key. It is never caused by a single row.
 
     Args:
-        message, hint: as of every error here.
-        transient: whether the failure may pass by itself and nobody has tried again yet; `max_retries` then applies.
-        retry_after_s: how many seconds the service asked to wait, where it did.
+        message, hint: as for every error here.
+        transient: whether a retry may succeed and none was made yet; `max_retries` then applies.
+        retry_after_s: the seconds that the service asked to wait, if it did.
     """
 
     def __init__(
@@ -293,4 +292,4 @@ class CallError(EmbedregError, RuntimeError):
 
 
 class StorageError(EmbedregError, OSError):
-    """Reading or writing data failed; what was there before is intact."""
+    """Reading or writing data failed; earlier data is intact."""

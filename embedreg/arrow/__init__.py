@@ -1,1 +1,1 @@
-"""What callers bring, as Arrow, exactly or an error; vectors between functions, numpy and Arrow."""
+"""Conversion of callers' data to Arrow, exact or with an error; and of vectors between functions, numpy and Arrow."""

@@ -1,6 +1,6 @@
-"""One column of inputs, as an Arrow array or a list: what a function accepts is kept as it is, the rest is an error.
+"""`column_of`: convert one column of inputs to an Arrow array or a list; inputs that a function does not accept raise.
 
-What a function accepts is a value, `Accepted`; the table of modalities has one for each.
+`Accepted` describes what a function accepts; the table of modalities has one for each modality.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.arrow.casting import plain_array
+from embedreg.arrow.layouts import plain_array
 from embedreg.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,16 +25,16 @@ _WIDER = {"string": "large_string", "binary": "large_binary"}
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a column of inputs may be made of.
+    """The inputs that a column may contain.
 
     Attributes:
-        name: of the function, in messages: "text" for a text function.
-        types: Arrow types, as `pyarrow.types.is_*` has them, after views and fixed sizes became plain ones; empty for
-            every type.
-        objects: whether an input may be a Python object that Arrow has no type for, such as an image in memory.
-        hint: what to do about a column of another type.
-        rows_of: cuts an array of several axes into rows; without it, each entry of the first axis is one.
-        read: makes inputs of a column of another type, or raises.
+        name: of the modality in messages: "text" for a text function.
+        types: Arrow types, by the names of `pyarrow.types.is_*`, after views and fixed sizes were converted to plain
+            ones; empty for every type.
+        objects: whether an input may be a Python object without an Arrow type, such as an image in memory.
+        hint: the hint for a column of another type.
+        rows_of: splits an array of several axes into rows; without it, each entry of the first axis is a row.
+        read: converts a column of another type to inputs, or raises.
     """
 
     name: str
@@ -46,31 +46,31 @@ class Accepted:
 
     @property
     def only_texts(self) -> bool:
-        """Whether nothing but texts is accepted."""
+        """Whether only texts are accepted."""
         return not self.objects and set(self.types) == {"string", "large_string"}
 
     @property
     def lists(self) -> bool:
-        """Whether a list is one input, and no column of them."""
+        """Whether a list is one input rather than a column of inputs."""
         return any(name.endswith("list") for name in self.types)
 
     def takes(self, kind: pa.DataType) -> bool:
-        """Return whether a column may be of an Arrow type."""
+        """Return whether a column may have an Arrow type."""
         import pyarrow as pa
 
         return not self.types or any(getattr(pa.types, f"is_{name}")(kind) for name in self.types)
 
     def refusal(self, values: Iterable[Any]) -> InputError:
-        """Return the error for values that are none of these inputs."""
+        """Return the error for values that are not accepted."""
         if self.only_texts:
             values = [value for value in values if not isinstance(value, str | None)]
         others = [value for value in values if value is not None]
         kinds = ", ".join(sorted({type(value).__name__ for value in others}))
         if any(map(is_picture, others)) and not self.objects:
-            what = f"{self._function} was given {kinds}, which may be images, not {self.name}s."
+            what = f"{self._function} got {kinds}, which may be images, not {self.name}s."
             return InputError(what, IMAGES_HINT)
         return InputError(
-            f"{self._function} was given {kinds}.",
+            f"{self._function} got {kinds}.",
             "pass str values, and None for a null" if self.only_texts else self.hint,
         )
 
@@ -84,16 +84,16 @@ class Accepted:
 
 
 def column_of(values: Any, accepted: Accepted) -> Any:
-    """Turn one column into an Arrow array where its type has one, else a plain list.
+    """Convert one column to an Arrow array if its type has one, else to a list.
 
     Args:
         values: a list, tuple, numpy array, pandas or polars series, Arrow array or chunked array; one text or image
-            is a column of one row. For images, an array of four axes is a stack of them, one of three of grey ones.
-        accepted: what the function embeds.
+            is a column of one row. For images, an array of four axes is a stack, and one of three a stack of grey ones.
+        accepted: the inputs that the function accepts.
     Returns:
-        A `pa.Array` of one of the accepted types, or a list of Python objects with None where null.
+        A `pa.Array` of one of the accepted types, or a list of Python objects with None for nulls.
     Raises:
-        InputError: what the function does not accept.
+        InputError: the function does not accept the values.
     """
     import pyarrow as pa
 
@@ -106,7 +106,7 @@ def column_of(values: Any, accepted: Accepted) -> Any:
         values = values.combine_chunks()
     if isinstance(values, pa.Array):
         return _decoded(values, accepted)
-    objects = str(getattr(values, "dtype", "")).lower() == "object"  # pandas and polars call a series of any things so
+    objects = str(getattr(values, "dtype", "")).lower() == "object"  # pandas' and polars' dtype of arbitrary objects
     if not objects and (hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__")):
         return column_of(pa.chunked_array(values), accepted)
     if getattr(values, "ndim", 1) > 1:
@@ -123,7 +123,7 @@ def column_of(values: Any, accepted: Accepted) -> Any:
         return _decoded(pa.array(listed, from_pandas=True), accepted)
     except pa.ArrowCapacityError:
         raise
-    except UnicodeEncodeError:  # half a surrogate pair, which only whoever embeds it can tell of its row
+    except UnicodeEncodeError:  # half a surrogate pair: the caller checks it row by row
         if accepted.objects:
             return _without_nulls(listed)
         texts = _without_nulls(listed)
@@ -133,7 +133,7 @@ def column_of(values: Any, accepted: Accepted) -> Any:
     except (pa.ArrowException, TypeError) as exc:
         if accepted.only_texts:
             raise accepted.refusal(listed) from None
-        if isinstance(exc, InputError):  # it is a TypeError too
+        if isinstance(exc, InputError):  # a subclass of TypeError
             raise
         if not accepted.objects:
             raise accepted.refusal(listed) from None
@@ -141,17 +141,17 @@ def column_of(values: Any, accepted: Accepted) -> Any:
 
 
 def is_picture(value: Any) -> bool:
-    """Return whether a value that is no text may be an image."""
+    """Return whether a value other than text may be an image."""
     return isinstance(value, bytes) or _is_one(value) or getattr(value, "ndim", 1) > 1
 
 
 def _is_one(values: Any) -> bool:
-    """Return whether it is one image and no column; Pillow's have `__arrow_c_array__`, for their pixels."""
+    """Return whether this is one image, not a column; Pillow's images have `__arrow_c_array__` for their pixels."""
     return isinstance(values, bytearray | memoryview | Path) or type(values).__module__.partition(".")[0] == "PIL"
 
 
 def texts_of(values: list[Any], want: pa.DataType | None = None) -> pa.Array | None:
-    """Return texts some of which hold half a surrogate pair: the column's check tells of the rows; None for others."""
+    """Convert texts that may contain half a surrogate pair, for a later check of the rows; None for other values."""
     import pyarrow as pa
 
     if not all(isinstance(value, str | None) for value in values):
@@ -162,22 +162,22 @@ def texts_of(values: list[Any], want: pa.DataType | None = None) -> pa.Array | N
 
 
 def unstacked(values: Any) -> list[Any]:
-    """Cut an array of several axes into its images.
+    """Split an array of several axes into its images.
 
     Raises:
-        InputError: it is none, or may be one image as well.
+        InputError: it is not a stack of images, or may also be one image.
     """
     if values.ndim == 4 or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
         return list(values)
     what = ": it may be one image, or a stack of grey ones." if values.ndim == 3 else "."
     raise InputError(
-        f"an array of shape {values.shape} is no column of images{what}",
+        f"an array of shape {values.shape} is not a column of images{what}",
         "pass a list of images, [image], or an array (n, h, w, 3)",
     )
 
 
 def _is_mixed(values: list[Any]) -> bool:
-    """Return whether Arrow would make something else of these: of names beside bytes bytes, of arrays lists."""
+    """Return whether Arrow would convert these wrongly: names mixed with bytes to bytes, and arrays to lists."""
     import numpy as np
 
     kinds = {type(value) for value in values}
@@ -186,7 +186,7 @@ def _is_mixed(values: list[Any]) -> bool:
 
 
 def _without_nulls(values: list[Any]) -> list[Any]:
-    """Put None where pandas has a null of its own."""
+    """Replace pandas' own nulls by None."""
     nulls = {"NAType", "NaTType"}
     return [
         None if type(value).__name__ in nulls or (isinstance(value, float) and value != value) else value
@@ -213,7 +213,7 @@ def _decoded(array: pa.Array, accepted: Accepted) -> Any:
 
 
 def _plain_types() -> list[tuple[Callable[[pa.DataType], bool], pa.DataType]]:
-    """Return the types that are another way to write a plain one."""
+    """Return (test, plain type) of the types that are another layout of a plain type."""
     import pyarrow as pa
 
     return [
@@ -224,10 +224,10 @@ def _plain_types() -> list[tuple[Callable[[pa.DataType], bool], pa.DataType]]:
 
 
 def images_of(array: pa.Array) -> Any:
-    """Return the images of a column that is neither names nor bytes: both, as Hugging Face's datasets have them.
+    """Return the images of a column of structs of bytes and path, as in Hugging Face's datasets.
 
     Raises:
-        InputError: it holds no images.
+        InputError: the column has another type.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

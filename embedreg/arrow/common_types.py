@@ -1,10 +1,11 @@
-"""The type that holds the values of two types, where there is one."""
+"""`common_type`: the type that holds the values of two types, if there is one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedreg.arrow.casting import UUID_TYPE, kind_of
+from embedreg.arrow.casting import UUID_TYPE
+from embedreg.arrow.layouts import kind_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -13,14 +14,14 @@ __all__ = ["common_type"]
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the type for the values of both, None where there is none; `exactly` then decides on each value."""
+    """Return the type for the values of both, or None; `cast_exactly` then checks each value."""
     import pyarrow as pa
 
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
         return other
-    if UUID_TYPE in (str(one), str(other)):  # neither a text nor bytes
+    if UUID_TYPE in (str(one), str(other)):  # a UUID is neither text nor bytes
         return None
     simple = [_without_encoding(type_) for type_ in (one, other)]
     if simple != [one, other]:

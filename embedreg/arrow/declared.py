@@ -1,11 +1,11 @@
-"""Columns as they are declared: each value is what the declared type says, or an error names it."""
+"""Convert columns to their declared types: each value is kept exactly, or an error names it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedreg.arrow.casting import Unfit, exactly, shown
+from embedreg.arrow.casting import ConversionError, cast_exactly, shown
 from embedreg.arrow.columns import texts_of
 from embedreg.arrow.values import NO_DEFAULTS, Defaults, array_of
 from embedreg.errors import InputError
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-__all__ = ["Expected", "as_declared", "column", "made_column", "named", "unfit"]
+__all__ = ["Expected", "as_declared", "column", "conversion_error", "made_column", "named"]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a declaration says of rows that bring no types.
+    """The declared types and defaults of rows that carry no types.
 
     Attributes:
-        schema: the declared types, where there are some.
-        defaults: what stands for keys that rows lack.
-        sources: the columns that are to be embedded.
-        vectors: the columns that are to be filled.
-        texts: those of the sources that hold texts for functions of text.
+        schema: the declared types, if any.
+        defaults: values for keys that rows lack.
+        sources: the columns to embed.
+        vectors: the columns to fill.
+        texts: the sources that hold texts for text functions.
     """
 
     schema: pa.Schema | None = None
@@ -37,7 +37,7 @@ class Expected:
     texts: frozenset[str] = frozenset()
 
     def types(self) -> dict[str, Any]:
-        """Return the declared types; vectors as doubles, since what becomes of each is for `given_vectors` to say."""
+        """Return the declared types; vectors as doubles, since `given_vectors` checks each of them."""
         import pyarrow as pa
 
         found = {}
@@ -48,27 +48,31 @@ class Expected:
         return found
 
     def required(self) -> set[str]:
-        """Return the columns that may hold no null; those that are to be filled do not count."""
+        """Return the columns that must not contain nulls, except those to be filled."""
         return {item.name for item in self.schema or [] if not item.nullable} - self.vectors
 
 
-def unfit(name: str, exc: Unfit, first_row: int, want: pa.DataType | None) -> InputError:
-    """Return the error that names the column, the row and the value that does not fit."""
+def conversion_error(name: str, exc: ConversionError, first_row: int, want: pa.DataType | None) -> InputError:
+    """Return the error that names the column, the row and the value."""
     import pyarrow as pa
 
     if want is not None and pa.types.is_null(want):
         return InputError(
-            f"column {plain(name, 80)!r} does not agree on a type: row {first_row + exc.row} is the first with "
-            "a value, and the schema of the stream is given out.",
-            "declare it in a Schema, or pass list(rows), which has all rows at hand",
+            f"column {plain(name, 80)!r} has no common type: row {first_row + exc.row} is the first with a value, but "
+            "the schema of the stream was already returned.",
+            "declare it in a Schema, or pass list(rows), so that all rows are known",
         )
     what = (
-        f"is no {want}" if want is not None else "does not agree on a type" if exc.mixed else "cannot be kept as it is"
+        f"does not fit {want}"
+        if want is not None
+        else "has no common type"
+        if exc.mixed
+        else "cannot be stored exactly"
     )
     where = f"column {plain(name, 80)!r} {what}"
     return InputError(
         f"{where}: row {first_row + exc.row}{f' at {exc.path}' if exc.path else ''}: {exc.why}.",
-        "convert the value, or declare the column as a type that holds it"
+        "convert the value, or declare a type that holds it"
         if want is not None
         else "convert the values to one type, or declare it in a Schema"
         if exc.mixed
@@ -85,38 +89,38 @@ def column(
     *,
     settled: bool = False,
 ) -> pa.Array:
-    """Turn the Python values of one column into Arrow.
+    """Convert the Python values of one column to Arrow.
 
     Args:
-        settled: whether `want` is what earlier rows of a stream have and nobody declared: no float is rounded to it.
+        settled: whether `want` is the type of earlier rows of a stream, not declared: floats are not rounded to it.
     """
     import pyarrow as pa
 
     defaults = expected.defaults.inner.get(name, NO_DEFAULTS)
     try:
         if settled and want is not None and _narrow(want):
-            return exactly(array_of(values, None, defaults), want, rounds=False)
+            return cast_exactly(array_of(values, None, defaults), want, rounds=False)
         return array_of(values, want, defaults)
-    except Unfit as exc:
+    except ConversionError as exc:
         if name in expected.texts and (want is None or pa.types.is_string(want) or pa.types.is_large_string(want)):
             texts = texts_of(values, want)
             if texts is not None:
                 return texts
-        raise unfit(name, exc, first_row, want) from None
+        raise conversion_error(name, exc, first_row, want) from None
     except RecursionError:
         raise InputError(
-            f"column {plain(name, 80)!r}: a value from row {first_row} on is nested too deep, or holds itself.",
+            f"column {plain(name, 80)!r}: a value from row {first_row} on is nested too deeply, or contains itself.",
             "flatten it, or store it as JSON text",
         ) from None
     except (pa.ArrowException, TypeError, ValueError, ArithmeticError) as exc:
         raise InputError(
-            f"column {plain(name, 80)!r} from row {first_row} on cannot become Arrow: {plain(exc, 200)}.",
+            f"column {plain(name, 80)!r} from row {first_row} on cannot be converted to Arrow: {plain(exc, 200)}.",
             "convert its values, or declare it in a Schema",
         ) from None
 
 
 def _narrow(type_: pa.DataType) -> bool:
-    """Return whether a type has floats that are narrower than Python's."""
+    """Return whether a type contains floats of fewer than 64 bits."""
     import pyarrow as pa
 
     if pa.types.is_floating(type_):
@@ -125,18 +129,18 @@ def _narrow(type_: pa.DataType) -> bool:
 
 
 def as_declared(array: pa.Array, item: pa.Field, first_row: int) -> pa.Array:
-    """Return a column as it is declared: its type, and null only where null may be.
+    """Convert a column to its declared field: its type, and nulls only if they are allowed.
 
     Raises:
-        InputError: a value that would change, or a null, with its row.
+        InputError: a value would change, or is null; it names the row.
     """
     import numpy as np
 
     made = array
     if array.type != item.type:
         try:
-            made = exactly(array, item.type)
-        except Unfit as exc:
+            made = cast_exactly(array, item.type)
+        except ConversionError as exc:
             raise InputError(
                 f"column {plain(item.name, 80)!r} is {array.type}, the schema says {item.type}: "
                 f"row {first_row + exc.row}{f' at {exc.path}' if exc.path else ''}: {exc.why}.",
@@ -152,12 +156,12 @@ def as_declared(array: pa.Array, item: pa.Field, first_row: int) -> pa.Array:
 
 
 def made_column(item: pa.Field, values: list[Any]) -> pa.Array:
-    """Return default values as a column."""
+    """Return the array of a column's default values."""
     return column(item.name, values, Expected(), item.type)
 
 
 def named(name: Any) -> str:
-    """Return a column's name, which is a str."""
+    """Return a column's name, or raise if it is not a str."""
     if not isinstance(name, str):
-        raise InputError(f"a column is named {shown(name)}, which is no str.", "name columns with str")
+        raise InputError(f"the column name {shown(name)} is not a str.", "name columns with str")
     return str.__str__(name)

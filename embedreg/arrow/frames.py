@@ -1,4 +1,4 @@
-"""What pandas' and polars' frames and series need before they are Arrow; neither library is imported."""
+"""Helpers to convert pandas and polars frames and series to Arrow, without importing either library."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ log = logging.getLogger("embedreg")
 
 
 def is_pandas(data: Any, *names: str) -> bool:
-    """Return whether it is one of pandas' classes of these names, or of a subclass."""
+    """Return whether `data` is an instance of the named pandas classes."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(data, tuple(getattr(pandas, name) for name in names))
 
 
 def is_polars(data: Any, *names: str) -> bool:
-    """Return whether it is one of polars' classes of these names."""
+    """Return whether `data` is an instance of the named polars classes."""
     polars = sys.modules.get("polars")
     return polars is not None and isinstance(data, tuple(getattr(polars, name) for name in names))
 
 
 def series_of(data: Any) -> Any:
-    """Return a named series as data of one column; None for anything else.
+    """Return a named series as a frame of one column; None for anything else.
 
     Raises:
         InputError: the series has no name.
@@ -35,15 +35,15 @@ def series_of(data: Any) -> Any:
     if not is_pandas(data, "Series") and not (is_polars(data, "Series") and str(data.dtype).split("(")[0] != "Struct"):
         return None
     if data.name is None or data.name == "":
-        raise InputError("a series without a name is no table.", "series.to_frame('text'), or series.rename('text')")
+        raise InputError("a series without a name is not a table.", "series.to_frame('text'), or series.rename('text')")
     return data.to_frame()
 
 
 def columns_of(frame: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the columns of a pandas frame, its index among them where that holds more than the numbers of rows.
+    """Yield the columns of a pandas frame, including its index unless that only numbers the rows.
 
-    A level of the index that has a name is a column. One without is a column named as by pandas' `reset_index` unless
-    it holds integers, which are the places that filtering, sorting and joining leave.
+    A named level of the index is a column. An unnamed one is a column named as by pandas' `reset_index`, unless it
+    holds integers, which are row numbers left by filtering, sorting and joining.
     """
     index = frame.index
     for level in range(index.nlevels):
@@ -61,7 +61,7 @@ def columns_of(frame: Any) -> Iterator[tuple[str, Any]]:
 
 
 def pandas_metadata(frame: Any) -> Any:
-    """Return the schema metadata with which Arrow gives pandas its own types back, None where it has none."""
+    """Return the schema metadata with which Arrow restores pandas' own types; None if there is none."""
     import pyarrow as pa
 
     if any(type(name) is not str for name in frame.columns):
@@ -73,9 +73,9 @@ def pandas_metadata(frame: Any) -> Any:
 
 
 def without_missing(values: list[Any]) -> list[Any]:
-    """Return the objects of a pandas column with None for what pandas calls missing.
+    """Return the objects of a pandas column with None for pandas' missing values.
 
-    NaN is a number in a column of numbers, and missing beside anything else.
+    NaN is a number in a column of numbers, and a missing value among anything else.
     """
     names = {type(value).__name__ for value in values}
     numbers = names <= {"float", "int", "NoneType", "NAType", "NaTType", "float64", "float32", "float16", "int64"}
@@ -91,9 +91,9 @@ def without_missing(values: list[Any]) -> list[Any]:
 
 
 def odd_columns(frame: Any) -> dict[str, Any] | None:
-    """Return a polars frame as a dict of columns if Arrow cannot take it as it is; None if it can.
+    """Return a polars frame as a dict of columns if Arrow cannot read it directly; else None.
 
-    Of a column of Python objects polars would give the addresses, and some of its types Arrow does not know.
+    For a column of Python objects polars would export their addresses, and Arrow does not know some of its types.
     """
     types = [str(dtype) for dtype in frame.dtypes]
     if not any(name in kind for kind in types for name in ("Object", "Int128", "UInt128", "Unknown")):

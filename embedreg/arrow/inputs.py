@@ -1,7 +1,7 @@
-"""What callers bring, as Arrow: the one door. A value stays what it is, or an error names its column, row and value.
+"""`batches_of`: convert callers' data to Arrow batches, exactly, or raise an error with column, row and value.
 
-`values` turns Python values into arrays, `casting` arrays into declared types; here are the forms that tables have.
-No copy is made where none is needed.
+All data enters here. `values` converts Python values to arrays, `casting` casts arrays to declared types, and this
+module handles the kinds of tables. Data is copied only if needed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow import frames
-from embedreg.arrow.casting import Unfit, exactly, storable_type
+from embedreg.arrow.casting import ConversionError, cast_exactly
+from embedreg.arrow.layouts import storable_type
 from embedreg.arrow.values import numpy_array
 from embedreg.errors import InputError, SchemaError
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
-from embedreg.arrow.declared import Expected, column, named, unfit
+from embedreg.arrow.declared import Expected, column, conversion_error, named
 from embedreg.arrow.rows import from_dicts
 from embedreg.arrow.unify import aligned, cut, unified
 
@@ -28,7 +29,7 @@ _NOTHING = object()
 
 
 def total_rows(data: Any) -> int | None:
-    """Return the number of rows where the data knows it, else None (a stream)."""
+    """Return the number of rows, or None if it is unknown (a stream)."""
     rows = getattr(data, "num_rows", None)
     if isinstance(rows, int):
         return rows
@@ -41,18 +42,18 @@ def total_rows(data: Any) -> int | None:
 def batches_of(
     data: Any, expected: Expected, batch_rows: int, *, whole: bool = False
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Turn anything column-like into a schema and batches of at most `batch_rows` rows.
+    """Convert any kind of table to a schema and batches of at most `batch_rows` rows.
 
     Args:
         data: an Arrow table, batch or reader, anything with `__arrow_c_stream__` (polars, DuckDB, Lance), a pandas
             frame, a dict of columns, a named series, a list or an iterator of dicts, of models or of any of these.
-        expected: types for rows that bring none (dicts, models).
-        batch_rows: the upper bound of a batch, in rows.
-        whole: whether all of an iterator may be read before the schema is given; its columns then get the type that
-            holds all their values. Else its first `batch_rows` rows settle what is not declared, and later ones that
-            do not fit are an error.
+        expected: types for rows that carry none (dicts, models).
+        batch_rows: the maximum rows of a batch.
+        whole: whether all of an iterator may be read before the schema is returned; its columns then get the type that
+            holds all their values. Otherwise its first `batch_rows` rows determine undeclared types, and later rows
+            that do not fit raise an error.
     Raises:
-        InputError: something else; or a value that cannot be kept, with its column and row.
+        InputError: the data is not a table, or a value cannot be stored exactly; it names column and row.
         MissingColumnError: a row lacks a key that the schema requires.
     """
     import pyarrow as pa
@@ -76,8 +77,8 @@ def batches_of(
             reader = pa.RecordBatchReader.from_stream(data)
         except pa.ArrowException as exc:
             raise InputError(
-                f"a {type(data).__name__} is no table that Arrow can read: {plain(exc, 200)}.",
-                "pass a table, with a column for each name",
+                f"a {type(data).__name__} is not a table that Arrow can read: {plain(exc, 200)}.",
+                "pass a table with named columns",
             ) from None
         return storable(reader.schema, cut(reader, batch_rows))
     if hasattr(data, "to_batches") and hasattr(data, "schema"):  # pyarrow.dataset, Lance
@@ -86,14 +87,14 @@ def batches_of(
         return batches_of(_table(data, expected), expected, batch_rows)
     if isinstance(data, str | bytes | pa.Array | pa.ChunkedArray) or not isinstance(data, Iterable):
         raise InputError(
-            f"a {type(data).__name__} is no table.",
+            f"a {type(data).__name__} is not a table.",
             "pass an Arrow table or reader, a pandas or polars frame, or a list of dicts",
         )
     return _from_rows(data, expected, batch_rows, whole)
 
 
 def storable(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return batches without dictionaries of views, as polars has categories: neither Parquet nor Lance writes them."""
+    """Return batches without dictionaries of views (polars' categories), which Parquet and Lance cannot write."""
     import pyarrow as pa
 
     made = pa.schema([item.with_type(storable_type(item.type)) for item in schema], metadata=schema.metadata)
@@ -101,14 +102,14 @@ def storable(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> tuple[pa.S
         return schema, batches
     return made, (
         pa.RecordBatch.from_arrays(
-            [exactly(column, kind) for column, kind in zip(batch.columns, made.types, strict=True)], schema=made
+            [cast_exactly(column, kind) for column, kind in zip(batch.columns, made.types, strict=True)], schema=made
         )
         for batch in batches
     )
 
 
 def _table(columns: Mapping[Any, Any], expected: Expected) -> pa.Table:
-    """Turn a dict of columns into a table."""
+    """Convert a dict of columns to a table."""
     import pyarrow as pa
 
     types = expected.types()
@@ -116,12 +117,12 @@ def _table(columns: Mapping[Any, Any], expected: Expected) -> pa.Table:
     rows = {name: len(array) for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         sizes = ", ".join(f"{plain(name, 40)!r} has {count} rows" for name, count in rows.items())
-        raise InputError(f"the columns make no table: {sizes}.", "give all of them the same rows")
+        raise InputError(f"the columns do not form a table: {sizes}.", "give all columns the same number of rows")
     return pa.table(arrays) if arrays else pa.table({})
 
 
 def _any_column(name: str, values: Any, expected: Expected, types: dict[str, Any]) -> Any:
-    """Turn what stands for a column in a dict of columns into Arrow."""
+    """Convert one value of a dict of columns to Arrow."""
     import numpy as np
     import pyarrow as pa
 
@@ -157,17 +158,17 @@ def _any_column(name: str, values: Any, expected: Expected, types: dict[str, Any
             if values.dtype == object or values.dtype.kind == "U":
                 return column(name, values.tolist(), expected, want)
             return numpy_array(values)
-        except Unfit as exc:
-            raise unfit(name, exc, 0, want) from None
+        except ConversionError as exc:
+            raise conversion_error(name, exc, 0, want) from None
     if isinstance(values, np.ndarray) and values.ndim == 0:
         raise InputError(f"column {plain(name, 80)!r} is one number, not a list of values.", f"{{{name!r}: [...]}}")
-    if isinstance(values, memoryview) and values.ndim > 1:  # it has no rows to walk over
+    if isinstance(values, memoryview) and values.ndim > 1:  # it cannot be iterated
         values = values.tolist()
     return column(name, list(values), expected, want)
 
 
 def _from_pandas(frame: Any, expected: Expected) -> pa.Table:
-    """Turn a pandas frame into a table, its named index among the columns."""
+    """Convert a pandas frame to a table; its named index becomes a column."""
     import pyarrow as pa
 
     types = expected.types()
@@ -186,10 +187,10 @@ def _from_pandas(frame: Any, expected: Expected) -> pa.Table:
 
 
 def _pandas_column(name: str, series: Any, expected: Expected, want: pa.DataType | None) -> pa.Array:
-    """Turn one pandas column into Arrow.
+    """Convert one pandas column to Arrow.
 
-    NaN stays in a column of floats. It is a null where pandas has no other: beside texts and other objects, and in
-    a column of floats that is declared to hold something else.
+    NaN stays NaN in a column of floats. It becomes null if pandas has no other null: among texts and other objects, and
+    in a column of floats that is declared to have another type.
     """
     import pyarrow as pa
 
@@ -206,8 +207,8 @@ def _pandas_column(name: str, series: Any, expected: Expected, want: pa.DataType
         if str(dtype).startswith("Sparse"):
             return numpy_array(series.to_numpy())
         return pa.array(series)
-    except Unfit as exc:
-        raise unfit(name, exc, 0, want) from None
+    except ConversionError as exc:
+        raise conversion_error(name, exc, 0, want) from None
     except (pa.ArrowException, TypeError, ValueError, AttributeError):
         return column(name, frames.without_missing(series.tolist()), expected, want)
 
@@ -215,10 +216,10 @@ def _pandas_column(name: str, series: Any, expected: Expected, want: pa.DataType
 def _from_rows(
     rows: Iterable[Any], expected: Expected, batch_rows: int, whole: bool
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Turn dicts, models or tables into batches."""
+    """Convert dicts, models or tables to batches."""
     import pyarrow as pa
 
-    all_here = isinstance(rows, Sequence)
+    is_sequence = isinstance(rows, Sequence)
     items = iter(rows)
     first = next(items, _NOTHING)
     if first is _NOTHING:
@@ -230,7 +231,7 @@ def _from_rows(
         )
     _refuse_item(first, 0)
     tables = itertools.chain([first], items)
-    return _from_tables(tables, expected, batch_rows, whole or all_here)
+    return _from_tables(tables, expected, batch_rows, whole or is_sequence)
 
 
 def _is_row(item: Any) -> bool:
@@ -238,7 +239,7 @@ def _is_row(item: Any) -> bool:
 
 
 def _refuse_item(item: Any, row: int) -> None:
-    """Refuse what is neither a row nor a table of rows."""
+    """Raise if an item is neither a row nor a table of rows."""
     import pyarrow as pa
 
     inner = item[0] if isinstance(item, list | tuple) and item else None
@@ -251,7 +252,7 @@ def _refuse_item(item: Any, row: int) -> None:
     ):
         return
     raise InputError(
-        f"row {row} is a {plain(type(item).__name__, 80)}, and a {plain(type(item).__name__, 80)} is no table.",
+        f"row {row} is a {plain(type(item).__name__, 80)}, and a {plain(type(item).__name__, 80)} is not a table.",
         "pass an Arrow table or reader, a pandas or polars frame, or a list of dicts",
     )
 
@@ -259,7 +260,7 @@ def _refuse_item(item: Any, row: int) -> None:
 def _from_tables(
     items: Iterator[Any], expected: Expected, batch_rows: int, whole: bool
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Turn tables, or lists of rows, into one stream."""
+    """Convert tables, or lists of rows, to one stream."""
     import pyarrow as pa
 
     first = next(items)
@@ -269,7 +270,8 @@ def _from_tables(
         for number, item in enumerate(items, 1):
             if _is_row(item):
                 raise InputError(
-                    f"item {number} of the data is a row, the ones before are tables.", "pass rows only, or tables only"
+                    f"item {number} of the data is a row, but earlier items are tables.",
+                    "pass only rows, or only tables",
                 )
             _refuse_item(item, number)
             yield from batches_of(item, expected, batch_rows)[1]
@@ -280,7 +282,7 @@ def _from_tables(
         return unified(parts, batch_rows, expected, schema)
     wanted = expected.types()
     required = expected.required() | expected.sources | expected.vectors
-    for name in wanted.keys() - set(schema.names):  # declared columns are read, also where the first table lacks them
+    for name in wanted.keys() - set(schema.names):  # read declared columns even if the first table lacks them
         if name not in required or name in expected.defaults.made:
             schema = schema.append(pa.field(name, wanted[name]))
     return schema, aligned(batches, schema, expected)

@@ -1,4 +1,4 @@
-"""Rows as dicts: a list of them, or a stream whose schema is fixed by its first rows."""
+"""Convert rows (dicts or models) to batches: a list of them, or a stream whose first rows determine the schema."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from embedreg.arrow.unify import late, unified
 
 __all__ = ["from_dicts"]
 
-_CHUNK = 8192  # rows that are turned into Arrow at a time: more do not stay in a processor's cache
+_CHUNK = 8192  # rows that are converted to Arrow at a time: more would not stay in the processor's cache
 
 
 def _dicts(rows: Sequence[Any], first_row: int) -> list[Any]:
-    """Return rows as dicts."""
+    """Convert rows to dicts."""
     kinds = set(map(type, rows))
     models = {kind for kind in kinds if hasattr(kind, "model_dump")}
     if odd := [kind for kind in kinds - models if not issubclass(kind, Mapping)]:
@@ -39,10 +39,10 @@ def _arrays(
     names: Iterable[str] = (),
     declared: Iterable[str] | None = None,
 ) -> dict[str, pa.Array]:
-    """Return the columns of some dicts: of all their keys, and of `names`.
+    """Return the columns of some dicts: all of their keys, and `names`.
 
     Args:
-        declared: the columns whose `wants` somebody declared; None for all.
+        declared: the columns whose `wants` are declared; None for all.
     """
     import numpy as np
 
@@ -64,7 +64,7 @@ def _arrays(
             what = "is None" if key in rows[row] else "is missing"
             kind = InputError if key in rows[row] else MissingColumnError
             raise kind(
-                f"row {first_row + row}: {plain(name, 80)!r} {what}, and the schema requires it.",
+                f"row {first_row + row}: {plain(name, 80)!r} {what}, but the schema requires it.",
                 f"fill it, or declare {name}: ... | None",
             )
     return made
@@ -73,7 +73,7 @@ def _arrays(
 def from_dicts(
     items: Iterator[Any], rows: Sequence[Any] | None, expected: Expected, batch_rows: int, whole: bool
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Turn dicts and models into batches; with all of them at hand, the types are those that hold all values."""
+    """Convert dicts and models to batches; if all rows are known, the types are those that hold all values."""
     import pyarrow as pa
 
     wants = expected.types()
@@ -82,7 +82,7 @@ def from_dicts(
     first = _dicts(list(itertools.islice(items, batch_rows)), 0)
     wants |= {
         name: pa.list_(pa.float64()) for name in expected.vectors - wants.keys()
-    }  # a given vector may come late, and of other numbers
+    }  # a given vector may first appear late, and with another type of numbers
     required = expected.required() | expected.sources
     always = [name for name in wants if name not in required or name in expected.defaults.made]
     arrays = _arrays(first, expected, wants, 0, always)
@@ -98,7 +98,7 @@ def _stream(
     expected: Expected,
     batch_rows: int,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the first chunk, then the others as the schema has them that was settled by it."""
+    """Yield the first chunk, then the others in the schema that it determined."""
     import pyarrow as pa
 
     yield pa.RecordBatch.from_arrays(list(arrays.values()), schema=schema)

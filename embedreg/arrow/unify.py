@@ -1,11 +1,11 @@
-"""Several tables as one: one schema for all, and each part in it."""
+"""Join several tables: one common schema, and each part cast to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from embedreg.arrow.casting import Unfit, exactly, shown, value_at
+from embedreg.arrow.casting import ConversionError, cast_exactly, shown, value_at
 from embedreg.arrow.common_types import common_type
 from embedreg.errors import InputError
 from embedreg.support.display import plain
@@ -18,28 +18,28 @@ __all__ = ["aligned", "cut", "late", "unified"]
 
 
 def cut(batches: Iterable[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of at most so many."""
+    """Yield the rows in batches of at most `batch_rows` rows."""
     for batch in batches:
         for start in range(0, batch.num_rows, batch_rows):
             yield batch.slice(start, batch_rows)
 
 
 def late(name: Any, row: int) -> InputError:
-    """Return the error for a column that comes when the schema of a stream is fixed."""
+    """Return the error for a column that first appears after the schema of a stream was returned."""
     return InputError(
         f"row {row} has {shown(name)}, which neither the schema nor the first rows of the stream have.",
-        "declare it in a Schema, give the first row that key too, or pass list(rows), which has all rows at hand",
+        "declare it in a Schema, give the first row that key too, or pass list(rows), so that all rows are known",
     )
 
 
 def unified(
     parts: Iterable[tuple[int, dict[str, Any]]], batch_rows: int, expected: Expected, first: pa.Schema | None = None
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Join parts that may differ in columns and types: each column gets the type that holds all its values.
+    """Join parts with different columns and types: each column gets the type that holds all of its values.
 
     Args:
-        parts: how many rows, and their columns by name.
-        first: the schema of the first part, whose metadata is kept, and which is that of no parts.
+        parts: the number of rows of each, and its columns by name.
+        first: the schema of the first part, whose metadata is kept; it is the result if there are no parts.
     """
     import pyarrow as pa
 
@@ -54,8 +54,8 @@ def unified(
                 if present is None:
                     continue
                 raise InputError(
-                    f"column {plain(name, 80)!r} does not agree on a type: row {done + present} is "
-                    f"{shown(value_at(array, present))} ({array.type}), the rows before it {known}.",
+                    f"column {plain(name, 80)!r} has no common type: row {done + present} is "
+                    f"{shown(value_at(array, present))} ({array.type}), the rows before it are {known}.",
                     "cast the column, or declare it in a Schema",
                 )
             types[name] = joined
@@ -84,19 +84,19 @@ def _part(array: Any, rows: int, item: pa.Field, first_row: int, expected: Expec
             return made_column(item, [make({}) for _ in range(rows)])
         return pa.nulls(rows, item.type)
     try:
-        return exactly(array, item.type, rounds=rounds)
-    except Unfit as exc:
+        return cast_exactly(array, item.type, rounds=rounds)
+    except ConversionError as exc:
         raise InputError(
-            f"column {plain(item.name, 80)!r} does not agree on a type: row {first_row + exc.row}"
-            f"{f' at {exc.path}' if exc.path else ''}: {exc.why}, which other rows need.",
+            f"column {plain(item.name, 80)!r} has no common type: row {first_row + exc.row}"
+            f"{f' at {exc.path}' if exc.path else ''}: {exc.why}, the type of other rows.",
             "cast the column, or declare it in a Schema",
         ) from None
 
 
 def aligned(batches: Iterable[pa.RecordBatch], schema: pa.Schema, expected: Expected) -> Iterator[pa.RecordBatch]:
-    """Yield batches in a schema that is given out already; what it cannot hold is an error.
+    """Yield batches in a schema that was already returned; a value that it cannot hold is an error.
 
-    Floats are rounded to its types only in the columns that are declared or to be filled.
+    Floats are rounded to its types only in columns that are declared or to be filled.
     """
     import numpy as np
     import pyarrow as pa

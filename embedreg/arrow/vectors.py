@@ -1,4 +1,4 @@
-"""Vectors between what functions return, numpy and Arrow. No vector becomes a Python list here."""
+"""Convert vectors between functions' results, numpy and Arrow, without creating Python lists."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _CACHED = 2**16  # floats
-_FEW = 8  # vectors that are not finite, and no other beside them: of more it is the function
+_FEW = 8  # if more vectors than these are returned and none is finite, the function has failed
 _NOT_FINITE = "its vector is not finite"
 _MACHINE_LEARNING = frozenset(
     {"bfloat16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2"}
-)  # dtypes of ml_dtypes, as JAX has them
+)  # dtypes of ml_dtypes, used by JAX
 
 
 @dataclass
@@ -40,10 +40,10 @@ class Embedded:
     Attributes:
         matrix: (n, d) float32; rows that are not valid are zeros.
         valid: (n,) bool.
-        reasons: row -> why it failed; a null or blank input is neither valid nor here.
-        distinct: how many different inputs there were.
-        cached: how many of these the vector cache knew; the others reached the function.
-        zeros: (n,) bool, for which rows the function gave a vector of zeros, whatever became of it; None for no row.
+        reasons: row -> why it failed; a null or blank input is not valid and has no reason.
+        distinct: number of distinct inputs.
+        cached: number of vector cache hits among these; the others were computed.
+        zeros: (n,) bool, the rows for which the function returned a vector of zeros, under any policy; None for no row.
     """
 
     matrix: np.ndarray
@@ -55,16 +55,16 @@ class Embedded:
 
     @classmethod
     def empty(cls, n: int, d: int) -> Embedded:
-        """Make n rows without vectors."""
+        """Return n rows without vectors."""
         import numpy as np
 
         return cls(np.zeros((n, d), np.float32), np.zeros(n, bool))
 
     def laid_out(self, index: np.ndarray) -> Embedded:
-        """Return the vectors of n rows, where these are of m distinct inputs; without a copy if all are different.
+        """Return the vectors of n rows from those of m distinct inputs; without a copy if all inputs are distinct.
 
         Args:
-            index: (n,) the place of each row among the distinct inputs, -1 for none.
+            index: (n,) the index of each row's input among the distinct inputs, -1 for none.
         """
         import numpy as np
 
@@ -96,18 +96,18 @@ class Embedded:
 def as_matrix(
     result: Any, n: int, d: int, control: Callable[[], bool] | None = None
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Check what a function returned for n inputs. It is never written into: the function may keep it.
+    """Check a function's result for n inputs. It is never modified: the function may keep it.
 
     Args:
-        result: an (n, d) array of any kind (numpy, torch, Arrow), or n vectors with None or a RowError for a row that
-            failed.
-        control: asks whether the function gives a finite vector for an input that is known to be good.
+        result: an (n, d) array of any kind (numpy, torch, Arrow), or n vectors with None or a RowError for a failed
+            row.
+        control: returns whether the function returns a finite vector for an input that is known to be good.
     Returns:
-        (n, d) float32, (n,) which rows are valid, and row -> why it is not. The matrix may be the function's own
+        (n, d) float32, (n,) the valid rows, and row -> why it is not valid. The matrix may be the function's own
         memory: copy it before anything is called again.
     Raises:
-        VectorError: another number of rows, no row of the right width, no numbers, or several vectors of which none is
-            finite: the call failed. See docs/writing-a-function.md.
+        VectorError: the call failed: another number of rows, no row of the right width, no numbers, or several vectors
+            of which none is finite. See docs/writing-a-function.md.
     """
     import numpy as np
 
@@ -127,10 +127,10 @@ def as_matrix(
 
 
 def _to_numpy(result: Any) -> Any:
-    """Return an array of any library as one of numpy, anything else as it is."""
+    """Convert an array of any library to numpy; return anything else unchanged."""
     import numpy as np
 
-    if isinstance(result, np.ma.MaskedArray):  # what is masked holds any number at all
+    if isinstance(result, np.ma.MaskedArray):  # masked entries hold arbitrary numbers
         numbers = result.dtype.kind in "fiu"
         return np.ma.filled(result.astype(np.float32), np.nan) if numbers else np.ma.filled(result)
     if isinstance(result, np.ndarray | list | tuple):
@@ -139,15 +139,15 @@ def _to_numpy(result: Any) -> Any:
         tensor = result.detach().cpu()
         try:
             return tensor.numpy()
-        except TypeError:  # bfloat16 and the like have no numpy dtype, sparse layouts no array
+        except TypeError:  # bfloat16 and the like have no numpy dtype, and sparse layouts are not arrays
             return (tensor.to_dense() if hasattr(tensor, "to_dense") else tensor).float().numpy()
     if type(result).__module__.partition(".")[0] == "pyarrow":
         if hasattr(result, "as_py"):
             return result.as_py()
         if hasattr(result, "num_rows"):
-            return result  # a table: it has columns, not vectors
+            return result  # a table has columns, not vectors
         array = result.combine_chunks() if hasattr(result, "combine_chunks") else result
-        array = getattr(array, "storage", array)  # of an extension type
+        array = getattr(array, "storage", array)  # for an extension type
         size = getattr(array.type, "list_size", None)
         if size is not None and not array.null_count:
             return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), size)
@@ -156,7 +156,7 @@ def _to_numpy(result: Any) -> Any:
 
 
 def _floats(array: np.ndarray) -> np.ndarray:
-    """Return numbers as float32; what is too large for that becomes infinite."""
+    """Convert numbers to float32; numbers that are too large become infinite."""
     import numpy as np
 
     if array.dtype == np.float32:
@@ -168,11 +168,11 @@ def _floats(array: np.ndarray) -> np.ndarray:
 
 
 def _listed(result: Any, n: int, d: int) -> list[Any]:
-    """Return the rows of a result that is no array, n + 1 at most of a stream."""
+    """Return the rows of a result that is not an array; at most n + 1 of a stream."""
     import numpy as np
 
     if inspect.iscoroutine(result):
-        result.close()  # else Python warns that nobody awaited it
+        result.close()  # otherwise Python warns that it was never awaited
     unordered = isinstance(result, str | bytes | bytearray | Mapping | Set)
     if unordered or hasattr(result, "num_rows") or not hasattr(result, "__iter__") or getattr(result, "ndim", 1) == 0:
         hint = "return one vector of ndims() numbers for each input, in their order"
@@ -195,11 +195,11 @@ def _is_vector(rows: list[Any]) -> bool:
 def _from_rows(
     rows: list[Any], n: int, d: int, control: Callable[[], bool] | None
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Read vectors one by one: a row that is wrong among others that are right fails alone."""
+    """Read vectors one by one: an invalid row among valid ones fails alone."""
     import numpy as np
 
     matrix, valid, reasons = np.zeros((n, d), np.float32), np.zeros(n, bool), {}
-    given, wrong = 0, dict[str, Any]()  # rows with anything for a vector; one example of each kind that is not one
+    given, wrong = 0, dict[str, Any]()  # number of rows with a value; an example of each kind of invalid value
     for index, row in enumerate(rows):
         if row is None:
             reasons[index] = "the function returned no vector"
@@ -237,7 +237,7 @@ def _from_rows(
 
 
 def _vector(row: Any) -> np.ndarray | None:
-    """Return what a function gave for one row as a float32 array of any shape; None where it holds no numbers."""
+    """Convert a function's result for one row to a float32 array of any shape; None if it is not numeric."""
     import numpy as np
 
     if isinstance(row, str | bytes | Mapping | Set):
@@ -247,13 +247,13 @@ def _vector(row: Any) -> np.ndarray | None:
         if not array.ndim:
             return None
         if array.dtype == object and not any(isinstance(item, str | bytes) for item in array.flat):
-            array = array.astype(np.float64)  # None within a vector becomes NaN, Decimal a float
+            array = array.astype(np.float64)  # None in a vector becomes NaN, Decimal a float
         return _floats(array) if array.size else np.empty(0, np.float32)
     except (OverflowError, TypeError, ValueError):
         return None
     except RuntimeError:
         if not isinstance(row, list | tuple):
-            raise  # a device that fails as it hands its numbers over
+            raise  # a device that failed while copying its numbers
         return None
 
 
@@ -263,7 +263,7 @@ def _kind(value: Any) -> str:
 
 
 def _cleared(matrix: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Return a matrix with zeros in the rows that hold NaN or infinity, a copy where there are any; and these rows."""
+    """Return a matrix (a copy if needed) with zeros in the rows that contain NaN or infinity, and these rows."""
     import numpy as np
 
     if _all_finite(matrix):
@@ -273,20 +273,20 @@ def _cleared(matrix: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 
 def refuse_outage(n: int, control: Callable[[], bool] | None) -> None:
-    """Refuse n vectors of which none is finite, unless they may be the inputs' own fault: an outage is no bad row.
+    """Raise if none of n vectors is finite, unless the inputs may be the cause: an outage must not look like bad rows.
 
-    One may be; a few may be, where the function still answers a good input.
+    A single vector may be a bad row; a few may be, if the function still returns a finite vector for a good input.
     """
     if n <= 1 or (n <= _FEW and control is not None and control()):
         return
     raise VectorError(
-        f"none of the {n} vectors that the function returned is finite: they hold NaN or infinity.",
-        "check the model and its precision; for a row that has no vector by its own fault return None or a RowError",
+        f"none of the {n} vectors that the function returned is finite: they contain NaN or infinity.",
+        "check the model and its precision; for a bad row return None or a RowError",
     )
 
 
 def zero_rows(matrix: np.ndarray) -> np.ndarray:
-    """Return which rows of a matrix are all zeros: (k,) their numbers."""
+    """Return the indices of the rows of a matrix that are all zeros, (k,)."""
     import numpy as np
 
     if not matrix.shape[1]:
@@ -296,12 +296,12 @@ def zero_rows(matrix: np.ndarray) -> np.ndarray:
 
 
 def _all_finite(values: np.ndarray) -> bool:
-    """Say whether no float is NaN or infinite; without memory for an answer a float, as the extremes tell."""
+    """Return whether all floats are finite, by their extremes, which needs no temporary array."""
     import numpy as np
 
     flat = values.reshape(-1) if values.flags.c_contiguous else values
     for start in range(0, len(flat), _CACHED):
-        part = flat[start : start + _CACHED]  # the second extreme finds it in the processor's cache
+        part = flat[start : start + _CACHED]  # the second extreme reads it from the processor's cache
         if part.size and not (np.isfinite(part.max()) and np.isfinite(part.min())):
             return False
     return True
@@ -321,7 +321,7 @@ def numbers_of(column: pa.Array) -> np.ndarray:
 
 
 def complete_and_finite(column: pa.Array) -> bool:
-    """Say whether a FixedSizeListArray has a vector in every row, all of finite floats; without a copy."""
+    """Return whether a FixedSizeListArray has a finite vector in every row, without a copy."""
     if column.null_count:
         return False
     values = column.flatten()
@@ -331,14 +331,14 @@ def complete_and_finite(column: pa.Array) -> bool:
 
 
 def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tuple[Embedded, dict[int, str]]:
-    """Read a vector column that the data brought.
+    """Read a vector column of the data.
 
     Args:
-        kind: the type of the numbers in the column that they go to; those of a float64 column are kept as they are.
+        kind: the value type of the destination column; the numbers of a float64 column are kept exactly.
     Returns:
-        Its vectors, valid where there is one, and row -> why a given vector cannot stay (not finite).
+        Its vectors, valid in rows that have one, and row -> why a given vector is invalid (not finite).
     Raises:
-        VectorError: a vector of another width, or a column of another kind.
+        VectorError: a vector has another width, or the column another type.
     """
     import numpy as np
     import pyarrow as pa
@@ -355,19 +355,19 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
         widths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
     if other := sorted({*np.unique(widths[present]).tolist()} - {d}):
         raise VectorError(
-            f"column {name!r} holds vectors of {', '.join(map(str, other))} dimensions, its function gives {d}.",
-            "drop the column to embed it anew, or declare the function that made it",
+            f"column {name!r} holds vectors of {', '.join(map(str, other))} dimensions, its function returns {d}.",
+            "drop the column to embed it again, or declare the function that made it",
         ).for_shell("--vector NAME writes to another column; embedreg attach declares the function that made this one")
     values = column.filter(pa.array(present)).flatten()
     number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
     if not number and values.null_count < len(values):
-        raise VectorError(f"column {name!r} holds vectors that are not numbers.", "drop the column to embed it anew")
+        raise VectorError(f"column {name!r} holds vectors that are not numbers.", "drop the column to embed it again")
     given = Embedded.empty(len(column), d)
     if kind == pa.float64():
         given.matrix = np.zeros((len(column), d), np.float64)
     if values.null_count:
-        values = values.cast(pa.float64()).fill_null(float("nan"))  # a null among its numbers spoils its own row only
-    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, hence not finite below
+        values = values.cast(pa.float64()).fill_null(float("nan"))  # a null among its numbers invalidates only its row
+    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, and are rejected below
         given.matrix[present] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
     given.matrix, broken = _cleared(given.matrix)
     given.valid = present.copy()
@@ -377,13 +377,13 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
         with np.errstate(over="ignore"):
             large = given.valid & ~np.isfinite(given.matrix.astype(np.float16)).all(axis=1)
         given.matrix[large], given.valid[large] = 0, False
-        why = "its given vector holds numbers too large for float16"
+        why = "its given vector contains numbers too large for float16"
         reasons |= dict.fromkeys(np.flatnonzero(large).tolist(), why)
     return given, reasons
 
 
 def to_arrow(matrix: np.ndarray, valid: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """Turn (n, d) vectors into a FixedSizeListArray, zero-copy for float32; rows that are not valid become null."""
+    """Convert (n, d) vectors to a FixedSizeListArray, zero-copy for float32; invalid rows become null."""
     import numpy as np
     import pyarrow as pa
 

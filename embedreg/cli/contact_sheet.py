@@ -13,7 +13,7 @@ from typing import Any
 from embedreg._version import __version__
 from embedreg.cli.hits import Hits, score_of
 from embedreg.errors import RowError, in_shell
-from embedreg.support.atomic import in_place_of, storage_errors
+from embedreg.support.atomic import replacing, storage_errors
 from embedreg.support.display import plain
 
 __all__ = ["write"]
@@ -67,7 +67,7 @@ def write(path: Path, hits: Hits, query: Any, table: str, *, name: str | None = 
         StorageError: the page cannot be written.
     """
     page = _page(hits, query, table, name)
-    with in_place_of(path) as hidden, storage_errors(path):
+    with replacing(path) as hidden, storage_errors(path):
         hidden.write_text(page, encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.datasets.places import Place
 from embedreg.errors import EmbedregError, StorageError
-from embedreg.support.atomic import in_place_of, remove, storage_errors
+from embedreg.support.atomic import remove, replacing, storage_errors
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def new_table(path: Path, schema: pa.Schema) -> Iterator[Any]:
     """
     from embedreg.engines import lancedb
 
-    with in_place_of(path) as hidden:
+    with replacing(path) as hidden:
         growing = hidden.with_suffix(".database")
         try:
             with storage_errors(path):

@@ -99,7 +99,7 @@ class Reading:
         for column, _ in self.types:
             if column not in there:
                 raise InputError(
-                    f"a type is declared for column {column!r}, which {where} does not have.",
+                    f"{where} has no column {column!r}, for which a type is declared.",
                     f"{did_you_mean(column, there)}columns: {', '.join(there)}",
                 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from embedreg.arrow.casting import Unfit, exactly
+from embedreg.arrow.casting import ConversionError, cast_exactly
 from embedreg.datasets.csv_types import Column
 from embedreg.datasets.formats import Scan
 from embedreg.datasets.json_types import Observed
@@ -95,7 +95,7 @@ def with_partition(batch: pa.RecordBatch, name: str, value: str | None, kind: pa
     import pyarrow.compute as pc
 
     found = batch.schema.get_field_index(name)
-    own = None if found < 0 else exactly(batch.column(found), kind, rounds=False)
+    own = None if found < 0 else cast_exactly(batch.column(found), kind, rounds=False)
     if own is not None and not own.null_count:
         return batch.set_column(found, name, own)
     try:
@@ -180,10 +180,10 @@ def conformed(batch: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordB
             continue
         column = batch.column(found)
         try:
-            columns.append(exactly(column, item.type, rounds=False))
-        except Unfit as exc:
+            columns.append(cast_exactly(column, item.type, rounds=False))
+        except ConversionError as exc:
             raise InputError(
-                f"{path}: column {item.name!r} is {column.type}, but {item.type} in other files: {exc.why}.",
+                f"{path}: column {item.name!r} is {column.type} but other files have {item.type}: {exc.why}.",
                 "cast it first",
             ) from None
     return pa.RecordBatch.from_arrays(columns, schema=schema)

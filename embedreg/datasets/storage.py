@@ -510,7 +510,7 @@ def _open(uri: str, options: dict[str, Any]) -> tuple[FileSystem, str]:
             opened, path = arrow.FileSystem.from_uri(uri)
             return opened, path.rstrip("/")
         except pa.ArrowInvalid as exc:
-            if "Unrecognized filesystem" not in str(exc):  # pyarrow raises ArrowInvalid for a broken address too
+            if "Unrecognized filesystem" not in str(exc):  # pyarrow also raises ArrowInvalid for an invalid URI
                 raise
     fsspec = attempt_import_or_raise("fsspec")
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedreg.errors import StorageError
-from embedreg.support.atomic import in_place_of, storage_errors
+from embedreg.support.atomic import replacing, storage_errors
 
 __all__ = ["with_pairs", "write_metadata"]
 
@@ -40,7 +40,7 @@ def write_metadata(path: Path, changed: Mapping[bytes, bytes]) -> None:
     with storage_errors(path), path.open("rb") as old:
         start, footer = _footer(old, path)
         made = _changed(footer, changed)
-        with in_place_of(path) as hidden, storage_errors(path), hidden.open("xb") as new:
+        with replacing(path) as hidden, storage_errors(path), hidden.open("xb") as new:
             old.seek(0)
             shutil.copyfileobj(old, new, 2**20)
             new.truncate(start)

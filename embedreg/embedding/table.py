@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedreg.arrow import casting, inputs
+from embedreg.arrow import casting, inputs, layouts
 from embedreg.arrow.declared import Expected, as_declared, made_column
 from embedreg.arrow.values import Defaults
 from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
@@ -447,7 +447,7 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
     if bad and tally.on_error == "drop":
         keep = np.ones(batch.num_rows, bool)
         keep[list(bad)] = False
-        made = casting.kept_rows(made, keep)
+        made = layouts.kept_rows(made, keep)
     return made if made.num_rows or not bad else None
 
 
@@ -489,7 +489,7 @@ def _fill_column(
         tally.report.given += int(given.valid.sum())
         if on_window is not None:
             on_window(len(own) - len(todo))
-        source = casting.taken(source, todo)
+        source = layouts.taken(source, todo)
     else:
         given, reasons, todo = None, {}, None
     embedded = _embed_rows(config, source, tally.zero_vectors, on_window)

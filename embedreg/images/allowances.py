@@ -137,7 +137,7 @@ def allow_images(
 
 
 def not_allowed(said: str, kind: str, value: str) -> RowError:
-    """Return the error of a row whose image is not allowed: what was said, and how it is allowed in either place."""
+    """Return the error for an image that is not allowed: the message, and how to allow it in Python and in a shell."""
     call, flag = f"embedreg.allow_images({kind}=[{value!r}])", f"--allow-{kind.removesuffix('s').replace('_', '-')}"
     shell = f"{flag} {shlex.quote(value)}"
     return RowError(Words(f"{said}{call}, or {flag} on the command line", said + shell), Words(call, shell))

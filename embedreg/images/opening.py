@@ -214,7 +214,7 @@ def _why(exc: Exception) -> str:
     kind, text = type(exc).__name__, str(exc)
     if kind == "DecompressionBombError":
         return "the image has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows"
-    # Pillow's plug-ins raise OSError and SyntaxError for everything: nothing but their words tells these apart
+    # Pillow's plug-ins raise OSError and SyntaxError for everything: only the message distinguishes these
     if isinstance(exc, EOFError) or re.search(r"truncated|not enough|premature|too small|unexpected end", text, re.I):
         return "the image is truncated"
     if "unsupported" in text or isinstance(exc, NotImplementedError):
@@ -234,7 +234,9 @@ def _rgb(image: Image) -> Image:
     if _is_wide(image):
         return _grey(image).convert("RGB")
     if image.mode == "I":
-        raise RowError("the image has 32-bit integer pixels, which have no agreed range: convert it to 8 or 16 bits")
+        raise RowError(
+            "the image has pixels of 32-bit integers, which have no agreed range: convert it to 8 or 16 bits"
+        )
     if "transparency" in image.info and image.mode == "P":
         image = image.copy()  # it may belong to the caller
         del image.info["transparency"]  # it does not affect colours, and converting would warn

@@ -152,7 +152,7 @@ class Lock:
         return False
 
     def _content(self) -> bytes:
-        return json.dumps({**processes.myself(), **({_INSTEAD: self._dead} if self._dead else {})}).encode()
+        return json.dumps({**processes.this_process(), **({_INSTEAD: self._dead} if self._dead else {})}).encode()
 
     def _renew(self) -> None:
         while not self._stopped.wait(_RENEW_S):
@@ -179,7 +179,7 @@ class Lock:
 
     def _is_dead(self, file: File, mine: File | None) -> bool:
         owner = _content_of(self._root, file)
-        if {name: owner.get(name) for name in processes.myself()} == processes.myself():
+        if {name: owner.get(name) for name in processes.this_process()} == processes.this_process():
             return file.path not in _held
         alive = processes.is_alive(owner)
         if alive is not None:

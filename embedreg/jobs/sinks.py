@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from embedreg.arrow.casting import exactly
+from embedreg.arrow.casting import cast_exactly
 from embedreg.datasets.storage import AGAIN, File, Storage
 from embedreg.datasets.targets import Target
 from embedreg.declaration import codec
@@ -202,7 +202,9 @@ def _restored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
     if batch.schema.types == schema.types:
         return batch
-    columns = [exactly(column, item.type, rounds=False) for column, item in zip(batch.columns, schema, strict=True)]
+    columns = [
+        cast_exactly(column, item.type, rounds=False) for column, item in zip(batch.columns, schema, strict=True)
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -125,7 +125,7 @@ class Record(_Stored):
     given: Count
     nulls: Count
     bad_rows: Count
-    # keys came later, and then reasons as the command line words them
+    # later versions added keys, and then reasons for the command line
     bad: list[tuple[Count, str, str] | tuple[Count, str, str, str | None] | tuple[Count, str, str, str | None, str]]
     stored: dict[str, Any]
     zeros: Count = 0  # earlier versions did not count them

@@ -1,1 +1,1 @@
-"""Small tools that know nothing of embeddings: imports, files, locks, retries, text for people."""
+"""Small general tools that do not depend on embeddings: imports, files, locks, retries, printable text."""

@@ -1,4 +1,4 @@
-"""Writing without halves: a file appears under its name only when it is whole, and what was there stays until then."""
+"""Atomic writes: a file gets its name only once it is complete, and an earlier file stays until then."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from embedreg.errors import EmbedregError, StorageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["fill_arrow", "fill_parquet", "in_place_of", "remove", "remove_empty", "storage_errors"]
-__all__ += ["sync", "take_place", "write_parquet"]
+__all__ = ["fill_arrow", "fill_parquet", "remove", "remove_empty", "replacing", "storage_errors"]
+__all__ += ["replace_path", "sync", "write_parquet"]
 
 
 @contextlib.contextmanager
-def in_place_of(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; what is written there takes the place of `path` at the end.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, which replaces `path` at the end.
 
-    A file takes its place in one step. A folder (a Lance table) takes two, old out and new in: should the machine stop
-    between them, both are still there under hidden names.
+    A file is replaced in one step. A folder (a Lance table) takes two, old out and new in: if the machine stops between
+    them, both still exist under hidden names.
 
     Raises:
-        StorageError: the folder cannot be made or written to, or the disk is full; `path` is as it was.
+        StorageError: the folder cannot be created or written, or the disk is full; `path` is unchanged.
     """
-    # Hidden, and without an ending that a reader of the folder would look for.
+    # Hidden, and without an extension that readers of the folder search for.
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     made = next((parent for parent in reversed(path.absolute().parents) if not parent.exists()), None)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield hidden
-        take_place(hidden, path)
+        replace_path(hidden, path)
     except BaseException:
         remove(hidden)
         if made is not None and not path.exists():
@@ -44,11 +44,11 @@ def in_place_of(path: Path) -> Iterator[Path]:
         raise
 
 
-def take_place(new: Path, path: Path) -> None:
-    """Let what was written whole take the place of `path`, on the same disk.
+def replace_path(new: Path, path: Path) -> None:
+    """Replace `path` by a completed file or folder on the same disk.
 
     Raises:
-        StorageError: it cannot; `path` is as it was.
+        StorageError: it cannot be replaced; `path` is unchanged.
     """
     with storage_errors(path):
         for each in [*new.rglob("*"), new] if new.is_dir() else [new]:
@@ -64,25 +64,25 @@ def take_place(new: Path, path: Path) -> None:
 
 
 def write_parquet(reader: pa.RecordBatchReader, path: Path) -> None:
-    """Write a stream as one Parquet file, a row group per batch, its schema metadata included.
+    """Write a stream as one Parquet file with a row group per batch, including the schema metadata.
 
     Raises:
-        StorageError: the file cannot be written; what stood there before is as it was.
+        StorageError: the file cannot be written; an earlier file is unchanged.
     """
-    with in_place_of(path) as hidden:
+    with replacing(path) as hidden:
         fill_parquet(hidden, reader.schema, reader, path)
 
 
 def fill_parquet(new: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path | str) -> None:
-    """Write batches into a new Parquet file, a row group each.
+    """Write batches to a new Parquet file, one row group per batch.
 
     Args:
-        path: what it is going to be, for errors.
+        path: the final name, for errors.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # A dictionary of vectors, each of them different, would only cost time.
+    # Dictionary encoding of distinct vectors would only cost time.
     plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
     with storage_errors(path):
         writer = pq.ParquetWriter(new, schema, use_dictionary=plain)
@@ -90,7 +90,7 @@ def fill_parquet(new: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 
 
 def fill_arrow(new: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path | str) -> None:
-    """Write batches into a new Arrow IPC file; as `fill_parquet`."""
+    """Write batches to a new Arrow IPC file; arguments as `fill_parquet`."""
     import pyarrow as pa
 
     with storage_errors(path):
@@ -105,7 +105,7 @@ def _write_all(writer: Any, batches: Iterable[pa.RecordBatch], path: Path | str)
                 with storage_errors(path):
                     writer.write_batch(batch)
     except BaseException:
-        with contextlib.suppress(OSError):  # the footer of a file that is thrown away
+        with contextlib.suppress(OSError):  # the file is discarded
             writer.close()
         raise
     with storage_errors(path):
@@ -114,9 +114,9 @@ def _write_all(writer: Any, batches: Iterable[pa.RecordBatch], path: Path | str)
 
 @contextlib.contextmanager
 def storage_errors(path: Path | str) -> Iterator[None]:
-    """Turn an OSError of the block into a `StorageError` that names what was to be written.
+    """Convert an OSError of the block to a `StorageError` that names the path.
 
-    Only around writing: an OSError of the function that embeds (a connection, a model's file) is not about this path.
+    Use it only around writing: an OSError of the embedding function (a connection, a model) is not about this path.
     """
     try:
         yield
@@ -124,13 +124,13 @@ def storage_errors(path: Path | str) -> Iterator[None]:
         raise
     except OSError as exc:
         raise StorageError(
-            f"{path} cannot be written: {exc.strerror or exc}. What was there before is as it was.",
+            f"{path} cannot be written: {exc.strerror or exc}. An earlier file is unchanged.",
             "free some space, or choose another place",
         ) from exc
 
 
 def sync(path: Path) -> None:
-    """Push a file, or the names in a folder, from the cache to the disk, so that a power cut cannot take them."""
+    """Sync a file, or the names in a folder, to the disk, so that they survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -139,23 +139,23 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder that may not be there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # the error that brought us here is the one to show
+        shutil.rmtree(path, ignore_errors=True)  # the original error matters more
     else:
         path.unlink(missing_ok=True)
 
 
 def remove_empty(folders: Iterable[Path], made: Path | None) -> None:
-    """Remove folders that are empty, and those above them up to the first that was made for them.
+    """Remove empty folders, and their parents up to the first that was made for them.
 
     Args:
-        folders: the deeper ones first; they may not be there.
-        made: None where none above them was made.
+        folders: deeper ones first; they need not exist.
+        made: the topmost folder that was made; None if none was.
     """
     for folder in folders:
         for each in [folder, *folder.absolute().parents]:
             if each != folder and (made is None or not each.is_relative_to(made.absolute())):
                 break
-            with contextlib.suppress(OSError):  # not there, or not empty
+            with contextlib.suppress(OSError):  # missing or not empty
                 each.rmdir()

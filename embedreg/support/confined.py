@@ -1,8 +1,8 @@
-"""Files below a folder that nobody vouches for: plain relative names, through no link, regular files only.
+"""Access to files below an untrusted folder: plain relative names, no links, regular files only.
 
-A folder may have come from anyone: its names may lead out of it (`..`, links), and what looks like a file may be a pipe
-that never ends. Folders are opened one after the other, none through a link, and what is read, renamed or removed is
-named relative to the last of them: a link that is swapped in meanwhile leads nowhere.
+A folder may come from anyone: names may lead out of it (`..`, links), and an apparent file may be an endless pipe.
+Folders are opened one by one, never through a link, and files are read, renamed or removed relative to the innermost
+folder handle, so a link that is swapped in meanwhile has no effect.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = [
 ]
 __all__ += ["refuse_links", "remove", "remove_empty", "remove_tree", "touch", "write"]
 
-MAX_CHARACTERS = 4096  # of a name: what the path of a file may have on Linux
+MAX_CHARACTERS = 4096  # of a name: the limit of a path on Linux
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not be waited for
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # must not block on a pipe
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_LEVELS = 64  # of folders; a deeper tree is none that embedreg makes
+_MAX_LEVELS = 64  # of folders; embedreg never creates a deeper tree
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What lies in a folder, links not followed.
+    """An entry of a folder; links are not followed.
 
     Attributes:
         path: relative to the folder, with "/".
-        kind: "file" for a regular one, "link", or "other" for a pipe, a socket or a device.
+        kind: "file" for a regular one, "folder", "link", or "other" for a pipe, a socket or a device.
         size: in bytes.
-        mtime_ns: when it was written.
-        inode: which file of its disk it is.
+        mtime_ns: the time of its last change.
+        inode: its inode number.
     """
 
     path: str
@@ -64,8 +64,8 @@ def parts(name: str) -> tuple[str, ...]:
     """Return the parts of a plain relative name: "a/b" gives ("a", "b").
 
     Raises:
-        StorageError: it is absolute, leads upwards, has an empty part, a drive, a backslash or a control character, is
-            no Unicode, or too long.
+        StorageError: it is absolute, contains `..`, has an empty part, a drive, a backslash or a control character, is
+            invalid Unicode, or too long.
     """
     why = _problem(name)
     if why is not None:
@@ -77,7 +77,7 @@ def parts(name: str) -> tuple[str, ...]:
 
 
 def is_plain(name: object) -> bool:
-    """Return whether `parts` takes a name."""
+    """Return whether `parts` accepts a name."""
     return isinstance(name, str) and _problem(name) is None
 
 
@@ -94,7 +94,7 @@ def _problem(name: str) -> str | None:
         return "it is not relative"
     pieces = name.split("/")
     if ".." in pieces:
-        return "it leads upwards"
+        return "it contains '..'"
     return "a part of it is empty" if not {"", "."}.isdisjoint(pieces) else None
 
 
@@ -103,16 +103,16 @@ def _problem(name: str) -> str | None:
 
 @contextlib.contextmanager
 def _opened(root: Path, inner: Sequence[str], *, make: bool = False) -> Iterator[int]:
-    """Open a folder below a root, through no link.
+    """Open a folder below a root, never through a link.
 
     Args:
-        make: whether folders that are missing are made, the root included.
+        make: whether missing folders are created, including the root.
     Raises:
-        FileNotFoundError: it is not there. StorageError: a part of it is a link or no folder.
+        FileNotFoundError: it does not exist. StorageError: a part of it is a link or not a folder.
     """
     if make:
         root.mkdir(parents=True, exist_ok=True)
-    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the user's own choice: it may be a link
+    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # the root is the user's choice and may be a link
     try:
         for number, part in enumerate(inner, 1):
             following = _step(here, part, root.joinpath(*inner[:number]), make)
@@ -152,8 +152,8 @@ def _refuse_non_folder(here: int, part: str, path: Path) -> None:
 
 def _is_link(path: Path) -> StorageError:
     return StorageError(
-        f"{str(path)!r} is a link: nothing below a job's folder is read or written through one.",
-        "put a folder or a file in its place, or choose another place",
+        f"{str(path)!r} is a link: embedreg does not read or write through links below a job's folder.",
+        "replace it by a folder or a file, or choose another place",
     )
 
 
@@ -169,7 +169,7 @@ def _kind(found: os.stat_result) -> str:
 
 
 def entry(root: Path, inner: Sequence[str]) -> Entry | None:
-    """Return what lies at a name, links not followed; None where there is nothing. A folder has the kind "folder"."""
+    """Return the entry of a name, without following links; None if it does not exist."""
     try:
         with _opened(root, inner[:-1]) as folder:
             return _entry("/".join(inner), os.lstat(inner[-1], dir_fd=folder))
@@ -182,12 +182,12 @@ def _entry(path: str, found: os.stat_result) -> Entry:
 
 
 def exists(root: Path, inner: Sequence[str]) -> bool:
-    """Return whether anything at all lies at a name, a dangling link included."""
+    """Return whether a name exists, even as a dangling link."""
     return entry(root, inner) is not None
 
 
 def read(root: Path, inner: Sequence[str], limit: int) -> bytes | None:
-    """Return the content of a regular file, one byte more than the limit at most; None where there is nothing.
+    """Return the content of a regular file, at most one byte more than the limit; None if it does not exist.
 
     Raises:
         StorageError: it is a link, a pipe, a device or a folder. OSError: it cannot be read.
@@ -216,7 +216,7 @@ def listing(root: Path, inner: Sequence[str] = ()) -> Iterator[Entry]:
     """Yield everything but folders below a folder, at any depth; links are yielded, not followed.
 
     Args:
-        inner: the folder, below the root; nothing is yielded where it is not there.
+        inner: the folder, below the root; nothing is yielded if it does not exist.
     """
     try:
         with _opened(root, inner) as folder:
@@ -227,7 +227,7 @@ def listing(root: Path, inner: Sequence[str] = ()) -> Iterator[Entry]:
 
 def _below(folder: int, path: str, levels: int) -> Iterator[Entry]:
     if levels == 0:
-        raise StorageError(f"{path[:200]!r} lies too deep.", "remove it, or choose another place")
+        raise StorageError(f"{path[:200]!r} is nested too deeply.", "remove it, or choose another place")
     with os.scandir(folder) as found:
         names = sorted(each.name for each in found)
     for name in names:
@@ -238,7 +238,7 @@ def _below(folder: int, path: str, levels: int) -> Iterator[Entry]:
                 yield entry
                 continue
             inner = os.open(name, _FOLDER, dir_fd=folder)
-        except FileNotFoundError:  # gone since it was listed
+        except FileNotFoundError:  # removed since it was listed
             continue
         try:
             yield from _below(inner, at, levels - 1)
@@ -247,10 +247,10 @@ def _below(folder: int, path: str, levels: int) -> Iterator[Entry]:
 
 
 def refuse_links(root: Path, inner: Sequence[str]) -> None:
-    """Refuse a folder that is a link or holds one, for a library that follows them.
+    """Raise if a folder is a link or contains one, before a library that follows links uses it.
 
     Raises:
-        StorageError: naming it.
+        StorageError: it names the link.
     """
     for entry in listing(root, inner):
         if entry.kind == "link":
@@ -261,13 +261,13 @@ def refuse_links(root: Path, inner: Sequence[str]) -> None:
 
 
 def make(root: Path, inner: Sequence[str]) -> None:
-    """Make a folder and those above it, where they are missing."""
+    """Create a folder and its parents, if they are missing."""
     with _opened(root, inner, make=True):
         pass
 
 
 def write(root: Path, inner: Sequence[str], data: bytes) -> None:
-    """Write a small file, whole: what has its name is replaced in one step.
+    """Write a small file atomically; an earlier file is replaced.
 
     Raises:
         StorageError: the name is a link, a pipe or a folder.
@@ -284,19 +284,19 @@ def write(root: Path, inner: Sequence[str], data: bytes) -> None:
             os.fsync(file.fileno())
         move(root, hidden, inner)
     except BaseException:
-        with contextlib.suppress(OSError):  # the error that brought us here is the one to show
+        with contextlib.suppress(OSError):  # the original error matters more
             remove(root, hidden)
         raise
 
 
 def move(root: Path, old: Sequence[str], new: Sequence[str]) -> None:
-    """Give a file another name, in one step; folders are made, and a file that has the name is replaced.
+    """Rename a file atomically; missing folders are created, and an existing file is replaced.
 
     Raises:
-        StorageError: the new name is a link, a pipe or a folder. FileNotFoundError: the old one is not there.
+        StorageError: the new name is a link, a pipe or a folder. FileNotFoundError: the old one does not exist.
     """
     with _opened(root, old[:-1]) as source:
-        for _ in range(3):  # another run, which is ending, may remove an empty folder just made
+        for _ in range(3):  # another run, which is ending, may remove the empty folder just made
             with contextlib.suppress(FileNotFoundError), _opened(root, new[:-1], make=True) as target:
                 with contextlib.suppress(FileNotFoundError):
                     there = _kind(os.lstat(new[-1], dir_fd=target))
@@ -313,7 +313,7 @@ def move(root: Path, old: Sequence[str], new: Sequence[str]) -> None:
 
 
 def touch(root: Path, inner: Sequence[str]) -> bool:
-    """Give a regular file the present time; return whether it is there."""
+    """Set the time of a regular file to now; return whether it exists."""
     try:
         with _opened(root, inner[:-1]) as folder:
             if _kind(os.lstat(inner[-1], dir_fd=folder)) != "file":
@@ -325,26 +325,26 @@ def touch(root: Path, inner: Sequence[str]) -> bool:
 
 
 def remove(root: Path, inner: Sequence[str]) -> None:
-    """Remove what has a name, if anything has: a file, or a link itself.
+    """Remove a file or a link itself, if it exists.
 
     Raises:
-        StorageError: it is a folder, or lies behind a link.
+        StorageError: it is a folder, or a part of its path is a link.
     """
     try:
         with _opened(root, inner[:-1]) as folder:
             if _kind(os.lstat(inner[-1], dir_fd=folder)) == "folder":
                 path = root.joinpath(*inner)
-                raise StorageError(f"{str(path)!r} is a folder where a file should be.", "remove it by hand")
+                raise StorageError(f"{str(path)!r} is a folder, expected a file.", "remove it by hand")
             os.unlink(inner[-1], dir_fd=folder)
     except FileNotFoundError:
         return
 
 
 def remove_tree(root: Path, inner: Sequence[str]) -> None:
-    """Remove a folder with what is in it, if it is there; of links in it, the links themselves.
+    """Remove a folder and its content, if it exists; links in it are removed, not followed.
 
     Raises:
-        StorageError: it is a link or no folder. OSError: something in it cannot be removed.
+        StorageError: it is a link or not a folder. OSError: something in it cannot be removed.
     """
     for left in (2, 1, 0):
         try:
@@ -355,7 +355,7 @@ def remove_tree(root: Path, inner: Sequence[str]) -> None:
         except FileNotFoundError:
             if not left or not exists(root, inner):
                 return
-        except OSError as exc:  # somebody has put a file there meanwhile
+        except OSError as exc:  # another process may have added a file meanwhile
             if exc.errno != errno.ENOTEMPTY or not left:
                 raise
         else:
@@ -363,7 +363,7 @@ def remove_tree(root: Path, inner: Sequence[str]) -> None:
 
 
 def children(root: Path, inner: Sequence[str] = ()) -> list[Entry]:
-    """Return what lies in a folder itself, folders included; nothing where it is not there."""
+    """Return the direct entries of a folder, including folders; empty if it does not exist."""
     found = []
     with contextlib.suppress(FileNotFoundError), _opened(root, inner) as folder:
         for name in sorted(os.listdir(folder)):
@@ -373,10 +373,10 @@ def children(root: Path, inner: Sequence[str] = ()) -> list[Entry]:
 
 
 def move_folder(root: Path, old: Sequence[str], new: Sequence[str]) -> None:
-    """Give a folder another name, which nothing may have.
+    """Rename a folder to a name that must not exist.
 
     Raises:
-        StorageError: the old name is no folder, or the new one is taken.
+        StorageError: the old name is not a folder, or the new one exists.
     """
     with _opened(root, old):
         pass
@@ -389,6 +389,6 @@ def move_folder(root: Path, old: Sequence[str], new: Sequence[str]) -> None:
 
 
 def remove_empty(root: Path, inner: Sequence[str]) -> None:
-    """Remove a folder if it is there and empty."""
+    """Remove a folder, if it exists and is empty."""
     with contextlib.suppress(OSError, StorageError), _opened(root, inner[:-1]) as folder:
         os.rmdir(inner[-1], dir_fd=folder)

@@ -1,4 +1,4 @@
-"""Values inside containers: dicts, lists, models, dataclasses, and pydantic's wrappers of secrets."""
+"""Access values inside containers: dicts, lists, models, dataclasses, and pydantic's secret types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRAPPERS = (SecretStr, SecretBytes, Secret)
 
 
 def unwrapped(value: Any) -> Any:
-    """Return what a SecretStr or another of pydantic's secrets holds, bytes as text; any other value as it is."""
+    """Return the value of a pydantic secret, bytes as text; return any other value unchanged."""
     if not isinstance(value, WRAPPERS):
         return value
     held = value.get_secret_value()
@@ -23,18 +23,18 @@ def unwrapped(value: Any) -> Any:
 
 
 def wrapped(text: str, like: Any) -> Any:
-    """Return a text in the same kind of secret as another one."""
+    """Wrap a text in the same secret type as `like`."""
     return SecretBytes(text.encode()) if isinstance(like, SecretBytes) else type(like)(text)
 
 
 def items_of(value: object) -> list[tuple[object, Any]] | None:
-    """Return what a container holds, as (key or None, item): a dict, a list, a pydantic model, a dataclass; else None.
+    """Return the (key or None, item) pairs of a dict, list, pydantic model or dataclass; None for other values.
 
-    An embedding function inside a configuration is a leaf: it looks after its own references.
+    An embedding function inside a configuration is a leaf: it handles its own references.
     """
     if value is None or isinstance(value, str | int | float):
         return None
-    if isinstance(value, dict | Mapping):  # the builtin first: asking the abstract class is dear
+    if isinstance(value, dict | Mapping):  # the builtin first: isinstance against an ABC is slow
         return list(value.items())
     if isinstance(value, list | tuple | set | frozenset):
         return [(None, item) for item in value]
@@ -53,7 +53,7 @@ def rebuilt(value: Any, change: Callable[[object, Any], Any]) -> Any:
         items = [change(None, item) for item in value]
         return (
             type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-        )  # a named tuple takes them apart
+        )  # a named tuple takes separate arguments
     changed = {str(key): change(key, item) for key, item in items_of(value) or []}
     if isinstance(value, BaseModel):
         return value.model_copy(update=changed)

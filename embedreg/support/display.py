@@ -1,7 +1,7 @@
-"""The one door for text that data brings to a terminal, a log, an SQL error or a page.
+"""Make untrusted text printable for a terminal, a log, an SQL error or a page.
 
-Names of columns, headings, file names, reasons and stored values come from strangers. Printed as they are, escape
-sequences would steer a terminal, and marks of direction would show another text than the one that is there.
+Column names, headings, file names, reasons and stored values are untrusted. Printed unchanged, escape sequences would
+control a terminal, and direction marks would make a text look like another one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 __all__ = ["escaped_json", "first_line", "plain", "printable"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_JOINERS = frozenset("\u200c\u200d")  # parts of words in Persian and Indic scripts, and of emoji; they steer nothing
+_JOINERS = frozenset("\u200c\u200d")  # parts of words in Persian and Indic scripts, and of emoji; harmless
 _ASCII = re.compile(r"[\x20-\x7e]*")
 
 
 def printable(text: str) -> str:
-    """Return text whose every character is printable; line breaks and joiners stay, a tab becomes a space."""
+    """Replace characters that are not printable; line breaks and joiners stay, a tab becomes a space."""
     if _ASCII.fullmatch(text):
         return text
     return "".join(
@@ -29,27 +29,27 @@ def plain(value: object, limit: int | None = None) -> str:
     """Return a value as one line of printable text.
 
     Args:
-        value: anything; white space is run together.
-        limit: cut to this many characters, the last of them an ellipsis.
+        value: anything; white space is collapsed.
+        limit: the maximum number of characters, the last of them an ellipsis if the text was cut.
     """
     text = str(value)
-    if limit is not None and len(text) > 16 * limit:  # a long value costs no more than what is shown of it
+    if limit is not None and len(text) > 16 * limit:  # bounds the cost for a long value
         text = text[: 16 * limit]
     text = printable(" ".join(text.split()))
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
 
 def first_line(exc: BaseException) -> str:
-    """Return the first line of an error's message; engines add their traces below."""
+    """Return the first line of an error's message; engines append their traces."""
     return str(exc).strip().partition("\n")[0]
 
 
 def escaped_json(text: str, *, ascii_only: bool = False) -> str:
-    r"""Escape what is not printable in JSON text as `\uXXXX`; a program reads the same values.
+    r"""Escape characters that are not printable in JSON text as `\uXXXX`; programs read the same values.
 
     Args:
-        text: JSON, in which such characters stand inside strings only.
-        ascii_only: escape all that is not ASCII, for a stream in another encoding than UTF-8.
+        text: JSON, in which such characters occur inside strings only.
+        ascii_only: escape all non-ASCII characters, for a stream in another encoding than UTF-8.
     """
     if text.isascii() and "\x7f" not in text:
         return text
@@ -58,7 +58,7 @@ def escaped_json(text: str, *, ascii_only: bool = False) -> str:
 
 def _stays(char: str, ascii_only: bool) -> bool:
     if char.isascii():
-        return char != "\x7f"  # the other control characters were escaped when the JSON was made
+        return char != "\x7f"  # other control characters were escaped when the JSON was written
     return not ascii_only and (char.isprintable() or char in _JOINERS)
 
 

@@ -1,8 +1,8 @@
-"""What a fork does to threads and locks: a child has one thread, and every lock as it was at that moment.
+"""Locks that survive a fork: a forked child has one thread, and inherits every lock in its current state.
 
-Before a fork, the locks of embedreg are waited for, for half a second in all, so that nothing that they guard is half
-done in the child. What nobody could wait for is renewed there. Threads that compute hold such a lock while they do, so
-that none is inside torch or SQLite, whose own locks nobody can renew.
+Before a fork, embedreg's locks are acquired, within half a second in total, so that the child inherits consistent data.
+Locks that could not be acquired are recreated in the child. Threads hold such a lock while they compute, so that none
+is inside torch or SQLite, whose own locks cannot be recreated.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 
 __all__ = ["ForkSafeLock", "in_child"]
 
-WAIT_S = 0.5  # for all locks together; a model may load for a minute, and a fork must not take as long
+WAIT_S = 0.5  # for all locks together; loading a model may take a minute, and a fork must not wait for it
 
 _bootstrap = sys.modules.get("_frozen_importlib")
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 _callbacks: list[Callable[[], Any]] = []
-_taken: dict[int, list[ForkSafeLock]] = {}  # by the thread that forks
+_acquired: dict[int, list[ForkSafeLock]] = {}  # by the id of the forking thread
 
 
 class ForkSafeLock:
-    """A reentrant lock that is free in a forked child, whoever held it in the parent.
+    """A reentrant lock that is free in a forked child, even if it was held in the parent.
 
     Args:
-        outer: whether other locks are taken while it is held; a fork waits for such a lock first.
+        outer: whether other locks are acquired while it is held; a fork acquires such locks first.
     """
 
     def __init__(self, *, outer: bool = False) -> None:
@@ -44,28 +44,28 @@ class ForkSafeLock:
         self._lock.release()
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Take the lock, waiting for at most so many seconds; say whether it was had."""
+        """Acquire the lock within a timeout in seconds; return whether it was acquired."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._lock.release()
 
     def reset(self) -> None:
-        """Forget who holds it, but for the thread that calls; only for a forked child, where no other is left."""
-        if not self._lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks
+        """Recreate the lock, unless the calling thread holds it; for a forked child, which has no other thread."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition does
             self._lock = threading.RLock()
 
 
 def in_child(callback: Callable[[], Any]) -> None:
-    """Have something called in every forked child, after the locks are free there."""
+    """Register a callback for every forked child; it runs once the locks are free there."""
     _callbacks.append(callback)
 
 
 def _before() -> None:
     until = time.monotonic() + WAIT_S
-    taken = _taken[threading.get_ident()] = []
-    while _importing() and time.monotonic() < until:  # a child would wait for ever for a module that is half imported
+    taken = _acquired[threading.get_ident()] = []
+    while _importing() and time.monotonic() < until:  # a child would wait forever for a half-imported module
         time.sleep(0.001)
     for lock in sorted(_known(), key=lambda lock: not lock._outer):
         if lock.acquire(timeout=max(0.0, until - time.monotonic())):
@@ -73,7 +73,7 @@ def _before() -> None:
 
 
 def _importing() -> bool:
-    """Say whether another thread is importing a module; of use where this Python has the lock where it was."""
+    """Return whether another thread is importing a module, as far as this Python version exposes its locks."""
     locks = [found for ref in list(getattr(_bootstrap, "_module_locks", {}).values()) if (found := ref()) is not None]
     return any(getattr(lock, "owner", None) not in (None, threading.get_ident()) for lock in locks)
 
@@ -82,18 +82,18 @@ def _known() -> list[ForkSafeLock]:
     while True:
         try:
             return list(_locks)
-        except RuntimeError:  # another thread has just made one
+        except RuntimeError:  # another thread has just created one
             continue
 
 
 def _in_parent() -> None:
-    for lock in reversed(_taken.pop(threading.get_ident(), [])):
+    for lock in reversed(_acquired.pop(threading.get_ident(), [])):
         lock.release()
 
 
 def _in_child() -> None:
     _in_parent()
-    _taken.clear()
+    _acquired.clear()
     for lock in list(_locks):
         lock.reset()
     for callback in _callbacks:

@@ -1,4 +1,4 @@
-"""Optional libraries: imported when they are first used, and asked for by name when they are missing."""
+"""Import optional libraries on first use; the error for a missing one names the command that installs it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["attempt_import_or_raise", "did_you_mean", "importable"]
 
 
 def attempt_import_or_raise(module: str, package: str | None = None, *, extra: str | None = None) -> ModuleType:
-    """Import an optional module, or say how to install it.
+    """Import an optional module, or raise with the command that installs it.
 
     Args:
-        module: the name to import, dotted if need be.
-        package: what to `pip install`, when it differs from the module.
-        extra: the embedreg extra that brings it, preferred in the hint.
+        module: the name to import, possibly dotted.
+        package: the package to `pip install`, if it differs from the module.
+        extra: the extra of embedreg that includes it, preferred in the hint.
     Raises:
         MissingExtraError: it is not installed. A broken installation keeps its own error.
-    Source: LanceDB's `lancedb.util.attempt_import_or_raise`, whose name and first two arguments these are.
+    Source: the name and the first two arguments are those of LanceDB's `lancedb.util.attempt_import_or_raise`.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:
         root = module.partition(".")[0]
         if exc.name is not None and exc.name.partition(".")[0] != root:
-            raise  # the library is there and one of its own needs is not: its message is the better one
+            raise  # the library is installed but one of its dependencies is not: its own message is better
         if module != root and importlib.util.find_spec(root) is not None:
             raise MissingExtraError(
                 f"the library {package or root!r} has no module {module!r}; it may be too old or too new.",
@@ -41,10 +41,10 @@ def attempt_import_or_raise(module: str, package: str | None = None, *, extra: s
 
 
 def importable(module: str) -> bool:
-    """Say whether a module is installed, without importing it; a parent package of it may be."""
+    """Return whether a module is installed, without importing it; its parent packages may be imported."""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent package is missing, or a module was made by hand
+    except (ImportError, ValueError):  # a parent package is missing, or the module was created by hand
         return module in sys.modules
 
 
@@ -53,8 +53,8 @@ _COMPARED = 500  # names
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? " for the closest known word, whatever its case, or nothing."""
-    if len(word) > _LONGEST:  # nobody mistyped that; and comparing takes the product of the lengths
+    """Return "did you mean 'x'? " for the closest known word, ignoring case, or an empty text."""
+    if len(word) > _LONGEST:  # not a typo, and the cost of comparing is the product of the lengths
         return ""
     plain = {_plain(name): name for name in sorted(name for name in known if len(name) <= _LONGEST)[:_COMPARED]}
     close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""An index of names: a package's are loaded when they are first used, those of modules of earlier versions too."""
+"""Lazy package attributes: names are loaded on first use, including those of modules of earlier versions."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def index(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
 
 
 def keep_old_modules(package: str, homes: Mapping[str, Mapping[str, str]]) -> None:
-    """Let names be found in modules that are no more: a pickle holds the module of the version that wrote it.
+    """Keep the modules of earlier versions importable: a pickle contains module names of the version that wrote it.
 
     Args:
         package: the package's `__name__`.
-        homes: module of then -> name -> the module that defines it now, both relative to the package.
+        homes: old module -> name -> the module that defines it now, both relative to the package.
     """
     for name, moved in homes.items():
-        module = ModuleType(f"{package}.{name}", "Names of an earlier version, for what was pickled by it.")
+        module = ModuleType(f"{package}.{name}", "Names of an earlier version, for its pickles.")
         module.__getattr__ = _finder(package, name, moved)  # type: ignore[method-assign]  # PEP 562
         sys.modules.setdefault(module.__name__, module)
 

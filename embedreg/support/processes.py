@@ -1,6 +1,4 @@
-"""Which process is meant, and whether it still runs: a number alone is given out again, and means another one in each
-container.
-"""
+"""Identify a process, and check whether it still runs: process ids are reused, and differ between containers."""
 
 from __future__ import annotations
 
@@ -13,53 +11,53 @@ from typing import Any
 
 from embedreg.support.display import plain
 
-__all__ = ["is_alive", "is_dead", "is_dead_tag", "myself", "name_of", "tag"]
+__all__ = ["is_alive", "is_dead", "is_dead_tag", "name_of", "tag", "this_process"]
 
 
-def myself() -> dict[str, Any]:
-    """Return what tells this process from every other, in JSON types."""
+def this_process() -> dict[str, Any]:
+    """Return facts that identify this process uniquely, in JSON types."""
     pid = os.getpid()
     return {"pid": pid, "host": socket.gethostname(), "boot": _boot(), "started": _started(pid)}
 
 
-def is_dead(told: dict[str, Any]) -> bool:
-    """Return whether what `myself` described was a process of this machine's and is gone; False where nobody knows."""
-    return is_alive(told) is False
+def is_dead(facts: dict[str, Any]) -> bool:
+    """Return whether a process of this machine has ended; False if that is unknown."""
+    return is_alive(facts) is False
 
 
-def is_alive(told: dict[str, Any]) -> bool | None:
-    """Return whether what `myself` described runs on this machine; None where nobody here can know."""
-    pid, boot = told.get("pid"), told.get("boot")
+def is_alive(facts: dict[str, Any]) -> bool | None:
+    """Return whether a process, as `this_process` described it, runs on this machine; None if that is unknown."""
+    pid, boot = facts.get("pid"), facts.get("boot")
     if boot is None or boot != _boot() or type(pid) is not int:
         return None
     started = _started(pid)
-    return started is not None and told.get("started") == started
+    return started is not None and facts.get("started") == started
 
 
 def tag() -> str:
-    """Return a short name for this process that can stand in a file's name."""
-    me = myself()
+    """Return a short name of this process for use in file names."""
+    me = this_process()
     boot = hashlib.sha256(str(me["boot"]).encode()).hexdigest()[:8]
     return f"{me['pid']}.{me['started']}.{boot}"
 
 
 def is_dead_tag(tag: str) -> bool:
-    """Say whether the process that `tag` named was one of this machine's and is gone."""
+    """Return whether the process of a `tag` was of this machine and has ended."""
     pid, _, rest = tag.partition(".")
     started, _, boot = rest.partition(".")
     ours = boot == hashlib.sha256(str(_boot()).encode()).hexdigest()[:8]
     return ours and pid.isdecimal() and is_dead({"pid": int(pid), "boot": _boot(), "started": started})
 
 
-def name_of(told: dict[str, Any]) -> str | None:
-    """Return a process's description for a person; None for one that says nothing of itself."""
-    pid, host = told.get("pid"), told.get("host")
+def name_of(facts: dict[str, Any]) -> str | None:
+    """Return a description of a process for messages; None if the facts are incomplete."""
+    pid, host = facts.get("pid"), facts.get("host")
     return f"process {pid} on {plain(host, 64)}" if type(pid) is int and isinstance(host, str) else None
 
 
 @functools.cache
 def _boot() -> str | None:
-    """Return what numbers of processes hold for: one start of the machine, one container; None where it is not told."""
+    """Return the id of this boot and container, within which process ids are unique; None if it is not available."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -67,7 +65,7 @@ def _boot() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started; None where there is none, or what is left of it waits for its parent."""
+    """Return when a process started; None if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,8 @@
-"""Retries for what may pass by itself: a lost connection, a busy server, an error that nobody knows.
+"""Retries of transient errors: a lost connection, a busy server, an error of unknown type.
 
-The loop is stamina's, so `stamina.set_active(False)` and `stamina.set_testing(True)` work on embedreg too. Its
-instrumentation hooks belong to the whole process and are left as they are; what they get to see is a stand-in that
-names the error's type and HTTP status, never the error itself, whose text may repeat an input or a key.
+The loop is stamina's, so `stamina.set_active(False)` and `stamina.set_testing(True)` also apply to embedreg. Its
+instrumentation hooks are process-wide and are not changed. They receive a substitute that names the error's type and
+HTTP status, never the error itself, whose text may quote an input or a key.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ T = TypeVar("T")
 
 log = logging.getLogger("embedreg")
 
-# Rate limits are counted per minute almost everywhere: ten minutes see several windows and a short outage through.
-# What lasts longer is not passing, and somebody should hear of it.
+# Rate limits are usually per minute: ten minutes cover several intervals and a short outage.
+# A longer failure is not transient and should be reported.
 DEADLINE_S = 600.0
 FIRST_WAIT_S = 0.5
 MAX_WAIT_S = 30.0
-MAX_RETRY_AFTER_S = 120.0  # a server that asks for more is asked again sooner, and refuses: its error then comes out
+MAX_RETRY_AFTER_S = 120.0  # a server that asks for more is retried sooner, and its error is then raised
 
-# Request timeout, conflict (a lock that was not had in time), too early, too many requests; and every 5xx but two.
-_PASSING_STATUS = frozenset({408, 409, 425, 429})
-_LASTING_5XX = frozenset({501, 505})  # not implemented, HTTP version not supported
+# Request timeout, conflict (lock timeout), too early, too many requests; and every 5xx but two.
+_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
+_PERMANENT_5XX = frozenset({501, 505})  # not implemented, HTTP version not supported
 
-_PASSING_TYPES = (ConnectionError, TimeoutError, InterruptedError, BlockingIOError)
-_LASTING_TYPES = (
+_TRANSIENT_TYPES = (ConnectionError, TimeoutError, InterruptedError, BlockingIOError)
+_PERMANENT_TYPES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -66,14 +66,14 @@ _LASTING_TYPES = (
     ValueError,
     Warning,
 )
-_LASTING_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG})
-# Header, and how many of its units make a second; a plain dict of headers minds the case.
+_PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG})
+# Header, and its units per second; a plain dict of headers is case-sensitive.
 _RETRY_AFTER = (("retry-after-ms", 1000.0), ("retry-after", 1.0), ("Retry-After", 1.0))
-_LASTING_NAMES = frozenset({"OutOfMemoryError"})  # torch's, not imported here: memory does not come back by waiting
+_PERMANENT_NAMES = frozenset({"OutOfMemoryError"})  # torch's, not imported here: waiting does not free memory
 
 
-class _Passing(Exception):
-    """Stands in for a transient error where stamina and its hooks can see it."""
+class _Transient(Exception):
+    """A substitute for a transient error, which stamina and its hooks see."""
 
     def __init__(self, what: str, wait_s: float) -> None:
         super().__init__(what)
@@ -91,18 +91,19 @@ def call_with_retry(
     transient: Callable[[BaseException], bool] | None = None,
     **kwargs: Any,
 ) -> T:
-    """Call a function, and again while its error may pass by itself; see `is_transient`.
+    """Call a function, and retry it while its error is transient; see `is_transient`.
 
-    Waits double from half a second to 30 s, jittered, unless the server says how long (Retry-After, up to two minutes).
+    Waits double from half a second to 30 s, with jitter, unless the server requests one (Retry-After, up to two
+    minutes).
 
     Args:
         function: called with the other arguments.
-        max_retries: how many more times it may be called; 0 for none.
-        deadline_s: no wait begins that would end later than this after the first call. A call that has begun is never
-            cut off: its own timeout does that.
-        on_retry: told the error and the wait in seconds before each wait.
-        called: what the embedding function is called, in the line that each retry logs.
-        transient: which errors are tried again; by default `is_transient`.
+        max_retries: the maximum number of further calls; 0 for none.
+        deadline_s: no wait begins that would end later than this after the first call. A running call is never
+            cancelled: that is the task of its own timeout.
+        on_retry: called with the error and the wait in seconds before each wait.
+        called: the name of the embedding function in the log line of each retry.
+        transient: decides which errors are retried; by default `is_transient`.
     Raises:
         The last error of the function itself, unchanged.
     """
@@ -131,37 +132,37 @@ def call_with_retry(
                         f"{called}: " if called else "", attempt.num, attempts, what, wait_s,
                     )  # fmt: skip
                     failure = exc
-                    stand_in = _Passing(what, wait_s)
-                raise stand_in  # outside the except block: the error itself must not ride along as its context
-    except _Passing:  # stamina's test mode allows fewer attempts than were asked for
+                    stand_in = _Transient(what, wait_s)
+                raise stand_in  # outside the except block, so that the error itself is not its context
+    except _Transient:  # stamina's test mode allows fewer attempts than requested
         pass
     assert failure is not None  # only a failed attempt leads here
     try:
         raise failure
     finally:
-        del failure  # its traceback holds this frame: no cycle
+        del failure  # its traceback references this frame: avoid a cycle
 
 
 def _wait_of(exc: Exception) -> bool | float:
-    """Tell stamina whether to go on, and after how many seconds."""
-    return exc.wait_s if isinstance(exc, _Passing) else False
+    """Return the seconds before the next attempt, or False to stop; called by stamina."""
+    return exc.wait_s if isinstance(exc, _Transient) else False
 
 
 def _next_wait_s(exc: Exception, failed: int) -> float:
-    """Return how long to wait after a number of failed calls."""
+    """Return the wait after a number of failed calls."""
     asked = retry_after_s(exc)
     if asked is not None:
-        # never sooner than asked, and not all clients in the same instant
+        # never sooner than requested, and with jitter between clients
         return min(asked, MAX_RETRY_AFTER_S) + random.uniform(0, min(1.0, 0.1 * asked))
     return float(min(MAX_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failed - 1, 16)) * random.uniform(0.5, 1.0))
 
 
 def is_transient(exc: BaseException) -> bool:
-    """Say whether an error may pass by itself.
+    """Return whether an error is transient, so that a retry may succeed.
 
-    Transient are connection errors, timeouts, HTTP 408, 409, 425, 429 and 5xx, and exception types that nobody knows.
-    Never a programming error, a refused request or key, missing memory, disk or files, or an error of embedreg's own,
-    except a `CallError` that says so of what it stands for.
+    Transient errors are connection errors, timeouts, HTTP 408, 409, 425, 429 and 5xx, and unknown exception types. Not
+    transient are programming errors, refused requests or keys, missing memory, disk space or files, and embedreg's own
+    errors, except a `CallError` that is marked as transient.
     """
     if isinstance(exc, CallError):
         return exc.transient
@@ -169,17 +170,17 @@ def is_transient(exc: BaseException) -> bool:
         return False
     status = http_status(exc)
     if status is not None:
-        return status in _PASSING_STATUS or (status >= 500 and status not in _LASTING_5XX)
-    if isinstance(exc, _PASSING_TYPES):
+        return status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_5XX)
+    if isinstance(exc, _TRANSIENT_TYPES):
         return True
-    if isinstance(exc, _LASTING_TYPES) or type(exc).__name__ in _LASTING_NAMES:
+    if isinstance(exc, _PERMANENT_TYPES) or type(exc).__name__ in _PERMANENT_NAMES:
         return False
-    return not (isinstance(exc, OSError) and exc.errno in _LASTING_ERRNO)
+    return not (isinstance(exc, OSError) and exc.errno in _PERMANENT_ERRNO)
 
 
 def is_outage(exc: BaseException) -> bool:
-    """Say whether an error is known to be transient: not one of a kind that nobody knows."""
-    return is_transient(exc) and (isinstance(exc, (CallError, *_PASSING_TYPES)) or http_status(exc) is not None)
+    """Return whether an error is of a type that is known to be transient."""
+    return is_transient(exc) and (isinstance(exc, (CallError, *_TRANSIENT_TYPES)) or http_status(exc) is not None)
 
 
 def http_status(exc: BaseException) -> int | None:
@@ -199,7 +200,7 @@ def http_status(exc: BaseException) -> int | None:
 
 
 def retry_after_s(exc: BaseException) -> float | None:
-    """Return the seconds that a server asked to wait, 0 or more, or None where it did not say (sensibly).
+    """Return the seconds that a server asked to wait, 0 or more; None if there is no valid header.
 
     Source: RFC 9110, section 10.2.3 (seconds or an HTTP date); `retry-after-ms` is OpenAI's and Azure's.
     """
@@ -233,6 +234,6 @@ def _seconds(text: str, unit: float) -> float | None:
 
 
 def _describe(exc: BaseException) -> str:
-    """Name an error by its type and HTTP status; its text may hold inputs or secrets."""
+    """Return the type and HTTP status of an error, without its text, which may contain inputs or secrets."""
     status = http_status(exc)
     return type(exc).__qualname__ + (f", HTTP {status}" if status is not None else "")

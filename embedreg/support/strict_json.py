@@ -1,4 +1,4 @@
-"""JSON as two clients and a hostile author share it: bounded, and meaning one thing to all who read it."""
+"""Strict JSON for untrusted input: bounded, and read in the same way by all parsers."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from embedreg.support.containers import WRAPPERS, unwrapped
 __all__ = ["Malformed", "check", "document", "dumps", "jsonable", "split"]
 
 MAX_CHARACTERS = 4 * 2**20  # a declaration is a few kilobytes; anything near this is an attack on the parser
-MAX_TEXT = 2**20  # characters of one text; the probe of 4096 dimensions has 22 thousand
-MAX_KEY = 1024  # characters; keys are read again and again, and shown
-MAX_VALUES = 100_000  # values and keys altogether: each costs a hundred times its characters
-MAX_ITEMS = 1000  # of the list: a table has a few vector columns
-MAX_DEPTH = 32  # what a configuration never needs and every recursion over it survives
+MAX_TEXT = 2**20  # characters of one text; a probe of 4096 dimensions has 22 thousand
+MAX_KEY = 1024  # characters; keys are read often, and shown
+MAX_VALUES = 100_000  # values and keys in total: each costs a hundred times its characters in memory
+MAX_ITEMS = 1000  # of a list of declarations: a table has a few vector columns
+MAX_DEPTH = 32  # more than configurations need, and safe for recursion
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class Malformed(ValueError):
-    """Not the JSON that is accepted here; the message says why and quotes nothing."""
+    """Raised for JSON that is not accepted; the message gives the reason and quotes nothing."""
 
 
 def split(text: str) -> Iterator[tuple[Any, str]]:
     """Yield the items of a JSON list, each with its exact text.
 
     Raises:
-        Malformed: not a JSON list, too large, too deep, or something that parsers read differently: a key that is
-            there twice, NaN, an infinite or a very large number, half a surrogate pair.
+        Malformed: not a JSON list, too large, too deep, or ambiguous between parsers: a duplicate key, NaN, an infinite
+            or very large number, half a surrogate pair.
     """
     if len(text) > MAX_CHARACTERS:
         raise Malformed(f"it holds {len(text)} characters")
@@ -79,13 +79,13 @@ def document(
     max_key: int = MAX_KEY,
     max_values: int | None = None,
 ) -> dict[str, Any]:
-    """Return what a whole file of JSON holds: an object.
+    """Parse a file that contains one JSON object.
 
     Args:
         data: its content.
-        max_bytes, max_text, max_key, max_values: what the content, a text and a key may have, and how many values.
+        max_bytes, max_text, max_key, max_values: the limits of the content, of one text, of one key, and of values.
     Raises:
-        Malformed: as `split`, and where it is not UTF-8, or not an object.
+        Malformed: as `split`, or it is not UTF-8 or not an object.
     """
     if len(data) > max_bytes:
         raise Malformed(f"it holds {len(data)} bytes")
@@ -113,7 +113,7 @@ def _after_space(text: str, position: int) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise Malformed("a key is there twice")
+        raise Malformed("a key appears twice")
     return found
 
 
@@ -140,11 +140,11 @@ _DECODER = json.JSONDecoder(
 
 
 def check(value: Any, *, max_text: int = MAX_TEXT, max_key: int = MAX_KEY, max_values: int | None = None) -> int:
-    """Check a value of JSON types, without recursion; return how many values and keys it is made of.
+    """Check a value of JSON types, without recursion; return the number of its values and keys.
 
     Raises:
-        Malformed: nested more than `MAX_DEPTH` deep, more than `MAX_VALUES` values (or `max_values`), a text that is
-            too long or no Unicode, an integer of more than 64 bits, or a float that is not finite.
+        Malformed: nested deeper than `MAX_DEPTH`, more than `MAX_VALUES` values (or `max_values`), a text that is too
+            long or invalid Unicode, an integer of more than 64 bits, or a float that is not finite.
     """
     waiting: list[tuple[Any, int]] = [(value, 1)]
     count = 0
@@ -175,7 +175,7 @@ def check(value: Any, *, max_text: int = MAX_TEXT, max_key: int = MAX_KEY, max_v
 
 
 def jsonable(value: Any) -> Any:
-    """Return a configuration value in JSON types: references as written, sets in one order on every run.
+    """Convert a configuration value to JSON types: references unresolved, sets sorted.
 
     Raises:
         ValueError, TypeError: it has no JSON form.
@@ -202,10 +202,10 @@ def _key(key: Any) -> str:
 
 
 def dumps(value: Any) -> str:
-    """Write JSON that `split` reads back, as LanceDB's Python client lays it out.
+    """Write JSON that `split` can read, in the layout of LanceDB's Python client.
 
     Raises:
-        Malformed, TypeError, ValueError: it would not be read back.
+        Malformed, TypeError, ValueError: it could not be read back.
     """
     check(value)
     return json.dumps(value, indent=2, allow_nan=False)

@@ -1,7 +1,7 @@
-"""Threads for one call at a time: for work that must not run in the caller's own thread, or not for ever.
+"""Threads that run single calls: work that must not run in the caller's thread, or needs a timeout.
 
-A call goes to a thread that is idle, else to a new one, and comes back in some microseconds. The threads are daemons:
-no process waits for one at its end.
+A call is passed to an idle thread or a new one, with an overhead of some microseconds. The threads are daemons, so that
+no process waits for them at exit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Interrupted(BaseException):
 
 
 class _Call:
-    """A call on its way, and what came of it."""
+    """A call and its result."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.work = work
@@ -41,19 +41,19 @@ class _Call:
         self.over.acquire()
 
     def end(self) -> None:
-        """Wake the caller; a second time does nothing."""
+        """Wake the caller; further calls do nothing."""
         if self.over.locked():
             self.over.release()
 
 
 class _Thread(threading.Thread):
-    """Runs one call after the other."""
+    """A worker that runs one call after another."""
 
     def __init__(self, home: Threads) -> None:
         super().__init__(name=home.name, daemon=True)
         self.home = home
         self.calls: SimpleQueue[_Call] = SimpleQueue()
-        # A fork waits for this lock: the child must not find torch in the middle of something.
+        # A fork waits for this lock: the child must not inherit torch in the middle of an operation.
         self.busy = forks.ForkSafeLock(outer=True) if home.computes else contextlib.nullcontext()
         self.leaving = False
 
@@ -64,10 +64,10 @@ class _Thread(threading.Thread):
             while not self.leaving:
                 call = self.calls.get()
                 self._do(call)
-                call = None  # what it worked on may be as large as a model
+                call = None  # its data may be as large as a model
         except _Interrupted:
             pass
-        finally:  # also where the interrupt came late, between a call and its end
+        finally:  # also if the interrupt arrived late, between a call and its end
             if call is not None:
                 call.end()
 
@@ -75,19 +75,19 @@ class _Thread(threading.Thread):
         try:
             with self.busy:
                 call.result = call.work()
-        except BaseException as exc:  # noqa: BLE001 (whatever it is, it is the caller's)
+        except BaseException as exc:  # noqa: BLE001 (every error belongs to the caller)
             call.failure = exc
-        self.home.take_back(self)
+        self.home.release(self)
         call.end()
 
 
 class Threads:
-    """Threads that wait for calls.
+    """A pool of threads that wait for calls.
 
     Args:
-        name: of each thread.
-        computes: whether calls compute: a fork then waits a moment for those under way, and an interrupted caller waits
-            for its own. Calls that wait for a network are left alone.
+        name: the name of each thread.
+        computes: whether calls compute. If so, a fork waits a moment for running calls, and an interrupted caller waits
+            for its own. Calls that wait for a network are not waited for.
     """
 
     def __init__(self, name: str, *, computes: bool) -> None:
@@ -98,15 +98,15 @@ class Threads:
         forks.in_child(self._forget)
 
     def call(self, work: Callable[..., Any], /, *args: Any, timeout_s: float | None = None) -> Any:
-        """Call a function in a thread, with the caller's context variables; return what it returns, or raise its error.
+        """Call a function in a thread, with the caller's context variables; return its result, or raise its error.
 
         From one of these threads it is called directly. An interrupt of the caller interrupts a thread that computes.
 
         Args:
-            timeout_s: how long to wait, in seconds; None for as long as it takes.
+            timeout_s: the maximum wait in seconds; None for no limit.
         Raises:
-            TimeoutError: it took longer. The thread goes on until its work ends by itself: an interrupt could come in
-                the middle of an import, and leave half a module behind.
+            TimeoutError: it took longer. The thread runs until its work ends: an interrupt could arrive in the middle
+                of an import, and leave a half-imported module behind.
         """
         if getattr(self.here, "thread", None) is not None:
             return work(*args)
@@ -121,16 +121,16 @@ class Threads:
                 call.over.acquire()
             raise
         if not ended:
-            raise TimeoutError(f"timed out: no whole answer within {timeout_s:.3g} s")
+            raise TimeoutError(f"timed out: no complete response within {timeout_s:.3g} s")
         if call.failure is not None:
             try:
                 raise call.failure
             finally:
-                del call, context  # a traceback holds this frame: no cycle
+                del call, context  # the traceback references this frame: avoid a cycle
         return call.result
 
-    def take_back(self, thread: _Thread) -> None:
-        """Keep a thread whose call has ended for the next one, unless it is to end."""
+    def release(self, thread: _Thread) -> None:
+        """Keep a thread whose call has ended for the next call, unless it should end."""
         with self._lock:
             thread.leaving = thread.leaving or len(self._idle) >= KEPT
             if not thread.leaving:
@@ -145,7 +145,7 @@ class Threads:
         return thread
 
     def _interrupt(self, thread: _Thread, call: _Call) -> bool:
-        """Raise `_Interrupted` in a thread at its next step; return False where its call has ended by itself."""
+        """Raise `_Interrupted` in a thread at its next step; return False if its call has already ended."""
         with self._lock:
             if not call.over.locked() or thread in self._idle or thread.leaving:
                 return False
@@ -156,7 +156,7 @@ class Threads:
             return True
 
     def _forget(self) -> None:
-        """Start afresh in a forked child, which has none of the threads."""
+        """Reset in a forked child, which has none of the threads."""
         self.here = threading.local()
         self._lock = threading.Lock()
         self._idle = []
@@ -171,7 +171,7 @@ forks.in_child(_query_threads.cache_clear)  # a forked child has none of the thr
 
 
 async def off_the_loop(call: Callable[..., T], *args: Any) -> T:
-    """Call something without blocking the event loop, in threads that no other work fills."""
+    """Run a call without blocking the event loop, in threads that are used for nothing else."""
     import asyncio
 
     context = contextvars.copy_context()

@@ -1,4 +1,4 @@
-"""The contract suite: what every embedding function promises, as a test class.
+"""The contract suite: the requirements on every embedding function, as a test class.
 
 Subclass it in your own tests, and give it your function:
 
@@ -7,7 +7,7 @@ Subclass it in your own tests, and give it your function:
         def function(self):
             return embedreg.get("my-embedder").create(...)
 
-For images there is `ImageFunctionContract`, which brings rows of its own. Each test says what was wrong and what to do.
+For images there is `ImageFunctionContract`, which has its own rows. A failure states what is wrong and how to fix it.
 Only this package imports pytest.
 """
 
@@ -15,7 +15,7 @@ from embedreg.support.imports import attempt_import_or_raise
 
 attempt_import_or_raise("pytest")
 
-from embedreg.testing.contract import EmbeddingFunctionContract  # noqa: E402 (without pytest: a hint, no traceback)
+from embedreg.testing.contract import EmbeddingFunctionContract  # noqa: E402 (without pytest it raises a hint, not a traceback)
 from embedreg.testing.images import ImageFunctionContract  # noqa: E402
 
 __all__ = ["EmbeddingFunctionContract", "ImageFunctionContract"]

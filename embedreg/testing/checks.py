@@ -1,4 +1,4 @@
-"""What the tests of the contract share: messages, a strict reader of results, a comparison, kinds of input."""
+"""Helpers of the contract's tests: messages, a strict reader of results, a comparison, kinds of input."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["FORMS", "Agreement", "embed", "flaw", "has_text", "read", "require"]
 
 
 def flaw(what: str, hint: str) -> BaseException:
-    """Build the failure of a test: what is wrong and what to do, in place of a traceback through the suite."""
-    # Not an assert: python -O drops those, and outside a test file pytest does not explain them.
+    """Return a test failure that states what is wrong and how to fix it, without a traceback through the suite."""
+    # Not an assert: python -O removes those, and pytest explains them only in test files.
     return pytest.fail.Exception(f"{what}\nHint: {hint}", pytrace=False)
 
 
@@ -36,14 +36,14 @@ def has_text(function: EmbeddingFunction) -> bool:
 
 
 def embed(function: EmbeddingFunction, rows: Any, n: int | None = None) -> np.ndarray:
-    """Embed source rows as an engine does, and read the answer strictly: (n, d) float64."""
+    """Embed source rows as an engine does, and read the result strictly: (n, d) float64."""
     return read(function.compute_source_embeddings(rows), len(rows) if n is None else n, function.ndims())
 
 
 def read(result: Any, n: int, d: int) -> np.ndarray:
-    """Read what a function returned for n rows that can all be embedded.
+    """Read a function's result for n rows that can all be embedded.
 
-    `embed_column` forgives more; what it forgives costs every other caller an error or a copy.
+    `embed_column` accepts more, but what only it accepts costs other callers an error or a copy.
 
     Returns:
         (n, d) float64, a copy.
@@ -52,8 +52,8 @@ def read(result: Any, n: int, d: int) -> np.ndarray:
     if isinstance(array, np.ndarray) and array.dtype != object:
         require(
             array.shape == (n, d),
-            f"{n} row(s) gave an array of shape {array.shape}, not ({n}, {d}).",
-            "return one vector of ndims() numbers a row, on two axes even for one row or none: "
+            f"{n} row(s) gave an array of shape {array.shape}, expected ({n}, {d}).",
+            "return one vector of ndims() numbers per row, with two axes even for one row or none: "
             "np.empty((len(texts), self.ndims()), np.float32), and no squeeze()",
         )
         return array.astype(np.float64)
@@ -64,7 +64,7 @@ def read(result: Any, n: int, d: int) -> np.ndarray:
     )
     rows = list(array)
     require(
-        len(rows) == n, f"{n} row(s) gave {len(rows)} vectors.", "return one vector a row, in the order of the rows"
+        len(rows) == n, f"{n} row(s) gave {len(rows)} vectors.", "return one vector per row, in the order of the rows"
     )
     out = np.empty((n, d))
     for number, row in enumerate(rows):
@@ -72,16 +72,18 @@ def read(result: Any, n: int, d: int) -> np.ndarray:
             why = "None" if row is None else f"RowError({row.message!r})"
             raise flaw(
                 f"row {number} of the inputs gave {why} instead of a vector.",
-                "these rows are plain ones; override the fixture `inputs` with rows that it can embed",
+                "override the fixture `inputs` with rows that the function can embed",
             )
         try:
             vector = np.asarray(_to_numpy(row), np.float64)
         except (TypeError, ValueError):
-            raise flaw(f"row {number} gave what is no vector of numbers.", "return lists of floats") from None
+            raise flaw(
+                f"row {number} gave a value that is not a vector of numbers.", "return lists of floats"
+            ) from None
         require(
             vector.shape == (d,),
-            f"row {number} gave a vector of shape {vector.shape}, while ndims() says {d}.",
-            "let ndims() and the vectors agree",
+            f"row {number} gave a vector of shape {vector.shape}, but ndims() returns {d}.",
+            "return the actual width from ndims()",
         )
         out[number] = vector
     return out
@@ -92,17 +94,17 @@ class Agreement:
     """Compares vectors that should be the same.
 
     Attributes:
-        tolerance: how far two vectors may be apart, over the length of the longer one.
-        deterministic: whether such a comparison means anything.
+        tolerance: the maximum distance of two vectors, over the length of the longer one.
+        deterministic: whether such a comparison is meaningful.
     """
 
     tolerance: float
     deterministic: bool
 
     def __call__(self, got: np.ndarray, expected: np.ndarray, what: str, hint: str) -> None:
-        """Fail the test where a row of (n, d) `got` is not the same as in (n, d) `expected`."""
+        """Fail the test if a row of (n, d) `got` differs from that of (n, d) `expected`."""
         if not self.deterministic:
-            pytest.skip("the fixture `deterministic` says that two equal calls may differ: nothing to compare")
+            pytest.skip("the fixture `deterministic` is False, so two equal calls may differ: nothing to compare")
         length = np.maximum(np.linalg.norm(got, axis=1), np.linalg.norm(expected, axis=1))
         apart = np.linalg.norm(got - expected, axis=1) / np.where(length == 0, 1.0, length)
         bad = np.flatnonzero(~(apart <= self.tolerance))  # NaN is bad too
@@ -121,7 +123,7 @@ def _chunked(values: list[Any]) -> pa.ChunkedArray:
 
 
 def _sliced(values: list[Any]) -> pa.Array:
-    """An Arrow array that starts in the middle of its buffers, as the batches of a larger table do."""
+    """Return an Arrow array that starts in the middle of its buffers, like a batch of a larger table."""
     return pa.array([values[-1], *values, values[0]]).slice(1, len(values))
 
 
@@ -144,6 +146,6 @@ FORMS: dict[str, Callable[[list[Any]], Any]] = {
     "arrow-dictionary": lambda values: pa.array(values).dictionary_encode(),
     "arrow-chunked": _chunked,
     "numpy-objects": _objects,
-    "numpy": np.array,  # of texts: numpy's own strings, which are no exact str
+    "numpy": np.array,  # texts become numpy strings, a subclass of str
 }
 """The kinds of column that an engine or a user may pass, by name."""

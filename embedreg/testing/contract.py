@@ -1,4 +1,4 @@
-"""The contract as one class, and what an author may say about a function before it is tested."""
+"""`EmbeddingFunctionContract`: all tests of the contract in one class, with the fixtures that authors override."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedreg.testing.vectors import VectorContract
 
 __all__ = ["EmbeddingFunctionContract"]
 
-# Very short, long, repeated, with accents, without letters: what pads, truncates and normalises differently.
+# Very short, long, repeated, with accents, without letters: texts that pad, truncate and normalise differently.
 TEXTS = (
     "wait",
     "The quick brown fox jumps over the lazy dog.",
@@ -31,15 +31,15 @@ TEXTS = (
 
 
 class EmbeddingFunctionContract(VectorContract, RoleContract, ValueContract, SecretContract, ProcessContract):
-    """What every embedding function promises.
+    """The requirements on every embedding function.
 
-    A subclass overrides the fixture `function`, and others where a function needs it. A promise that one function
-    cannot keep is overridden as a test, with the reason: `def test_...(self): pytest.skip("...")`.
+    A subclass overrides the fixture `function`, and others if needed. A requirement that a function cannot meet is
+    overridden as a test, with the reason: `def test_...(self): pytest.skip("...")`.
     """
 
     @pytest.fixture
     def function(self) -> EmbeddingFunction:
-        """The function under test; override it. With `scope="class"` where making one is slow."""
+        """The function under test; override it, with `scope="class"` if creating one is slow."""
         raise flaw(
             f"{type(self).__name__} has no function to test.",
             "@pytest.fixture\n    def function(self):\n        return MyEmbedder.create(...)",
@@ -57,41 +57,41 @@ class EmbeddingFunctionContract(VectorContract, RoleContract, ValueContract, Sec
 
     @pytest.fixture
     def query(self, inputs: list[Any]) -> Any:
-        """One query; override it where queries are of another kind than source rows."""
+        """One query; override it if queries are of another kind than source rows."""
         return inputs[0]
 
     @pytest.fixture
     def queries(self, inputs: list[Any], query: Any) -> list[Any]:
-        """Several queries, `query` among them: the rows of `inputs` that are of its kind; override it for others."""
+        """Several queries, including `query`: the rows of `inputs` of its type; override it for others."""
         return [query, *(row for row in inputs if type(row) is type(query) and row != query)]
 
     @pytest.fixture
     def tolerance(self) -> float:
-        """How far two vectors of one input may be apart: |a - b| over the longer of the two.
+        """The maximum distance of two vectors of one input: |a - b| over the length of the longer one.
 
-        0.001 is a cosine of 0.9999995, which float32 keeps whatever the batch. Override it, with the reason, for half
-        precision (0.02) or a service whose answers vary a little.
+        0.001 is a cosine of 0.9999995, which float32 keeps for any batch. Override it, with the reason, for half
+        precision (0.02) or a service whose results vary slightly.
         """
         return 1e-3
 
     @pytest.fixture
     def deterministic(self) -> bool:
-        """Whether two equal calls give the same vectors; False skips each test that compares two calls."""
+        """Whether two equal calls return the same vectors; False skips each test that compares two calls."""
         return True
 
     @pytest.fixture
     def secret_values(self, function: EmbeddingFunction) -> list[str]:
-        """The secrets that must appear nowhere; override it to add those that a library reads by itself."""
+        """The secrets that must not appear anywhere; override it to add those that a library reads itself."""
         values = function._held_secrets()
         if not values and (named := sensitive_fields(type(function))):
             field = min(named)
             pytest.skip(
-                f"{type(function).__name__} has the sensitive field {field!r}, and this instance no value for it.\n"
+                f"{type(function).__name__} has the sensitive field {field!r}, but this instance has no value for it.\n"
                 f"Hint: get_registry().set_var('contract', 'any text') and create({field}='$var:contract')"
             )
         return values
 
     @pytest.fixture
     def agree(self, tolerance: float, deterministic: bool) -> Agreement:
-        """Compares the vectors of two calls; not to be overridden."""
+        """Compares the vectors of two calls; do not override it."""
         return Agreement(tolerance, deterministic)

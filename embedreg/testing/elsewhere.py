@@ -1,6 +1,6 @@
-"""The other end of `processes`: a script that rebuilds one function in a new process and says what happened.
+"""The script that `processes` runs in a new process: it rebuilds one function and writes a report.
 
-It is run by its path, so that nothing of embedreg is loaded before the caller's `sys.path` is in place.
+It is run by its path, so that nothing of embedreg is imported before the caller's `sys.path` is set.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 __all__ = ["MARK", "MAX_TENSOR_BYTES"]
 
-MARK = b"\n--- embedreg.testing report ---\n"  # a function may print things of its own before
-# Libraries whose only use is to run models: to import one for a number is to load too much.
+MARK = b"\n--- embedreg.testing report ---\n"  # a function may print something before
+# Libraries that only run models: `ndims()` must not import them.
 LIBRARIES = ("ctranslate2", "jax", "llama_cpp", "onnxruntime", "openvino", "tensorflow", "torch")
-MAX_TENSOR_BYTES = 2**20  # torch makes small tensors of its own; the smallest models have megabytes
+MAX_TENSOR_BYTES = 2**20  # torch creates small tensors itself; the smallest models have megabytes
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     report: dict[str, Any]
     try:
         report = _report(task)
-    except Exception as exc:  # noqa: BLE001 (whatever it is, it is the report)
+    except Exception as exc:  # noqa: BLE001 (every error is reported)
         report = {"problem": f"{type(exc).__name__}: {exc}"}
     sys.stdout.buffer.write(MARK + pickle.dumps(report))
 
@@ -65,7 +65,7 @@ def _report(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_stored(task: dict[str, Any], original: Any) -> dict[str, Any]:
-    """Rebuild the function from its declaration, with all that it asks for granted: whom to trust is not tested."""
+    """Rebuild the function from its declaration with everything granted: trust is not tested here."""
     from embedreg.core.canonical import registered_name
     from embedreg.declaration import codec
     from embedreg.registry import get_registry
@@ -111,7 +111,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _import(name: str, file: str | None) -> None:
-    """Import the module of the function's class; a test file may lie where no import would find it."""
+    """Import the module of the function's class; a test file may be outside of the import path."""
     if file is not None:
         parts, path = name.split("."), Path(file)
         sys.path.append(str(path.parents[len(parts) - (path.stem == parts[-1])]))
@@ -131,7 +131,7 @@ def _loaded() -> set[str]:
 
 
 def _tensor_bytes() -> int:
-    """Return the bytes of all torch tensors that Python holds; 0 where torch is not loaded."""
+    """Return the bytes of all torch tensors in this process; 0 if torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is None:
         return 0

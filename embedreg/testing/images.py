@@ -1,6 +1,6 @@
-"""The contract's image half: the same promises for rows that are images, and those that only images need.
+"""`ImageFunctionContract`: the contract for functions of images, with further tests that concern only images.
 
-Pictures are made here, so that nothing but Pillow is needed.
+The images are generated, so that only Pillow is needed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from embedreg.testing.contract import EmbeddingFunctionContract
 __all__ = ["ImageFunctionContract", "image_file"]
 
 SIZES = ((64, 48), (48, 64), (96, 96), (200, 40), (33, 57))
-OPENED = "open rows with embedreg.images.open_image, which takes them all: it gives an upright RGB image"
-ALONE = "put the RowError of open_image in the place of that row's vector: return [..., problem, ...]"
+OPENED = "open rows with embedreg.images.open_image, which accepts all of them and returns an upright RGB image"
+ALONE = "return the RowError of open_image instead of that row's vector: return [..., problem, ...]"
 
-# Each way to hold the picture that a path leads to.
+# The forms of an image, made from the path of its file.
 HOLDERS: dict[str, Callable[[Path], Any]] = {
     "bytes": Path.read_bytes,
     "bytearray": lambda path: bytearray(path.read_bytes()),
@@ -41,7 +41,7 @@ HOLDERS: dict[str, Callable[[Path], Any]] = {
     "name": str,
     "url": Path.as_uri,
 }
-# Kinds of files whose pixels are those of the RGB image that Pillow makes of them.
+# Kinds of files, compared with the RGB image that Pillow converts them to.
 KINDS: dict[str, tuple[str, str]] = {
     "grey": ("L", "PNG"),
     "grey-alpha": ("LA", "PNG"),
@@ -55,12 +55,12 @@ KINDS: dict[str, tuple[str, str]] = {
 
 
 def image_file(seed: int = 0, size: tuple[int, int] = SIZES[0], kind: str = "PNG", mode: str = "RGB") -> bytes:
-    """Make a picture, another one for each seed: smooth fields of colour.
+    """Generate an image of smooth colour gradients.
 
     Args:
-        seed: which.
+        seed: a different image for each seed.
         size: (w, h) in pixels.
-        kind, mode: Pillow's names of the format and of the colours.
+        kind, mode: Pillow's names of the format and of the colour mode.
     Returns:
         The bytes of a file.
     """
@@ -90,9 +90,9 @@ def _opened(data: bytes) -> Any:
 
 
 class ImageFunctionContract(EmbeddingFunctionContract):
-    """What every embedding function of images promises.
+    """The requirements on every embedding function of images.
 
-    Subclass it as `EmbeddingFunctionContract`; rows and query are made here, and `inputs` must stay bytes of images.
+    Subclass it like `EmbeddingFunctionContract`; rows and query are generated, and `inputs` must be bytes of images.
     """
 
     @pytest.fixture
@@ -102,7 +102,7 @@ class ImageFunctionContract(EmbeddingFunctionContract):
 
     @pytest.fixture
     def folder(self, inputs: list[Any], tmp_path: Path) -> Path:
-        """A folder with the inputs as files `0.png`, `1.png` ...; nobody has allowed it yet."""
+        """A folder with the inputs as files `0.png`, `1.png` ...; it is not allowed yet."""
         made = tmp_path / "images"
         made.mkdir()
         for number, data in enumerate(inputs):
@@ -115,7 +115,7 @@ class ImageFunctionContract(EmbeddingFunctionContract):
     def test_images_are_equal_however_they_are_held(
         self, function: EmbeddingFunction, inputs: list[Any], folder: Path, agree: Agreement, holder: str
     ) -> None:
-        """Bytes, PIL images, arrays, paths and `file:` URLs of the same images give the same vectors."""
+        """Bytes, PIL images, arrays, paths and `file:` URLs of the same images have the same vectors."""
         rows = [HOLDERS[holder](folder / f"{number}.png") for number in range(len(inputs))]
         with allow_images(dirs=[folder]):
             found = _embedded(function, rows, f"rows as {holder}", OPENED)
@@ -124,23 +124,23 @@ class ImageFunctionContract(EmbeddingFunctionContract):
     def test_images_of_every_kind_may_be_mixed(
         self, function: EmbeddingFunction, inputs: list[Any], folder: Path, agree: Agreement
     ) -> None:
-        """A column that holds images in several ways, and nulls, gives the vectors of its rows in their order."""
-        ways = list(HOLDERS.values())
-        rows = [ways[number % len(ways)](folder / f"{number}.png") for number in range(len(inputs))]
+        """A column of images in several forms, and nulls, returns the vectors of its rows in their order."""
+        forms = list(HOLDERS.values())
+        rows = [forms[number % len(forms)](folder / f"{number}.png") for number in range(len(inputs))]
         rows[-1] = str(folder / f"{len(inputs) - 1}.png")
         with allow_images(dirs=[folder]):
             embedded = embed_column(function, [None, *rows, None])
-        require(not embedded.reasons, f"rows held in several ways failed: {embedded.reasons}.", OPENED)
+        require(not embedded.reasons, f"rows in several forms failed: {embedded.reasons}.", OPENED)
         agree(
             embedded.matrix[1:-1].astype(np.float64),
             _embedded(function, inputs, "rows as bytes", OPENED),
-            "rows held in several ways and as bytes",
+            "rows in several forms and as bytes",
             "return vectors in the order of the rows",
         )
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_colours_of_every_kind_are_read(self, function: EmbeddingFunction, agree: Agreement, kind: str) -> None:
-        """Greyscale, palettes, transparency, CMYK: the vector is that of the image as `convert("RGB")` has it."""
+        """Images in greyscale, palettes, transparency or CMYK have the vector of their `convert("RGB")`."""
         mode, form = KINDS[kind]
         files = [image_file(seed, mode=mode, kind=form) for seed in range(3)]
         plain = [_saved(_opened(data).convert("RGB"), "PNG") for data in files]
@@ -152,7 +152,7 @@ class ImageFunctionContract(EmbeddingFunctionContract):
         )
 
     def test_images_are_seen_upright(self, function: EmbeddingFunction, agree: Agreement) -> None:
-        """An image that EXIF says was taken on its side has the vector of the upright one."""
+        """An image with an EXIF orientation has the vector of the upright image."""
         pil = _pil()
         upright = [_picture(seed, SIZES[0]) for seed in range(3)]
         exif = pil.Exif()
@@ -166,7 +166,7 @@ class ImageFunctionContract(EmbeddingFunctionContract):
         )
 
     def test_a_bad_image_fails_alone(self, function: EmbeddingFunction, inputs: list[Any], agree: Agreement) -> None:
-        """A truncated image, a text and noise have a reason and no vector; the rows beside them have theirs."""
+        """A truncated image, a text and noise have a reason and no vector; the other rows have vectors."""
         bad = [inputs[0][:-40], b"no image at all", np.random.default_rng(0).bytes(500)]
         rows = [inputs[0], bad[0], *inputs[1:], *bad[1:]]
         full = [True, False, *[True] * (len(inputs) - 1), False, False]
@@ -176,19 +176,19 @@ class ImageFunctionContract(EmbeddingFunctionContract):
             raise flaw(f"a bad image made the whole column fail: {type(exc).__name__}: {exc}.", ALONE) from exc
         require(
             embedded.valid.tolist() == full and sorted(embedded.reasons) == [1, len(rows) - 2, len(rows) - 1],
-            f"of {len(rows)} rows {sum(full)} are good, and {int(embedded.valid.sum())} have vectors; "
+            f"of {len(rows)} rows {sum(full)} are good, but {int(embedded.valid.sum())} have vectors; "
             f"reasons: {embedded.reasons}.",
             ALONE,
         )
         agree(
             embedded.matrix[full].astype(np.float64),
             _embedded(function, inputs, "good rows", ALONE),
-            "good rows beside bad ones and alone",
+            "good rows among bad ones and alone",
             "return vectors in the order of the rows",
         )
 
     def test_nothing_is_read_that_was_not_allowed(self, function: EmbeddingFunction, folder: Path) -> None:
-        """A path and an address in data are refused, with the call that would allow them."""
+        """A path and a URL in data are refused, with the call that would allow them."""
         try:
             embedded = embed_column(function, [str(folder / "0.png"), "http://images.invalid/0.png"])
         except Exception as exc:
@@ -196,7 +196,7 @@ class ImageFunctionContract(EmbeddingFunctionContract):
         for row, what in enumerate(("a file", "an address")):
             require(
                 not embedded.valid[row] and "allow_images" in embedded.reasons.get(row, ""),
-                f"{what} that nobody allowed: {embedded.reasons.get(row, 'it was read')}.",
+                f"{what} that is not allowed: {embedded.reasons.get(row, 'it was read')}.",
                 "open rows with embedreg.images.open_image, or fetch them with embedreg.url_retrieve: data may come "
                 "from anyone",
             )
@@ -204,7 +204,7 @@ class ImageFunctionContract(EmbeddingFunctionContract):
     def test_a_table_of_bytes_and_of_paths(
         self, function: EmbeddingFunction, inputs: list[Any], folder: Path, agree: Agreement
     ) -> None:
-        """`embed_table` fills a column of bytes and one of paths with the same vectors."""
+        """`embed_table` embeds a column of bytes and one of paths as the same vectors."""
         names = [str(folder / f"{number}.png") for number in range(len(inputs))]
         with allow_images(dirs=[folder]):
             by_name = embed_table({"image": names}, function.bind("image", "vector"))
@@ -221,13 +221,13 @@ class ImageFunctionContract(EmbeddingFunctionContract):
     def test_image_queries_are_equal_however_they_are_held(
         self, function: EmbeddingFunction, folder: Path, agree: Agreement, holder: str
     ) -> None:
-        """Bytes, a PIL image, an array, and a path that nobody needs to allow: it is the user's own."""
+        """Bytes, a PIL image, an array and a path have the same vector; the user's own path needs no allowance."""
         hint = "open queries with embedreg.images.open_image(query, from_query=True); a str may be a text"
-        found = [_query(function, HOLDERS[way](folder / "0.png"), way, hint) for way in (holder, "bytes")]
+        found = [_query(function, HOLDERS[form](folder / "0.png"), form, hint) for form in (holder, "bytes")]
         agree(found[0], found[1], f"a query as {holder} and as bytes", hint)
 
     def test_a_bad_image_query_is_told(self, function: EmbeddingFunction, inputs: list[Any]) -> None:
-        """A query that is no image is an error of embedreg's, with a reason; never a vector."""
+        """A query that is not a valid image raises an error of embedreg with a reason; it never returns a vector."""
         try:
             embed_query(function, inputs[0][:-40])
         except EmbedregError:

@@ -1,4 +1,4 @@
-"""The promises about roles: queries in a batch are what they are alone, and the role is respected."""
+"""Tests of roles: a query has the same vector alone and in a batch, and the role is respected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN_ROWS = "keep padding out of attention and pooling, compute no statistics ove
 
 
 def _computed(function: EmbeddingFunction, inputs: list[Any], role: Role) -> np.ndarray:
-    """Embed a batch as an engine does, and read the answer strictly: (n, d) float64."""
+    """Embed a batch as an engine does, and read the result strictly: (n, d) float64."""
     return read(contract.compute(function, inputs, role), len(inputs), function.ndims())
 
 
@@ -29,12 +29,12 @@ def _one_by_one(function: EmbeddingFunction, queries: list[Any]) -> np.ndarray:
 
 
 class RoleContract:
-    """What sources and queries have in common, and what not."""
+    """Sources and queries are embedded by one method, each in its role."""
 
     def test_queries_in_a_batch_are_as_alone(
         self, function: EmbeddingFunction, queries: list[Any], agree: Agreement
     ) -> None:
-        """A batch of queries gives the vectors that `compute_query_embeddings` gives for each."""
+        """A batch of queries has the vectors that `compute_query_embeddings` returns for each."""
         agree(
             _computed(function, list(queries), "query"),
             _one_by_one(function, queries),
@@ -45,7 +45,7 @@ class RoleContract:
     def test_a_query_does_not_depend_on_its_neighbours(
         self, function: EmbeddingFunction, queries: list[Any], agree: Agreement
     ) -> None:
-        """A query alone, and among others in another order, has the vector that it has in a batch."""
+        """A query alone, and among others in another order, has the same vector as in a batch."""
         together = _computed(function, list(queries), "query")
         agree(
             _computed(function, list(reversed(queries)), "query")[::-1],
@@ -59,7 +59,7 @@ class RoleContract:
     def test_sources_in_a_batch_are_sources(
         self, function: EmbeddingFunction, inputs: list[Any], agree: Agreement
     ) -> None:
-        """A batch of sources gives the vectors that `compute_source_embeddings` gives."""
+        """A batch of sources has the vectors that `compute_source_embeddings` returns."""
         agree(
             _computed(function, list(inputs), "source"),
             read(function.compute_source_embeddings(list(inputs)), len(inputs), function.ndims()),
@@ -70,7 +70,7 @@ class RoleContract:
     def test_a_column_of_queries_has_their_vectors(
         self, function: EmbeddingFunction, queries: list[Any], agree: Agreement
     ) -> None:
-        """`embed_column(function, queries, "query")` gives each query its vector, and a null none."""
+        """`embed_column(function, queries, "query")` returns a vector for each query, and none for a null."""
         made = embed_column(function, [None, *queries, queries[0], None], "query")
         full = [False, *[True] * (len(queries) + 1), False]
         require(
@@ -87,25 +87,25 @@ class RoleContract:
         )
 
     def test_no_queries(self, function: EmbeddingFunction) -> None:
-        """A batch of no queries gives no vectors, (0, d) where it is an array."""
+        """An empty batch of queries returns no vectors; an array has shape (0, d)."""
         _computed(function, [], "query")
 
     def test_the_role_is_respected(self, function: EmbeddingFunction, inputs: list[Any], agree: Agreement) -> None:
-        """Where `vector_traits()` states the prompts, equal texts differ by role if the prompts do, and else not."""
+        """If `vector_traits()` states the prompts, the vectors of a text differ by role exactly if the prompts differ."""
         if not has_text(function) or "prompts" not in function.vector_traits():
-            pytest.skip("vector_traits() does not say whether queries and sources are embedded alike")
+            pytest.skip("vector_traits() does not state whether queries and sources are embedded alike")
         prompts = function.vector_traits()["prompts"]
         sources, queries = (_computed(function, list(inputs), role) for role in ("source", "query"))
         if not prompts:
             agree(
                 queries,
                 sources,
-                "a text as a query and as a source, which vector_traits() says are embedded alike (prompts: None)",
+                "a text as a query and as a source, which are embedded alike according to vector_traits() (prompts: None)",
                 "state both prompts in vector_traits(): {'query': '...', 'document': '...'}",
             )
         elif prompts.get("query") != prompts.get("document"):
             require(
                 not np.allclose(queries, sources),
-                f"a text has one vector in both roles, while vector_traits() states the prompts {prompts!r}.",
+                f"a text has one vector in both roles, but vector_traits() states the prompts {prompts!r}.",
                 "use the role: def compute_embeddings(self, inputs, role)",
             )

@@ -1,4 +1,4 @@
-"""The promise about secrets: they are held as references, and appear nowhere."""
+"""Tests of secrets: they are stored as references, and do not appear anywhere."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["SecretContract"]
 
 
 class SecretContract:
-    """No secret in any text about the function."""
+    """No text about the function contains a secret."""
 
     @pytest.fixture
     def provoke(self, function: EmbeddingFunction) -> Callable[[], Any]:
-        """Something to call that makes the function fail; override it with a failure that has the secret at hand."""
+        """A call that makes the function fail; override it with a failure in code that has access to the secret."""
         return lambda: function.compute_source_embeddings([object()])
 
     def test_written_out_secrets_are_refused(self, function: EmbeddingFunction) -> None:
-        """A sensitive field takes a `$var:` reference and nothing else."""
+        """A sensitive field accepts only a `$var:` reference."""
         cls = type(function)
         for name in sorted(sensitive_fields(cls) & cls.model_fields.keys()):
             for make in (cls.create, cls):
@@ -47,7 +47,7 @@ class SecretContract:
     def test_no_secret_in_what_is_printed_or_stored(
         self, function: EmbeddingFunction, inputs: list[Any], secret_values: list[str]
     ) -> None:
-        """Neither repr nor dumps, pickle, schema or metadata hold a secret, before use or after."""
+        """Neither repr nor dumps, pickle, schema or metadata contain a secret, before or after use."""
         for moment in ("before use", "after use"):
             if moment == "after use":
                 embed(function, list(inputs))
@@ -81,7 +81,7 @@ class SecretContract:
         caplog: pytest.LogCaptureFixture,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        """Embedding logs and prints no secret, not even at DEBUG."""
+        """Embedding does not log or print a secret, not even at DEBUG."""
         with caplog.at_level(logging.DEBUG):
             embed(function, list(inputs))
             function.compute_query_embeddings(query)
@@ -90,21 +90,21 @@ class SecretContract:
             _require_clean(text, secret_values, f"{where} shows a secret", "log and print names, never values")
 
     def test_no_secret_in_errors(self, provoke: Callable[[], Any], secret_values: list[str]) -> None:
-        """What a failing call raises holds no secret: not its text, its causes or its traceback's variables."""
+        """The error of a failing call contains no secret: not in its text, its causes or its traceback's variables."""
         try:
             provoke()
-        except Exception as exc:  # noqa: BLE001 (any failure is of interest here, and none is needed)
+        except Exception as exc:  # noqa: BLE001 (any error is checked, and none is required)
             own = exc.__traceback__.tb_next if exc.__traceback__ is not None else None
             _require_clean(_all_of(exc, own), secret_values, f"{type(exc).__name__} shows a secret", _IN_METHODS)
 
 
-_TO_THE_BASE = "hand all of **kwargs to super().__init__(**kwargs) as they are, and name the field in sensitive_keys()"
+_TO_THE_BASE = "pass all of **kwargs unchanged to super().__init__(**kwargs), and name the field in sensitive_keys()"
 _AS_A_REFERENCE = (
     "keep the reference: read self.<field> where the value is needed, and copy it into no other field; "
     "a private attribute (with _) is never printed or stored"
 )
 _IN_METHODS = (
-    "let errors leave through ndims(), generate_embeddings() or compute_*_embeddings(), which the base cleans, and "
+    "raise errors from ndims(), generate_embeddings() or compute_*_embeddings(), which the base redacts, and "
     "name every secret field in sensitive_keys()"
 )
 
@@ -114,7 +114,7 @@ def _require_clean(text: str, values: list[str], what: str, hint: str) -> None:
 
 
 def _all_of(exc: BaseException, own: TracebackType | None) -> str:
-    """Return all that a debugger or an error tracker would print of an error, `own` standing for its traceback."""
+    """Return everything that a debugger or error tracker would print of an error, with `own` as its traceback."""
     seen: list[str] = []
     following: BaseException | None = exc
     frames = own

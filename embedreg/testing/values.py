@@ -1,4 +1,4 @@
-"""The promises about the configuration: it is a value, and it finds its way back from a pickle and from metadata."""
+"""Tests of the configuration: it is a value, and can be rebuilt from a pickle and from metadata."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ from embedreg.testing.checks import Agreement, embed, flaw, require
 __all__ = ["FROM_FIELDS", "ValueContract", "name_of"]
 
 MAX_PICKLE_BYTES = 2**20  # a configuration is a few kilobytes; weights are megabytes
-GROWTH_BYTES = 1024  # of a pickle by use: room for a number that is remembered, not for vectors
+GROWTH_BYTES = 1024  # allowed growth of a pickle by use: enough for a cached number, not for vectors
 
-SAME_VALUE = (
-    "let fields alone decide: keep state in private attributes (names with _), and define no __eq__ or __hash__"
-)
+SAME_VALUE = "compare fields only: keep state in private attributes (names with _), and define no __eq__ or __hash__"
 FROM_FIELDS = (
-    "set fields to what was passed, or to what gives the same when passed again; "
-    "keep what is derived from them in private attributes"
+    "set fields to the arguments that were passed, or to values that give the same when passed again; "
+    "keep derived values in private attributes"
 )
 
 
 class ValueContract:
-    """Equal, hashable, printable, stored and rebuilt."""
+    """A function is equal by value, hashable, printable, and can be stored and rebuilt."""
 
     # -- a value ----------------------------------------------------------------------------------------------------
 
     def test_the_configuration_gives_an_equal_function(self, function: EmbeddingFunction, inputs: list[Any]) -> None:
-        """What `safe_model_dump` gives, through JSON and `create`, is an equal function, before use and after."""
+        """The output of `safe_model_dump`, through JSON and `create`, is an equal function, before and after use."""
         cls = type(function)
         before = hash(function)
         twin = cls.create(**json.loads(_json(function.safe_model_dump())))
@@ -58,15 +56,15 @@ class ValueContract:
             pytest.skip(f"{cls.__name__} says extra='allow': every field is known")
         try:
             cls.create(**function.safe_model_dump(), embedreg_no_such_field=1)
-        except Exception:  # noqa: BLE001 (any refusal will do: a signature of its own gives a TypeError)
+        except Exception:  # noqa: BLE001 (any error is accepted: a custom signature raises a TypeError)
             return
         raise flaw(
             f"{cls.__name__}.create(embedreg_no_such_field=1) was accepted.",
-            "hand all of **kwargs to super().__init__(**kwargs), which refuses what is no field",
+            "pass all of **kwargs to super().__init__(**kwargs), which refuses unknown fields",
         )
 
     def test_copies_are_equal(self, function: EmbeddingFunction) -> None:
-        """`copy`, `deepcopy` and `model_copy` give equal functions."""
+        """`copy`, `deepcopy` and `model_copy` return equal functions."""
         for name, twin in (
             ("copy.copy", copy.copy(function)),
             ("copy.deepcopy", copy.deepcopy(function)),
@@ -77,13 +75,13 @@ class ValueContract:
     def test_pickles_rebuild_the_function(
         self, function: EmbeddingFunction, inputs: list[Any], agree: Agreement
     ) -> None:
-        """An unpickled function equals the pickled one and gives the same vectors."""
+        """An unpickled function equals the pickled one and returns the same vectors."""
         twin = pickle.loads(_pickled(function))
         _require_equal(twin, function, "unpickled")
         agree(embed(twin, list(inputs)), embed(function, list(inputs)), "the function and its pickle", FROM_FIELDS)
 
     def test_pickles_carry_no_weights(self, function: EmbeddingFunction, inputs: list[Any]) -> None:
-        """A pickle holds the configuration alone, before use and after."""
+        """A pickle contains only the configuration, before and after use."""
         unused = len(_pickled(copy.copy(function)))
         embed(function, list(inputs))
         used = len(_pickled(function))
@@ -97,24 +95,24 @@ class ValueContract:
     # -- stored and rebuilt -----------------------------------------------------------------------------------------
 
     def test_it_is_registered(self, function: EmbeddingFunction) -> None:
-        """Its class is registered, and its name leads back to it."""
+        """Its class is registered, and its name resolves to it."""
         name = name_of(function)
         found = get_registry().get(name)
         require(
             found is type(function),
-            f"{name!r} leads to {_path(found)}, not to {_path(type(function))}.",
-            "register each class under a name of its own",
+            f"{name!r} is registered for {_path(found)}, expected {_path(type(function))}.",
+            "register each class under its own name",
         )
 
     def test_it_describes_itself(self, function: EmbeddingFunction) -> None:
-        """What people and programs read about it can be had: its schema, its traits, its identity."""
+        """Its schema, traits and identity are available and have a JSON form."""
         _json(type(function).model_json_schema())
         _json(function.vector_traits())
         identity = function.model_identity()
         require(
             identity is None or (isinstance(identity, str) and not addresses.is_path(identity)),
             f"model_identity() gave {type(identity).__name__} or a path.",
-            "return a revision or a hash of the weights, or None where neither is known: a path says nothing elsewhere",
+            "return a revision or a hash of the weights, or None if neither is known: a path is meaningless elsewhere",
         )
 
     def test_a_table_carries_it(self, function: EmbeddingFunction, inputs: list[Any], agree: Agreement) -> None:
@@ -139,15 +137,15 @@ def _require_equal(twin: EmbeddingFunction, function: EmbeddingFunction, how: st
     before, after = function.raw_fields(), twin.raw_fields()
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     require(not changed, f"a function {how} has other values of {', '.join(changed)}.", FROM_FIELDS)
-    require(twin == function, f"a function {how} has the same fields and is not equal.", SAME_VALUE)
-    require(hash(twin) == hash(function), f"a function {how} is equal and has another hash.", SAME_VALUE)
+    require(twin == function, f"a function {how} has the same fields but is not equal.", SAME_VALUE)
+    require(hash(twin) == hash(function), f"a function {how} is equal but has another hash.", SAME_VALUE)
 
 
 def _json(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as exc:
-        raise flaw(f"what describes it has no JSON form: {exc}.", "use str, numbers, lists and dicts") from None
+        raise flaw(f"its description has no JSON form: {exc}.", "use str, numbers, lists and dicts") from None
 
 
 def _pickled(function: EmbeddingFunction) -> bytes:
@@ -161,12 +159,12 @@ def _pickled(function: EmbeddingFunction) -> bytes:
 
 
 def name_of(function: EmbeddingFunction) -> str:
-    """Return the name that a function's class is registered under, or fail the test."""
+    """Return the registered name of a function's class, or fail the test."""
     cls = type(function)
     name = registered_name(cls)
     if name is None:
         raise flaw(
-            f"{cls.__name__} is registered under no name, so a table that it fills could never be read back.",
+            f"{cls.__name__} is registered under no name, so the declaration in a table could never be read back.",
             f"put @embedreg.register('my-name') above class {cls.__name__}; in a plug-in with an entry point, let the "
             "fixture return embedreg.get('my-name').create(...)",
         )

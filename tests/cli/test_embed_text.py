@@ -46,7 +46,7 @@ def test_notes_are_printed(cli: Callable, tmp_path: Path) -> None:
         (("embed", "/dev/stdin", "out"), 1, "save it first"),
         (("embed", "pipe.jsonl", "out"), 1, "is a pipe"),
         (("embed", "missing.jsonl", "out"), 1, ".jsonl or .csv file"),
-        (("embed", "a.csv", "-"), 1, "not written to a pipe"),
+        (("embed", "a.csv", "-"), 1, "cannot be written to a pipe"),
         (("embed", "a.csv", "db/my notes.lance"), 1, "db/my_notes.lance"),
         (("embed", "a.csv", "out", "--types", "text"), 2, "COLUMN=TYPE"),
         (("embed", "a.csv", "out", "--types", "text=varchar"), 1, "unknown type 'varchar'"),

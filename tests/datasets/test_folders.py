@@ -104,7 +104,7 @@ def test_streams_are_refused_with_what_to_do(text: str) -> None:
 def test_nothing_is_written_to_a_dash(folder: Path) -> None:
     """No folder called `-`."""
     (folder / "a.jsonl").write_text(LINE)
-    with pytest.raises(StorageError, match="not written to a pipe"):
+    with pytest.raises(StorageError, match="cannot be written to a pipe"):
         embedreg.embed(folder, "-", bound())
 
 

@@ -342,7 +342,7 @@ def test_a_text_that_is_not_unicode_is_a_bad_row() -> None:
 
 def test_a_number_among_texts_is_no_null() -> None:
     """What is no text is an error beside half a surrogate pair too."""
-    with pytest.raises(InputError, match="given int"):
+    with pytest.raises(InputError, match="a text function got int"):
         embed_column(gives(lambda texts: [[1, 2, 3]] * len(texts)), ["\ud800", 3])
 
 

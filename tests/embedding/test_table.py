@@ -394,23 +394,23 @@ def test_a_text_function_takes_text_only(column: list[Any]) -> None:
 def test_what_is_no_table_is_refused() -> None:
     """A string, a number or a mixture of rows is no table."""
     for wrong in ("text", b"x", 3, None):
-        with pytest.raises(InputError, match="is no table"):
+        with pytest.raises(InputError, match="is not a table"):
             embed_table(wrong, BIND)
     with pytest.raises(InputError, match="the rows mix dicts with int"):
         embed_table([{"text": "a"}, 3], BIND)
-    with pytest.raises(InputError, match="column 'n' does not agree on a type"):
+    with pytest.raises(InputError, match="column 'n' has no common type"):
         embed_table([{"text": "a", "n": 1}, {"text": "b", "n": "x"}], BIND)
-    with pytest.raises(InputError, match="column 'n' is no int64"):
+    with pytest.raises(InputError, match="column 'n' does not fit int64"):
         embed_table([{"text": "a", "n": "x"}], Articles)
-    with pytest.raises(InputError, match=r"column 'vector' is no fixed_size_list<.*>\[3\]"):
+    with pytest.raises(InputError, match=r"column 'vector' does not fit fixed_size_list<.*>\[3\]"):
         embed_table([{"text": "a", "vector": [1.0, 2.0]}], Articles)
-    with pytest.raises(InputError, match="the columns make no table"):
+    with pytest.raises(InputError, match="the columns do not form a table"):
         embed_table({"text": ["a"], "n": [1, 2]}, BIND)
 
 
 def test_given_vectors_of_another_width_are_refused() -> None:
     """A column of vectors that the function cannot have made is refused with both widths."""
-    with pytest.raises(VectorError, match="holds vectors of 2 dimensions, its function gives 3"):
+    with pytest.raises(VectorError, match="holds vectors of 2 dimensions, its function returns 3"):
         embed_table([{"text": "a", "vector": [1.0, 2.0]}], BIND)
     with pytest.raises(SchemaError, match=r"declared as fixed_size_list<.*>\[2\], its function gives 3"):
         embed_table(pa.table({"text": ["a"], "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))}), BIND)

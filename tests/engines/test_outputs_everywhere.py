@@ -198,5 +198,5 @@ def test_a_block_of_another_type_is_kept_or_named() -> None:
     embedder = BlockEmbedder(payload, plan(payload, first.schema, {"on_error": "null", "batch_rows": 8}))
     assert embedder(first)["v"].to_pylist() == [0.5]
     assert embedder(pa.table({"text": ["b"], "v": [3]}))["v"].to_pylist() == [3.0]
-    with pytest.raises(InputError, match=r"column 'v' of a block is double, of the first one float: 0\.1 is no float"):
+    with pytest.raises(InputError, match=r"column 'v' of a block is double, of the first one float: 0\.1 is not float"):
         embedder._given(pa.table({"text": ["b"], "v": [0.1]}))  # what `__call__` raises, Ray's own clothes apart

@@ -351,7 +351,7 @@ def test_an_unknown_host_and_a_closed_port(monkeypatch: pytest.MonkeyPatch) -> N
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert "not known" in refusal("http://absent.example/", ImagePolicy(hosts=["*"]))
+    assert "unknown" in refusal("http://absent.example/", ImagePolicy(hosts=["*"]))
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def held(tmp_path: Path) -> Callable[..., Path]:
     def put(**told: Any) -> Path:
         path = tmp_path / "out" / lock.FOLDER / "other.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**processes.myself(), **told}))
+        path.write_text(json.dumps({**processes.this_process(), **told}))
         return path
 
     return put
@@ -161,7 +161,7 @@ def elsewhere(tmp_path: Path) -> Callable[..., None]:
 
     def age(kind: str) -> None:
         for path in (hidden(tmp_path, kind) / lock.FOLDER).iterdir():
-            path.write_text(json.dumps({**processes.myself(), "boot": "another machine"}))
+            path.write_text(json.dumps({**processes.this_process(), "boot": "another machine"}))
             os.utime(path, (1, 1))
 
     return age

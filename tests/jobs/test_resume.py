@@ -380,7 +380,7 @@ def test_a_source_that_declares_nothing_is_refused(dataset: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_error": "ignore"}, "no policy"),
+        ({"on_error": "ignore"}, "invalid on_error"),
         ({"batch_rows": 0}, "batch_rows=0"),
         ({"piece_rows": -1}, "piece_rows=-1"),
         ({"piece_rows": True}, "piece_rows=True"),

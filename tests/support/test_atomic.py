@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedreg.errors import CallError, StorageError
-from embedreg.support.atomic import in_place_of, write_parquet
+from embedreg.support.atomic import replacing, write_parquet
 
 SCHEMA = pa.schema({"n": pa.int64()}, metadata={"k": "v"})
 
@@ -69,7 +69,7 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     """A table that is replaced is wholly the new one, and nothing else is left."""
     target = tmp_path / "table.lance"
     for content in ("one", "two"):
-        with in_place_of(target) as hidden:
+        with replacing(target) as hidden:
             (hidden / "data").mkdir(parents=True)
             (hidden / "data" / content).write_text(content)
     assert left(tmp_path) == ["table.lance", "table.lance/data", "table.lance/data/two"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from embedreg._version import __version__
-from embedreg.arrow.casting import Unfit, exactly
+from embedreg.arrow.casting import ConversionError, cast_exactly
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.canonical import registered_name
 from embedreg.declaration import codec, drift
@@ -238,8 +238,8 @@ class BlockEmbedder:
         for item in self._plan.given:
             chunks = block.column(item.name).chunks
             try:
-                made = [exactly(chunk, item.type, rounds=item.name in vectors) for chunk in chunks]
-            except Unfit as exc:
+                made = [cast_exactly(chunk, item.type, rounds=item.name in vectors) for chunk in chunks]
+            except ConversionError as exc:
                 raise InputError(
                     f"column {display.plain(item.name, 80)!r} of a block is {block.schema.field(item.name).type}, "
                     f"of the first one {item.type}: {exc.why}.",

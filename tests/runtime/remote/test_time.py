@@ -96,7 +96,7 @@ def test_any_client_is_left() -> None:
     """A third party's `request` without a timeout of its own is bounded too, in each of several threads."""
     fn = Asleep(timeout_s=0.2, deadline_s=0.5, max_retries=1, batch_size=1)
     began = time.monotonic()
-    with pytest.raises(CallError, match=r"TimeoutError.*no whole answer within 0\.2 s"):
+    with pytest.raises(CallError, match=r"TimeoutError.*no complete response within 0\.2 s"):
         fn.generate_embeddings(["a", "b", "c"])
     assert time.monotonic() - began < 10
 
