@@ -91,7 +91,7 @@ class RoleContract:
         _computed(function, [], "query")
 
     def test_the_role_is_respected(self, function: EmbeddingFunction, inputs: list[Any], agree: Agreement) -> None:
-        """If `vector_traits()` states the prompts, the vectors of a text differ by role exactly if the prompts differ."""
+        """If `vector_traits()` states the prompts, a text has two vectors exactly if the prompts differ."""
         if not has_text(function) or "prompts" not in function.vector_traits():
             pytest.skip("vector_traits() does not state whether queries and sources are embedded alike")
         prompts = function.vector_traits()["prompts"]
@@ -100,7 +100,7 @@ class RoleContract:
             agree(
                 queries,
                 sources,
-                "a text as a query and as a source, which are embedded alike according to vector_traits() (prompts: None)",
+                "a text as a query and as a source, which vector_traits() declares as embedded alike (prompts: None)",
                 "state both prompts in vector_traits(): {'query': '...', 'document': '...'}",
             )
         elif prompts.get("query") != prompts.get("document"):
