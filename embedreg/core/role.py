@@ -11,10 +11,12 @@ from __future__ import annotations
 import abc
 import functools
 import inspect
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from embedreg.errors import ConfigError, RowError
@@ -36,7 +38,7 @@ _NAMES = (BATCH, BATCH + RETRY, SOURCE, SOURCE + RETRY, QUERY, QUERY + RETRY, GE
 _FILLED = "__embedreg_filled__"
 _BASES = "embedreg.core.base"  # what this module's classes define is a fallback, nobody's own
 
-_ways: weakref.WeakKeyDictionary[type, tuple[list[Any], dict[Role, _Way]]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[type, _Decided] = weakref.WeakKeyDictionary()
 _local = threading.local()
 
 
@@ -53,31 +55,59 @@ def takes_role(method: Any) -> bool:
     return "role" in signature.parameters  # by that name: `**options` are the method's own
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What a class's methods come to, worked out once.
+
+    Attributes:
+        methods: those of `_NAMES`, to see whether the class was changed since.
+        ways: what embeds a batch, in each role.
+        batches: whether it has a method for batches of its own.
+        queries: whether it has a query method of its own.
+        over_filled: whether it overrides a `generate_embeddings` that was filled in.
+        once, again: its method for batches and that one's twin with retries, whatever helper hides them.
+    """
+
+    methods: list[Any]
+    ways: dict[Role, _Way]
+    batches: bool
+    queries: bool
+    over_filled: bool
+    once: Any
+    again: Any
+
+
+def _decided(cls: type) -> _Decided:
+    now = [getattr(cls, name, None) for name in _NAMES]
+    known = _known.get(cls)
+    if known is not None and all(map(operator.is_, known.methods, now)):
+        return known
+    batch, source, query = _place(cls, BATCH), _place(cls, SOURCE), _place(cls, QUERY)
+    over_filled = batch is not None and _overrides_filled(cls, batch)
+    ways: dict[Role, _Way]
+    if batch is None:
+        ways = {"source": "source", "query": "source" if query is None else "each"}
+    else:
+        over_source, over_query = (place is not None and place < batch for place in (source, query))
+        ways = {
+            "source": "source" if over_source or over_filled else "batch",
+            "query": "each" if over_query else "source" if over_filled else "batch",
+        }
+    once, again = _own(cls, BATCH), _own(cls, BATCH + RETRY)
+    _known[cls] = made = _Decided(now, ways, batch is not None, query is not None, over_filled, once, again)
+    return made
+
+
 def _way(cls: type, role: Role) -> _Way:
     """Return what embeds a batch in a role: the most derived of a class's methods that do.
 
     Raises:
         ConfigError: an unknown role.
     """
-    now = [getattr(cls, name, None) for name in _NAMES]
-    known = _ways.get(cls)
-    if known is None or any(a is not b for a, b in zip(known[0], now, strict=True)):  # a class can be changed later
-        _ways[cls] = known = now, _decided(cls)
-    if role not in known[1]:
+    ways = _decided(cls).ways
+    if role not in ways:
         raise ConfigError(f"unknown role {role!r}.", "role='source' or role='query'")
-    return known[1][role]
-
-
-def _decided(cls: type) -> dict[Role, _Way]:
-    batch = _place(cls, BATCH)
-    if batch is None:
-        return {"source": "source", "query": "source" if _place(cls, QUERY) is None else "each"}
-    source, query = (place is not None and place < batch for place in (_place(cls, SOURCE), _place(cls, QUERY)))
-    generate = _overrides_filled(cls, batch)
-    return {
-        "source": "source" if source or generate else "batch",
-        "query": "each" if query else "source" if generate else "batch",
-    }
+    return ways[role]
 
 
 def _place(cls: type, name: str) -> int | None:
@@ -135,7 +165,8 @@ def compute(function: Any, inputs: Any, role: Role, *, retry: bool = True) -> An
     cls = type(function)
     if _way(cls, role) != "batch":
         return fall_back(function, inputs, role, RETRY if retry else "")
-    return _own(cls, BATCH + RETRY if retry else BATCH).__get__(function, cls)(inputs, role=role)
+    method = _decided(cls).again if retry else _decided(cls).once
+    return method.__get__(function, cls)(inputs, role=role)
 
 
 def compute_with_retry(function: Any, inputs: Any, role: Role) -> Any:
@@ -148,7 +179,7 @@ def compute_with_retry(function: Any, inputs: Any, role: Role) -> Any:
 def compute_once(function: Any, inputs: Any, role: Role) -> Any:
     """Call the `compute_embeddings` of a function that takes a role, whatever helper of that name hides it."""
     cls = type(function)
-    return _own(cls, BATCH).__get__(function, cls)(inputs, role=role)
+    return _decided(cls).once.__get__(function, cls)(inputs, role=role)
 
 
 def fall_back(function: Any, inputs: Any, role: Role, retry: str = "") -> Any:
@@ -158,7 +189,7 @@ def fall_back(function: Any, inputs: Any, role: Role, retry: str = "") -> Any:
         retry: the end of the names of the methods to call.
     """
     cls = type(function)
-    by_query = _way(cls, role) != "source" and role == "query" and _place(cls, QUERY) is not None
+    by_query = _way(cls, role) != "source" and role == "query" and _decided(cls).queries
     if by_query and not _is_under_way(function, QUERY):  # else it is the class's own method that asks
         return _one_by_one(function, inputs, getattr(function, QUERY + retry))
     with asked(function, role):
@@ -169,16 +200,15 @@ def fall_back(function: Any, inputs: Any, role: Role, retry: str = "") -> Any:
 
 def source_texts(function: Any, texts: Any) -> Any:
     """Embed source texts of a class that does not say how: as its own method for batches does, or as they are."""
-    cls = type(function)
-    batch = _place(cls, BATCH)
-    if batch is not None and not _is_under_way(function, BATCH) and not _overrides_filled(cls, batch):
+    decided = _decided(type(function))
+    if decided.batches and not decided.over_filled and not _is_under_way(function, BATCH):
         return compute_once(function, texts, role_of(function))
     return function.generate_embeddings(function.sanitize_input(texts))
 
 
 def query_as_source(function: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
     """Embed one query of a class that does not say how: as a batch of one, or as LanceDB does, as a source."""
-    if _place(type(function), BATCH) is not None:
+    if _decided(type(function)).batches:
         return compute_once(function, [query], "query")
     with asked(function, "query"):
         return function.compute_source_embeddings(query, *args, **kwargs)
