@@ -14,8 +14,7 @@ import inspect
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -34,7 +33,7 @@ RETRY = "_with_retry"
 
 # What embeds a batch: the class's own `compute_embeddings`; `compute_source_embeddings`; or one query after another.
 _Way: TypeAlias = Literal["batch", "source", "each"]
-_NAMES = (BATCH, BATCH + RETRY, SOURCE, SOURCE + RETRY, QUERY, QUERY + RETRY, GENERATE)
+_methods_of = operator.attrgetter(BATCH, BATCH + RETRY, SOURCE, SOURCE + RETRY, QUERY, QUERY + RETRY)
 _FILLED = "__embedreg_filled__"
 _BASES = "embedreg.core.base"  # what this module's classes define is a fallback, nobody's own
 
@@ -60,7 +59,7 @@ class _Decided:
     """What a class's methods come to, worked out once.
 
     Attributes:
-        methods: those of `_NAMES`, to see whether the class was changed since.
+        methods: what `_methods_of` gave, to see whether the class was changed since.
         ways: what embeds a batch, in each role.
         batches: whether it has a method for batches of its own.
         queries: whether it has a query method of its own.
@@ -68,7 +67,7 @@ class _Decided:
         once, again: its method for batches and that one's twin with retries, whatever helper hides them.
     """
 
-    methods: list[Any]
+    methods: tuple[Any, ...]
     ways: dict[Role, _Way]
     batches: bool
     queries: bool
@@ -78,9 +77,9 @@ class _Decided:
 
 
 def _decided(cls: type) -> _Decided:
-    now = [getattr(cls, name, None) for name in _NAMES]
+    now = _methods_of(cls)
     known = _known.get(cls)
-    if known is not None and all(map(operator.is_, known.methods, now)):
+    if known is not None and known.methods == now:  # a class can be changed later
         return known
     batch, source, query = _place(cls, BATCH), _place(cls, SOURCE), _place(cls, QUERY)
     over_filled = batch is not None and _overrides_filled(cls, batch)
@@ -244,15 +243,19 @@ def _calls() -> list[tuple[int, str, Role]]:
     return calls
 
 
-@contextmanager
-def asked(function: Any, role: Role) -> Iterator[None]:
+class asked:  # noqa: N801 (used as contextlib's are, at a third of a generator's cost)
     """Say in what role `compute_source_embeddings` or `generate_embeddings` is called in this block."""
-    calls = _calls()
-    calls.append((id(function), "", role))
-    try:
-        yield
-    finally:
-        calls.pop()
+
+    __slots__ = ("_call",)
+
+    def __init__(self, function: Any, role: Role) -> None:
+        self._call: tuple[int, str, Role] = (id(function), "", role)
+
+    def __enter__(self) -> None:
+        _calls().append(self._call)
+
+    def __exit__(self, *exc: object) -> None:
+        _calls().pop()
 
 
 def role_of(function: Any) -> Role:
