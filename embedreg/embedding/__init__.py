@@ -1,1 +1,1 @@
-"""Columns, queries and tables through a function: schemas, the one call of a model, what failed."""
+"""Embedding of columns, queries and tables: schemas, the call of a function, and reports of failed rows."""

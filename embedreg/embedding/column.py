@@ -1,6 +1,8 @@
-"""Embed one column or one query: the only door to a model, and the one home of nulls, blanks and dedupe.
+"""Embed one column or one query, with the handling of nulls, blanks and duplicates.
 
-Every engine comes through here; none has an idea of its own of any of this.
+Every engine uses these functions, so the rules are the same everywhere.
+
+Over 400 lines: one pipeline, from distinct inputs to checked vectors.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ __all__ = [
 
 ZeroVectors: TypeAlias = Literal["null", "keep", "error"]
 
-REASON_CHARACTERS = 500  # of why a row failed
+REASON_CHARACTERS = 500  # the longest reason of a failed row
 ALL_ZEROS = "its vector is all zeros"
 NOT_UNICODE = "it is not valid Unicode"
 
@@ -57,20 +59,20 @@ def embed_column(
     on_window: Callable[[int], None] | None = None,
     declared: Mapping[str, Any] | None = None,
 ) -> Embedded:
-    """Embed one column: nulls and blanks never reach the model, equal inputs reach it once.
+    """Embed one column: nulls and blanks are not passed to the model, and equal inputs are embedded once.
 
     Args:
         function: an embedding function.
         values: n inputs; see `columns.column_of`.
         role: whether they are source rows or queries.
-        zero_vectors: what becomes of a vector of zeros; see `zero_policy`.
-        on_window: called with the number of rows that each window of work settled, and within a window with those of
-            each batch, where the function runs on embedreg's runtime.
-        declared: what is recorded of the column that they are for; by default as of `drift.verify_once`.
+        zero_vectors: the policy for vectors of zeros; see `zero_policy`.
+        on_window: called with the number of rows finished by each chunk of work; for functions on embedreg's runtime,
+            by each batch.
+        declared: the record of the column being filled; by default as in `drift.verify_once`.
     Returns:
-        (n, d) vectors, which of them are valid, and why the others are not.
+        (n, d) vectors, a validity mask, and the reasons for failed rows.
     Raises:
-        InputError, VectorError: the column or what the function gave for all of it is of the wrong kind.
+        InputError, VectorError: the column, or the function's result as a whole, has the wrong type or shape.
         ConfigError: an unknown `zero_vectors`.
         CallError and the function's own errors: the call failed; a failed row does not raise.
     """
@@ -82,7 +84,7 @@ def embed_column(
     if on_window is not None and (blank := int((index < 0).sum())):
         on_window(blank)
     zeros = zero_policy(function, zero_vectors)
-    made = _windows(function, distinct, role, zeros, on_window, counts, None)
+    made = _embed_chunks(function, distinct, role, zeros, on_window, counts, None)
     return made.laid_out(index)
 
 
@@ -95,12 +97,12 @@ def embed_distinct(
     on_window: Callable[[int], None] | None = None,
     empty: Callable[[int, int], np.ndarray] | None = None,
 ) -> Embedded:
-    """Embed inputs that `distinct_inputs` gave, for callers that know some of them already.
+    """Embed inputs from `distinct_inputs`, for callers that already know the vectors of some.
 
     Args:
         distinct: m inputs, no two equal, none of them null or blank.
-        zero_vectors, on_window: as of `embed_column`.
-        empty: makes the (m, d) float32 matrix that the vectors are put into.
+        zero_vectors, on_window: as in `embed_column`.
+        empty: allocates the (m, d) float32 result matrix.
     Returns:
         As `embed_column`: (m, d) vectors.
     """
@@ -108,30 +110,30 @@ def embed_distinct(
 
     drift.verify_once(function)
     zeros = zero_policy(function, zero_vectors)
-    return _windows(function, distinct, role, zeros, on_window, np.ones(len(distinct), np.int64), empty)
+    return _embed_chunks(function, distinct, role, zeros, on_window, np.ones(len(distinct), np.int64), empty)
 
 
 def zero_policy(function: EmbeddingFunction, zero_vectors: ZeroVectors | None) -> ZeroVectors:
-    """Return what becomes of a vector of zeros that a function gives: the one place that decides it.
+    """Return the policy for vectors of zeros.
 
-    It is made "null", which is no failure of the row; it is "keep"-ed; or it is an "error", which is one. None stands
-    for "null" where vectors are compared by their direction, which such a vector lacks (NaN distances sort first), and
-    for "keep" under another metric.
+    "null" replaces the vector by null, without failing the row; "keep" keeps it; "error" fails the row. None selects
+    "null" for the cosine metric, since a vector of zeros has no direction (NaN distances sort first), else "keep".
 
     Raises:
-        ConfigError: another value.
+        ConfigError: an unknown value.
     """
     if zero_vectors is None:
         return "null" if metric_of(function) == "cosine" else "keep"
     if zero_vectors not in ("null", "keep", "error"):
         raise ConfigError(
-            f"unknown zero_vectors={zero_vectors!r}.", "zero_vectors='null', 'keep' or 'error'; None goes by the metric"
+            f"unknown zero_vectors={zero_vectors!r}.",
+            "zero_vectors='null', 'keep' or 'error'; None selects by the metric",
         )
     return zero_vectors
 
 
 def fit_float16(function: EmbeddingFunction, made: Embedded, zero_vectors: ZeroVectors | None) -> None:
-    """Fail the rows whose vectors float16 cannot hold, for a column of that type; all zeros there is all zeros."""
+    """Fail rows whose vectors overflow float16, for a column of that type, and apply the policy to zeros there."""
     import numpy as np
 
     with np.errstate(over="ignore"):
@@ -145,11 +147,11 @@ def fit_float16(function: EmbeddingFunction, made: Embedded, zero_vectors: ZeroV
     zero = zero[made.valid[zero]]
     if made.zeros is not None:
         zero = zero[~made.zeros[zero]]
-    _settle_zeros(made, zero, zero_policy(function, zero_vectors))
+    _apply_zero_policy(made, zero, zero_policy(function, zero_vectors))
 
 
-def _settle_zeros(made: Embedded, zero: np.ndarray, policy: ZeroVectors) -> None:
-    """Do with rows that are all zeros what the policy says."""
+def _apply_zero_policy(made: Embedded, zero: np.ndarray, policy: ZeroVectors) -> None:
+    """Apply the policy to rows that are all zeros."""
     import numpy as np
 
     if not len(zero):
@@ -160,7 +162,7 @@ def _settle_zeros(made: Embedded, zero: np.ndarray, policy: ZeroVectors) -> None
     made.reasons |= dict.fromkeys(zero.tolist(), ALL_ZEROS) if policy == "error" else {}
 
 
-def _windows(
+def _embed_chunks(
     function: EmbeddingFunction,
     distinct: Any,
     role: Role,
@@ -169,7 +171,7 @@ def _windows(
     counts: np.ndarray,
     empty: Callable[[int, int], np.ndarray] | None,
 ) -> Embedded:
-    """Embed distinct inputs, each of which stands for `counts` rows, a window at a time."""
+    """Embed distinct inputs in chunks; `counts` holds the number of rows of each input."""
     import numpy as np
 
     m, ndims = len(distinct), function.ndims()
@@ -177,15 +179,15 @@ def _windows(
     made = Embedded(matrix, np.zeros(m, bool), distinct=m)
     call = functools.partial(contract.compute, function, role=role)
     for start in range(0, m, function.traits.window):
-        window = distinct[start : start + function.traits.window]
-        with _told(on_window, counts[start : start + len(window)]):
-            (rows, ok, why), known = _embed(function, role, ndims, window, call)
+        chunk = distinct[start : start + function.traits.window]
+        with _reporting(on_window, counts[start : start + len(chunk)]):
+            (rows, ok, why), known = _embed(function, role, ndims, chunk, call)
         made.cached += known
-        stop = start + len(window)
+        stop = start + len(chunk)
         made.matrix[start:stop], made.valid[start:stop] = rows, ok
         made.reasons |= {start + row: reason for row, reason in why.items()}
         zero = zero_rows(rows)
-        _settle_zeros(made, start + zero[ok[zero]], zeros)
+        _apply_zero_policy(made, start + zero[ok[zero]], zeros)
     return made
 
 
@@ -200,9 +202,9 @@ def embed_query(
 
     Args:
         function: an embedding function.
-        query: a text, or what else the function searches by.
-        zero_vectors: "keep" returns a vector of zeros, else it is none; see `zero_policy`.
-        declared: what is recorded of the column that is searched; by default as of `drift.verify_once`.
+        query: a text, or another input that the function accepts as a query.
+        zero_vectors: "keep" returns a vector of zeros, otherwise it is an error; see `zero_policy`.
+        declared: the record of the searched column; by default as in `drift.verify_once`.
     Returns:
         (d,) float32.
     Raises:
@@ -226,10 +228,10 @@ def embed_query(
 
 
 def _refuse_several(function: EmbeddingFunction, query: Any) -> None:
-    """Refuse what is no single query.
+    """Raise unless the argument is a single query.
 
     Raises:
-        InputError: a list or a column; or for a function of texts alone something else than a text.
+        InputError: a list or a column; or, for a function of texts only, another type.
     """
     accepted = modality.accepted(function)
     several = isinstance(query, list | tuple | set | frozenset | dict) or hasattr(query, "__arrow_c_stream__")
@@ -243,40 +245,40 @@ def _refuse_several(function: EmbeddingFunction, query: Any) -> None:
 
 
 @contextlib.contextmanager
-def _told(on_window: Callable[[int], None] | None, counts: np.ndarray) -> Iterator[None]:
-    """Tell of a window's rows as the runtime settles them, and at the end of those that it has not told of.
+def _reporting(on_window: Callable[[int], None] | None, counts: np.ndarray) -> Iterator[None]:
+    """Report the rows of a chunk as the runtime finishes batches, and the remaining rows at the end.
 
     Args:
-        counts: how many rows each distinct input of the window stands for.
+        counts: the number of rows of each distinct input of the chunk.
     """
     if on_window is None:
         yield
         return
-    total, done, told = int(counts.sum()), 0, 0
+    total, done, reported = int(counts.sum()), 0, 0
 
     def on_step(step: progress.Step) -> None:
-        nonlocal done, told
+        nonlocal done, reported
         done = min(done + step.rows, len(counts))
-        rows = total * done // len(counts) - told
+        rows = total * done // len(counts) - reported
         if rows:
-            told += rows
+            reported += rows
             on_window(rows)
 
     with progress.watch(on_step):
         yield
-    if total > told:
-        on_window(total - told)
+    if total > reported:
+        on_window(total - reported)
 
 
 def _embed(
-    function: EmbeddingFunction, role: Role, ndims: int, window: Any, call: Callable[[Any], Any]
+    function: EmbeddingFunction, role: Role, ndims: int, chunk: Any, call: Callable[[Any], Any]
 ) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
-    """Call a function with what an open vector cache does not know of a window, and check what it returns.
+    """Embed a chunk: look it up in an open vector cache, call the function for the misses, and check the result.
 
-    A text that is not valid Unicode reaches neither: it is a bad row.
+    A text that is not valid Unicode becomes a bad row first.
 
     Returns:
-        As `as_matrix`; and how many vectors the cache knew.
+        As `as_matrix`; and the number of cache hits.
     """
     import numpy as np
 
@@ -289,37 +291,37 @@ def _embed(
     def through(some: Any) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
         return (compute(some), 0) if cache is None else cache.through(function, role, ndims, some, compute)
 
-    broken = broken_texts(window) if _is_text(function, role) else None
+    broken = broken_texts(chunk) if _is_text(function, role) else None
     if broken is None:
-        return through(window)
+        return through(chunk)
     good = np.flatnonzero(~broken)
-    matrix, valid = np.zeros((len(window), ndims), np.float32), np.zeros(len(window), bool)
+    matrix, valid = np.zeros((len(chunk), ndims), np.float32), np.zeros(len(chunk), bool)
     reasons, known = dict.fromkeys(np.flatnonzero(broken).tolist(), NOT_UNICODE), 0
     if len(good):
-        some = window.take(good) if hasattr(window, "take") else [window[row] for row in good.tolist()]
+        some = chunk.take(good) if hasattr(chunk, "take") else [chunk[row] for row in good.tolist()]
         (matrix[good], valid[good], why), known = through(some)
         reasons |= {int(good[row]): reason for row, reason in why.items()}
     return (matrix, valid, reasons), known
 
 
-@guarded  # the outermost call of the function: no secret leaves it, and errors name it
+@guarded  # the outermost call of the function: redacts secrets and names the function in errors
 def _checked(
     function: EmbeddingFunction, call: Callable[[Any], Any], some: Any, ndims: int
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Call a function and check what it returns; a result that is read only now may fail only now."""
-    return as_matrix(call(some), len(some), ndims, control=lambda: _answers(function))
+    """Call a function and check its result, inside the guard: a lazy result may fail while it is read."""
+    return as_matrix(call(some), len(some), ndims, control=lambda: _is_available(function))
 
 
-def _answers(function: EmbeddingFunction) -> bool:
-    """Say whether a function gives a finite vector for the probe's input."""
+def _is_available(function: EmbeddingFunction) -> bool:
+    """Return whether a function returns a finite vector for the probe's input."""
     try:
         return drift.probe_vector(function) is not None
-    except Exception:  # noqa: BLE001  # whatever it is: the function does not answer
+    except Exception:  # noqa: BLE001  # any failure means that the function is not available
         return False
 
 
 def _in_words(function: EmbeddingFunction, reasons: dict[int, str]) -> dict[int, str]:
-    """Return why rows failed without the function's secrets, each in a line of bounded length."""
+    """Return the reasons of failed rows, redacted, on one line each and of bounded length."""
     held = function._held_secrets()
     cleaned = {
         reason: changed(reason, lambda text: plain(redact(text, held), REASON_CHARACTERS))
@@ -329,36 +331,36 @@ def _in_words(function: EmbeddingFunction, reasons: dict[int, str]) -> dict[int,
 
 
 def _is_text(function: EmbeddingFunction, role: Role) -> bool:
-    """Say whether a string is a text to the function, not the name of a file: such a name need not be Unicode."""
+    """Return whether strings are texts for the function, not file names, which need not be valid Unicode."""
     return role == "query" or modality.source_modality(function).by_content
 
 
-def broken_texts(window: Any) -> np.ndarray | None:
-    """Return which of n inputs are texts that are not valid Unicode, or None where none is."""
+def broken_texts(chunk: Any) -> np.ndarray | None:
+    """Return a mask of texts that are not valid Unicode; None if all are valid."""
     import numpy as np
     import pyarrow as pa
 
-    if not isinstance(window, pa.Array):
-        found = [isinstance(value, str) and not value.isascii() and not _encodes(value) for value in window]
+    if not isinstance(chunk, pa.Array):
+        found = [isinstance(value, str) and not value.isascii() and not _encodes(value) for value in chunk]
         return np.array(found) if any(found) else None
-    if not (pa.types.is_string(window.type) or pa.types.is_large_string(window.type)):
+    if not (pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)):
         return None
     try:
-        window.validate(full=True)
+        chunk.validate(full=True)
     except pa.ArrowInvalid:
-        return np.array([value is not None and not _decodes(value) for value in _raw(window)])
+        return np.array([value is not None and not _decodes(value) for value in _raw(chunk)])
     return None
 
 
 def readable(column: pa.Array) -> pa.Array:
-    """Return texts with U+FFFD for what is not valid Unicode in them."""
+    """Return texts with invalid Unicode replaced by U+FFFD."""
     import pyarrow as pa
 
     return pa.array([None if raw is None else raw.decode(errors="replace") for raw in _raw(column)], column.type)
 
 
 def _raw(column: pa.Array) -> list[bytes | None]:
-    """Return the bytes of texts, be they Unicode or not."""
+    """Return the bytes of texts, valid Unicode or not."""
     import pyarrow as pa
 
     wide = pa.types.is_large_string(column.type)
@@ -383,7 +385,7 @@ def _decodes(text: bytes) -> bool:
 
 
 def distinct_inputs(column: Any) -> tuple[Any, np.ndarray]:
-    """Return the distinct inputs, in order of appearance, and for each row its place among them; -1 for none."""
+    """Return the distinct inputs in order of appearance, and the index of each row's input; -1 for null or blank."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -393,7 +395,7 @@ def distinct_inputs(column: Any) -> tuple[Any, np.ndarray]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         try:
             blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
-        except pa.ArrowInvalid:  # not valid Unicode, which is found out where it would reach the function
+        except pa.ArrowInvalid:  # not valid Unicode: reported later, before the function is called
             texts = (None if raw is None else raw.decode(errors="replace") for raw in _raw(column))
             blank = pa.array([None if text is None else not text.strip() for text in texts], pa.bool_())
     elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
@@ -401,7 +403,7 @@ def distinct_inputs(column: Any) -> tuple[Any, np.ndarray]:
     else:
         return column.drop_null(), np.where(column.is_valid(), np.cumsum(column.is_valid()) - 1, -1)
     if pc.any(blank).as_py():
-        # not if_else, which reads the wrong bytes of a slice in pyarrow before 24
+        # not if_else, which reads wrong bytes of a slice in pyarrow before 24
         column = pc.replace_with_mask(column, blank.fill_null(False), pa.scalar(None, column.type))
     encoded = column.dictionary_encode()
     index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -409,7 +411,7 @@ def distinct_inputs(column: Any) -> tuple[Any, np.ndarray]:
 
 
 def _distinct_objects(column: list[Any]) -> tuple[list[Any], np.ndarray]:
-    """Tell Python objects apart: texts, bytes and paths by their content, others by what they are."""
+    """Find distinct Python objects: texts, bytes and paths by content, others by identity."""
     import numpy as np
 
     places: dict[Any, int] = {}
@@ -427,16 +429,16 @@ def _distinct_objects(column: list[Any]) -> tuple[list[Any], np.ndarray]:
 
 
 def _distinct_bytes(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Tell binaries apart without a copy where all are different: images fill gigabytes.
+    """Find distinct binaries, without a copy if all are different, since images take gigabytes.
 
-    Only those of one length can be equal, so only these are looked into, by a digest.
+    Only values of equal length are compared, by a digest.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    full = np.flatnonzero(sizes)  # null and empty ones have no bytes
+    full = np.flatnonzero(sizes)  # null and empty values have no bytes
     values, counts = np.unique(sizes[full], return_counts=True)
     alike = np.isin(sizes[full], values[counts > 1])
     places: dict[bytes, int] = {}

@@ -1,6 +1,8 @@
-"""Pydantic models as Arrow schemas, and which source column fills which vector column.
+"""Pydantic models as Arrow schemas, with declarations that pair source and vector columns.
 
 `Schema` needs no engine; LanceDB's `LanceModel` works in its place. `Vector(n)` is a field type in both.
+
+Over 400 lines: one mapping between pydantic and Arrow, in which types, markers and defaults depend on each other.
 """
 
 from __future__ import annotations
@@ -65,12 +67,12 @@ class VectorType(list[float]):
 
     @classmethod
     def nullable(cls) -> bool:
-        """Say whether a row may have no vector."""
+        """Return whether a row may have no vector."""
         return cls._nullable
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        # A LanceModel's class body runs this, so lancedb is loaded by now if it is ever to judge this type.
+        # Run by the class body of a LanceModel: lancedb is loaded by then, if it will inspect this type.
         lancedb_hooks.adopt_vector_type(VectorType)
         floats = core_schema.list_schema(core_schema.float_schema(), min_length=cls._dim, max_length=cls._dim)
         listed = core_schema.chain_schema([core_schema.no_info_plain_validator_function(_as_list), floats])
@@ -87,18 +89,18 @@ def _as_list(value: Any) -> Any:
 
 
 def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: bool = True) -> type[VectorType]:
-    """Make the type of a vector column.
+    """Return the type of a vector column.
 
     Args:
-        dim: the number of dimensions, or something to call for it, such as `fn.ndims`.
+        dim: the number of dimensions, or a callable that returns it, such as `fn.ndims`.
         value_type: "float32", "float16" or "float64", or the Arrow or numpy type of that name.
         nullable: whether a row may have no vector.
     Raises:
-        SchemaError: a dimension that is no positive integer, or another value type.
+        SchemaError: a dimension that is not a positive integer, or an unknown value type.
     """
     size = dim() if callable(dim) else dim
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SchemaError(f"a vector needs a positive number of dimensions, not {size!r}.", "Vector(fn.ndims())")
+        raise SchemaError(f"a vector needs a positive number of dimensions, got {size!r}.", "Vector(fn.ndims())")
     name = getattr(value_type, "__name__", None) or value_name(value_type)
     if name not in _VALUE_TYPES:
         raise SchemaError(f"a vector cannot hold {value_type!r}.", "value_type='float32' or 'float16'")
@@ -111,7 +113,7 @@ def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: 
 
 
 class Marker(typing.NamedTuple):
-    """One marked field: its place, its function, and for a vector the source it names."""
+    """One marked field: its name, its function, and for a vector the name of its source, if given."""
 
     field: str
     info: FieldInfo
@@ -134,10 +136,10 @@ def _markers(fields: Mapping[str, FieldInfo]) -> tuple[list[Marker], list[Marker
 
 
 def pair(sources: list[Marker], vectors: list[Marker]) -> list[tuple[Marker, Marker]]:
-    """Pair each vector field with its source field, by the identity of the function, and never by guess.
+    """Pair each vector field with its source field, by the identity of the function.
 
     Raises:
-        SchemaError: a vector has no source, or several and does not say which.
+        SchemaError: a vector has no source, or several without naming one.
     """
     pairs = []
     for vector in vectors:
@@ -147,7 +149,7 @@ def pair(sources: list[Marker], vectors: list[Marker]) -> list[tuple[Marker, Mar
             own = [source for source in own if source.field == vector.source]
             if not own:
                 raise SchemaError(
-                    f"vector field {vector.field!r} names the source {vector.source!r}, which is no source field of "
+                    f"vector field {vector.field!r} names the source {vector.source!r}, which is not a source field of "
                     f"its function ({names or 'there is none'}).",
                     f"{vector.source}: str = fn.SourceField()",
                 )
@@ -172,8 +174,8 @@ class Schema(BaseModel):
     """A pydantic model that is also an Arrow schema with its embedding functions declared.
 
     Raises:
-        SchemaError: when the class is made, for an ambiguous or missing source, a vector of the wrong width or a type
-            that Arrow has no counterpart for.
+        SchemaError: at class creation, for an ambiguous or missing source, a vector of the wrong width, or a type
+            without an Arrow counterpart.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -259,7 +261,7 @@ def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction)
 
 
 def _vector_class(annotation: Any) -> type[VectorType] | None:
-    """Return a vector type, ours or lancedb's, which has the same three methods."""
+    """Return a vector type, ours or lancedb's; both have the same three methods."""
     if isinstance(annotation, type) and hasattr(annotation, "value_arrow_type") and hasattr(annotation, "dim"):
         return annotation
     return None
@@ -297,7 +299,7 @@ def _scalars() -> dict[Any, pa.DataType]:
 
 
 def _arrow_type(where: str, annotation: Any) -> tuple[pa.DataType, bool]:
-    """Return the Arrow type of an annotation, and whether the type itself lets a value be missing."""
+    """Return the Arrow type of an annotation, and whether it is optional."""
     import pyarrow as pa
 
     inner, optional = _unwrap_optional(annotation)
@@ -305,7 +307,7 @@ def _arrow_type(where: str, annotation: Any) -> tuple[pa.DataType, bool]:
         return scalars[inner], optional
     origin, args = get_origin(inner), get_args(inner)
     if origin in (list, tuple, set, frozenset) and args and (origin is not tuple or args[1:] in ((), (...,))):
-        return pa.list_(_arrow_type(where, args[0])[0]), optional  # items may be null, as LanceDB has them
+        return pa.list_(_arrow_type(where, args[0])[0]), optional  # items are nullable, as in LanceDB
     if origin is Literal:
         return _common(where, {type(value) for value in args}), optional
     if isinstance(inner, type):
@@ -330,7 +332,7 @@ def _common(where: str, kinds: set[type]) -> pa.DataType:
 
 
 def defaults_of(schema: Any) -> Defaults:
-    """Return what a Schema or LanceModel class puts where a dict lacks a key; nothing for any other declaration."""
+    """Return the field defaults of a Schema or LanceModel class; empty for any other declaration."""
     return (
         _defaults(schema.model_fields) if isinstance(schema, type) and hasattr(schema, "model_fields") else NO_DEFAULTS
     )
@@ -368,25 +370,25 @@ def _declaration(source: Marker, vector: Marker, kind: pa.DataType) -> Embedding
 
 
 def value_name(kind: pa.DataType) -> str:
-    """Name an Arrow float type as numpy does: "float16", "float32", "float64"."""
+    """Return the numpy name of an Arrow float type: "float16", "float32", "float64"."""
     return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
 
 class Resolved(typing.NamedTuple):
-    """What a schema comes to: its Arrow schema, if it has one, and its declarations."""
+    """A resolved schema: its Arrow schema, if it has one, and its declarations."""
 
     arrow: pa.Schema | None
     configs: list[EmbeddingFunctionConfig]
 
 
 def resolve(schema: Any) -> Resolved:
-    """Take whatever may stand for a schema, and return its Arrow schema (if it has one) and its declarations.
+    """Return the Arrow schema (if any) and the declarations of a schema in any accepted form.
 
     Args:
         schema: a Schema or LanceModel class, one EmbeddingFunctionConfig or a list of them, a `pa.Schema` whose
-            metadata holds declarations, or what this function returned for one of these.
+            metadata holds declarations, or a result of this function.
     Raises:
-        SchemaError: none of these. EmbedregError: a declaration that cannot be rebuilt here.
+        SchemaError: another type. EmbedregError: a declaration that cannot be rebuilt here.
     """
     from embedreg.declaration import codec
 
@@ -421,7 +423,7 @@ def resolve(schema: Any) -> Resolved:
 
 
 def _own(config: Any) -> EmbeddingFunctionConfig:
-    """Return a declaration as ours; one that was read keeps what is recorded of its vectors."""
+    """Return a declaration as our class; one that was read keeps its stored entry."""
     from embedreg.declaration import codec
 
     function = lancedb_hooks.unwrap(config.function)

@@ -1,4 +1,7 @@
-"""Fill the vector columns of tables and streams: what is given stays, what failed is reported, nothing is guessed."""
+"""Fill the vector columns of tables and streams: given vectors stay, failed rows are reported.
+
+Over 400 lines: one run over batches, whose plan, reports and policies are used together.
+"""
 
 from __future__ import annotations
 
@@ -48,20 +51,20 @@ OnError = Literal["raise", "null", "drop"]
 Progress = Callable[[int, int | None], None]
 
 BATCH_ROWS = 8192  # enough for a local model to sort by length, 12 MB of 384-dimensional vectors
-SHOWN = 5  # bad rows that a message names
+SHOWN = 5  # bad rows listed in a message
 _KEY_COLUMNS = ("id", "_id", "key", "uuid", "path", "file", "file_name", "filename", "url", "name")
 _KEY_SHOWN = 200  # characters
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that has no vector by its own fault.
+    """A row whose own input could not be embedded.
 
     Attributes:
-        row: its number in the data, from 0.
+        row: its index in the data, from 0.
         column: the source column.
         reason: why, without the input itself.
-        key: what tells the row apart in its data, such as "id=17" or "path=photos/a.jpg"; None where no column does.
+        key: an identifier of the row, such as "id=17" or "path=photos/a.jpg"; None without such a column.
     """
 
     row: int
@@ -72,15 +75,15 @@ class BadRow:
 
 @dataclass
 class Report:
-    """What became of the rows; pass one as `report=` and read it afterwards.
+    """The counts and bad rows of a run; pass one as `report=` and read it afterwards.
 
     Attributes:
         rows: rows seen.
-        embedded: vectors that were computed, each distinct input once.
-        cached: how many of these were not, since the vector cache had them.
-        given: vectors that the data brought and that were left alone.
+        embedded: vectors of distinct inputs, computed or from the vector cache.
+        cached: how many of these came from the vector cache.
+        given: vectors already in the data, which were left unchanged.
         nulls: vectors that are null because the input is null or blank.
-        zeros: rows whose vector is all zeros. Computed ones become what `zero_vectors` says, given ones stay.
+        zeros: rows whose vector is all zeros. `zero_vectors` applies to computed ones; given ones stay.
         bad: the rows that failed.
     """
 
@@ -106,8 +109,8 @@ def embed_table(
 ) -> pa.Table:
     """Return the data as one table with its vector columns filled in.
 
-    Arguments and errors are those of `embed_batches`, except that without `batch_rows` the whole data is one batch:
-    each distinct input is embedded once, and a local model sees them all when it sorts by length.
+    Arguments and errors are those of `embed_batches`, except that without `batch_rows` all data is one batch: each
+    distinct input is embedded once, and a local model can sort all inputs by length.
     """
     import pyarrow as pa
 
@@ -138,21 +141,21 @@ def embed_batches(
 
     Args:
         data: anything column-like; see `inputs.batches_of`.
-        schema: what declares the functions; see `schema.resolve`. None: the data's own metadata does.
+        schema: declares the functions; see `schema.resolve`. None: use the data's own metadata.
         on_error: what a failed row does: "raise" an error, leave a "null" vector, or "drop" the row. A failed call
             (model, memory, network, key) always raises.
-        zero_vectors: what becomes of a vector of zeros that a function gives: "null", "keep", or "error", which makes
-            it a failed row. None for "null" where the function's metric is cosine, and for "keep" under another.
+        zero_vectors: the policy for computed vectors of zeros: "null", "keep", or "error", which fails the row. None
+            selects "null" if the function's metric is cosine, else "keep".
         report: collects counts and the bad rows.
-        progress: called with the rows done and the rows in all, None for a stream that does not know.
-        max_bad_rows: how many rows may fail before the run is stopped.
+        progress: called with the rows done and the total, None for a stream of unknown length.
+        max_bad_rows: how many rows may fail before the run stops.
         batch_rows: the upper bound of a batch, in rows.
     Returns:
         A reader of the data's columns with absent, null and partly null vector columns filled; given vectors stay.
         Null and blank inputs have null vectors. Its schema metadata carries the declarations.
     Raises:
-        MissingColumnError: a source column is absent. BadRowsError: rows failed under "raise", or too many.
-        SchemaError, InputError, VectorError, MetadataError: data or declarations that do not fit.
+        MissingColumnError: a source column is missing. BadRowsError: rows failed under "raise", or too many failed.
+        SchemaError, InputError, VectorError, MetadataError: invalid data or declarations.
     """
     import pyarrow as pa
 
@@ -175,9 +178,11 @@ def _stream(
     import pyarrow as pa
 
     if on_error not in ("raise", "null", "drop"):
-        raise ConfigError(f"on_error={on_error!r} is no policy.", "on_error='raise', 'null' or 'drop'")
+        raise ConfigError(f"invalid on_error={on_error!r}.", "on_error='raise', 'null' or 'drop'")
     if batch_rows is not None and (isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1):
-        raise ConfigError(f"batch_rows={batch_rows!r} is no positive number of rows.", f"batch_rows={BATCH_ROWS}")
+        raise ConfigError(
+            f"invalid batch_rows={batch_rows!r}: expected a positive integer.", f"batch_rows={BATCH_ROWS}"
+        )
     declared, configs = schemas.resolve(schema) if schema is not None else (None, [])
     total = inputs.total_rows(data)
     expected = Expected(
@@ -203,14 +208,14 @@ def _stream(
             "pass fn.bind('source', 'vector'), or a Schema with SourceField() and VectorField()",
         )
     for config in configs:
-        zero_policy(config.function, zero_vectors)  # an unknown one shows before any model is loaded
+        zero_policy(config.function, zero_vectors)  # raises for an unknown value before any model is loaded
     plan = _Plan(own, expected, configs, stored, total)
-    tally = _Tally(report if report is not None else Report(), on_error, zero_vectors, max_bad_rows, progress, total)
-    return plan, (filled for batch in batches if (filled := _fill(batch, plan, tally)) is not None)
+    run = _Run(report if report is not None else Report(), on_error, zero_vectors, max_bad_rows, progress, total)
+    return plan, (filled for batch in batches if (filled := _fill(batch, plan, run)) is not None)
 
 
 class _Plan:
-    """What each batch becomes: its columns cast as declared, its vector columns filled, the metadata joined."""
+    """The output schema of a run: columns as declared, vector columns to fill, merged metadata."""
 
     def __init__(
         self,
@@ -225,7 +230,7 @@ class _Plan:
         self.configs = configs
         self.defaults = expected.defaults
         declared = expected.schema
-        # an entry whose vectors the data lacks says nothing of those to come, unless it is the declaration itself
+        # an entry for a column that the data lacks does not describe the new vectors, unless it is the declaration
         here = set(own.names) | (stored.entries.keys() - {config.vector_column for config in configs})
         self.stored = stored
         self.kept = [entry if column in here else entry.emptied() for column, entry in stored.entries.items()]
@@ -257,25 +262,25 @@ class _Plan:
         for config in configs:
             fields[config.vector_column] = self._vector_field(config, declared, fields.get(config.vector_column))
             if config.vector_column not in own.names and total != 0:
-                # it is going to be run anyway; given vectors need no model
+                # the function will be called anyway; given vectors need no model
                 drift.learn(config.function, self.recorded(config))
         self.schema = self.declare(pa.schema(list(fields.values()), metadata=own.metadata))
 
     def declare(self, schema: pa.Schema) -> pa.Schema:
-        """Return a schema with the declarations as they are known by now; what cannot be rebuilt here is kept."""
+        """Return a schema with the current declarations; entries that cannot be rebuilt are kept."""
         if not self.configs and not self.kept:
             return schema
         info = {**(schema.metadata or {}), codec.KEY.encode(): codec.encode(self.configs, self.kept)}
         return schema.with_metadata(info)
 
     def recorded(self, config: EmbeddingFunctionConfig) -> dict[str, Any]:
-        """Return what is recorded of the vectors that a declaration adds to, the probe among it."""
+        """Return the recorded properties of the column that a declaration adds to, including the probe."""
         entry = next((entry for entry in self.kept if entry.vector_column == config.vector_column), None)
         own = codec.declared_by(config)
         return entry.reserved if not own and entry is not None and codec.says_same(config, entry) else own
 
     def refuse_mixture(self, config: EmbeddingFunctionConfig) -> None:
-        """Refuse to fill up a column that another function made: it would hold two kinds of vectors."""
+        """Raise if another function made the existing vectors of a column: it would mix two kinds of vectors."""
         entry = self.stored.entries.get(config.vector_column)
         if config.vector_column in self._unmixed or entry is None:
             return
@@ -313,13 +318,13 @@ class _Plan:
 
 
 def stored_type(config: EmbeddingFunctionConfig) -> str | None:
-    """Return the type of the values that a declaration was read with; None for one that was made here."""
+    """Return the value type recorded in a declaration that was read; None for one made in this process."""
     entry = codec.entry_behind(config)
     return None if entry is None else codec.value_type(entry.reserved)
 
 
-class _Tally:
-    """Counts, progress, and the policy on bad rows, over one run."""
+class _Run:
+    """The counts, progress and bad-row policy of one run."""
 
     def __init__(
         self,
@@ -337,8 +342,8 @@ class _Tally:
         self.progress = progress
         self.total = total
 
-    def window(self, functions: int) -> Callable[[int], None] | None:
-        """Return the callback that turns one function's settled rows into progress of the whole batch."""
+    def progress_callback(self, functions: int) -> Callable[[int], None] | None:
+        """Return a callback that converts one function's finished rows into progress of the whole batch."""
         if self.progress is None:
             return None
         done, progress = [float(self.report.rows)], self.progress
@@ -353,7 +358,7 @@ class _Tally:
         """Apply the policy to the bad rows of a batch.
 
         Args:
-            strict: vector columns without a vector for some of them that allow no null: "null" cannot be done there.
+            strict: non-nullable vector columns in which some of these rows have no vector; "null" is impossible there.
         """
         self.report.bad += bad
         no_null = ", ".join(sorted(strict)) if self.on_error == "null" else ""
@@ -383,7 +388,7 @@ def rows_in_words(rows: Sequence[str]) -> str:
 
 
 def _by_reason(bad: list[BadRow]) -> Words:
-    """Return why rows failed, each reason once with some of its rows."""
+    """Return the reasons of failed rows, each once with some of its rows."""
     rows: dict[tuple[str, str], list[int]] = {}
     for item in bad:
         rows.setdefault((item.column, item.reason), []).append(item.row)
@@ -399,30 +404,30 @@ def _by_reason(bad: list[BadRow]) -> Words:
 
 
 def _key(batch: pa.RecordBatch, row: int, config: EmbeddingFunctionConfig) -> str | None:
-    """Return the name and value of the column that tells a row apart: a key, or the name of its image."""
+    """Return the name and value of a column that identifies a row: a key, or the name of its image."""
     names = modality.source_modality(config.function).string == "name"
     for name in (*_KEY_COLUMNS, *([config.source_column] if names else [])):
         if name in batch.schema.names and (names or name != config.source_column):
             value = casting.value_at(batch.column(name), row)
             if isinstance(value, str | int) and not isinstance(value, bool):
-                shown = str(value).partition("?")[0]  # what follows in an address may be a key of another kind
+                shown = str(value).partition("?")[0]  # the query string of an address may hold a secret
                 return f"{name}={plain(shown, _KEY_SHOWN)}"
     return None
 
 
-def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch | None:
-    """Fill one batch; None when every row of it was dropped."""
+def _fill(batch: pa.RecordBatch, plan: _Plan, run: _Run) -> pa.RecordBatch | None:
+    """Fill one batch; return None if all its rows were dropped."""
     import numpy as np
     import pyarrow as pa
 
-    first = tally.report.rows
+    first = run.report.rows
     columns: dict[str, Any] = {}
     bad: dict[int, BadRow] = {}
     broken: set[str] = set()  # source columns with texts that are not valid Unicode
-    strict: set[str] = set()  # columns that would need a null and allow none
-    on_window = tally.window(len(plan.configs))
+    strict: set[str] = set()  # non-nullable columns that would need a null
+    on_window = run.progress_callback(len(plan.configs))
     for config in plan.configs:
-        filled, why = _fill_column(batch, config, plan, tally, on_window)
+        filled, why = _fill_column(batch, config, plan, run, on_window)
         columns[config.vector_column] = filled
         if why and not plan.schema.field(config.vector_column).nullable:
             strict.add(config.vector_column)
@@ -430,10 +435,10 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
             broken.add(config.source_column)
         for row, reason in why.items():
             bad.setdefault(row, BadRow(first + row, config.source_column, reason, _key(batch, row, config)))
-    tally.report.rows += batch.num_rows
+    run.report.rows += batch.num_rows
     if bad:
-        tally.failed([bad[row] for row in sorted(bad)], strict)
-    for name in broken:  # no reader could read such a column: what is wrong in it is replaced, in rows that failed
+        run.failed([bad[row] for row in sorted(bad)], strict)
+    for name in broken:  # readers would reject such a column: replace invalid Unicode, in rows that failed anyway
         batch = batch.set_column(batch.schema.get_field_index(name), name, readable(batch.column(name)))
     places = {name: place for place, name in enumerate(batch.schema.names)}
     for item in plan.schema:
@@ -442,9 +447,9 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, tally: _Tally) -> pa.RecordBatch |
             given = None if place is None else batch.column(place)
             columns[item.name] = _cast(given, item, plan.defaults, first, batch.num_rows)
     made = pa.RecordBatch.from_arrays([columns[item.name] for item in plan.schema], schema=plan.schema)
-    if tally.progress is not None:
-        tally.progress(tally.report.rows, tally.total)
-    if bad and tally.on_error == "drop":
+    if run.progress is not None:
+        run.progress(run.report.rows, run.total)
+    if bad and run.on_error == "drop":
         keep = np.ones(batch.num_rows, bool)
         keep[list(bad)] = False
         made = layouts.kept_rows(made, keep)
@@ -455,10 +460,10 @@ def _fill_column(
     batch: pa.RecordBatch,
     config: EmbeddingFunctionConfig,
     plan: _Plan,
-    tally: _Tally,
+    run: _Run,
     on_window: Callable[[int], None] | None,
 ) -> tuple[pa.Array, dict[int, str]]:
-    """Return a vector column with what was null in it computed, and why which rows have no vector."""
+    """Return a vector column with its null vectors computed, and the reasons of failed rows."""
     import numpy as np
     import pyarrow as pa
 
@@ -470,43 +475,43 @@ def _fill_column(
         plan.refuse_mixture(config)
         if own.type == target.type and complete_and_finite(own):
             zeros = len(zero_rows(numbers_of(own)))
-            if not zeros or tally.zero_vectors != "error":
-                tally.report.given += len(own)
-                tally.report.zeros += zeros
+            if not zeros or run.zero_vectors != "error":
+                run.report.given += len(own)
+                run.report.zeros += zeros
                 if on_window is not None:
                     on_window(len(own))
                 return own, {}
         given, reasons = given_vectors(own, ndims, config.vector_column, target.type.value_type)
         zero = zero_rows(given.matrix)
         zero = zero[given.valid[zero]]
-        tally.report.zeros += len(zero)
-        if tally.zero_vectors == "error":
+        run.report.zeros += len(zero)
+        if run.zero_vectors == "error":
             given.valid[zero] = False
             reasons |= dict.fromkeys(zero.tolist(), "its given vector is all zeros")
         missing = ~given.valid
         missing[list(reasons)] = False
         todo = np.flatnonzero(missing)
-        tally.report.given += int(given.valid.sum())
+        run.report.given += int(given.valid.sum())
         if on_window is not None:
             on_window(len(own) - len(todo))
         source = layouts.taken(source, todo)
     else:
         given, reasons, todo = None, {}, None
-    embedded = _embed_rows(config, source, tally.zero_vectors, on_window)
+    embedded = _embed_rows(config, source, run.zero_vectors, on_window)
     if pa.types.is_float16(target.type.value_type):
-        fit_float16(config.function, embedded, tally.zero_vectors)
+        fit_float16(config.function, embedded, run.zero_vectors)
     rows = todo if todo is not None else np.arange(len(source))
     reasons |= {int(rows[row]): reason for row, reason in embedded.reasons.items()}
     absent = ~embedded.valid
     absent[list(embedded.reasons)] = False
     zeros_null = None
     if embedded.zeros is not None:
-        tally.report.zeros += int(embedded.zeros.sum())
+        run.report.zeros += int(embedded.zeros.sum())
         zeros_null = absent & embedded.zeros
         absent &= ~embedded.zeros
-    tally.report.nulls += int(absent.sum())
-    tally.report.embedded += embedded.distinct
-    tally.report.cached += embedded.cached
+    run.report.nulls += int(absent.sum())
+    run.report.embedded += embedded.distinct
+    run.report.cached += embedded.cached
     if not target.nullable:
         reasons |= {int(row): "null or blank where the vector column allows no null" for row in rows[absent]}
         if zeros_null is not None:
@@ -532,7 +537,7 @@ def _embed_rows(
 
 
 def _cast(given: pa.Array | None, item: pa.Field, defaults: Defaults, first: int, rows: int) -> pa.Array:
-    """Return a column as it is declared; one that the data lacks is made of its default."""
+    """Return a column cast to its declared type; a missing column is filled with its default."""
     import pyarrow as pa
 
     if given is not None:

@@ -1,1 +1,1 @@
-"""Declarations in anything that carries them: found, reported, checked, attached."""
+"""Find, report, check and attach declarations in data of any kind."""

@@ -1,4 +1,4 @@
-"""Declare a function on data that lost its declaration or never had one, once a sample shows that it made the data."""
+"""Attach a declaration to data that has none, after checking on a sample that the function made its vectors."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Agreement", "attach"]
 
-SAMPLE = 100  # rows: one in thirty that another model made is found in 97 of 100 tries
-PIECES = 32  # row groups that a sample is spread over: each is read from its start
+SAMPLE = 100  # rows: finds a share of 1/30 of other vectors with a probability of 97%
+PIECES = 32  # row groups in a sample; each is read from its start
 BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the vectors of data compare with those that a function gives for the same rows.
+    """The result of comparing stored vectors with a function's vectors for the same rows.
 
     Attributes:
-        rows: rows of the data.
-        compared: rows of the sample; each has a source and a vector.
+        rows: number of rows in the data.
+        compared: number of rows in the sample; each has a source and a vector.
         lowest, median: cosines of stored and new vectors, -1 to 1.
-        written: where the declaration now lies; None where the data had it already.
+        written: the path that now holds the declaration; None if the data already had it.
     """
 
     rows: int
@@ -64,18 +64,18 @@ def attach(
 ) -> Agreement:
     """Declare which function made the vectors of data, after embedding a sample of its rows anew.
 
-    A Parquet file and a Lance table get it in their schema, a folder in its manifest; no vector is changed, and the
-    declarations of other columns stay.
+    For a Parquet file or a Lance table it is written into the schema, for a folder into the manifest. No vector is
+    changed, and the declarations of other columns stay.
 
     Args:
         data: the path of a Parquet file, a folder of them, or a `.lance` folder.
         declaration: the function and its columns: `fn.bind("text", "vector")`.
-        sample: how many rows to embed; all of them where there are fewer.
-        seed: which rows.
+        sample: how many rows to embed; all if there are fewer.
+        seed: selects the rows.
     Returns:
-        How the sample agrees.
+        The agreement of the sample.
     Raises:
-        DriftError: rows have other vectors than the function gives. MetadataError: the column is declared otherwise.
+        DriftError: stored and new vectors differ. MetadataError: the column has another declaration.
         MissingColumnError, VectorError: there is no such column, or it has another width.
         InputError: no row can be compared. StorageError: the data cannot be read or written.
     """
@@ -124,7 +124,7 @@ def _compare(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embed a sample anew: (n,) cosines with the stored vectors, and the relative difference of their lengths.
 
-    A row that the function has no vector for has the cosine -1.
+    The cosine is -1 for a row without a new vector.
     """
     import numpy as np
     import pyarrow as pa
@@ -136,7 +136,7 @@ def _compare(
         pieces.append(piece.filter(pc.and_(piece[source].is_valid(), piece[vector].is_valid())))
     rows = pa.concat_tables(pieces, promote_options="permissive")
     rows = rows.take(np.random.default_rng(seed).permutation(len(rows))[:sample]).combine_chunks()
-    with disk.paused():  # the vectors are made anew
+    with disk.paused():  # the cache must not answer with stored vectors
         made = embed_column(declaration.function, rows[source], zero_vectors="keep")
     blank = ~made.valid
     blank[list(made.reasons)] = False
@@ -194,7 +194,7 @@ def _open(path: Path) -> Attachable:
 
 
 class _Parquet:
-    """A Parquet file: the declarations lie in its footer."""
+    """A Parquet file with declarations in its footer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -212,7 +212,7 @@ class _Parquet:
 
         generator = np.random.default_rng(seed)
         pieces = [piece for piece in self._pieces if piece[2]]
-        # one of each stretch: spread over the data, whatever the seed
+        # one row group from each stretch, to spread the sample over the data for any seed
         edges = np.linspace(0, len(pieces), min(len(pieces), PIECES, rows) + 1).astype(int)
         for first, last in itertools.pairwise(edges.tolist()):
             file, group, count = pieces[generator.integers(first, last)]
@@ -231,7 +231,7 @@ class _Parquet:
 
 
 class _Folder(_Parquet):
-    """A folder of Parquet files: the declarations lie in its manifest, whatever the files say."""
+    """A folder of Parquet files with declarations in its manifest; those in the files are ignored."""
 
     def _data_files(self) -> list[Path]:
         files = locate.data_files(self.path, (".parquet", ".pq"))
@@ -248,7 +248,7 @@ class _Folder(_Parquet):
 
 
 def _some(batches: Iterator[pa.RecordBatch], start: int, rows: int, generator: np.random.Generator) -> pa.Table:
-    """Return rows of the batch that holds row `start`, in no order; the batches before it are let go."""
+    """Return rows of the batch that holds row `start`, in random order; earlier batches are skipped."""
     import pyarrow as pa
 
     seen = 0
@@ -273,7 +273,7 @@ def _read_errors(file: Path) -> Iterator[None]:
         yield
     except EmbedregError:
         raise
-    except (OSError, ValueError) as exc:  # Arrow's own errors are either
+    except (OSError, ValueError) as exc:  # Arrow's errors are subclasses of these
         problem = str(exc).partition("\n")[0]
         raise StorageError(f"{str(file)!r} cannot be read: {problem}", "is it a whole Parquet file?") from exc
 

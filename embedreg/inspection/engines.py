@@ -1,4 +1,4 @@
-"""The table of engines, and what embedreg asks of one. A new engine is a folder, and one line of the table.
+"""The table of engines and their interface. A new engine is a folder and one line of the table.
 
 Each line names a small class, which is imported when the table is read; the engine's library is imported when the
 engine is used. An installed distribution adds a line by an entry point of the group `embedreg.engines`.
@@ -46,30 +46,30 @@ ENTRY_POINT_GROUP = "embedreg.engines"
 
 
 class Attachable(Protocol):
-    """Stored data that can be sampled, and that keeps declarations."""
+    """Stored data that can be sampled and that keeps declarations."""
 
     path: Path
     schema: pa.Schema
     rows: int
 
     def sample(self, columns: list[str], rows: int, seed: int) -> Iterator[pa.Table]:
-        """Yield pieces of rows, spread over the data."""
+        """Yield tables of rows, spread over the data."""
 
     def declared(self) -> list[Entry]:
-        """Return the declarations that lie where `declare` writes."""
+        """Return the declarations in the place that `declare` writes to."""
 
     def declare(self, text: bytes) -> Path:
-        """Write the declarations, and return where they lie."""
+        """Write the declarations and return their path."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """Data and what it declares, for an engine's SQL.
+    """Data and its declarations, for an engine's SQL.
 
     Attributes:
-        path: of the data.
+        path: the path of the data.
         kind: "parquet" for a file or a folder of them, "lance" for a table.
-        entries: its declarations; none holds a secret in the clear.
+        entries: its declarations; none contains a secret.
     """
 
     path: Path
@@ -98,16 +98,16 @@ class Statements:
 
 
 class Engine:
-    """An engine. A subclass sets the names, and overrides the methods that the engine has an answer to.
+    """An engine. A subclass sets the names and overrides the methods that the engine supports.
 
     Its module imports the engine's library inside of methods only.
 
     Attributes:
-        extra: the extra of embedreg that installs what it needs.
-        requires: what it needs, as `pip install` takes it; None for what the extra asks for.
+        extra: the extra of embedreg that installs its requirements.
+        requires: its requirements, as `pip install` arguments; None for those of the extra.
         ddl: writes the SQL that carries declarations, from a `Declared` and keyword-only arguments with defaults, each
-            annotated as `Annotated[type, "help"]`: they are the options of `embedreg ddl <name>`, and the docstring is
-            its help. None for an engine without.
+            annotated as `Annotated[type, "help"]`. They become the options of `embedreg ddl <name>`, and the docstring
+            its help. None for an engine without DDL.
         ddl_help: one line about that command, for the list of commands.
     """
 
@@ -121,7 +121,7 @@ class Engine:
         return False
 
     def metadata_of(self, data: Any) -> Mapping[Any, Any]:
-        """Return the schema metadata of what it `reads`; an engine that reads anything overrides this.
+        """Return the schema metadata of data that it `reads`; an engine that reads anything overrides this.
 
         Raises:
             EmbedregError: it cannot be read.
@@ -141,13 +141,13 @@ class Engine:
 
 
 def comes_from(data: Any, *libraries: str) -> bool:
-    """Return whether an object's class is one of a library's, or inherits from one."""
+    """Return whether an object's class comes from one of some libraries, or inherits from such a class."""
     return any(str(base.__module__).partition(".")[0] in libraries for base in type(data).__mro__)
 
 
 def engine_of(data: Any) -> Engine | None:
-    """Return the engine that reads declarations in an object, or at a `Path`; None where none does."""
-    for targets in (_table, _plugins):  # entry points are looked up only where no engine of the table reads it
+    """Return the engine that reads declarations in an object, or at a `Path`; None if there is none."""
+    for targets in (_table, _plugins):  # entry points are looked up only if no engine of the table reads it
         for name, target in targets().items():
             made = _made(name, target)
             if isinstance(made, Engine) and made.reads(data):
@@ -158,7 +158,7 @@ def engine_of(data: Any) -> Engine | None:
 def engines() -> dict[str, Engine]:
     """Return the engines by their names: those of the table, then those of installed plug-ins.
 
-    One that cannot be imported is left out, with a warning in the log: it is not what the caller asked about.
+    An engine that cannot be imported is left out, with a warning in the log.
     """
     return {name: made for name, made in _all().items() if isinstance(made, Engine)}
 
@@ -178,14 +178,14 @@ def _table() -> dict[str, str]:
 
 @functools.cache
 def _plugins() -> dict[str, str]:
-    """Return what installed distributions add: name -> "module:Class". None takes the name of an engine above."""
+    """Return the engines of installed distributions: name -> "module:Class". Names in the table cannot be replaced."""
     found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
     return {name: target for name, target in found.items() if name not in ENGINES}
 
 
 @functools.cache
 def _made(name: str, target: str) -> Engine | MissingExtraError:
-    """Make an engine, once; a failure is the result."""
+    """Create an engine once; a failure is cached too."""
     module, _, attribute = target.partition(":")
     try:
         made = getattr(importlib.import_module(module), attribute)()

@@ -1,4 +1,4 @@
-"""Where declarations lie: schemas, tables, files and folders, read without touching the data."""
+"""Read declarations from schemas, tables, files and folders, without reading the data itself."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ __all__ = [
 
 RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
-MAX_LEVELS = 8  # of folders, by which a file may lie below its dataset's manifest
+MAX_LEVELS = 8  # folder levels between a file and its dataset's manifest
 _HINT = "pass an Arrow schema or table, or the path of a file"
 _HIDDEN = "***"
 
 
 def functions_in(data: Any) -> Functions:
-    """Find the embedding functions that anything declares, and rebuild them: {vector column: declaration}.
+    """Find the embedding functions that data declares, and rebuild them: {vector column: declaration}.
 
     Args:
         data: an Arrow schema, table, batch, reader or dataset, schema metadata, a Schema or LanceModel class, a LanceDB
             table, a DuckDB table with column comments, or the path of a Parquet or Arrow file, of a folder of them, or
-            of a `.lance` folder. Where a file's own schema says nothing of a column, the manifest of its folder does.
+            of a `.lance` folder. For a column without a declaration in a file's schema, the folder's manifest is used.
     Returns:
-        The declarations; `.problems` says of which columns the function could not be rebuilt, and why; `.notes` where
-        a manifest disagrees with the schema, which counts.
+        The declarations. `.problems` holds the columns whose function could not be rebuilt, and why. `.notes` lists
+        columns where the manifest disagrees with the schema; the schema wins.
     Raises:
-        InputError: something that carries no schema. StorageError: a file that cannot be read.
+        InputError: an object without a schema. StorageError: a file that cannot be read.
         MetadataError: metadata that cannot be read.
     """
     if isinstance(data, type) and hasattr(data, "to_arrow_schema"):
@@ -67,7 +67,7 @@ def functions_in_comments(comments: Iterable[str | None]) -> Functions:
     """Find the functions that column comments declare: {vector column: declaration}.
 
     Args:
-        comments: the comments of a table's columns, in any order; those that declare nothing are skipped.
+        comments: the comments of a table's columns, in any order; comments without a declaration are skipped.
     Raises:
         MetadataError: a declaration that cannot be read, or two for one vector column.
     """
@@ -75,18 +75,18 @@ def functions_in_comments(comments: Iterable[str | None]) -> Functions:
 
 
 def _of_class(model: Any) -> Functions:
-    """Return the live functions of a Schema or LanceModel class: nothing of them needs to be rebuilt."""
+    """Return the function instances of a Schema or LanceModel class."""
     from embedreg.embedding import schema
 
     configs = schema.resolve(model).configs
-    # with what this process has learnt of the functions; the class's own Arrow schema declares, and no more
+    # includes what this process learned about the functions, which the class's Arrow schema does not
     functions = Functions(codec.entries({codec.KEY: codec.encode(configs)}))
     functions.update({config.vector_column: config for config in configs})
     return functions
 
 
 def metadata_of(data: Any) -> Mapping[Any, Any]:
-    """Return the schema metadata of anything that has some; see `functions_in`."""
+    """Return the schema metadata of any data with a schema; see `functions_in`."""
     if isinstance(data, str | os.PathLike):
         return _of_path(Path(data))
     if isinstance(data, Mapping):
@@ -94,7 +94,7 @@ def metadata_of(data: Any) -> Mapping[Any, Any]:
     if isinstance(data, type):
         if hasattr(data, "to_arrow_schema"):
             return _of_schema(data.to_arrow_schema())
-        raise InputError(f"the class {data.__name__} declares no schema.", "subclass embedreg.Schema")
+        raise InputError(f"the class {data.__name__} has no schema.", "subclass embedreg.Schema")
     if isinstance(data, BaseModel):
         raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
     if not comes_from(data, "pyarrow") and (engine := engine_of(data)) is not None:
@@ -105,14 +105,14 @@ def metadata_of(data: Any) -> Mapping[Any, Any]:
     if hasattr(data, "__arrow_c_schema__") or hasattr(data, "__arrow_c_stream__"):
         return _of_schema(_exported(data))
     if type(data).__module__.partition(".")[0] in ("polars", "pandas"):
-        return {}  # neither keeps schema metadata
+        return {}  # these types keep no schema metadata
     raise InputError(f"a {type(data).__name__} carries no schema metadata.", _HINT)
 
 
 def _schema_of(data: Any) -> Any:
-    """Return the Arrow schema behind a `schema` attribute, else what was passed."""
+    """Return the Arrow schema in a `schema` attribute, else the argument."""
     if type(data).__module__.partition(".")[0] == "polars":
-        return data  # a LazyFrame warns of its `schema`
+        return data  # reading `schema` of a LazyFrame issues a warning
     schema = getattr(data, "schema_arrow", None)  # a Parquet file
     if schema is None:
         schema = getattr(data, "schema", data)
@@ -141,7 +141,7 @@ def _of_schema(schema: Any) -> Mapping[Any, Any]:
 
 
 class _Merged(dict[Any, Any]):
-    """Schema metadata with what a manifest adds; `notes` says of which columns it says something else."""
+    """Schema metadata merged with a manifest; `notes` lists columns where they differ."""
 
     def __init__(self, own: Mapping[Any, Any]) -> None:
         super().__init__(own)
@@ -163,7 +163,7 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
             return _merged(own, path, columns)
         elif not path.exists():
             raise StorageError(f"there is no file or folder {str(path)!r}.", "check the path")
-        elif not path.is_file():  # reading a pipe or a device could wait for ever
+        elif not path.is_file():  # reading a pipe or a device could block forever
             raise StorageError(f"{str(path)!r} is neither a file nor a folder.", "pass a .parquet or .arrow file")
         own, columns = file_schema(path)
         return _merged(own, _dataset_of(path), columns)
@@ -172,7 +172,7 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
     except Exception as exc:
         if not (isinstance(exc, OSError | ValueError | MemoryError) or type(exc).__module__ == "pyarrow.lib"):
             raise
-        problem = plain(str(exc).partition("\n")[0], 200)  # Arrow quotes names that the file has
+        problem = plain(str(exc).partition("\n")[0], 200)  # Arrow's message may quote names from the file
         raise StorageError(f"{str(path)!r} cannot be read: {problem}", "is it a whole Parquet or Arrow file?") from exc
 
 
@@ -183,9 +183,9 @@ def _dataset_of(path: Path) -> Path | None:
 
 
 def _merged(own: Mapping[Any, Any], folder: Path | None, columns: list[str] | None) -> Mapping[Any, Any]:
-    """Add to a file's metadata what the manifest of its folder declares for the columns it has.
+    """Merge the declarations of the folder's manifest into a file's metadata, for the file's columns.
 
-    A file's own schema is closer to its data than what lies beside: where both speak of a column, it counts.
+    If both declare a column, the file's schema wins, since it is closer to the data.
     """
     here = {entry.vector_column: entry for entry in codec.entries(own)}
     try:
@@ -227,7 +227,7 @@ def is_data(path: PurePath) -> bool:
 def data_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """List the data files of a dataset folder at any depth, in the order of their names.
 
-    What begins with a dot or an underscore, or lies in such a folder, is a marker or half-written, and no data.
+    Files and folders whose names begin with a dot or an underscore are markers or incomplete, and skipped.
     """
     found = []
     for current, folders, files in os.walk(folder):
@@ -237,7 +237,7 @@ def data_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]
 
 
 def file_schema(path: Path) -> tuple[Mapping[Any, Any], list[str]]:
-    """Return the metadata of a file's schema, and its columns."""
+    """Return the metadata and the column names of a file's schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -246,7 +246,7 @@ def file_schema(path: Path) -> tuple[Mapping[Any, Any], list[str]]:
     if magic.startswith(b"PAR1"):
         footer = pq.read_metadata(path)
         schema = footer.schema.to_arrow_schema()
-        # what DuckDB writes with KV_METADATA is in the file's own key-value pairs only
+        # DuckDB's KV_METADATA is stored only in the file's key-value pairs
         return {**(footer.metadata or {}), **(schema.metadata or {})}, schema.names
     if magic.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # a file, or a stream's first message
         with pa.OSFile(str(path), "rb") as source:
@@ -256,11 +256,11 @@ def file_schema(path: Path) -> tuple[Mapping[Any, Any], list[str]]:
     raise StorageError(f"{str(path)!r} {what}.", "pass a .parquet or .arrow file")
 
 
-# -- looking -----------------------------------------------------------------------------------------------------------
+# -- reports -----------------------------------------------------------------------------------------------------------
 
 
 def check_drift(data: Any) -> list[Drift]:
-    """Compare every declared function with what its column was made with, running each once where a probe is stored.
+    """Compare every declared function with the record of its column, running it once if a probe is stored.
 
     Args:
         data: as `functions_in`.
@@ -279,13 +279,13 @@ def check_drift(data: Any) -> list[Drift]:
 
 
 def inspect(data: Any) -> list[dict[str, Any]]:
-    """Say what the declarations of a file, table or schema hold; no model is loaded or run for it.
+    """Return the declarations of a file, table or schema as data; no model is loaded or run.
 
     Args:
         data: as `functions_in`.
     Returns:
-        One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, but for what
-        somebody wrote where only a reference may stand), what was recorded (`format`, `ndims`, `dtype`, `normalized`,
+        One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, with
+        hard-coded secrets redacted), the recorded properties (`format`, `ndims`, `dtype`, `normalized`,
         `metric`, `prompts`, `fingerprint`, `identity`, `producer`, and `probe` as a bool), `status` ("ready", or the
         name of the error), `problem`, `hint`, `needed` (for `embedreg.trust(**needed)`) and `notes`.
     """
@@ -316,31 +316,31 @@ def _listed(grant: Grant) -> dict[str, list[str]]:
 
 
 def refuse_clear_secrets(entry: Entry) -> None:
-    """Refuse a stored declaration that cannot be printed as it lies.
+    """Raise for a stored declaration that contains a hard-coded secret.
 
     Raises:
-        MetadataError: another writer left a secret in the clear.
+        MetadataError: another writer stored a secret in plain text.
     """
     stored = {key: value for key, value in entry.model.items() if key != codec.RESERVED}
     if _shown_config(entry) != stored:
         raise MetadataError(
-            f"the declaration of {entry.vector_column!r} holds a secret in the clear, which is not printed.",
+            f"the declaration of {entry.vector_column!r} contains a secret in plain text, which is not printed.",
             "declare the column anew, with a reference: api_key='$var:name'",
         )
 
 
 def _shown_config(entry: Entry) -> dict[str, Any]:
-    """Return a stored configuration without the secrets that another writer left in the clear."""
+    """Return a stored configuration with hard-coded secrets of other writers redacted."""
     from embedreg.registry import get_registry
 
     named: frozenset[str] = frozenset()
-    with contextlib.suppress(EmbedregError):  # not installed: names that look sensitive are all there is to go by
+    with contextlib.suppress(EmbedregError):  # class not installed: only sensitive names are known
         named = sensitive_fields(get_registry().get(entry.name or ""))
     return {key: _cleaned(value, named, key) for key, value in entry.model.items() if key != codec.RESERVED}
 
 
 def _cleaned(value: Any, named: frozenset[str], key: object, sensitive: bool = False) -> Any:
-    """Return a stored value without what stands where a secret does, or is one by its form; keys included."""
+    """Return a stored value with secrets redacted, by the name of their key or by their form; keys included."""
     sensitive = sensitive or key in named or references.looks_sensitive(key)
     if isinstance(value, dict):
         found = items_judged(value, [*value.items()])
@@ -351,7 +351,7 @@ def _cleaned(value: Any, named: frozenset[str], key: object, sensitive: bool = F
     if isinstance(value, list):
         made = []
         for _, item, judged in items_judged(value, [(None, item) for item in value]):
-            pair = judged and not sensitive  # of a name, which stays, and a secret
+            pair = judged and not sensitive  # a (name, secret) pair: keep the name
             made.append(
                 [item[0], _cleaned(item[1], named, None, True)] if pair else _cleaned(item, named, None, sensitive)
             )

@@ -78,7 +78,7 @@ def test_data_that_declares_nothing_and_secrets(cli: Callable[..., Any], tmp_pat
     }
     pq.write_table(table.replace_schema_metadata({"embedding_functions": json.dumps([entry])}), "secret.parquet")
     result = cli("ddl", "duckdb", "secret.parquet", expect=1)
-    assert "secret in the clear" in result.err
+    assert "secret in plain text" in result.err
     assert "abcdefgh" not in result.out + result.err
 
 

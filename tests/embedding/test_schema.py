@@ -227,7 +227,7 @@ def test_a_vector_without_a_source_is_refused() -> None:
         class Alone(Schema):
             vector: V3 = fn.VectorField()
 
-    with pytest.raises(SchemaError, match="names the source 'txt', which is no source field of its function"):
+    with pytest.raises(SchemaError, match="names the source 'txt', which is not a source field of its function"):
 
         class Wrong(Schema):
             text: str = fn.SourceField()

@@ -452,7 +452,7 @@ def test_a_vector_column_that_allows_no_null_fails_its_null_rows() -> None:
 
 def test_unknown_policies_are_refused() -> None:
     """A typo in on_error or a batch of no rows is refused at the door."""
-    with pytest.raises(ConfigError, match="on_error='ignore' is no policy"):
+    with pytest.raises(ConfigError, match="invalid on_error='ignore'"):
         embed_table([], BIND, on_error="ignore")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="batch_rows=0"):
         embed_table([], BIND, batch_rows=0)
