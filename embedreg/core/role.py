@@ -75,6 +75,12 @@ class _Decided:
     once: Any
     again: Any
 
+    def way(self, role: Role) -> _Way:
+        """Return what embeds a batch in a role."""
+        if role not in self.ways:
+            raise ConfigError(f"unknown role {role!r}.", "role='source' or role='query'")
+        return self.ways[role]
+
 
 def _decided(cls: type) -> _Decided:
     now = _methods_of(cls)
@@ -103,10 +109,7 @@ def _way(cls: type, role: Role) -> _Way:
     Raises:
         ConfigError: an unknown role.
     """
-    ways = _decided(cls).ways
-    if role not in ways:
-        raise ConfigError(f"unknown role {role!r}.", "role='source' or role='query'")
-    return ways[role]
+    return _decided(cls).way(role)
 
 
 def _place(cls: type, name: str) -> int | None:
@@ -162,10 +165,10 @@ def compute(function: Any, inputs: Any, role: Role, *, retry: bool = True) -> An
         (n, d), or n vectors with None or a RowError for an input that has none.
     """
     cls = type(function)
-    if _way(cls, role) != "batch":
-        return fall_back(function, inputs, role, RETRY if retry else "")
-    method = _decided(cls).again if retry else _decided(cls).once
-    return method.__get__(function, cls)(inputs, role=role)
+    decided = _decided(cls)
+    if decided.way(role) != "batch":
+        return _fall_back(function, inputs, role, RETRY if retry else "", decided)
+    return (decided.again if retry else decided.once).__get__(function, cls)(inputs, role=role)
 
 
 def compute_with_retry(function: Any, inputs: Any, role: Role) -> Any:
@@ -187,12 +190,15 @@ def fall_back(function: Any, inputs: Any, role: Role, retry: str = "") -> Any:
     Args:
         retry: the end of the names of the methods to call.
     """
-    cls = type(function)
-    by_query = _way(cls, role) != "source" and role == "query" and _decided(cls).queries
+    return _fall_back(function, inputs, role, retry, _decided(type(function)))
+
+
+def _fall_back(function: Any, inputs: Any, role: Role, retry: str, decided: _Decided) -> Any:
+    by_query = decided.way(role) != "source" and role == "query" and decided.queries
     if by_query and not _is_under_way(function, QUERY):  # else it is the class's own method that asks
         return _one_by_one(function, inputs, getattr(function, QUERY + retry))
     with asked(function, role):
-        if _is_under_way(function, SOURCE) and hasattr(cls, GENERATE):
+        if _is_under_way(function, SOURCE) and hasattr(function, GENERATE):
             return function.generate_embeddings(function.sanitize_input(inputs))
         return getattr(function, SOURCE + retry)(inputs)
 
@@ -271,7 +277,8 @@ def _entered_role(function: Any, name: str) -> Role:
     """Return the role of a call of a method: its caller's, unless that is the query's own and asks for sources."""
     if name == QUERY:
         return "query"
-    last = next((call for call in reversed(_calls()) if call[0] == id(function)), None)
+    calls, mine = _calls(), id(function)
+    last = calls[-1] if calls and calls[-1][0] == mine else next((c for c in reversed(calls) if c[0] == mine), None)
     return "source" if last is None or last[1] == QUERY or (last[1], name) == (BATCH, SOURCE) else last[2]
 
 
