@@ -268,6 +268,8 @@ def _refuse_foreign(path: Path) -> None:
         if path.exists():
             with path.open("rb") as file:
                 head = file.read(len(_HEADER))
+            if path.is_symlink() and not head:  # nothing is made behind a link
+                raise _unusable(path, "it is a link to an empty file", f"choose another path, or: rm {path}")
             if head not in (b"", _HEADER):
                 raise _unusable(path, "something else is there", _ANOTHER)
     except StorageError:

@@ -129,7 +129,7 @@ UPDATES = (
     "UPDATE OR IGNORE entries SET id = ? WHERE id = (SELECT max(id) FROM entries)",
     "UPDATE entries SET vector = substr(vector, 1, length(vector) - 4)",
     "UPDATE entries SET vector = CAST(vector AS TEXT)",
-    "UPDATE entries SET vector = zeroblob(20000000)",
+    "UPDATE entries SET vector = zeroblob(20000000) WHERE id = (SELECT max(id) FROM entries)",
     "UPDATE entries SET used = CAST(X'ff00ff' AS TEXT)",
     "UPDATE entries SET (vector) = (SELECT vector FROM entries AS e WHERE e.id = entries.id % 206 + 1)",
 )
@@ -185,7 +185,7 @@ def damages(draw: st.DrawFn) -> list[tuple[str, str, Any]]:
         elif what == "nan":
             how = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
         elif what == "thing":
-            how = draw(st.sampled_from(["link", "dangling", "pipe", "folder"]))
+            how = draw(st.sampled_from(["link", "to nothing in it", "dangling", "pipe", "folder"]))
         elif what == "mode":
             how = draw(st.sampled_from([0o666, 0o620, 0o602, 0o644, 0o400]))
         else:
@@ -204,12 +204,16 @@ def damage(at: Path, what: str, end: str, how: Any) -> None:
         replace(path, how)
     elif what == "mode":
         with contextlib.suppress(OSError):
-            path.chmod(how)
+            if not path.is_symlink():
+                path.chmod(how)
     elif what == "journal":
         name, pages = how
         with contextlib.suppress(OSError):
+            (at / f"{NAME}-journal").unlink(missing_ok=True)  # it may be a pipe
             (at / f"{NAME}-journal").write_bytes(journal(str(at.parent / "outside" / name), pages))
             (at / f"{NAME}-journal").chmod(0o600)
+    elif path.is_symlink():
+        return  # what lies elsewhere stays
     elif not path.exists() and what == "raw":
         path.write_bytes(how)
         path.chmod(0o600)
@@ -231,8 +235,8 @@ def damage(at: Path, what: str, end: str, how: Any) -> None:
 
 def by_sqlite(path: Path, what: str, how: Any) -> None:
     """Change a cache as somebody with SQLite would."""
-    if not all(each.is_file() for each in path.parent.iterdir()):
-        return  # SQLite would wait for a pipe
+    if not all(each.is_file() and not each.is_symlink() for each in path.parent.iterdir()):
+        return  # SQLite would wait for a pipe, and write through a link
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=0.1)) as con:
         deadline = iter(range(100))
         con.set_progress_handler(lambda: next(deadline, None) is None, 100_000)
@@ -255,6 +259,8 @@ def replace(path: Path, thing: str) -> None:
     path.unlink(missing_ok=True)
     if thing == "link":
         path.symlink_to(outside / "thesis.txt")
+    elif thing == "to nothing in it":
+        path.symlink_to(outside / "empty.txt")
     elif thing == "dangling":
         path.symlink_to(outside / "nothing")
     elif thing == "pipe":
@@ -281,6 +287,7 @@ def test_whatever_lies_there_vectors_are_right_or_it_is_refused(
     base = tmp_path_factory.mktemp("any")
     (base / "outside").mkdir()
     (base / "outside" / "thesis.txt").write_text("years")
+    (base / "outside" / "empty.txt").touch()
     at = Path(shutil.copytree(made / kind, base / "at", copy_function=shutil.copy2))
     for what, end, how in done:
         damage(at, what, end, how)
