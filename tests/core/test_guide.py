@@ -270,3 +270,32 @@ def test_a_class_built_like_open_clip_works_in_our_schema() -> None:
     assert embedreg.embed_query(clip, "red").tolist() == ONE_HOT["red"]
     with pytest.raises(TypeError, match="takes a str or a Picture"):
         embedreg.embed_query(clip, 7)
+
+
+def test_queries_of_the_guides_image_class_come_in_one_column() -> None:
+    """Texts and pictures mixed, one by one through its own query method, squeezed results and all; a bad one fails."""
+    clip = embedreg.get("tiny-clip").create()
+    asked = ["a green thing", Picture(0, 0, 99), None, "red", "a green thing"]
+    made = embedreg.embed_column(clip, asked, "query")
+    assert made.valid.tolist() == [True, True, False, True, True]
+    wanted = [ONE_HOT["green"], ONE_HOT["blue"], ONE_HOT["red"], ONE_HOT["green"]]
+    assert made.matrix[made.valid].tolist() == wanted
+    assert np.asarray(clip.compute_embeddings(asked[:2], "query")).tolist() == wanted[:2]
+    assert np.asarray(clip.compute_embeddings([COLOURS["red"].encoded()])).tolist() == [ONE_HOT["red"]]
+
+
+def test_queries_of_the_guides_text_class_are_one_call(stransformer: Any, minilm_path: Path) -> None:
+    """It has no query method: a batch of queries is a batch of texts, with the vectors that each has alone."""
+    calls: list[int] = []
+    encode = stransformer._embedding_model().encode
+
+    def counted(texts: Any, **options: Any) -> Any:
+        calls.append(len(texts))
+        return encode(texts, **options)
+
+    stransformer._embedding_model().encode = counted
+    texts = ["halo", "world", "a longer query"]
+    made = embedreg.embed_column(stransformer, texts, "query")
+    assert calls[-1] == 3
+    np.testing.assert_allclose(made.matrix, library_vectors(minilm_path, texts), atol=2e-6)
+    np.testing.assert_allclose(stransformer.compute_query_embeddings("halo")[0], made.matrix[0], atol=2e-6)
