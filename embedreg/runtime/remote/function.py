@@ -2,6 +2,8 @@
 
 A remote function is a subclass of `RemoteTextFunction`, or for other inputs than texts of `RemoteFunction`, with
 `ndims()` and `request(batch, role)`.
+
+Over 400 lines, since sending, retrying and finding whose fault a refusal is share the state of one call.
 """
 
 from __future__ import annotations
