@@ -142,7 +142,7 @@ def as_declared(array: pa.Array, item: pa.Field, first_row: int) -> pa.Array:
             made = cast_exactly(array, item.type)
         except ConversionError as exc:
             raise InputError(
-                f"column {plain(item.name, 80)!r} is {array.type}, the schema says {item.type}: "
+                f"column {plain(item.name, 80)!r} is {array.type}, the schema has {item.type}: "
                 f"row {first_row + exc.row}{f' at {exc.path}' if exc.path else ''}: {exc.why}.",
                 "cast it, or change the schema",
             ) from None

@@ -67,7 +67,7 @@ def read(
 
 
 def _folders(place: Place) -> dict[str, list[File]]:
-    """Return the files of each folder, by the name of the input that stands for them: `photos/images`."""
+    """Return the files of each folder, by the name of their input: `photos/images`."""
     found: dict[str, list[File]] = {}
     for file in place.files:
         found.setdefault(str(PurePosixPath(file.path).parent / place.kind), []).append(file)

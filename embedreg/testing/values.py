@@ -53,7 +53,7 @@ class ValueContract:
         """A typo in `create(nmae=...)` is an error, never ignored and stored."""
         cls = type(function)
         if cls.model_config.get("extra") == "allow":
-            pytest.skip(f"{cls.__name__} says extra='allow': every field is known")
+            pytest.skip(f"{cls.__name__} has extra='allow': every field is accepted")
         try:
             cls.create(**function.safe_model_dump(), embedreg_no_such_field=1)
         except Exception:  # noqa: BLE001 (any error is accepted: a custom signature raises a TypeError)

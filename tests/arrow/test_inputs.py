@@ -125,7 +125,7 @@ def homogeneous() -> st.SearchStrategy[list[Any]]:
 @given(homogeneous())
 @FAST
 def test_columns_of_one_kind_are_kept(values: list[Any]) -> None:
-    """Values of one kind, in lists, in structs, with nulls and missing keys, come back as they went in."""
+    """Values of one kind, in lists and structs, with nulls and missing keys, survive a round trip."""
     rows = [{"text": "a", "x": value} for value in values]
     found = [row["x"] for row in kept(embed_table(rows, BIND))]
     assert all(map(same, values, found)), found
@@ -332,7 +332,7 @@ def test_a_float_after_integers_widens_or_is_named() -> None:
     "wrong", ["abc", b"abc", {0: "a"}, {"a"}, 5, None, np.array(3)], ids=lambda one: type(one).__name__
 )
 def test_one_value_is_no_column(wrong: Any, db: Any) -> None:
-    """A str in the place of a column is no column of letters; nor is any other single value."""
+    """A str or another single value in place of a column raises an error; it is not a column of letters."""
     with pytest.raises(InputError, match="column 'text' is one"):
         embed_table({"text": wrong}, BIND)
     with pytest.raises(InputError, match="column 'text' is one"):
@@ -398,7 +398,7 @@ def test_a_given_vector_with_one_odd_number_is_one_bad_row(bad: list[Any], schem
 
 
 def test_defaults_of_the_schema() -> None:
-    """A key that a dict lacks has the schema's default, made anew for each row, in nested models too."""
+    """A key that a dict lacks gets the schema's default, created for each row, in nested models too."""
 
     class Inner(BaseModel):
         size: int = 3
@@ -449,7 +449,7 @@ def test_required_means_required() -> None:
 
 
 def test_a_vector_that_allows_no_null() -> None:
-    """`Vector(n, nullable=False)` is a column without nulls: such rows fail or are dropped, whatever the policy."""
+    """`Vector(n, nullable=False)` is a column without nulls: such rows fail or are dropped under any policy."""
 
     class Strict(Schema):
         text: str | None = FN.SourceField()
@@ -659,7 +659,7 @@ def test_arrow_columns_against_declared_types(column: pa.Array, want: pa.DataTyp
         [*Row.to_arrow_schema().remove(2).remove(2), pa.field("x", want)], metadata=Row.to_arrow_schema().metadata
     )
     table = pa.table({"text": [None, "a"], "x": pa.concat_arrays([pa.nulls(1, column.type), column])})
-    with pytest.raises(InputError, match=r"column 'x' is .*, the schema says .*: row 1"):
+    with pytest.raises(InputError, match=r"column 'x' is .*, the schema has .*: row 1"):
         embed_table(table, declared)
 
 
@@ -671,14 +671,14 @@ def test_a_query_is_one_text() -> None:
 
 
 def test_embed_takes_files() -> None:
-    """A frame is no path; the error names the function that takes it."""
+    """A frame is not a path; the error names the function that accepts it."""
     with pytest.raises(InputError, match="src is a DataFrame") as caught:
         embedreg.embed(pd.DataFrame({"text": ["a"]}), "out", BIND)  # type: ignore[arg-type]
     assert "embed_table" in str(caught.value.hint)
 
 
 def test_a_given_column_that_holds_no_vectors() -> None:
-    """Vectors of another width are refused with both widths, by row where the schema says the width."""
+    """Vectors of another width are refused with both widths, by row if the schema has the width."""
     rows = [{"text": "a", "vector": [1, 2, 3, 4]}, {"text": "b", "vector": [1, 2]}]
     with pytest.raises(VectorError, match="vectors of 2 dimensions"):
         embed_table(rows, BIND)

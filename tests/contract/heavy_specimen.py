@@ -9,7 +9,7 @@ from tests.contract.specimens import WIDTH, Good
 
 @functools.cache
 def weights() -> torch.Tensor:
-    """Return what a load would leave behind."""
+    """Return tensors, as loading a model would."""
     return torch.zeros(WIDTH, 100_000)
 
 

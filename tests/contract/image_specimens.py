@@ -15,7 +15,7 @@ from tests.image_fakes import PixelMeans, cell_means
 
 
 class Handmade(PixelMeans):
-    """Opens what it gets by itself, in `opened`."""
+    """Opens its inputs itself, in `opened`."""
 
     def opened(self, value: Any) -> Image.Image:
         """Return the image of a row or a query."""

@@ -108,7 +108,7 @@ class GivesNone(Good):
 
 
 class Float64(Good):
-    """numpy's default dtype, which nobody asked for."""
+    """Returns numpy's default dtype instead of float32."""
 
     def generate_embeddings(self, texts: Sequence[str], *args: Any, **kwargs: Any) -> Any:
         return super().generate_embeddings(texts).astype(np.float64)
@@ -158,7 +158,7 @@ class Squeezing(Good):
 
 
 class Letters(Good):
-    """A text by itself is taken for a list of letters."""
+    """Treats a single text as a list of letters."""
 
     def compute_source_embeddings(self, texts: TEXT, *args: Any, **kwargs: Any) -> Any:
         return self.generate_embeddings(list(texts))

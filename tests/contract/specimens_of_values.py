@@ -49,7 +49,7 @@ class ByIdentity(Good):
 
 
 class Swallowing(Good):
-    """Picks what it knows out of the arguments."""
+    """Ignores unknown arguments."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{key: value for key, value in kwargs.items() if key in type(self).model_fields})

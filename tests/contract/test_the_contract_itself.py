@@ -1,4 +1,4 @@
-"""Every test of the contract can fail: each is shown a function that breaks its promise, and says what to do.
+"""Every test of the contract can fail: each runs on a function that violates it, and its message has a hint.
 
 That it is silent for a good function is shown by `TestTheSpecimen`, and by the functions of `test_functions.py`.
 """
@@ -140,7 +140,7 @@ def listener() -> Iterator[socket.socket]:
 def check(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> Callable[[TextEmbeddingFunction, str], None]:
-    """Run one test of the contract on a function, with the fixtures as they are unless overridden."""
+    """Run one test of the contract on a function, with the default fixtures unless overridden."""
 
     def run(function: TextEmbeddingFunction, test: str) -> None:
         method = getattr(EmbeddingFunctionContract(), test)
@@ -171,7 +171,7 @@ def test_a_broken_function_is_noticed(
     listener: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The test fails, its message tells what is wrong and what to do, and the good function passes it."""
+    """The test fails with a message and a hint, and the good function passes it."""
     monkeypatch.setenv("SPECIMEN_KEY", KEY)
     embedreg.get_registry().set_var("specimen_key", KEY)
     config: dict[str, Any] = {"prefix": "> ", **WITH_KEY}
@@ -223,7 +223,7 @@ def test_a_function_that_varies_is_not_compared() -> None:
 def test_weights_are_noticed_where_torch_was_there_before(
     check: Callable[[TextEmbeddingFunction, str], None],
 ) -> None:
-    """A class whose own module imports torch gives no import away: the tensors that `ndims()` leaves behind do."""
+    """If a class's own module imports torch, loading is detected by the tensors that `ndims()` creates."""
     from tests.contract.heavy_specimen import LoadsTensorsForItsWidth  # it imports torch: not as tests are collected
 
     with pytest.raises(Failed, match="bytes of torch tensors"):
@@ -231,7 +231,7 @@ def test_weights_are_noticed_where_torch_was_there_before(
 
 
 def test_without_pytest_the_import_says_what_to_install(run_python: Callable[..., str]) -> None:
-    """Pytest is no requirement of embedreg; where it is missing, importing the suite says so."""
+    """Pytest is not a requirement of embedreg; importing the suite without it raises a hint."""
     code = (
         "import sys; sys.modules['pytest'] = None\n"
         "import embedreg.errors\n"

@@ -1,4 +1,4 @@
-"""Every test of the contract's image half can fail, and says what to do; a good image function passes it."""
+"""Every test of the image contract can fail, with a hint; a good image function passes it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TestPixelMeans(ImageFunctionContract):
 
 @pytest.mark.parametrize(("broken", "test", "said"), BROKEN, ids=[f"{cls.__name__}-{test}" for cls, test, _ in BROKEN])
 def test_a_broken_image_function_is_noticed(broken: type[PixelMeans], test: str, said: str, tmp_path: Path) -> None:
-    """The test fails, tells what is wrong and what to do, and the good function passes it."""
+    """The test fails with a message and a hint, and the good function passes it."""
     name, _, parameter = test.removesuffix("]").partition("[")
     suite = ImageFunctionContract()
     inputs = [image_file(seed, size) for seed, size in enumerate(SIZES)]

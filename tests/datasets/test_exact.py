@@ -228,7 +228,7 @@ def test_the_note_names_the_line(tmp_path: Path, chunks: None) -> None:
 
 
 def test_the_source_column_is_text(tmp_path: Path) -> None:
-    """Numbers that are to be embedded are texts, in CSV and in JSON, as they were written; so are mixtures."""
+    """Numbers in an embedded column are read as text, in CSV and JSON, exactly as written; so are mixtures."""
     (tmp_path / "a.csv").write_text("text,n\n1,1\n2,2\n")
     (tmp_path / "b.jsonl").write_text(
         '{"text": 1.50, "n": 1}\n{"text": "x", "n": 2}\n{"text": true}\n{"text": {"a": 1}}\n'
@@ -275,7 +275,7 @@ def test_json_numbers_that_no_type_holds_stay_text(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_a_declared_type_wins(tmp_path: Path, form: str, kind: str, text: str, want: Any) -> None:
-    """`types` reads a column as what somebody says that it is, text in quotes and empty fields included."""
+    """`types` reads a column as the declared type, including quoted text and empty fields."""
     path = tmp_path / f"rows.{form}"
     path.write_text(f'v,w\n"{text}",1\n,2\n' if form == "csv" else f'{{"v": "{text}"}}\n{{"v": null}}\n')
     found = [row["v"] for row in rows_of(opened(path, types={"v": kind}))]
@@ -347,7 +347,7 @@ def test_what_is_wrong_is_named_with_its_place(
     ],
 )
 def test_encodings(tmp_path: Path, content: bytes, options: dict[str, str], text: str) -> None:
-    """`encoding` says how bytes become text."""
+    """`encoding` is used to decode bytes."""
     (tmp_path / "a.csv").write_bytes("text\n".encode(options["encoding"]) + content)
     assert rows_of(opened(tmp_path / "a.csv", **options)) == [{"text": text}]
 
@@ -416,7 +416,7 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory(tmp_path: Path, m
 
 
 def test_parquet_texts_that_are_not_utf8_are_named(tmp_path: Path) -> None:
-    """A string column that is none would make an output that nobody can read: file, row and column, in lists too."""
+    """Invalid UTF-8 in a string column, also in lists, raises an error with file, row and column."""
     bad = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"b\xff", b"c"], pa.binary()).buffers())
     for name, column in (("a", bad), ("b", pa.ListArray.from_arrays([0, 1, 2, 3], bad))):
         pq.write_table(pa.table({"id": range(3), "text": column}), tmp_path / f"{name}.parquet")
@@ -429,7 +429,7 @@ def test_parquet_texts_that_are_not_utf8_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 @pytest.mark.parametrize("number", ["9007199254740993", "1e400", "-1e999"])
 def test_a_float_that_is_declared_holds_the_number_or_names_it(tmp_path: Path, form: str, number: str) -> None:
-    """Digits behind the point are rounded, which declaring it means; an integer or a power of ten is not changed."""
+    """Fractions are rounded to a declared float type; an integer or a power of ten is never changed."""
     file = tmp_path / f"a.{form}"
     line = '"a",{}\n' if form == "csv" else '{{"text":"a","v":{}}}\n'
     head = "text,v\n" if form == "csv" else ""

@@ -1,4 +1,4 @@
-"""What a folder holds is read, or said: nothing is left out without a word."""
+"""Every file in a folder is read, or a note or error reports that it is not."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_folder_of_images_is_rows_of_paths(folder: Path, tmp_path: Path) -> No
 
 
 def test_files_without_the_source_column_are_counted(tmp_path: Path) -> None:
-    """Their rows stay, without a vector, and a note says how many files they are."""
+    """Their rows are kept without a vector, and a note has the number of files."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.csv").write_text("text,v\nx,1\n")
     (tmp_path / "in/b.csv").write_text("v\n2\n")

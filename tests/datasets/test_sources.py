@@ -63,7 +63,7 @@ def test_csv_keeps_line_breaks_inside_quotes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
 def test_batches_are_bounded_and_keep_the_order(tmp_path: Path, suffix: str) -> None:
-    """No batch is larger than asked, and the rows come as they lie."""
+    """No batch is larger than requested, and the rows keep their order."""
     path, table = tmp_path / f"rows.{suffix}", pa.table({"n": range(1000)})
     if suffix == "parquet":
         pq.write_table(table, path, row_group_size=300)
@@ -78,7 +78,7 @@ def test_batches_are_bounded_and_keep_the_order(tmp_path: Path, suffix: str) -> 
 
 
 def test_a_folder_of_parquet_files_is_read_in_order_without_markers(tmp_path: Path) -> None:
-    """Files are read sorted by path, at any depth; what starts with "_" or "." is no data."""
+    """Files are read sorted by path, at any depth; names that start with "_" or "." are skipped."""
     for name in ("b.parquet", "a/z.parquet", "_tmp/x.parquet", ".half.parquet", "_meta.parquet"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"name": [name]}), tmp_path / "data" / name)
@@ -104,7 +104,7 @@ def test_a_folder_of_parquet_files_is_read_in_order_without_markers(tmp_path: Pa
     ],
 )
 def test_a_corrupt_file_is_one_error_that_names_it(tmp_path: Path, name: str, content: str, message: str) -> None:
-    """Whatever is wrong with a file comes out as a StorageError with the file's name in it."""
+    """Any error in a file is a StorageError that names the file."""
     (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(StorageError, match=message) as caught:
         read(tmp_path / name)

@@ -42,7 +42,7 @@ def no_waits(server: ImageServer) -> Iterator[None]:
 
 
 def policy(server: ImageServer, **more: Any) -> ImagePolicy:
-    """What allows the server, whose address is no public one."""
+    """Return a policy that allows the server, whose address is private."""
     return ImagePolicy(private_hosts=[server.host], **{"timeout_s": 20.0, **more})
 
 
@@ -83,7 +83,7 @@ def test_an_allowed_host_gives_its_image(server: ImageServer) -> None:
 
 
 def test_a_public_allowance_does_not_cover_private_addresses(server: ImageServer) -> None:
-    """Allowing the host, or any host, lets nobody into this machine or its network; the refusal says what would."""
+    """Allowing the host, or any host, does not allow this machine or its network; the error names what would."""
     for hosts in ([server.host], ["127.0.0.1"], [f"http://{server.host}"]):
         said = refusal(server.url(), ImagePolicy(hosts=hosts))
         assert "not public" in said
@@ -232,8 +232,8 @@ def test_settings_of_the_environment_are_not_used(server: ImageServer, monkeypat
 # -- redirects ---------------------------------------------------------------------------------------------------------
 
 
-def test_redirects_are_followed_and_judged_one_by_one(server: ImageServer) -> None:
-    """To an allowed address they lead; to a private, a forbidden or a misspelt one they do not."""
+def test_redirects_are_followed_and_each_is_checked(server: ImageServer) -> None:
+    """A redirect to an allowed URL is followed; one to a private, forbidden or ambiguous URL is not."""
     assert fetch(server.url("to?url=/picture.png&status=307"), policy(server)) == PICTURE
     assert fetch(server.url(f"to?url={server.url()}"), policy(server)) == PICTURE
     anywhere = policy(server, hosts=["*"])
@@ -274,7 +274,7 @@ def test_redirects_end(server: ImageServer) -> None:
         ("nonsense", "its response is invalid"),
     ],
 )
-def test_answers_that_are_no_image(server: ImageServer, path: str, said: str) -> None:
+def test_responses_other_than_images(server: ImageServer, path: str, said: str) -> None:
     """A 404, a page, a compressed answer: a reason, once."""
     assert said in refusal(server.url(path), policy(server))
     assert len(server.asked) == (3 if path == "nonsense" else 1)
@@ -298,13 +298,13 @@ def test_bytes_are_limited(server: ImageServer) -> None:
 
 @pytest.mark.parametrize("path", ["silent", "drip", "headers"])
 def test_a_slow_server_ends_at_the_deadline(server: ImageServer, path: str) -> None:
-    """One that says nothing, and one that sends a byte now and then, of the headers or of the body."""
+    """A silent server, and one that sends a byte now and then, of the headers or of the body, time out."""
     start = time.monotonic()
     assert "timeout_s" in refusal(server.url(path), policy(server, timeout_s=0.4))
     assert 0.3 < time.monotonic() - start < 3
 
 
-def test_a_slow_look_up_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_dns_lookup_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's own patience with name servers is longer."""
     import threading
 
@@ -408,7 +408,7 @@ def fresh_trust() -> Iterator[Callable[[], None]]:
 def test_https_is_checked_by_name(
     certificate: Path, to_loopback: None, fresh_trust: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name, not the address, is sent ahead and found in the certificate; a stranger's is refused."""
+    """The name, not the address, is sent with SNI and matched with the certificate; another certificate is refused."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     named: list[str] = []
@@ -427,7 +427,7 @@ def test_https_is_checked_by_name(
 
 
 def test_a_handshake_that_never_ends(server: ImageServer, fresh_trust: Callable[[], None]) -> None:
-    """A server that accepts and says nothing is left at the deadline."""
+    """A connection to a server that accepts but stays silent ends at the deadline."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         host = f"127.0.0.1:{listening.getsockname()[1]}"
         start = time.monotonic()
@@ -501,7 +501,7 @@ def test_a_policy_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
 
 
 def test_allowances_add_up_and_end(tmp_path: Path) -> None:
-    """Folders and hosts of several hold together, of a limit the last one; each ends by itself."""
+    """Folders and hosts of several allowances add up, the last limit applies, and each can be revoked alone."""
     outer = allow_images(dirs=tmp_path, hosts="a.example", max_bytes=10)
     with allow_images(ImagePolicy(hosts=["b.example"], max_pixels=7), hosts=["c.example"]):
         assert current_policy().hosts == ("a.example", "b.example", "c.example")

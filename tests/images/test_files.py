@@ -79,7 +79,7 @@ def test_a_relative_path_means_the_working_directory_first(photos: Path, monkeyp
 
 
 def test_ways_out_of_an_allowed_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dots, links out of it, its neighbours and folders that begin with its name lead nowhere."""
+    """Dots, links out of the folder, its siblings and folders with its name as a prefix are refused."""
     outside = photos.parent / "private"
     (photos / "link").symlink_to(outside)
     (photos / "cat-link.png").symlink_to(outside / "cat.png")
@@ -122,8 +122,8 @@ def test_a_file_that_may_not_be_read(photos: Path) -> None:
     assert "may not be read by this user" in refusal(photos / "cat.png", photos)
 
 
-def test_what_is_no_plain_file(photos: Path) -> None:
-    """A folder, a missing file, a device, a pipe that nobody writes to and a socket: said at once."""
+def test_special_files(photos: Path) -> None:
+    """A folder, a missing file, a device, a pipe without a writer and a socket raise an error at once."""
     assert "no such image file" in refusal(photos / "absent.png", photos)
     assert "no such image file" in refusal(photos / "cat.png" / "x", photos)
     assert "a folder" in refusal(photos, photos)
@@ -248,8 +248,8 @@ def test_paths_of_windows(text: str, path: str) -> None:
         ("a\0b", False, "null character"),
     ],
 )
-def test_names_that_mean_no_file_here(text: str, windows: bool, said: str) -> None:
-    """Another system's, another machine's, another kind of address: each is told."""
+def test_names_that_are_not_local_files(text: str, windows: bool, said: str) -> None:
+    """Paths of another system or machine, and URLs of another scheme, each have their own error."""
     with pytest.raises(RowError) as caught:
         path_of(text, windows=windows)
     assert said in caught.value.message

@@ -1,4 +1,4 @@
-"""Pictures from strangers, whatever their headers say: a picture within the limits or a row's error.
+"""Untrusted images with any headers: an image within the limits, or a row's error.
 
 The memory that it takes is measured for each example.
 """
@@ -275,7 +275,7 @@ DTYPES = ("?", "u1", "i1", "<u2", ">u2", "u4", "i8", "f2", "f4", ">f8", "c8", "O
 @example(value=memoryview(bytearray(64)).cast("I"))
 @EXAMPLES
 def test_any_value_is_a_rows_error_and_nothing_is_opened(value: Any) -> None:
-    """What is no picture, and what names one that is not allowed, opens no file and no socket."""
+    """A value that is not an image, and the name of one that is not allowed, open neither file nor socket."""
     with nothing_touched(), pytest.raises(RowError):
         open_image(value, policy=POLICY)
 

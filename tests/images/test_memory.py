@@ -101,7 +101,7 @@ SLACK = 2**20  # of the allocator, and of buffers that do not grow with the imag
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
-def test_no_kind_takes_more_than_what_is_said_to_be_needed(run_python: Callable[..., str], tmp_path: Path) -> None:
+def test_no_kind_takes_more_than_the_estimate(run_python: Callable[..., str], tmp_path: Path) -> None:
     """Measured for each allowed format and mode, and for some that `formats=` can allow."""
     kinds = tmp_path / "kinds.json"
     kinds.write_text(json.dumps(KINDS))
@@ -171,7 +171,7 @@ def test_kinds_that_take_more_may_have_fewer_pixels() -> None:
 
 
 def test_an_icon_that_holds_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An icon's table says 16 x 16, and the PNG in it has 20,000 x 20,000 pixels."""
+    """An icon's table declares 16 x 16 pixels, but the PNG in it has 20,000 x 20,000."""
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
     png = file.getvalue()

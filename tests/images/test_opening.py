@@ -1,4 +1,4 @@
-"""Whatever names or holds a picture becomes an upright RGB image; whatever is wrong with it becomes a reason."""
+"""Images in every form are opened as upright RGB; errors become the reason of a row."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_set_upright(kind: str, orientation: int) -> None:
-    """However the camera was held, and in each format that says so, the picture stands as it was seen."""
+    """An image with any EXIF orientation, in each format that has one, is returned upright."""
     seen = picture(5)
     # EXIF 2.3, section 4.6.4: which side of what was seen the first row and the first column of what is stored are.
     stored = np.asarray(seen) if orientation < 5 else np.asarray(seen).transpose(1, 0, 2)
@@ -177,8 +177,8 @@ def test_every_way_to_hold_a_picture_gives_the_same(tmp_path: Path, monkeypatch:
         (np.array([["a"]]), "no agreed range"),
     ],
 )
-def test_arrays_that_are_no_image(array: np.ndarray, said: str) -> None:
-    """Other shapes and ranges are told, not guessed at."""
+def test_invalid_arrays(array: np.ndarray, said: str) -> None:
+    """Other shapes and ranges raise an error instead of a guess."""
     with pytest.raises(RowError) as caught:
         open_image(array)
     assert said in caught.value.message
@@ -193,8 +193,8 @@ def test_grey_and_bool_arrays() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 7, object(), ["a.png"], {"bytes": b""}, np.float32(1), "", "  "])
-def test_what_is_no_picture_at_all(value: Any) -> None:
-    """It fails alone like any other."""
+def test_values_that_are_not_images(value: Any) -> None:
+    """Such a row fails alone."""
     with pytest.raises(RowError):
         open_image(value)
 
@@ -204,7 +204,7 @@ def test_what_is_no_picture_at_all(value: Any) -> None:
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_images_have_a_reason(name: str) -> None:
-    """Each is a RowError that says what is wrong and repeats nothing of the file; no warning gets out."""
+    """Each is a RowError with the reason, quotes nothing of the file, and emits no warning."""
     data, said = BAD[name]
     with pytest.raises(RowError) as caught:
         open_image(data)
@@ -242,7 +242,7 @@ def _resident() -> int:
 
 
 def test_limits_can_be_set(tmp_path: Path) -> None:
-    """Pixels, bytes, proportions and formats, for whatever holds the picture."""
+    """Pixels, bytes, proportions and formats are limited, for an image in any form."""
     data = png(1, (60, 40))
     (tmp_path / "x.png").write_bytes(data)
     for limits, said in (

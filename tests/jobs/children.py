@@ -1,4 +1,4 @@
-"""What the job tests run in processes that are killed: a job by a function that writes down its inputs."""
+"""Code that the job tests run in processes that are killed: a job with a function that records its inputs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def register() -> None:
 
 
 def embedded(log: Path) -> list[str]:
-    """Every text that reached the function, in order; what a kill cut off is left out, and so is the probe."""
+    """Return every text that reached the function, in order, without truncated lines and the probe."""
     from embedreg.core.modality import PROBE_TEXT
 
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
@@ -61,13 +61,13 @@ def embedded(log: Path) -> list[str]:
 
 
 def run(src: str, dst: str, log: str, pause_s: float = 0.0, **options: Any) -> None:
-    """Run a job to its end, unless somebody ends this process."""
+    """Run a job to its end, unless this process is killed."""
     register()
     embed(src, dst, Logged(log=log, pause_s=pause_s).bind("text", "vector"), **options)
 
 
 def run_killed_at_sync(number: int, *args: Any, **options: Any) -> None:
-    """Run a job and kill this process as it pushes something to the disk for the nth time.
+    """Run a job and kill this process at its nth sync to the disk.
 
     All that has to be there before something else is pushed; so these are the moments at which order matters.
     """
@@ -84,7 +84,7 @@ def run_killed_at_sync(number: int, *args: Any, **options: Any) -> None:
 
 
 def run_killed_at_removal(number: int, src: str, dst: str, *args: Any, **options: Any) -> None:
-    """Run a job and kill this process before the nth thing that is removed once the destination is there."""
+    """Run a job and kill this process before its nth removal after the destination was published."""
     left, target = [number], Path(dst)
 
     def counting(event: str, _: tuple[Any, ...]) -> None:
@@ -98,7 +98,7 @@ def run_killed_at_removal(number: int, src: str, dst: str, *args: Any, **options
 
 
 def run_elsewhere(life_s: float, environment: dict[str, str], *args: Any, **options: Any) -> None:
-    """Run a job as a process of another machine would, whose lock lives so long: nobody can look up whether it runs."""
+    """Run a job like a process of another machine, with a lock of the given lifetime: it cannot be checked."""
     from embedreg.jobs import lock
     from embedreg.support import processes
 

@@ -1,4 +1,4 @@
-"""Datasets in, and processes that are killed."""
+"""Fixtures: datasets, and processes that are killed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.jobs import children
 
 @pytest.fixture(autouse=True)
 def logged() -> None:
-    """Register the function that writes down its inputs."""
+    """Register the function that records its inputs."""
     children.register()
 
 
 @pytest.fixture(scope="session")
 def nursery() -> Any:
-    """Start processes from one that has imported everything: each is new, and ready at once."""
+    """Fork processes from one that has imported everything, so that each starts at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.jobs.children", "pyarrow.parquet", "pyarrow.dataset", "embedreg.jobs.run"])
     return context
@@ -30,7 +30,7 @@ def nursery() -> Any:
 
 @pytest.fixture
 def start(nursery: Any) -> Iterator[Callable[..., Any]]:
-    """Start a function of `children` in a process of its own."""
+    """Start a function of `children` in its own process."""
     started = []
 
     def begin(target: Callable[..., None], *args: Any, **options: Any) -> Any:

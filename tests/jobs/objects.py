@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and a line to it that can be cut."""
+"""An S3 server on loopback, and a proxy to it that can be interrupted."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ asyncio.run(main())
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until somebody listens there."""
+    """Wait until a server listens there."""
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
@@ -53,7 +53,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[int]:
-    """Run an S3 server; give its port."""
+    """Run an S3 server; yield its port."""
     port = free_port()
     line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -66,7 +66,7 @@ def s3_server() -> Iterator[int]:
 
 
 class Line:
-    """A way to a server through a port that stays the same when it is cut and mended."""
+    """A proxy to a server on a fixed port, which can be interrupted and restored."""
 
     def __init__(self, port: int) -> None:
         self.port, self._far = free_port(), port

@@ -1,4 +1,4 @@
-"""What a process writes, renames and removes outside of a folder, as Python's audit events show it."""
+"""Record writes, renames and removals outside of a folder, by Python's audit events."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ sys.addaudithook(_hook)  # for as long as the process lives; it does nothing out
 
 @contextlib.contextmanager
 def touched_outside(*folders: Path) -> Iterator[list[str]]:
-    """Collect what happens in a block outside of some folders."""
+    """Collect the changes of a block outside of the given folders."""
     _found.clear()
     _inside[:] = [Path(os.path.realpath(folder)) for folder in folders]
     try:
@@ -68,7 +68,7 @@ def touched_outside(*folders: Path) -> Iterator[list[str]]:
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """Everything below a folder: what native libraries do shows here only."""
+    """Return everything below a folder: changes by native libraries are visible only here."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         stat = path.lstat()

@@ -1,4 +1,4 @@
-"""Disks that are full, and what is left on them."""
+"""Full disks, and the files that remain on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {"piece_rows": 100, "batch_rows": 100}
 
 
 def run_on_a_small_disk(limit: int, error: str, src: str, dst: str) -> None:
-    """Run a job in a process whose files may not grow beyond some bytes: what a full disk does to it."""
+    """Run a job in a process with a limit on file size, which acts like a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
@@ -43,8 +43,8 @@ def growing(dataset: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_a_job_goes_on_when_there_is_space_again(start: Callable, growing: Path, tmp_path: Path, kind: str) -> None:
-    """A full disk is one error; nothing half-written stays, and the next run ends as if it had not been."""
+def test_a_job_continues_when_there_is_space_again(start: Callable, growing: Path, tmp_path: Path, kind: str) -> None:
+    """A full disk is one error; no partial file remains, and the next run completes the job."""
     path, log, error = tmp_path / "small" / NAMES[kind], tmp_path / "log", tmp_path / "error"
     process = start(run_on_a_small_disk, 12_000, error, growing, path)
     process.join()
@@ -60,7 +60,7 @@ def test_a_job_goes_on_when_there_is_space_again(start: Callable, growing: Path,
 
 
 def test_readers_of_folders_see_rows_only(dataset: Path, tmp_path: Path) -> None:
-    """pyarrow, DuckDB, polars and pandas read the output as the dataset that it is, `_embedreg/` or not."""
+    """pyarrow, DuckDB, polars and pandas read the output as a dataset, despite `_embedreg/`."""
     import duckdb
     import pandas as pd
     import polars as pl

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a job ends as if nothing had happened."""
+"""A job that is killed at any moment and started again ends with the same result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {"folder": "out", "file": "out.parquet", "table": "db/out.lance"}
 
 
 def content(path: Path) -> Any:
-    """All that a reader of the output sees: names, rows, order, declarations."""
+    """Return what a reader of the output sees: names, rows, order, declarations."""
     if path.suffix == ".lance":
         table = lance.dataset(path).to_table()
         return table, table.schema.metadata
@@ -37,7 +37,7 @@ def content(path: Path) -> Any:
 
 
 def left_over(path: Path) -> list[str]:
-    """What lies about that nobody should find: hidden work, locks, half files."""
+    """Return leftovers that must not exist: hidden working files, locks, partial files."""
     beside = [each.name for each in path.parent.iterdir() if each.name.startswith(".")]
     within = [path / "_embedreg" / name for name in ("tmp", "lock")]
     return beside + [each.name for folder in within if folder.exists() for each in folder.iterdir()]
@@ -45,7 +45,7 @@ def left_over(path: Path) -> list[str]:
 
 @pytest.fixture
 def uninterrupted(dataset: Path, tmp_path: Path) -> Callable[[str], Any]:
-    """What a run that nobody stops leaves behind."""
+    """The result of an uninterrupted run."""
 
     def run(kind: str) -> Any:
         path = tmp_path / "reference" / NAMES[kind]
@@ -56,7 +56,7 @@ def uninterrupted(dataset: Path, tmp_path: Path) -> Callable[[str], Any]:
 
 
 def check(path: Path, log: Path, expected: Any, kills: int) -> None:
-    """Nothing is lost, nothing is there twice, and each kill cost one piece at most."""
+    """Check that no row is lost or duplicated, and that each kill cost at most one piece."""
     assert content(path) == expected
     assert left_over(path) == []
     counted = Counter(children.embedded(log))
@@ -67,10 +67,10 @@ def check(path: Path, log: Path, expected: Any, kills: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "kills"), [("folder", 20), ("file", 6), ("table", 6)])
-def test_a_job_killed_at_a_random_moment_ends_as_if_it_had_not_been(
+def test_a_job_killed_at_a_random_moment_ends_with_the_same_result(
     start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path, kind: str, kills: int
 ) -> None:
-    """SIGKILL at random points: the same files, rows, order, declarations; only the piece in flight is done again."""
+    """SIGKILL at random points: the same files, rows, order, declarations; only the running piece is repeated."""
     expected, chance = uninterrupted(kind), random.Random(kind)
     killed = 0
     for trial in range(kills):
@@ -92,10 +92,10 @@ def test_a_job_killed_at_a_random_moment_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
-def test_a_job_killed_at_each_of_its_steps_ends_as_if_it_had_not_been(
+def test_a_job_killed_at_each_of_its_steps_ends_with_the_same_result(
     start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Killed before each push to the disk in turn, without ever coming to an end: nothing done is done again."""
+    """A job that is killed before each of its syncs in turn never repeats a completed piece."""
     expected, log = uninterrupted(kind), tmp_path / "log"
     path, kills = tmp_path / "killed" / NAMES[kind], 0
     number = 1
@@ -114,7 +114,7 @@ def test_a_job_killed_at_each_of_its_steps_ends_as_if_it_had_not_been(
 def test_one_job_killed_again_and_again_ends(
     start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path
 ) -> None:
-    """However often it is stopped, as long as one piece gets done in a while, the job comes to its end."""
+    """A job that is killed repeatedly ends, as long as a piece is completed now and then."""
     expected, log, path = uninterrupted("folder"), tmp_path / "log", tmp_path / "out"
     kills, chance = 0, random.Random(7)
     while True:
@@ -139,7 +139,7 @@ def test_one_job_killed_again_and_again_ends(
 def test_fragments_are_on_the_disk_before_they_are_recorded(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each file of Lance's is pushed to the disk before its record is written."""
+    """Each file of Lance is synced to the disk before its record is written."""
     pushed, sync = list[str](), os.fsync
 
     def noting(handle: int) -> None:
@@ -157,10 +157,10 @@ def test_fragments_are_on_the_disk_before_they_are_recorded(
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "removed"])
-def test_a_fragment_that_is_not_whole_is_done_again(
+def test_a_truncated_fragment_is_done_again(
     uninterrupted: Callable, dataset: Path, tmp_path: Path, damage: str
 ) -> None:
-    """A recorded fragment whose file is shorter than it was counts for nothing."""
+    """A recorded fragment whose file was truncated is ignored."""
     expected, log, path = uninterrupted("table"), tmp_path / "log", tmp_path / NAMES["table"]
     declaration = Logged(log=str(log)).bind("text", "vector")
     with Job.open(dataset, path, declaration, **OPTIONS) as job:
@@ -179,7 +179,7 @@ def test_a_fragment_that_is_not_whole_is_done_again(
 
 
 @pytest.mark.parametrize("kind", ["file", "table"])
-def test_a_run_that_is_stopped_while_it_clears_up_is_known_to_have_ended(
+def test_a_run_that_is_killed_during_cleanup_is_recognised_as_complete(
     start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path, kind: str
 ) -> None:
     """Ended before any of its last removals, what it made is whole: the next run says so, and clears up.

@@ -1,4 +1,4 @@
-"""Every kind of source, cut into pieces, and every kind of destination."""
+"""Every kind of source, in pieces, and every kind of destination."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS = 400
 
 
 def table() -> pa.Table:
-    """Rows with what makes text files hard: line breaks, quotes, commas, nulls, blanks, letters of several bytes."""
+    """Return rows that are hard for text files: line breaks, quotes, commas, nulls, blanks, multi-byte letters."""
     hard = ["plain", 'with "quotes"', "with, commas", "with\nline breaks\r\nof both kinds", "", "größer", '"', "\n"]
     rows = [f"{hard[n % len(hard)]} {n}" if n % 7 else None for n in range(ROWS)]
     return pa.table({"id": range(ROWS), "text": rows, "weight": [n / 4 for n in range(ROWS)]})
@@ -61,7 +61,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "stream", "jsonl", "csv"])
 @pytest.mark.parametrize("out", ["out", "out.parquet", "out.arrow", "out.lance"])
 def test_every_kind_becomes_every_kind(small: None, tmp_path: Path, kind: str, out: str) -> None:
-    """Cut into pieces and put together, the rows are those of the source, in order, with their vectors."""
+    """The joined pieces have the rows of the source, in order, with their vectors."""
     data, log = table(), tmp_path / "log"
     suffix = {"stream": "arrows"}.get(kind, kind)
     (tmp_path / "in").mkdir()
@@ -91,7 +91,7 @@ def test_every_kind_becomes_every_kind(small: None, tmp_path: Path, kind: str, o
 
 
 def test_a_lance_table_is_read_by_fragments(tmp_path: Path) -> None:
-    """Each fragment is an input: a table that grew is gone on with, and what was deleted is not embedded."""
+    """Each fragment is an input: a job continues with a table that grew, and deleted rows are not embedded."""
     log = tmp_path / "log"
     lance.write_dataset(rows_of(0, 400), tmp_path / "in.lance", max_rows_per_file=150)
     lance.dataset(tmp_path / "in.lance").delete("id = 5")
@@ -107,7 +107,7 @@ def test_a_lance_table_is_read_by_fragments(tmp_path: Path) -> None:
 
 
 def test_a_lance_table_appears_in_one_version(tmp_path: Path, dataset: Path) -> None:
-    """Whatever order the pieces are done in, and however often: one commit, the rows in order, no file too many."""
+    """In any order of the pieces, and with repetitions, there is one commit, with ordered rows and no extra file."""
     declaration = Logged().bind("text", "vector")
     target = tmp_path / "db" / "out.lance"
     with Job.open(dataset, target, declaration, piece_rows=100) as job:
@@ -141,7 +141,7 @@ def test_a_lance_table_appears_in_one_version(tmp_path: Path, dataset: Path) -> 
     ],
 )
 def test_a_pattern_names_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]) -> None:
-    """`*` stays in a folder, `**` does not; what is there by that very name is no pattern; markers are no data."""
+    """`*` stays in a folder, `**` does not; an existing file of that name is no pattern; marker files are skipped."""
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b1", "deep/c", "deep/er/d", "_x", ".y", "odd[1]"):
         (tmp_path / "in" / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def test_a_pattern_names_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_signal_while_lances_thread_starts_leaves_nothing(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, started: bool, at: int
 ) -> None:
-    """Before or after the thread runs, and whichever of them it is: Lance writes nothing behind the run's back."""
+    """After a signal before or after the thread starts, Lance does not write anything more."""
     start, met = threading.Thread.start, []
 
     def interrupted(self: threading.Thread) -> None:
@@ -178,8 +178,8 @@ def test_a_signal_while_lances_thread_starts_leaves_nothing(
     assert at == 2 or not (tmp_path / "db").exists(), "nothing was done yet, so nothing stays"
 
 
-def test_a_pattern_that_names_nothing_is_refused(tmp_path: Path) -> None:
-    """So is a folder of several kinds, which a pattern tells apart."""
+def test_a_pattern_without_matches_is_refused(tmp_path: Path) -> None:
+    """A folder of several kinds is refused too, and the hint is a pattern for one of them."""
     with pytest.raises(StorageError, match="no file of a known kind"):
         places.find(f"{tmp_path}/*.parquet", opening.KINDS)
     write("csv", tmp_path / "a.csv", table())
@@ -191,7 +191,7 @@ def test_a_pattern_that_names_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_links_are_read_and_loops_of_links_end(tmp_path: Path) -> None:
-    """A link to a file is that file; one to a folder is not followed, since it may lead to where it lies."""
+    """A link to a file is that file; one to a folder is not followed, since it may lead to its own parent."""
     (tmp_path / "in").mkdir()
     write("parquet", tmp_path / "real.parquet", table())
     (tmp_path / "in" / "a.parquet").symlink_to(tmp_path / "real.parquet")
@@ -202,7 +202,7 @@ def test_links_are_read_and_loops_of_links_end(tmp_path: Path) -> None:
 # -- schemas -----------------------------------------------------------------------------------------------------------
 
 
-def test_files_that_differ_get_the_schema_of_all(tmp_path: Path) -> None:
+def test_files_with_different_schemas_are_unified(tmp_path: Path) -> None:
     """A column that only some files have is null in the others; of two types the wider one holds both."""
     pq.write_table(pa.table({"text": ["a"], "n": pa.array([1], pa.int32())}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "n": pa.array([2**40], pa.int64()), "x": [1.5]}), tmp_path / "b.parquet")
@@ -215,8 +215,8 @@ def test_files_that_differ_get_the_schema_of_all(tmp_path: Path) -> None:
     ]
 
 
-def test_files_that_do_not_agree_are_named(tmp_path: Path) -> None:
-    """Text here and numbers there cannot be one column."""
+def test_files_with_incompatible_types_are_named(tmp_path: Path) -> None:
+    """A column of text in one file and numbers in another raises an error that names both files."""
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "n": ["two"]}), tmp_path / "b.parquet")
     with pytest.raises(embedreg.EmbedregError, match=r"b\.parquet does not fit a\.parquet: .*n"):
@@ -248,7 +248,7 @@ def spans(path: Path, piece_rows: int) -> tuple[sources.Source, list[pieces.Piec
 
 
 def test_row_groups_are_joined_and_cut(tmp_path: Path) -> None:
-    """Small ones are put together, one that is much larger than a piece is cut inside; each row is in one piece."""
+    """Small row groups are joined, and one much larger than a piece is split; each row is in one piece."""
     path = tmp_path / "a.parquet"
     schema = pa.schema({"id": pa.int64()})
     with pq.ParquetWriter(path, schema) as writer:
@@ -268,8 +268,8 @@ def test_row_groups_are_joined_and_cut(tmp_path: Path) -> None:
     assert [piece.span.first_row for piece in found] == [0, 30, 130, 230, 330, 430, 530, 630]
 
 
-def test_large_rows_come_fewer_to_a_batch_and_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of pictures are bounded by their bytes, not by their number."""
+def test_batches_and_pieces_of_large_rows_have_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of images are bounded by their bytes, not by their number of rows."""
     monkeypatch.setattr(formats, "BATCH_BYTES", 10_000)
     monkeypatch.setattr(pieces, "PIECE_BYTES", 50_000)
     path = tmp_path / "a.parquet"
@@ -288,7 +288,7 @@ def rows_in(source: sources.Source, piece: pieces.Piece) -> list[dict[str, Any]]
 
 
 def csv_text(rows: list[tuple[str, ...]], end: str = "\n") -> str:
-    """Rows as Python's own writer of CSV has them."""
+    """Return rows as written by Python's csv module."""
     out = io.StringIO()
     csv.writer(out, lineterminator=end).writerows(rows)
     return out.getvalue()
@@ -297,7 +297,7 @@ def csv_text(rows: list[tuple[str, ...]], end: str = "\n") -> str:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("seed", range(8))
 def test_csv_is_cut_only_where_rows_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, end: str) -> None:
-    """Whatever stands inside quotes: the pieces' rows are those that Python's reader of CSV finds."""
+    """With any text inside quotes, the rows of the pieces are those of Python's csv reader."""
     monkeypatch.setattr(texts, "_CHUNK_BYTES", 64)
     chance = random.Random(seed)
     cells = ['a"b', '""', "x,y", "1\n2", "1\r\n2", "plain", "ü", '"quoted"', "end\n", "\nstart"]
@@ -328,7 +328,7 @@ def test_csv_is_cut_only_where_rows_end(tmp_path: Path, monkeypatch: pytest.Monk
 def test_csv_with_stray_quotes_and_old_line_ends_is_cut_by_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    """A quote inside of a field that none opened is a character; the rows are those of Python's reader."""
+    """A quote inside an unquoted field is a character; the rows are those of Python's csv reader."""
     path = tmp_path / "a.csv"
     path.write_text(content, newline="")
     monkeypatch.setattr(texts, "_CHUNK_BYTES", 16)
@@ -344,7 +344,7 @@ def test_csv_with_stray_quotes_and_old_line_ends_is_cut_by_rows(
     [('text,n\nx,1\n"a"b",1\nx,2\n', 3), ('text,n\n"a\nb",1\n"open,2\nx,3\n', 4), ('text,n\nx,1\n"', 3)],
 )
 def test_a_quote_that_is_not_closed_is_an_error_at_its_line(tmp_path: Path, content: str, line: int) -> None:
-    """The rows behind it would end inside of one text, or a quote would be lost."""
+    """Otherwise the following rows would become part of one text, or a quote would be lost."""
     path = tmp_path / "a.csv"
     path.write_text(content)
     with pytest.raises(StorageError, match=rf"a\.csv, line {line}: the quote that opens here"):
@@ -356,7 +356,7 @@ def test_a_quote_that_is_not_closed_is_an_error_at_its_line(tmp_path: Path, cont
     [("text\n", 0), ("text\na", 1), ("text\n\n\na\n\nb\n\n", 2), ("\n\ntext\na\n", 1), ("text\r\n\r\na\r\n", 1)],
 )
 def test_csv_rows_are_counted_as_they_are_read(tmp_path: Path, content: str, rows: int) -> None:
-    """Empty lines are no rows, and the last line may end without a break."""
+    """Empty lines are skipped, and the last line may lack a line break."""
     path = tmp_path / "a.csv"
     path.write_text(content, newline="")
     source = sources.open_source(places.find(str(path), opening.KINDS))
@@ -367,7 +367,7 @@ def test_csv_rows_are_counted_as_they_are_read(tmp_path: Path, content: str, row
 def test_an_input_that_changes_while_it_is_read_is_refused(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of two versions of a file never come into one piece unseen; the next run does it again."""
+    """A piece never mixes rows of two versions of a file; the next run repeats it."""
     path = dataset / "lang=de" / "a.parquet"
     declaration = Logged().bind("text", "vector")
     with Job.open(dataset, tmp_path / "out", declaration, piece_rows=1000) as job:
@@ -383,7 +383,7 @@ def test_an_input_that_changes_while_it_is_read_is_refused(
 def test_a_plan_is_not_trusted_longer_than_its_inputs(
     dataset: Path, tmp_path: Path, change: str, run_once: Callable[..., Any]
 ) -> None:
-    """What was found in a file is found again when the file is another."""
+    """A file that has changed is scanned again."""
     run_once()
     path = dataset / "lang=en" / "a.parquet"
     if change == "replaced":
@@ -405,10 +405,10 @@ def run_once(dataset: Path, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("out", ["out", "out.parquet", "out.lance"])
-def test_what_embedding_raises_comes_out_as_it_is(
+def test_errors_of_embedding_are_raised_unchanged(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
-    """An error of the function is not one of the disk, and a secret scope is in force while rows are embedded."""
+    """An error of the function is not reported as one of the disk, and a scope of secrets applies while embedding."""
     names = []
 
     def before(some: list[str]) -> None:

@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {"piece_rows": 100, "batch_rows": 20}
 
 @pytest.fixture
 def held(tmp_path: Path) -> Callable[..., Path]:
-    """Put another run's lock into `out`."""
+    """Write another run's lock into `out`."""
 
     def put(**told: Any) -> Path:
         path = tmp_path / "out" / lock.FOLDER / "other.json"
@@ -40,7 +40,7 @@ def held(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_two_runs_at_once_are_refused(start: Callable, dataset: Path, tmp_path: Path) -> None:
-    """The second one ends at once, with the first one's process; the first one does not notice."""
+    """The second run ends at once with an error that names the first run's process; the first one continues."""
     log, out = tmp_path / "log", tmp_path / "out"
     first = start(children.run, dataset, out, log, pause_s=0.05, **OPTIONS)
     while not children.embedded(log):
@@ -54,7 +54,7 @@ def test_two_runs_at_once_are_refused(start: Callable, dataset: Path, tmp_path: 
 
 
 def test_a_lock_of_a_dead_process_is_taken_over(start: Callable, dataset: Path, tmp_path: Path) -> None:
-    """A run that was killed holds nothing up, though nobody has removed its lock."""
+    """The lock of a killed run does not block the next run."""
     log, out = tmp_path / "log", tmp_path / "out"
     first = start(children.run, dataset, out, log, pause_s=0.05, **OPTIONS)
     while not children.embedded(log):
@@ -78,10 +78,10 @@ def test_a_lock_of_a_dead_process_is_taken_over(start: Callable, dataset: Path, 
         ({"boot": None}, 0, False),
     ],
 )
-def test_a_lock_is_judged_by_its_process_or_its_age(
+def test_a_lock_is_checked_by_its_process_or_its_age(
     held: Callable[..., Path], tmp_path: Path, told: dict[str, Any], age_s: float, free: bool
 ) -> None:
-    """A process of this machine is looked up; of any other it counts when its lock was renewed."""
+    """A process of this machine is checked; for any other, the last renewal of its lock decides."""
     path = held(**told)
     then = time.time() - age_s
     os.utime(path, (then, then))
@@ -96,14 +96,14 @@ def test_a_lock_is_judged_by_its_process_or_its_age(
 
 
 def test_a_lock_that_cannot_be_read_is_one(held: Callable[..., Path], tmp_path: Path) -> None:
-    """Half a lock is another run's that is being written."""
+    """A partial lock file belongs to another run that is writing it."""
     held().write_bytes(b"{")
     with pytest.raises(StorageError, match="another run"):
         Lock(Storage(str(tmp_path / "out"))).__enter__()
 
 
-def test_a_run_that_was_taken_for_dead_stops(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asleep for too long, it finds its lock gone and records nothing more."""
+def test_a_run_that_was_considered_dead_stops(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was suspended for too long finds its lock removed, and records nothing more."""
     monkeypatch.setattr(lock, "_RENEW_S", 0.01)
     with Job.open(dataset, tmp_path / "out", Logged().bind("text", "vector"), **OPTIONS) as job:
         outcome = job.work.run(job.pending()[0])
@@ -115,7 +115,7 @@ def test_a_run_that_was_taken_for_dead_stops(dataset: Path, tmp_path: Path, monk
 
 
 def test_a_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its time moves on while the run lives."""
+    """Its time is updated while the run is alive."""
     monkeypatch.setattr(lock, "_RENEW_S", 0.01)
     with Lock(Storage(str(tmp_path / "out"))):
         (path,) = (tmp_path / "out" / lock.FOLDER).iterdir()
@@ -129,7 +129,7 @@ def test_a_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_that_ended_while_this_one_was_opening_is_left_alone(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was looked at before the lock was taken is looked at again: nothing of the other run is lost."""
+    """The state is read again once the lock is acquired, so that no work of the other run is lost."""
     out, declaration = tmp_path / "out", Logged().bind("text", "vector")
     acquire = Lock.acquire
 
@@ -144,7 +144,7 @@ def test_a_run_that_ended_while_this_one_was_opening_is_left_alone(
     assert embedreg.embed(dataset, out, declaration, **OPTIONS).reused == 7
 
 
-# -- a run that was taken for dead -------------------------------------------------------------------------------------
+# -- a run that was considered dead ------------------------------------------------------------------------------------
 
 NAMES = {"folder": "out", "file": "out.parquet", "table": "db/out.lance"}
 
@@ -157,7 +157,7 @@ def hidden(tmp_path: Path, kind: str) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Callable[..., None]:
-    """Let every lock of a destination be one of another machine's that was last heard of long ago."""
+    """Make every lock of a destination one of another machine that was last renewed long ago."""
 
     def age(kind: str) -> None:
         for path in (hidden(tmp_path, kind) / lock.FOLDER).iterdir():
@@ -178,10 +178,10 @@ def everything(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("recorded", [0, 2])
 @pytest.mark.parametrize("ended", [False, True])
 @pytest.mark.parametrize("kind", NAMES)
-def test_a_run_that_lost_its_lock_touches_nothing(
+def test_a_run_that_lost_its_lock_changes_nothing(
     dataset: Path, tmp_path: Path, elsewhere: Callable[[str], None], kind: str, ended: bool, recorded: int
 ) -> None:
-    """Another run took over, and has begun or ended: this one cannot record, finish or clear up."""
+    """Another run took over, and has begun or ended: this one can neither record, finish nor clean up."""
     declaration, path = Logged().bind("text", "vector"), tmp_path / NAMES[kind]
     first = Job.open(dataset, path, declaration, **OPTIONS)
     pieces = first.pending()
@@ -210,8 +210,8 @@ def test_a_run_that_lost_its_lock_touches_nothing(
         assert embedreg.embed(dataset, path, declaration, **OPTIONS).reused == recorded + 1
 
 
-def test_a_run_that_lives_here_keeps_its_lock_whatever_its_age(start: Callable, dataset: Path, tmp_path: Path) -> None:
-    """A clock that jumps, or a process that is stopped for hours, makes no other run take over."""
+def test_a_live_run_of_this_machine_keeps_its_lock_at_any_age(start: Callable, dataset: Path, tmp_path: Path) -> None:
+    """A clock that jumps, or a process that is stopped for hours, does not let another run take over."""
     log, out = tmp_path / "log", tmp_path / "out"
     first = start(children.run, dataset, out, log, pause_s=0.02, **OPTIONS)
     while not children.embedded(log):
@@ -231,8 +231,8 @@ def test_a_run_that_lives_here_keeps_its_lock_whatever_its_age(start: Callable, 
 @pytest.mark.parametrize(
     "content", [b"[]", b"null", b'{"pid": true}', b'{"pid": -1, "boot": 3}', b"\0" * 10, b"[" * 9999, b'{"host": {}}']
 )
-def test_an_odd_lock_is_one_until_it_is_old(held: Callable[..., Path], tmp_path: Path, content: bytes) -> None:
-    """Whatever it holds, it is judged by its age."""
+def test_an_invalid_lock_counts_until_it_is_old(held: Callable[..., Path], tmp_path: Path, content: bytes) -> None:
+    """With any content, its age decides."""
     path = held()
     path.write_bytes(content)
     root = Storage(str(tmp_path / "out"))
@@ -251,7 +251,7 @@ def test_an_odd_lock_is_one_until_it_is_old(held: Callable[..., Path], tmp_path:
 def test_an_input_that_changes_while_the_job_runs_is_noticed(
     dataset: Path, tmp_path: Path, kind: str, change: str
 ) -> None:
-    """One whose pieces are done already: the end is refused, and the next run holds the new rows only."""
+    """One whose pieces are done already: the job does not finish, and the next run has only the new rows."""
     path, first = tmp_path / NAMES[kind], dataset / "lang=de" / "a.parquet"
     declaration = Logged().bind("text", "vector")
     with Job.open(dataset, path, declaration, **OPTIONS) as job:

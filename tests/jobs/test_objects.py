@@ -51,7 +51,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 @pytest.fixture
 def bucket(server: int, monkeypatch: pytest.MonkeyPatch, dataset: Path) -> str:
-    """The address of a new bucket that holds the dataset, reachable through the environment."""
+    """Return the URI of a new bucket with the dataset, configured through the environment."""
     environment(monkeypatch, server)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     here().create_dir(name)

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all."""
+"""Atomic writes: an output is complete or does not exist."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +45,8 @@ def test_no_rows_make_an_empty_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [CallError("the model failed"), ConnectionResetError("gone"), KeyboardInterrupt()])
-def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
-    """Whatever stops the stream comes out as itself; the old file stays, and no half of the new one does."""
+def test_an_error_while_writing_keeps_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    """An error of the stream is raised unchanged; the old file stays, and no part of the new one does."""
     write_parquet(reader([1]), tmp_path / "out.parquet")
     with pytest.raises(type(error)) as caught:
         write_parquet(reader([2], fail=error), tmp_path / "out.parquet")
@@ -65,8 +65,8 @@ def test_folders_made_for_an_output_that_failed_are_removed(tmp_path: Path) -> N
     assert left(tmp_path) == ["old", "old/new", "old/new/newer", "old/new/newer/out.parquet"]
 
 
-def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
-    """A table that is replaced is wholly the new one, and nothing else is left."""
+def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+    """A replaced table has only the content of the new one."""
     target = tmp_path / "table.lance"
     for content in ("one", "two"):
         with replacing(target) as hidden:
@@ -76,7 +76,7 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
-    """A file where a folder should be is named, with what can be done."""
+    """A file where a folder is expected is named, with a hint."""
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written") as caught:
         write_parquet(reader([1]), tmp_path / "file" / "out.parquet")

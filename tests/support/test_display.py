@@ -1,4 +1,4 @@
-"""Text that data brings cannot steer what it is shown on."""
+"""Text of data cannot control the terminal, log or page that shows it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ JOINERS = "\u200c\u200d"
 
 @given(any_text)
 def test_every_character_of_plain_text_is_printable(text: str) -> None:
-    """No control character, mark of direction, lone surrogate or line break is left, whatever comes in."""
+    """For any input, no control character, direction mark, lone surrogate or line break is left."""
     assert all(char.isprintable() or char in JOINERS for char in plain(text))
     assert all(char.isprintable() or char in JOINERS + "\n" for char in printable(text))
 
 
 @given(st.text(st.characters(codec="ascii", categories=("L", "N", "P"))))
 def test_what_is_printable_stays(text: str) -> None:
-    """Plain words are shown as they are."""
+    """Plain words are shown unchanged."""
     assert printable(text) == plain(text) == text
 
 
@@ -50,13 +50,13 @@ def test_joiners_of_scripts_and_emoji_stay() -> None:
     assert printable("👨\u200d👩\u200d👧") == "👨\u200d👩\u200d👧"
 
 
-def test_a_long_value_costs_what_is_shown() -> None:
-    """A text of many megabytes is cut before anything walks through it."""
+def test_a_long_value_is_cut_first() -> None:
+    """A text of many megabytes is cut before it is processed."""
     assert plain("é" * 50_000_000, 10) == "é" * 9 + "…"
 
 
 def test_lines_tables_and_headings_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is said, noted, reported or tabled passes the same door."""
+    """Messages, notes, reports and tables are all made printable."""
     bad = "\x1b]0;owned\x07\x9b2J\u202egnp.exe"
     terminal.say(bad)
     terminal.note(bad)

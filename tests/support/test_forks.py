@@ -255,7 +255,7 @@ def random_clip(folder: str) -> None:
 
 
 def test_remote_functions(runs: Callable[..., str]) -> None:
-    """A child connects anew, while threads of the parent are in the middle of requests; both end as they should."""
+    """A child opens its own connections while threads of the parent have running requests; both succeed."""
     pytest.importorskip("openai")
     code = """
 from tests.servers import EmbeddingServer
@@ -335,7 +335,7 @@ print(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hangs")
 
 
 def test_locks_are_free_in_a_child_and_whole(runs: Callable[..., str]) -> None:
-    """What another thread holds for a moment is waited for; what it holds for longer is renewed; our own stays ours."""
+    """A lock held briefly by another thread is waited for, one held longer is recreated, and our own stays held."""
     code = """
 from embedreg.support.forks import ForkSafeLock
 short, long, mine = ForkSafeLock(), ForkSafeLock(), ForkSafeLock()

@@ -1,4 +1,4 @@
-"""What is tried again, how long it is waited, and what comes out at the end."""
+"""Which errors are retried, how long the waits are, and which error is raised at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_waiting() -> Iterator[None]:
 
 
 class VendorError(Exception):
-    """An error of a client library that nobody here knows."""
+    """An error of an unknown client library."""
 
     def __init__(self, status_code: int | None = None, headers: dict[str, str] | None = None) -> None:
         super().__init__("sk-secret and 'the whole input'")
@@ -60,7 +60,7 @@ def test_arguments_and_result_pass_through() -> None:
     assert call_with_retry(Flaky(), 1, "two", max_retries=3, three=3) == ((1, "two"), {"three": 3})
 
 
-def test_a_passing_error_is_tried_again() -> None:
+def test_a_transient_error_is_retried() -> None:
     """Two lost connections and then an answer: three calls."""
     flaky = Flaky(ConnectionResetError(), VendorError(503))
     assert call_with_retry(flaky, max_retries=2) == ((), {})
@@ -68,8 +68,8 @@ def test_a_passing_error_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("max_retries", [1, 2, 7])
-def test_the_original_error_comes_out(max_retries: int) -> None:
-    """After 1 + max_retries calls the last error itself comes out, with its own traceback and no stand-in about it."""
+def test_the_original_error_is_raised(max_retries: int) -> None:
+    """After 1 + max_retries calls the last error itself is raised, without a substitute as its context."""
     errors = [VendorError(500) for _ in range(20)]
     flaky = Flaky(*errors)
     with pytest.raises(VendorError) as caught:
@@ -81,8 +81,8 @@ def test_the_original_error_comes_out(max_retries: int) -> None:
     assert any(entry.name == "__call__" for entry in caught.traceback)
 
 
-def test_the_original_error_comes_out_of_stamina_s_test_mode() -> None:
-    """Where stamina allows fewer attempts than were asked for, the function's own error comes out all the same."""
+def test_the_original_error_is_raised_in_stamina_s_test_mode() -> None:
+    """If stamina allows fewer attempts than requested, the function's own error is still raised."""
     flaky = Flaky(VendorError(500), VendorError(500), VendorError(500))
     with stamina.set_testing(True, attempts=2), pytest.raises(VendorError):
         call_with_retry(flaky, max_retries=7)
@@ -150,13 +150,13 @@ LASTING: list[BaseException] = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
-def test_what_may_pass(error: Exception) -> None:
-    """Connection errors, timeouts, busy servers and errors that nobody knows are tried again."""
+def test_transient_errors(error: Exception) -> None:
+    """Connection errors, timeouts, busy servers and unknown errors are retried."""
     assert is_transient(error)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=repr)
-def test_what_does_not_pass(error: BaseException) -> None:
+def test_permanent_errors(error: BaseException) -> None:
     """Mistakes, refused requests and keys, and missing memory, disk and files are raised at the first call."""
     assert not is_transient(error)
     flaky = Flaky(error)
@@ -175,7 +175,7 @@ def test_the_status_is_found_wherever_a_library_keeps_it(holder: str) -> None:
 
 
 def test_a_code_that_is_no_http_status_is_none() -> None:
-    """`code` is text in one library and a grpc number in another: neither is taken for a status."""
+    """`code` is text in one library and a grpc number in another: neither is read as a status."""
     error = Exception()
     error.code = "rate_limit_exceeded"  # type: ignore[attr-defined]
     assert http_status(error) is None
@@ -215,7 +215,7 @@ def test_waits_double_are_capped_and_jittered() -> None:
     ],
 )
 def test_retry_after_is_read(headers: dict[str, str], seconds: float | None) -> None:
-    """Seconds, milliseconds and dates are understood; what makes no sense is as if it were not there."""
+    """Seconds, milliseconds and dates are understood; an invalid value is ignored."""
     assert retry_after_s(VendorError(429, headers)) == seconds
 
 
@@ -232,7 +232,7 @@ def test_retry_after_is_read_from_the_response() -> None:
     assert retry_after_s(error) == 3
 
 
-def test_the_server_is_waited_for_never_less_than_it_asks_up_to_a_cap() -> None:
+def test_the_wait_is_at_least_what_the_server_asks_up_to_a_limit() -> None:
     """Retry-After sets the wait, with a little on top; two minutes is the most."""
     seen = waits(VendorError(429, {"Retry-After": "7"}), VendorError(429, {"Retry-After": "3600"}))
     assert 7 <= seen[0] <= 7.7
@@ -240,7 +240,7 @@ def test_the_server_is_waited_for_never_less_than_it_asks_up_to_a_cap() -> None:
 
 
 def test_the_deadline_ends_it() -> None:
-    """A wait that would end after the deadline does not begin: the error comes out at once."""
+    """A wait that would end after the deadline does not begin: the error is raised at once."""
     flaky = Flaky(VendorError(429, {"Retry-After": "30"}))
     began = time.monotonic()
     with pytest.raises(VendorError):
@@ -277,7 +277,7 @@ def test_neither_logs_nor_stamina_s_hooks_see_the_error(caplog: pytest.LogCaptur
 
 
 def test_a_caller_can_give_up_between_attempts() -> None:
-    """What `on_retry` raises ends the retries and comes out."""
+    """An error of `on_retry` ends the retries and is raised."""
 
     def give_up(exc: Exception, wait_s: float) -> None:
         raise CallError("no longer wanted")
@@ -318,8 +318,8 @@ class Pooled(embedreg.TextEmbeddingFunction):
 
 
 @pytest.mark.parametrize("role", ["source", "query"])
-def test_what_a_worker_threads_guard_made_of_an_error_is_tried_again(role: str) -> None:
-    """A redacted stand-in of a passing error is retried as the error would be; that of a lasting one is not."""
+def test_a_redacted_error_of_a_worker_thread_is_retried(role: str) -> None:
+    """A redacted substitute of a transient error is retried like the error itself; that of a permanent one is not."""
     embedreg.get_registry().set_var("pooled_key", "sk-secret")
     function = Pooled(max_retries=5)
     call = getattr(function, f"compute_{role}_embeddings_with_retry")
@@ -334,8 +334,8 @@ def test_what_a_worker_threads_guard_made_of_an_error_is_tried_again(role: str) 
     assert "sk-secret" not in str(caught.value)
 
 
-def test_a_call_error_says_itself_whether_it_may_pass() -> None:
-    """`transient` and the wait that a service asked for are kept by the stand-in, and by copies of it."""
+def test_a_call_error_declares_whether_it_is_transient() -> None:
+    """`transient` and the wait that a service asked for are kept by the substitute, and by copies of it."""
     plain = redaction.redacted(VendorError(429, {"Retry-After": "7"}), ["sk-secret"])
     for error in (plain, pickle.loads(pickle.dumps(plain))):
         assert is_transient(error)
