@@ -179,7 +179,7 @@ def test_rows_without_a_field_are_not_called_an_empty_file(cli: Callable, tmp_pa
     ("arguments", "said"),
     [
         (("search", "notes.csv", "x"), ("notes.csv is CSV", "embedreg embed SRC")),
-        (("search", "*.csv", "x"), ("of a kind that is read here", ".parquet", "embedreg embed SRC")),
+        (("search", "*.csv", "x"), ("of a supported kind", ".parquet", "embedreg embed SRC")),
         (("search", "folder", "x"), ("neither Lance tables nor Parquet", "embedreg embed SRC")),
         (("inspect", "notes.csv"), ("notes.csv is CSV", ".parquet file")),
         (("search", "plain.parquet", "x"), ("declares no embedding function", "embedreg attach")),
