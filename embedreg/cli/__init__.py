@@ -1,6 +1,6 @@
 """The command line: `embedreg`, also `python -m embedreg`.
 
-Nothing but `main` lives here, and typer and rich are imported when it runs: they belong to the command line only.
+This module defines only `main`, which imports typer and rich when it runs: only the command line needs them.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ __all__ = ["main"]
 
 
 def _open_streams() -> None:
-    """Open what was closed before the start, as by `>&-`: else the next file that is opened would be stdout."""
+    """Open standard streams that were closed at start, as by `>&-`: otherwise the next opened file becomes stdout."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             handle = os.open(os.devnull, os.O_WRONLY)
             while handle < number:
                 handle = os.open(os.devnull, os.O_WRONLY)
-            setattr(sys, name, open(handle, "w", encoding="utf-8"))  # noqa: SIM115  # for the rest of the process
+            setattr(sys, name, open(handle, "w", encoding="utf-8"))  # noqa: SIM115  # stays open for the process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `embedreg --help` lists them.
 
     Args:
-        argv: the arguments; those of the process for None.
+        argv: the arguments; None for those of the process.
     """
     signals.listen()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can
+            stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal gets escapes for other characters
     try:
         from embedreg.cli.app import app
 
         code = app(argv)
-    except KeyboardInterrupt:  # outside the seams of `app`: while it was imported, or was already ending
+    except KeyboardInterrupt:  # not handled by `app`: raised during its import or exit
         print("embedreg: stopped.", file=sys.stderr)
         code = 130
     except ModuleNotFoundError as exc:
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if signals.asked() is None:
             raise
         code = 0
-    code = signals.asked() or code  # whatever has become of the exception that the signal raised
-    # Where an interrupt ended the `exec` of a text, as in the making of a dataclass, Python remembers it, and would end
-    # by the signal instead of with our code. The next `exec` makes it forget.
+    code = signals.asked() or code  # even if the exception raised by the signal was replaced or lost
+    # If an interrupt ended the `exec` of a text, as in creating a dataclass, Python records it and exits by the signal
+    # instead of with our code. The next `exec` clears the record.
     exec("")
     return code

@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The typer application with all commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedreg.cli.session import TRUST, report
 
 __all__ = ["app"]
 
-# The first line keeps the lines of the paragraph apart.
+# \b in the first line preserves the line breaks of the paragraph.
 _EPILOG = "\n".join(
     [
         "\b",
@@ -39,9 +39,9 @@ _commands = typer.Typer(
     help="Embedding functions that travel with the data: declare one, fill a table, search it with plain text.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,  # it would write to the user's shell files
-    pretty_exceptions_enable=False,  # errors are ours to print: session.py
-    rich_markup_mode=None,  # plain text: help is read by programs and by narrow terminals too
+    add_completion=False,  # completion would write to the user's shell files
+    pretty_exceptions_enable=False,  # errors are printed by session.py
+    rich_markup_mode=None,  # plain text, for programs and narrow terminals
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -58,7 +58,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Hold the options of `embedreg` itself."""
+    """Define the options of `embedreg` itself."""
 
 
 for _name, _body, _help in (
@@ -82,6 +82,6 @@ def app(argv: Sequence[str] | None = None) -> int:
         _commands(args=None if argv is None else list(argv), prog_name="embedreg")
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  # the last seam: before or after a command's own session
+    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  # errors before or after a command's session
         return report(exc)
     return exits.OK

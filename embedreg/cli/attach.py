@@ -1,4 +1,4 @@
-"""`embedreg attach`: which function made the vectors of data that does not say, shown on a sample and then declared."""
+"""`embedreg attach`: declare the function that made the vectors of data, after checking it on a sample."""
 
 from __future__ import annotations
 

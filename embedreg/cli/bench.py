@@ -1,4 +1,4 @@
-"""`embedreg bench`: how fast a function is on this machine, where the time goes, and how far the limit is."""
+"""`embedreg bench`: measure a function's speed on this machine, its time by stage, and its share of the peak."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def bench(
 
 
 def _refuse_others(function: EmbeddingFunction) -> None:
-    """Refuse a function for which Python's docstrings would be something else than texts.
+    """Raise for a function that does not embed texts, since the default sample is Python's docstrings.
 
     Raises:
-        InputError: naming what it embeds.
+        InputError: the message names its modality.
     """
     from embedreg.core.modality import ANY, source_modality
 
@@ -77,7 +77,7 @@ def _refuse_others(function: EmbeddingFunction) -> None:
 
 
 def _texts(src: str | None, column: str, rows: int) -> list[Any]:
-    """Draw distinct rows that have something to embed, in no order."""
+    """Return distinct non-blank rows in random order."""
     if src is None:
         values: list[Any] = [doc.text for doc in corpus.collect()]
     else:
@@ -94,7 +94,7 @@ def _texts(src: str | None, column: str, rows: int) -> list[Any]:
     filled = list({value if isinstance(value, str | bytes) else repr(value): value for value in some}.values())
     if not filled:
         raise StorageError("there is nothing to embed: every row is null or blank.", "choose another --source")
-    random.Random(0).shuffle(filled)  # seeded: two runs measure the same rows
+    random.Random(0).shuffle(filled)  # seeded, so that every run measures the same rows
     return filled[:rows]
 
 
@@ -102,9 +102,9 @@ def _measure(function: EmbeddingFunction, texts: list[Any], runs: int) -> dict[s
     """Time the runs.
 
     Returns:
-        `rows`, `load_s` (until the first vector), `seconds` and `rows_per_s` (of the fastest run); for a function on
-        embedreg's runtime also `tokens`, `tokens_per_s`, `padding` (padded over real tokens, less one), `tokenize_s`,
-        `model_s`, `rest_s`, and where the model's size is known `share_of_matmul_peak`; else None.
+        `rows`, `load_s` (until the first vector), `seconds` and `rows_per_s` (of the fastest run). For a function on
+        embedreg's runtime also `tokens`, `tokens_per_s`, `padding` (padded / real tokens - 1), `tokenize_s`, `model_s`,
+        `rest_s`, and, if the model's size is known, `share_of_matmul_peak`; otherwise these are None.
     """
     from embedreg.embedding.table import embed_column
     from embedreg.runtime import progress
@@ -131,7 +131,7 @@ def _measure(function: EmbeddingFunction, texts: list[Any], runs: int) -> dict[s
 
 
 def _split(function: EmbeddingFunction, seconds: float, steps: list[Step]) -> dict[str, Any]:
-    """Say where the time went."""
+    """Return the time by stage."""
     names = ("tokens", "tokens_per_s", "padding", "tokenize_s", "model_s", "rest_s", "share_of_matmul_peak")
     tokens = sum(step.tokens for step in steps)
     if not tokens:
@@ -171,7 +171,7 @@ def _show(found: dict[str, Any]) -> None:
         "first": f"{terminal.seconds(found['load_s'])} until the first vector",
     }
     if found["tokens_per_s"] is None:
-        lines["time"] = f"{terminal.seconds(found['seconds'])}; its parts: this function does not tell them"
+        lines["time"] = f"{terminal.seconds(found['seconds'])}; its parts are not available for this function"
     else:
         parts = {"tokenizing": found["tokenize_s"], "the model": found["model_s"], "the rest": found["rest_s"]}
         lines["time"] = ", ".join(f"{name} {value / found['seconds']:.0%}" for name, value in parts.items())

@@ -1,4 +1,4 @@
-"""The hits of a search as a page: thumbnails, scores and columns in one file that needs no other and runs nothing."""
+"""An HTML page of search hits: thumbnails, scores and columns in one self-contained file without scripts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from embedreg.support.display import plain
 __all__ = ["write"]
 
 SIDE = 320  # pixels of a thumbnail's longer side: sharp at the size of a card on a dense screen
-_FETCHERS = 8  # thumbnails made at a time, since some may have to be fetched
+_FETCHERS = 8  # concurrent thumbnails, since some images have to be fetched
 _SHOWN = 2000  # characters of a value
-_ALT = 120  # characters that stand for an image where it cannot be seen
+_ALT = 120  # characters of an image's alt text
 
-# Nothing is loaded and nothing is run, whatever the data holds.
+# The page loads nothing and runs no scripts, for any data.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1d1d1b; --soft: #6b6b66; --line: #dcdcd6; }
@@ -58,11 +58,11 @@ def write(path: Path, hits: Hits, query: Any, table: str, *, name: str | None = 
     Images that the rows name are read under what `allow_images` allows; the reason replaces one that cannot be shown.
 
     Args:
-        path: the file; what stood there stays until the page is whole.
+        path: the file; an existing file is replaced atomically.
         hits: with their `values`.
-        query: what was looked for: a text or a PIL image.
-        table: what was searched.
-        name: of the image that was looked for.
+        query: the query, a text or a PIL image.
+        table: the name of the searched table.
+        name: the name of the query image.
     Raises:
         StorageError: the page cannot be written.
     """
@@ -126,7 +126,7 @@ def _card(rank: int, row: dict[str, Any], distance: float, picture: str | None, 
 
 
 def _picture(value: Any) -> str:
-    """Return the image of a row as HTML, `{alt}` in the place of its label; or why there is none."""
+    """Return the image of a row as HTML, with `{alt}` for its label; or the reason why it cannot be shown."""
     from embedreg.images import open_image
 
     if value is None:
@@ -139,7 +139,7 @@ def _picture(value: Any) -> str:
 
 def _thumbnail(image: Any, label: str) -> str:
     small = image.copy()
-    small.info.clear()  # comments, places, cameras: a page is passed on
+    small.info.clear()  # comments, locations, cameras: the page may be shared
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
@@ -148,11 +148,11 @@ def _thumbnail(image: Any, label: str) -> str:
 
 
 def _text(value: object) -> str:
-    """Return a value of the data as text that no browser takes for anything else."""
+    """Return a value of the data as escaped HTML text."""
     if value is None:
         return ""
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     shown = html.escape(plain(value, _SHOWN))
-    # a path is broken between its parts, where it has to be broken
+    # allow line breaks between the parts of a path
     return shown if re.search(r"[\s&]", shown) else re.sub(r"(?<=[/\\_])(?=[\w.-])", "<wbr>", shown)

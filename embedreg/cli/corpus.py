@@ -1,4 +1,4 @@
-"""A real corpus that every machine has: the docstrings of Python's standard library.
+"""The demo's corpus: the docstrings of Python's standard library, available on every machine.
 
 Modules written in Python are parsed, never imported (importing some opens a browser or a window). For
 those written in C there is no source to parse, so a short list of them, each free of side effects, is imported.
@@ -7,7 +7,7 @@ A row's text is the first paragraph of the docstring, the summary of PEP 257: wh
 question. (Over whole docstrings, pages of parameters included, all-MiniLM-L6-v2 does not have `threading.Thread.join`
 among the first three answers to "wait for a thread to finish"; over summaries it comes first.)
 
-The rows are ranked once and for all, and `collect(n)` returns the first n of the ranking:
+The rows have a fixed ranking, and `collect(n)` returns the first n:
 
 1. the docstrings that the demo's own queries look for, so that they are found in the smallest corpus too;
 2. the `EVERYDAY` modules, whole, in the order of that table;
@@ -31,7 +31,7 @@ from embedreg.errors import StorageError
 
 __all__ = ["DEMO_QUERIES", "Doc", "collect"]
 
-# What the demo asks, and the docstring that answers it.
+# The demo's queries, and the docstrings that answer them.
 DEMO_QUERIES = {
     "wait for a thread to finish": "threading.Thread.join",
     "delete a folder and everything in it": "shutil.rmtree",
@@ -40,7 +40,7 @@ DEMO_QUERIES = {
     "the middle value of some numbers": "statistics.median",
 }
 
-# What most programs use: about half of the default corpus.
+# The modules that most programs use: about half of the default corpus.
 EVERYDAY = (
     "threading", "builtins", "os", "pathlib", "shutil", "subprocess", "json", "re", "datetime", "random", "math",
     "itertools", "collections", "csv", "time", "argparse", "difflib", "string", "textwrap", "tempfile", "glob",
@@ -49,7 +49,7 @@ EVERYDAY = (
     "typing", "concurrent",
 )  # fmt: skip
 
-# Modules whose docstrings live in C: the public name, and the names that their objects give as their module.
+# Modules whose docstrings are in C: the public name, and the `__module__` values of their objects.
 C_LEVEL = {
     "builtins": ("builtins",),
     "collections": ("collections", "_collections"),
@@ -66,7 +66,7 @@ C_LEVEL = {
 
 _SIGNATURE = re.compile(r"[\w.]+\([^()]*\)( ?[-=]> ?[\w., ]+)?")
 
-# Tests, applications, vendored or generated code, and two jokes: no documentation of a library.
+# Tests, applications, vendored or generated code, and two jokes, which are not library documentation.
 SKIPPED = frozenset(
     {"test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data", "site-packages", "dist-packages"}
     | {"lib-dynload", "encodings", "antigravity", "this", "__pycache__", "__phello__"}
@@ -82,17 +82,17 @@ class Doc(NamedTuple):
 
 
 def collect(rows: int | None = None, *, progress: Callable[[str], None] | None = None) -> list[Doc]:
-    """Return the first `rows` docstrings of the ranking, sorted by name; all of them for None.
+    """Return the first `rows` docstrings of the ranking, sorted by name; None for all.
 
     Args:
-        rows: how many; fewer come back only when the library holds fewer.
+        rows: how many; fewer are returned only if the library has fewer.
         progress: called with each module's name before it is read.
     Raises:
         StorageError: this Python comes without the source of its library.
     """
     by_module: dict[str, dict[str, Doc]] = {}
     for doc in itertools.chain(_parsed(progress), _imported()):
-        # The first definition wins: a platform's fallback comes after it in the source.
+        # The first definition wins: platform fallbacks come later in the source.
         by_module.setdefault(doc.module.partition(".")[0], {}).setdefault(doc.qualname, doc)
     ranked = _ranked(by_module)
     return sorted(itertools.islice(ranked, rows), key=lambda doc: doc.qualname)
@@ -124,11 +124,11 @@ def _parsed(progress: Callable[[str], None] | None) -> Iterator[Doc]:
         if progress is not None:
             progress(module)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old modules hold invalid escapes, which say nothing about our rows
+            warnings.simplefilter("ignore")  # old modules contain invalid escapes, which do not matter here
             try:
                 tree = ast.parse(path.read_bytes())
             except SyntaxError:
-                continue  # distributions add files for other versions of Python
+                continue  # distributions add files in the syntax of other Python versions
         yield from _walk(tree, module, module)
 
 
@@ -148,7 +148,7 @@ def _walk(node: ast.AST, module: str, qualname: str) -> Iterator[Doc]:
         if text and text.strip():
             yield Doc(module, qualname, _summary(text))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            return  # what is defined inside a function has no public name
+            return  # objects defined inside a function have no public name
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if _public(child.name):
@@ -174,7 +174,7 @@ def _imported() -> Iterator[Doc]:
 
 
 def _summary(text: str) -> str:
-    """Return the first paragraph on one line; after one that only repeats the signature, the second too."""
+    """Return the first paragraph on one line; if it only repeats the signature, add the second."""
     paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip())]
     return " ".join(paragraphs[: 2 if _SIGNATURE.fullmatch(paragraphs[0]) else 1])
 

@@ -1,4 +1,4 @@
-"""`embedreg ddl`: the SQL that makes a database know embedding functions, printed and never run."""
+"""`embedreg ddl`: print the SQL that declares embedding functions in a database; nothing is run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def databend(
         terminal.print_json(found)
         return
     parts = [
-        as_comment("databend-query.toml, without which Databend calls nobody:", found["server_config"]),
+        as_comment("databend-query.toml, which Databend needs to call the server:", found["server_config"]),
         as_comment("the functions", *found["notes"]),
         *found["create_functions"],
         as_comment("a table, where there is none, and one with its vectors"),
@@ -91,7 +91,7 @@ ddl.command("databend", cls=Grouped, epilog=TRUST, short_help="For Databend: ext
 
 
 def returns_of(version: str, returns: str | None) -> Returns:
-    """Return what functions give where nothing says it: VECTOR(n) for a Databend that has it.
+    """Return the default result type of functions: VECTOR(n) for a Databend version that has it.
 
     Raises:
         typer.BadParameter: it is neither "array" nor "vector".
@@ -135,7 +135,7 @@ def _searches(group: Group, layout: Layout) -> list[str]:
 
 
 def described(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return what is served, for a program to read."""
+    """Return the served functions as JSON data."""
     return [
         {
             "name": item.name,
@@ -155,11 +155,11 @@ def as_comment(*texts: str) -> str:
 
 
 def notes(version: str, token: bool) -> list[str]:
-    """Return what the reader of the statements has to know of the token."""
+    """Return notes about the token for the reader of the statements."""
     if not token:
         return []
     if version == "current":
         from embedreg.engines.databend.sql import TOKEN
 
         return [f"put the token in the place of {TOKEN}"]
-    return [f"Databend {version} sends no token, so the server will turn it away: use a newer one, or none"]
+    return [f"Databend {version} sends no token, so the server will reject its calls: use a newer version, or no token"]

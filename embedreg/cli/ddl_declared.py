@@ -1,6 +1,6 @@
-"""`embedreg ddl <engine>`: the SQL that carries the declarations of data through an engine, printed and never run.
+"""`embedreg ddl <engine>`: print the SQL that stores the declarations of data in an engine; nothing is run.
 
-Every engine with a `ddl` gets a command; an engine of a plug-in is looked for when `embedreg ddl` is asked for.
+Every engine with a `ddl` has a command. Plug-ins are loaded only when `embedreg ddl` is used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Data = Annotated[str, typer.Argument(help="What declares the functions: a Parqu
 
 
 class EngineGroup(TyperGroup):
-    """The commands of `embedreg ddl`: its own, and one for every engine that writes DDL."""
+    """The commands of `embedreg ddl`: its own, and one for each engine that writes DDL."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._add_engines()
@@ -54,9 +54,9 @@ def _command(name: str, engine: Engine) -> Any:
 
 
 def _body(engine: Engine) -> Any:
-    """Make the function of a command whose options are those of the engine's `ddl`."""
+    """Return a command function with the options of the engine's `ddl`."""
     write = engine.ddl
-    assert write is not None  # `EngineGroup` asks no other
+    assert write is not None  # guaranteed by `EngineGroup`
 
     def body(data: str, as_json: bool, **options: Any) -> None:
         place = places.find(data)
@@ -82,7 +82,7 @@ def _body(engine: Engine) -> Any:
 
 
 def _option(parameter: inspect.Parameter) -> inspect.Parameter | None:
-    """Return a keyword-only parameter with its help as an option of the command line; None for any other."""
+    """Return a keyword-only parameter as a command-line option with its help; None for other parameters."""
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
         return None
     annotation = parameter.annotation
@@ -98,10 +98,10 @@ def _print(statements: Sequence[Statements]) -> None:
 
 
 def _refuse_unprintable(*names: str) -> None:
-    """Refuse names that would steer the terminal or break a line: in quotes, SQL has no escapes for them.
+    """Raise for names with control characters, which SQL cannot escape in quotes.
 
     Raises:
-        MetadataError: naming it.
+        MetadataError: the message names it.
     """
     for name in names:
         if printable(name) != name or "\n" in name:
@@ -114,7 +114,7 @@ def _entries(path: Path) -> list[Entry]:
     """Return the declarations of data.
 
     Raises:
-        MetadataError: there are none, or one of them holds what must not be printed.
+        MetadataError: there are none, or one contains a secret.
     """
     from embedreg import functions_in
     from embedreg.inspection.locate import refuse_clear_secrets

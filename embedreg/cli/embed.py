@@ -1,4 +1,4 @@
-"""`embedreg embed`: a column of texts becomes a column of vectors, in a dataset, a file or a LanceDB table."""
+"""`embedreg embed`: embed a column of a dataset, a file or a LanceDB table, and write the vectors."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def embed(
     from embedreg.jobs import embed as run
 
     elsewhere = None if engine == "local" else _on_ray(address, actors, gpus_per_actor, cpus_per_actor)
-    # Ray prints on stdout what becomes of its workers, where only our answer may stand.
+    # Ray logs about its workers on stdout, which is reserved for our output.
     quiet = redirect_stdout(sys.stderr) if elsewhere is not None else nullcontext(sys.stdout)
     with quiet, _column_hint(), _going_on(str(dst), options), _progress() as progress:
         report = run(
@@ -179,7 +179,7 @@ def _on_ray(address: str | None, actors: int, gpus_per_actor: float, cpus_per_ac
 def _declared(
     function: str | None, settings: list[str], source: str, vector: str
 ) -> list[EmbeddingFunctionConfig] | None:
-    """Make the declaration that the options describe; None where they leave it to the data."""
+    """Return the declaration from the options; None if the data's own declarations are used."""
     if function is None:
         return None
     from embedreg import get
@@ -188,7 +188,7 @@ def _declared(
 
 
 def _stored(data: Source, settings: list[str]) -> list[EmbeddingFunctionConfig]:
-    """Return the declarations that the data brings."""
+    """Return the declarations in the data."""
     from embedreg import functions_in
 
     stored = functions_in(data.schema)
@@ -205,19 +205,19 @@ def _look(src: str, options: dict[str, Any], reading: Reading) -> Source:
 
 
 def _column_of_files(src: str, options: dict[str, Any]) -> str | None:
-    """Return the column to embed where each file is an input, such as an image; None for data."""
+    """Return the column to embed if each file is one input, such as an image; None for data files."""
     from embedreg.core.modality import files_of
     from embedreg.jobs.opening import KINDS
 
     try:
         files = None if "://" in src else files_of(places.find(src, KINDS, options=options).kind)
-    except EmbedregError:  # the run itself says so
+    except EmbedregError:  # reported by the run itself
         return None
     return None if files is None else files.column
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:
-    """Read `COLUMN=TYPE` pairs; a column's name may hold a `=`."""
+    """Parse `COLUMN=TYPE` pairs; a column's name may contain `=`."""
     found = {}
     for text in texts:
         column, equals, kind = text.rpartition("=")
@@ -249,7 +249,7 @@ def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: 
 
 
 def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, Any]:
-    """Read `key=value` pairs: a value that is JSON is what it says, any other is text."""
+    """Parse `key=value` pairs: values are JSON if valid, else text."""
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -264,7 +264,7 @@ def parse_settings(pairs: list[str], option: str = "--set") -> dict[str, Any]:
 
 @contextmanager
 def _column_hint() -> Iterator[None]:
-    """Say how a column is named here."""
+    """Add the option that names the source column to the hint of an error."""
     try:
         yield
     except MissingColumnError as exc:
@@ -275,7 +275,7 @@ def _column_hint() -> Iterator[None]:
 
 @contextmanager
 def _going_on(dst: str, options: dict[str, Any]) -> Iterator[None]:
-    """Say that work is not lost, where some is kept."""
+    """Print a note about kept work after an interruption."""
     try:
         yield
     except BaseException:
@@ -289,7 +289,7 @@ def _going_on(dst: str, options: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Show a bar over what this run has to do, without what earlier ones have done."""
+    """Show a progress bar of this run, without the work of earlier runs."""
     before: int | None = None
     with terminal.rows_progress("embedding", None) as bar:
 
@@ -343,7 +343,7 @@ def _print(report: JobReport) -> None:
 
 
 def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
-    """Return a line for each reason that rows have failed for, the most frequent first, with some of the rows."""
+    """Return a line for each reason of failed rows, the most frequent first, with some of the rows."""
     from embedreg.embedding.table import rows_in_words
 
     reasons: dict[tuple[str, str], list[BadRow]] = {}
@@ -360,5 +360,5 @@ def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:
 
 
 def _this_command() -> str:
-    """Return the command line of this process, to be pasted."""
+    """Return the command line of this process, quoted for a shell."""
     return shlex.join(["embedreg", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""`embedreg embed --estimate`: what a run would take, from one pass over the text and a sample through the function."""
+"""`embedreg embed --estimate`: estimate a run by reading the text once and embedding a sample."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["Distinct", "estimate", "show"]
 
 SAMPLE_ROWS = 2048  # tokens are counted on these
-TIMED_S = 5.0  # the function is timed on as many of them as fit, at least one batch
+TIMED_S = 5.0  # the time limit of the timed sample; at least one batch is run
 _TIMED_BATCH = 128
 
 
 class Distinct:
-    """Count distinct values in bounded memory: exact up to `keep`, then by Wegman's adaptive sampling.
+    """A counter of distinct values in bounded memory: exact up to `keep`, then by Wegman's adaptive sampling.
 
-    Only hashes that end in `level` zero bits are kept; whenever there are too many, one bit more is asked for.
-    Each kept hash then stands for 2**level values.
+    Only hashes that end in `level` zero bits are kept; whenever there are too many, `level` is increased. Each kept
+    hash represents 2**level values.
     Source: Flajolet, "On adaptive sampling", Computing 43 (1990).
     """
 
@@ -44,12 +44,12 @@ class Distinct:
 
     @property
     def exact(self) -> bool:
-        """Whether `count` is a count and not an estimate."""
+        """Whether `count` is exact instead of an estimate."""
         return self._level == 0
 
     @property
     def count(self) -> int:
-        """How many distinct values there were."""
+        """The number of distinct values."""
         return len(self._seen) << self._level
 
 
@@ -83,8 +83,8 @@ def estimate(source: Source, config: EmbeddingFunctionConfig, batch_rows: int) -
 
 
 def _read(source: Source, column: str, batch_rows: int) -> tuple[int, int, int, Distinct, list[Any]]:
-    """Return (rows, empty ones, values distinct in their batch, distinct values, a uniform sample of the filled)."""
-    distinct, chance = Distinct(), random.Random(0)  # seeded: two estimates of one file agree
+    """Return (rows, empty rows, values distinct in their batch, distinct values, uniform sample of filled rows)."""
+    distinct, chance = Distinct(), random.Random(0)  # seeded, so that estimates of one file agree
     rows = empty = to_run = 0
     sample: list[Any] = []
     with terminal.rows_progress("reading", source.rows) as progress:
@@ -98,7 +98,7 @@ def _read(source: Source, column: str, batch_rows: int) -> tuple[int, int, int, 
                 text = value if isinstance(value, str) else repr(value)
                 distinct.add(text)
                 in_batch.add(text)
-                # Reservoir sampling (Vitter's algorithm R): every row has the same chance to stay.
+                # Reservoir sampling (Vitter's algorithm R): every row is kept with the same probability.
                 if len(sample) < SAMPLE_ROWS:
                     sample.append(value)
                 elif (place := chance.randrange(rows - empty)) < SAMPLE_ROWS:
@@ -130,7 +130,7 @@ def _time(function: EmbeddingFunction, sample: list[Any]) -> tuple[float, int, f
     """Return (seconds until the first vector, rows timed, rows per second)."""
     from embedreg.embedding.table import embed_column
 
-    if not sample or function.traits.remote:  # a service would be paid for the sample
+    if not sample or function.traits.remote:  # a remote service would charge for the sample
         return 0.0, 0, None
     with terminal.status("timing a sample"):
         start = time.perf_counter()

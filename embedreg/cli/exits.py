@@ -1,4 +1,4 @@
-"""What each exit code means, and which error gives which."""
+"""Exit codes: their meanings, and the code of each error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 OK, ERROR, USAGE, UNTRUSTED, DRIFT, MISSING, BUG = 0, 1, 2, 3, 4, 5, 70
-INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal's number, as shells count them
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal number, as in shells
 
 EXIT_CODES = {
     OK: "done",
@@ -49,12 +49,12 @@ _BY_ERROR: tuple[tuple[type[BaseException], int], ...] = (
 
 
 def code_of(error: BaseException) -> int:
-    """Return the exit code of an error; what nobody foresaw is a bug, but for what a user's own function raised."""
+    """Return the exit code of an error; unexpected errors are bugs, except those of a user's function."""
     if isinstance(error, Exception) and getattr(error, "raised_by", None) is not None:
         return ERROR
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
 
 
 def code_of_name(name: str) -> int:
-    """Return the exit code of one of our errors by its class name, as `embedreg.inspect` reports it."""
+    """Return the exit code of an embedreg error by its class name, as `embedreg.inspect` reports it."""
     return code_of(getattr(errors, name, errors.EmbedregError)(""))

@@ -1,4 +1,4 @@
-"""`embedreg functions`: what can be named with --function."""
+"""`embedreg functions`: list the functions for --function, or describe one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def functions(
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Describe a function; one that cannot be loaded takes its line in the list all the same."""
+    """Return the description of a function; one that cannot be loaded is described by its error."""
     try:
         return get_registry().describe(name)
     except EmbedregError as exc:
@@ -64,7 +64,7 @@ def _print_one(described: dict[str, Any]) -> None:
     rows = [
         [name, _kind(schema), "(required)" if name in required else terminal.as_json(schema.get("default"))]
         for name, schema in fields.items()
-        if described["remote"] or name != "max_retries"  # LanceDB's field; a model of this machine is not called again
+        if described["remote"] or name != "max_retries"  # LanceDB's field, which has no effect on local models
     ]
     if not rows:
         terminal.say("It has no settings.")

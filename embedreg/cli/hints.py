@@ -1,4 +1,4 @@
-"""What has to be granted, in options of the command line."""
+"""Needed grants as command-line options."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TRUST_OPTIONS = {
 
 
 def trusting(needed: Grant) -> str:
-    """Return the options that grant what is needed, in one line to paste."""
+    """Return the options for the needed grants, on one line to paste."""
     kinds = dict(needed).items()
     options = [f"{TRUST_OPTIONS[kind]} {shlex.quote(value)}" for kind, values in kinds for value in values]
     return f"if you trust where the data comes from: {' '.join(options)}"
 
 
 def hint_of(exc: EmbedregError) -> str | None:
-    """Return what an error says to do, as it is done on the command line."""
+    """Return the hint of an error, worded for the command line."""
     if isinstance(exc, UntrustedError) and exc.needed:
         return trusting(exc.needed)
     return exc.shell_hint or exc.hint

@@ -1,4 +1,4 @@
-"""The rows that a search found, as a value, as JSON and as a table on the terminal."""
+"""Search hits as a value, as JSON, and as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _BY_WORDS = ("bm25", "rrf")
 
 @dataclass(frozen=True)
 class Hits:
-    """The rows that a search found.
+    """The rows found by a search.
 
     Attributes:
         rows: nearest first, without their vectors.
         distances: (k,) one per row, smaller is nearer.
-        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product); "bm25" or "rrf" (reciprocal
-            ranks, fused) where words were looked for, with the negative score in `distances`.
+        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product). For text search "bm25" or "rrf"
+            (reciprocal rank fusion), with the negative score in `distances`.
         source: the column that was embedded.
-        values: what that column holds for these rows, where it was asked for.
-        images: whether these are images, by bytes or by name.
+        values: the values of that column for these rows, if requested.
+        images: whether these are images, as bytes or names.
     """
 
     rows: pa.Table
@@ -41,9 +41,9 @@ class Hits:
 
 
 def as_records(hits: Hits) -> list[dict[str, Any]]:
-    """Return the hits as JSON objects: the row's columns, `_distance`, and for cosine `_score`, 1 at best.
+    """Return the hits as JSON objects: the row's columns, `_distance`, and for cosine `_score`, at most 1.
 
-    Bytes, which JSON lacks, become base64.
+    Bytes are encoded as base64.
     """
     records = hits.rows.to_pylist()
     for record in records:
@@ -63,10 +63,10 @@ def show(hits: Hits, title: str | None = None, *, in_order: bool = False) -> Non
     """Print the hits as a table: the score (or distance), and each column on one line.
 
     Args:
-        in_order: whether the columns stay in their order, as the user gave it.
+        in_order: whether to keep the order of the columns, as given by the user.
     """
     names = hits.rows.column_names
-    if not in_order:  # the text that was embedded is the long one: it comes last and is cut to what fits
+    if not in_order:  # the embedded text is the longest: it comes last and is cut to fit
         names = [name for name in names if name != hits.source] + [name for name in names if name == hits.source]
     rows = [
         [f"{score_of(hits.metric, distance)[1]:.3f}", *(_cell(record[name]) for name in names)]
@@ -77,7 +77,7 @@ def show(hits: Hits, title: str | None = None, *, in_order: bool = False) -> Non
 
 
 def score_of(metric: str, distance: float) -> tuple[str, float]:
-    """Return what is shown of a distance: its name, and its value."""
+    """Return the name and the value to show for a distance."""
     if metric in _BY_WORDS:
         return "score", -distance
     return ("score", 1 - distance) if metric == "cosine" else ("distance", distance)

@@ -1,4 +1,4 @@
-"""`embedreg inspect`: what the metadata of a file or a table says, in words."""
+"""`embedreg inspect`: show the declarations of a file or a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect_data"]
 
-COUNTED_BYTES = 256 * 2**20  # of vectors that are read to count them, unless --check asks for it
+COUNTED_BYTES = 256 * 2**20  # largest vector column that is read to count nulls and zeros without --check
 
 
 @command
@@ -74,9 +74,9 @@ def _schema_and_rows(place: places.Place) -> tuple[pa.Schema, int | None]:
 def _stored(
     place: places.Place, schema: pa.Schema, rows: int | None, column: str, check: bool
 ) -> dict[str, int] | None:
-    """Count the vectors that a column holds, the null ones and those of zeros; None where that was not asked for.
+    """Return the counts of vectors, nulls and zeros of a column; None if not requested.
 
-    It reads the whole column, so where that is large it is done under `--check` only.
+    The whole column is read, so a large one is counted only with `--check`.
     """
     import pyarrow as pa
 
@@ -98,7 +98,7 @@ def _stored(
             found["vectors"] += len(vectors) - vectors.null_count
             found["zeros"] += int(given.valid[zero].sum())
     except (EmbedregError, pa.ArrowException, OSError):
-        return None  # what can be said of the metadata is said all the same
+        return None  # the metadata is shown anyway
     return found
 
 
@@ -160,7 +160,7 @@ def _verdict(drift: dict[str, Any]) -> str:
         "same": "none: it gives the stored vectors",
         "note": "none in the vectors, though the configuration differs",
         "drift": "YES: it gives other vectors than those stored",
-        "unknown": "cannot be told",
+        "unknown": "unknown",
     }
     cosine = "" if drift["cosine"] is None else f" (cosine {drift['cosine']:.5f})"
     return f"{words[drift['verdict']]}{cosine}" + (f": {'; '.join(drift['changed'])}" if drift["changed"] else "")

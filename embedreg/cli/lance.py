@@ -1,4 +1,4 @@
-"""Lance tables by path: opened as they are, and made where nobody sees them until they are whole."""
+"""Lance tables by path: opened unchanged, and created atomically."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["engine_errors", "new_table", "open_untouched"]
 
-_SOURCE = re.compile(r",? ?/[^ ]*\.rs:\d+(:\d+)?")  # where in the engine's source an error was raised
+_SOURCE = re.compile(r",? ?/[^ ]*\.rs:\d+(:\d+)?")  # the position of an error in the engine's source code
 
 
 def open_untouched(place: Place) -> Any:
-    """Open a table for a look at it; unlike `engines.lancedb.open_table` this never rewrites its metadata.
+    """Open a table for reading; unlike `engines.lancedb.open_table` this never rewrites its metadata.
 
     Raises:
         StorageError: it cannot be opened. MissingExtraError: lancedb is not installed.
@@ -34,12 +34,12 @@ def open_untouched(place: Place) -> Any:
 
 @contextlib.contextmanager
 def new_table(path: Path, schema: pa.Schema) -> Iterator[Any]:
-    """Give a new, empty table; once the block has filled it, it takes the place of `path`.
+    """Yield a new, empty table, which replaces `path` after the block.
 
-    It grows in a hidden database beside `path`, where no reader of the folder sees it.
+    It is filled in a hidden database beside `path`, invisible to readers of the folder.
 
     Raises:
-        StorageError: it cannot be written; what stood there before is as it was.
+        StorageError: it cannot be written; an existing table is unchanged then.
     """
     from embedreg.engines import lancedb
 
@@ -57,7 +57,7 @@ def new_table(path: Path, schema: pa.Schema) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def engine_errors(what: str, hint: str) -> Iterator[None]:
-    """Turn lancedb's own errors, which are of any kind and many lines, into one line."""
+    """Convert lancedb's errors, of any type and many lines, to one line."""
     try:
         yield
     except EmbedregError:

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours over a stream of Arrow batches: what `search` does where there is no engine."""
+"""Exact nearest neighbours over a stream of Arrow batches, for searches without an engine."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def nearest(
     limit: int,
     shown: list[str],
 ) -> tuple[pa.Table | None, np.ndarray[Any, Any]]:
-    """Find the rows whose vectors are nearest to a query, holding no more than one batch and `limit` rows.
+    """Return the rows whose vectors are nearest to a query, with one batch and `limit` rows in memory.
 
     Args:
-        batches: the rows, `vector` among their columns.
-        vector: the column with the stored vectors; rows where it is null are passed over.
+        batches: the rows, including the column `vector`.
+        vector: the column with the stored vectors; null rows are skipped.
         query: (d,) float.
         metric: "cosine", "l2" or "dot".
         limit: how many rows.
         shown: the columns to return.
     Returns:
-        (the rows, nearest first, or None where there was no batch; their (k,) distances).
+        (the rows, nearest first, or None without any batch; their (k,) distances).
     Raises:
         VectorError: the stored vectors have another width than the query.
     """
@@ -43,10 +43,12 @@ def nearest(
     scores = np.empty(0, np.float32)
     for batch in batches:
         matrix, valid = as_matrix(batch.column(vector), len(query))
-        new = np.full(batch.num_rows, np.inf, np.float32)  # a null row is infinitely far
+        new = np.full(batch.num_rows, np.inf, np.float32)  # a null row has an infinite distance
         new[valid] = distances(matrix, query, metric)
         new[np.isnan(new)] = np.inf
-        keep = np.argsort(new, kind="stable")[:limit]  # stable: of equal rows the first wins, whatever the batches
+        keep = np.argsort(new, kind="stable")[
+            :limit
+        ]  # stable: of equal rows the first wins, for any split into batches
         rows = pa.Table.from_batches([batch]).select(shown).take(pa.array(keep))
         best = rows if best is None else pa.concat_tables([best, rows])
         scores = np.concatenate([scores, new[keep]])
@@ -62,12 +64,12 @@ def as_matrix(column: pa.Array, width: int) -> tuple[np.ndarray[Any, Any], np.nd
     """Return the vectors of an Arrow list column.
 
     Args:
-        column: fixed-size or plain lists of floats (other programs turn the first into the second).
+        column: fixed-size or plain lists of floats (other programs convert the first to the second).
         width: d, the values of each vector.
     Returns:
-        ((m, d) float32, the rows that are not null; (n,) bool, which those are).
+        ((m, d) float32 of the rows that are not null; (n,) bool validity mask).
     Raises:
-        VectorError: it holds no lists of numbers, or lists of another length.
+        VectorError: its values are not lists of numbers, or have another length.
     """
     import numpy as np
     import pyarrow as pa
@@ -91,7 +93,7 @@ def as_matrix(column: pa.Array, width: int) -> tuple[np.ndarray[Any, Any], np.nd
 
 
 def distances(matrix: np.ndarray[Any, Any], query: np.ndarray[Any, Any], metric: str) -> np.ndarray[Any, Any]:
-    """Return the distance of each row, smaller is nearer, as LanceDB counts it.
+    """Return the distance of each row, smaller is nearer, as LanceDB computes it.
 
     Args:
         matrix: (m, d) float32.

@@ -1,4 +1,4 @@
-"""`embedreg search`: the rows nearest in meaning to a text or an image, from a table that says how it was embedded."""
+"""`embedreg search`: find the rows nearest to a text or an image with the function that a table declares."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose", "find", "search"]
 
-_IMAGE_ROWS = 256  # of a table with bytes to show, at a time: images may be of megabytes each
+_IMAGE_ROWS = 256  # batch size for tables with image bytes, which may be megabytes each
 
 
 @command
@@ -87,7 +87,7 @@ def search(
 
 
 def _opened(path: Path) -> Image:
-    """Open the image that the user looks for; it needs no allowance, since no data named it."""
+    """Open the user's query image; it needs no allowance, since it is not named by data."""
     from embedreg.images import open_image
 
     try:
@@ -109,21 +109,21 @@ def find(
     values: bool = False,
     mode: Literal["vector", "text", "hybrid"] = "vector",
 ) -> Hits:
-    """Embed a query with the function that the data declares, and find the nearest rows.
+    """Embed a query with the function that the data declares, and return the nearest rows.
 
     Args:
         place: the data.
         query: a text or a PIL image.
         limit: how many rows.
-        columns: those to show; all but vectors and bytes for None.
-        vector: the vector column, where there are several.
+        columns: the columns to show; None for all except vectors and bytes.
+        vector: the vector column, if there are several.
         where: a condition in SQL.
-        values: whether the hits shall hold what was embedded, also where it is not shown.
+        values: whether to include the embedded values, even if their column is not shown.
         mode: "vector" by meaning; "text" by words (BM25); "hybrid" by both.
     Raises:
-        MetadataError: the data declares no function, or several and `vector` names none of them.
-        MissingColumnError: a column of `columns` is not there.
-        InputError: an image, for a function of texts; words, where no engine looks for them.
+        MetadataError: the data declares no function, or several and `vector` does not name one.
+        MissingColumnError: a column of `columns` does not exist.
+        InputError: an image query for a function of texts, or a text search without an engine.
     """
     from embedreg import embed_query, functions_in
     from embedreg.core import modality
@@ -158,7 +158,7 @@ def find(
 
 
 def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
-    """Return whether the rows that a function embeds are images; a str is one only for a function that says so."""
+    """Return whether the rows that a function embeds are images; strings are, only if the function declares it."""
     from embedreg.core.modality import ANY, IMAGE, source_modality
 
     embedded = source_modality(function)
@@ -166,7 +166,7 @@ def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
 
 
 def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFunctionConfig:
-    """Pick the declaration of a vector column; the only one where none is named."""
+    """Return the declaration of a vector column, or the only one if none is named."""
     if vector is None:
         if not functions.entries:
             raise MetadataError(
@@ -179,7 +179,7 @@ def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFun
                 f"{where} has {len(names)} vector columns.", " or ".join(f"--vector {n}" for n in names)
             )
         vector = next(iter(functions.entries))
-    return functions[vector]  # raises what its problem was, or names the columns that there are
+    return functions[vector]  # raises its problem, or an error that lists the columns
 
 
 def _in_lance(
@@ -193,7 +193,7 @@ def _in_lance(
     where: str | None,
     source: str | None,
 ) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
-    """Let the engine search, by a vector, by words, or by both."""
+    """Search with the engine, by a vector, by words, or by both."""
     from embedreg.cli import lance
     from embedreg.cli.where import lance_where
 
@@ -240,7 +240,7 @@ def _in_parquet(
     from embedreg.datasets.sources import open_source
 
     data = open_source(place)
-    # by the types that are stored: a filter is also compared with a file's statistics, which are of these
+    # use the stored types, since filters are also compared with a file's statistics
     condition = None if where is None else parse_where(where, data.schema)
     data = dataclasses.replace(data, schema=_without_views(data.schema))
     shown = _columns(data.schema, columns)
@@ -257,7 +257,7 @@ def _in_parquet(
 
 
 def _without_views(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with plain texts and bytes in the place of views, which Arrow can neither filter nor pick."""
+    """Return the schema with plain strings and binaries instead of views, which Arrow can neither filter nor take."""
     import pyarrow as pa
 
     plain_types = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
@@ -266,12 +266,12 @@ def _without_views(schema: pa.Schema) -> pa.Schema:
 
 
 def _with(source: str | None, shown: list[str], schema: pa.Schema) -> list[str]:
-    """Return the columns to read: those to show, and what was embedded where it is wanted and there."""
+    """Return the columns to read: those to show, and the source column if wanted and present."""
     return shown if source is None or source in shown or source not in schema.names else [*shown, source]
 
 
 def _columns(schema: pa.Schema, wanted: list[str] | None) -> list[str]:
-    """Return the columns to show: those asked for, else all that are neither lists of numbers nor bytes."""
+    """Return the columns to show: the requested ones, or all except lists of numbers and bytes."""
     import pyarrow as pa
 
     if wanted is None:

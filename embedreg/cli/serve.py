@@ -87,11 +87,11 @@ def databend(
     _bind_variables(said)
     sql_version = said.databend_version or "1.2.453"
     groups = [build(each, returns_of(sql_version, said.returns)) for each in said.function]
-    # what the statements refuse, they refuse before anything is loaded
+    # raise errors of the statements before anything is loaded
     _statements(groups, said, sql_version, said.address or "http://127.0.0.1:8815")
     with _Signals() as signals:
         try:
-            # heard from before the port opens: whoever sees an answer may stop this process
+            # installed before the port opens: a client that gets a response may stop this process
             with terminal.status("loading the model"), signals.ending():
                 server = _serve(groups, said)
         except _StoppedError:
@@ -115,7 +115,7 @@ def _until_stopped(server: Server, signals: _Signals, groups: list[Group], said:
         signals.wait()
         threading.Thread(target=_drain, args=(server, signals), daemon=True).start()
         if second := signals.wait():
-            os._exit(128 + second)  # without another word: a call that hangs would hold up every other end
+            os._exit(128 + second)  # at once: a call that hangs would block every other exit
     done = server.counts()
     failed = done["failed"] + done["expired"] + done["stalled"]
     terminal.note(f"stopped after {done['calls']:,} calls with {done['rows']:,} rows, {failed:,} of them failed")
@@ -137,7 +137,7 @@ def _serve(groups: list[Group], said: Settings) -> Server:
 
     from embedreg.engines import databend
 
-    # this process is ours: Arrow's own allocator keeps for each thread what its largest batch took
+    # Arrow's own allocator would keep the memory of each thread's largest batch
     pa.set_memory_pool(pa.system_memory_pool())
     given: dict[str, Any] = {name: getattr(said, name) for name in _PASSED if getattr(said, name) is not None}
     return databend.serve(
@@ -175,9 +175,9 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         terminal.print_json(found)
     else:
-        config = as_comment("databend-query.toml, without which Databend calls nobody:", found["server_config"])
+        config = as_comment("databend-query.toml, which Databend needs to call the server:", found["server_config"])
         sys.stdout.write("\n\n".join([config, as_comment("the functions", *found["notes"]), found["ddl"]]) + "\n")
-    sys.stdout.flush()  # whoever started this process waits for it
+    sys.stdout.flush()  # the parent process may wait for this output
 
 
 def _drain(server: Server, signals: _Signals) -> None:
@@ -188,14 +188,14 @@ def _drain(server: Server, signals: _Signals) -> None:
 
 
 class _StoppedError(BaseException):
-    """A signal that came before the server was ready. No Exception, so that nothing takes it for a failure."""
+    """A signal before the server was ready. Not an Exception, so that no handler treats it as a failure."""
 
 
 class _Signals:
-    """SIGTERM and SIGINT, to be waited for.
+    """SIGTERM and SIGINT as events to wait for.
 
-    They come through a socket that Python's own handler writes to. One may arrive in any thread, and a main thread that
-    waits for a lock meanwhile would not hear of it.
+    They are received through a socket that Python's own handler writes to. A signal may arrive in any thread, and a
+    main thread that waits for a lock would not notice it.
     """
 
     def __enter__(self) -> Self:
@@ -203,7 +203,7 @@ class _Signals:
         self._writer.setblocking(False)
         self._before: dict[int, Any] = {}
         self._ending = False
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # handlers can be set only in the main thread
             self._fd = signal.set_wakeup_fd(self._writer.fileno())
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._heard)
@@ -216,7 +216,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
-        """End a block when a signal comes; what comes later is for `wait`."""
+        """Interrupt the block when a signal arrives; later signals are left to `wait`."""
         self._ending = True
         try:
             yield
@@ -234,7 +234,7 @@ class _Signals:
     def wait(self) -> int:
         """Return the number of the next signal; 0 for `wake`."""
         while (number := self._reader.recv(1)[0]) not in (0, *self._before):
-            pass  # a signal that somebody else waits for
+            pass  # another signal
         return number
 
     def wake(self) -> None:

@@ -1,6 +1,6 @@
-"""The file of `embedreg serve --config`: what is served, where, and how much at a time.
+"""The file of `embedreg serve --config`: functions, addresses and limits.
 
-Secrets do not stand in it: the token is named by its environment variable, a function's keys are `$var:` references.
+It contains no secrets: the token is named by its environment variable, a function's keys are `$var:` references.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "check_variable", "read"]
 
-# What each value has to be, and what an error calls it.
+# The type of each value, and its name in errors.
 _KINDS: dict[type, str] = {str: "a text", bool: "true or false", dict: "a table", list: "a list of tables"}
 _FUNCTION: dict[str, type] = {
     "name": str, "like": str, "as": str, "vector": str, "role": str, "input": str, "returns": str, "set": dict,
 }  # fmt: skip
-# What is shown of a variable that is not set: words in capitals, with a number behind them at most. A key has digits.
+# Only such names of unset variables are shown: capital words, optionally with a final number. A key would differ.
 _SHOWN = re.compile(r"[A-Z]{1,16}(?:_[A-Z]{1,16}){0,5}(?:_[0-9]{1,2})?")
 _SECRETS = {"auth_token": "auth_token_env", "token": "auth_token_env"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server is set up; None where nothing was said.
+    """The settings of a server; None if not set.
 
     Attributes:
         bind, metrics_bind: where it listens, "host:port".
-        address: how Databend reaches it, where that is not what `bind` says.
-        databend_version: the SQL that is printed is for it.
-        returns: what functions return that do not say it themselves.
-        on_error: what becomes of a bad row, "null" or "raise".
-        zero_vectors: what becomes of a vector of zeros, "null", "keep" or "error".
+        address: the address that Databend uses, if it differs from `bind`.
+        databend_version: the version of the printed SQL.
+        returns: the default result type of functions.
+        on_error: the policy for bad rows, "null" or "raise".
+        zero_vectors: the policy for vectors of zeros, "null", "keep" or "error".
         warm: whether models are loaded before the first call.
-        insecure: whether other machines are let in without a token.
+        insecure: whether other machines may connect without a token.
         tls_cert, tls_key: PEM files.
         auth_token_env: the environment variable that holds the token.
         env: variable of a `$var:` reference -> environment variable.
-        limits: what it takes on.
-        function: what it serves.
+        limits: the limits of admission control.
+        function: the functions to serve.
     """
 
     bind: str | None = None
@@ -73,12 +73,12 @@ class Settings:
     function: tuple[Wanted, ...] = ()
 
     def under(self, **given: Any) -> Settings:
-        """Return these settings, but for what the command line says otherwise; None says nothing."""
+        """Return these settings overridden by those of the command line that are not None."""
         return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 def read(path: str) -> Settings:
-    """Read a file; the paths in it are taken from its folder.
+    """Read a file; paths in it are relative to its folder.
 
     Raises:
         StorageError: it cannot be read. ConfigError: it is not valid TOML, or has an unknown setting.
@@ -89,17 +89,17 @@ def read(path: str) -> Settings:
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {exc.strerror}.", "check the path") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
-        # the parser's message names a place, and at most one character of what stands there
-        where = str(exc) if isinstance(exc, tomllib.TOMLDecodeError) else "it is not what TOML looks like"
+        # the parser's message contains a position and at most one character of the file
+        where = str(exc) if isinstance(exc, tomllib.TOMLDecodeError) else "it is not UTF-8 text, or nested too deeply"
         raise ConfigError(f"{path} is not valid TOML: {where}", 'write key = "value"') from None
     return _settings(path, found)
 
 
 def check_variable(what: str, variable: str) -> None:
-    """Refuse what is not the name of an environment variable that is set; it may be a secret, and is not shown then.
+    """Raise unless a text names an environment variable that is set; the text is not shown if it may be a secret.
 
     Raises:
-        ConfigError: naming what said it.
+        ConfigError: the message names the setting.
     """
     if os.environ.get(variable):
         return
@@ -126,7 +126,7 @@ def _settings(path: str, found: dict[str, Any]) -> Settings:
             found[name] = str(folder / found[name])
     _check(path, "env.", found.get("env", {}), dict.fromkeys(found.get("env", {}), str))
     for name, value in found.items():
-        if name not in ("env", "function", "limits"):  # a function's fields are judged by its class
+        if name not in ("env", "function", "limits"):  # a function's fields are checked by its class
             references.refuse_hardcoded(f"{path}: {name}", value, sensitive=False)
     if "limits" in found:
         limits = found["limits"]
@@ -148,7 +148,7 @@ def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
         raise ConfigError(f"{path}: {where.rstrip('.')} has to say either name or like.", 'name = "hashing"')
     for key, other in (("set", "like"), ("vector", "name")):
         if key in found and other in found:
-            raise ConfigError(f"{path}: {where}{key} does not go with {other}.", f"take {key} out")
+            raise ConfigError(f"{path}: {where}{key} cannot be combined with {other}.", f"take {key} out")
     for key in ("role", "input", "returns"):
         _choice(path, where, found, key)
     for key in ("name", "like", "as"):
@@ -159,7 +159,7 @@ def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
 
 
 def _check(path: str, where: str, found: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-    """Refuse what is not known, and what is of another kind; values are not shown, they may be secrets."""
+    """Raise for unknown settings and wrong types; values are not shown, since they may be secrets."""
     _known(path, where, found, kinds)
     for key, value in found.items():
         if type(value) is not kinds[key]:

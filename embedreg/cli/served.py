@@ -1,6 +1,6 @@
-"""What is to be served under which SQL names, as the command line says it or a file.
+"""The functions to serve and their SQL names, from the command line or a file.
 
-`--function NAME` and `--like DATA` begin a group each: the `--set`, `--as` and `--vector` behind them belong to it.
+`--function NAME` and `--like DATA` each start a group, to which the following `--set`, `--as` and `--vector` belong.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ Vector = Annotated[
     typer.Option("--vector", metavar="COLUMN", help="Which vector column's, where the --like before it has several."),
 ]
 
-_FLAGS = {"settings": "--set", "as_": "--as", "vector": "--vector"}  # of the options that belong to one before them
+_FLAGS = {"settings": "--set", "as_": "--as", "vector": "--vector"}  # options that belong to a preceding one
 _ORDER = "embedreg.cli.served"
 
 
 class Grouped(TyperCommand):
-    """A command that remembers in which order its repeatable options came."""
+    """A command that records the order of its repeatable options."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer's own Context
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
@@ -76,10 +76,10 @@ class Wanted:
 
     Attributes:
         function, like: the function's name, or the data that declares it.
-        name: in SQL; None for `ai_embed_<width>`.
-        vector: which vector column of `like`.
+        name: the SQL name; None for `ai_embed_<width>`.
+        vector: the vector column of `like`.
         settings: the fields of `function`.
-        role, input, returns: as `Served`; None for what suits the function.
+        role, input, returns: as in `Served`; None for the function's defaults.
     """
 
     function: str | None = None
@@ -94,12 +94,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Group:
-    """A function as it is served.
+    """A function with its SQL functions.
 
     Attributes:
-        rows: for the rows of a table, or in the role that was asked for.
-        queries: for queries, where they are embedded in another way.
-        config: the declaration that it comes from, where it comes from one.
+        rows: the SQL function for rows of a table, or for the requested role.
+        queries: the SQL function for queries, if they are embedded differently.
+        config: the declaration that it was read from, if any.
     """
 
     rows: Served
@@ -108,15 +108,15 @@ class Group:
 
     @property
     def served(self) -> list[Served]:
-        """All of it."""
+        """All SQL functions of the group."""
         return [self.rows] if self.queries is None else [self.rows, self.queries]
 
 
 def wanted(ctx: typer.Context) -> list[Wanted]:
-    """Return what the options of a `Grouped` command ask for, in their order.
+    """Return the functions requested by the options of a `Grouped` command, in order.
 
     Raises:
-        typer.BadParameter: an option that belongs to nothing before it.
+        typer.BadParameter: an option without a preceding --function or --like.
     """
     groups: list[list[tuple[str, str]]] = []
     for option, value in ctx.meta[_ORDER]:
@@ -124,7 +124,7 @@ def wanted(ctx: typer.Context) -> list[Wanted]:
             groups.append([(option, value)])
         elif option in _FLAGS:
             if not groups:
-                raise typer.BadParameter(f"{_FLAGS[option]} {value}: it belongs behind a --function or --like.")
+                raise typer.BadParameter(f"{_FLAGS[option]} {value}: give it after a --function or --like.")
             groups[-1].append((option, value))
     return [_of_group(*group) for group in groups]
 
@@ -134,23 +134,25 @@ def _of_group(first: tuple[str, str], *rest: tuple[str, str]) -> Wanted:
     given = {option: [value for each, value in rest if each == option] for option in _FLAGS}
     for option, foreign in (("settings", "like"), ("vector", "function")):
         if given[option] and kind == foreign:
-            raise typer.BadParameter(f"{_FLAGS[option]} {given[option][0]}: it does not go with --{kind} {what}.")
+            raise typer.BadParameter(
+                f"{_FLAGS[option]} {given[option][0]}: it cannot be combined with --{kind} {what}."
+            )
     for option in ("as_", "vector"):
         if len(given[option]) > 1:
-            raise typer.BadParameter(f"{_FLAGS[option]} stands twice behind --{kind} {what}.")
+            raise typer.BadParameter(f"{_FLAGS[option]} is given twice for --{kind} {what}.")
     name, vector = (next(iter(given[option]), None) for option in ("as_", "vector"))
     settings = parse_settings(given["settings"])
     return Wanted(**{kind: what}, name=name, vector=vector, settings=settings)  # type: ignore[arg-type]  # a name or data
 
 
 def build(each: Wanted, returns: Returns) -> Group:
-    """Make a function, or rebuild what data declares; no model is loaded for it.
+    """Create a function, or rebuild the one that data declares, without loading a model.
 
     Args:
-        each: what is wanted.
-        returns: where that does not say it.
+        each: the requested function.
+        returns: the default result type.
     Raises:
-        EmbedregError: the function cannot be made, or the data declares none, or several.
+        EmbedregError: the function cannot be created, or the data declares none or several.
     """
     from embedreg import functions_in, get
     from embedreg.cli.search import choose

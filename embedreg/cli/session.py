@@ -1,4 +1,4 @@
-"""What every command shares: its common options, what they switch on, and the one place where errors are printed."""
+"""The session of a command: common options, grants, user imports, and error reporting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from embedreg.support.imports import did_you_mean
 __all__ = ["TRUST", "AsJson", "UserCodeError", "command", "common_arguments", "report"]
 
 _PAIR = "NAME=ENVIRONMENT_VARIABLE"
-# The end of each command's help; the options themselves are hidden there, where they would fill the screen.
+# The end of each command's help; the options themselves are hidden, since they would fill the screen.
 TRUST = "\n".join(
     [
         "\b",
@@ -130,7 +130,7 @@ def _common(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Hold the options that every command has; `command` adds them to its signature."""
+    """Define the options of every command; `command` adds them to its signature."""
 
 
 _given: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
@@ -140,11 +140,11 @@ _OPTIONS = inspect.signature(_common, eval_str=True).parameters
 
 
 class UserCodeError(EmbedregError, RuntimeError):
-    """What `--import` names could not be imported."""
+    """The module or file of `--import` could not be imported."""
 
 
 def command(body: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command: give it the common options, and run it in a `session`."""
+    """Return a function as a command with the common options, run in a session."""
     own = inspect.signature(body, eval_str=True)
     shared = {
         name: each for name, each in _OPTIONS.items() if name not in own.parameters
@@ -160,7 +160,7 @@ def command(body: Callable[..., None]) -> Callable[..., None]:
         finally:
             _given.reset(token)
 
-    # What typer reads; it must not look through to the body, which lacks the common options.
+    # The signature for typer, which must not use that of the body, without the common options.
     del run.__wrapped__
     parameters = [*own.parameters.values(), *shared.values()]
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typeshed has no such attribute
@@ -169,7 +169,7 @@ def command(body: Callable[..., None]) -> Callable[..., None]:
 
 
 def common_arguments() -> list[str]:
-    """Return the common options of the running command as arguments, for a process that it starts."""
+    """Return the common options of the running command as arguments, for a child process."""
     arguments = []
     for name, value in _given.get().items():
         flag = f"--{name.rstrip('_').replace('_', '-')}"
@@ -195,7 +195,7 @@ def _session(
     debug: bool,
     config: Path | None = None,
 ) -> Iterator[None]:
-    """Run a command's body with its grants, and turn what goes wrong into one line, a hint and an exit code.
+    """Run a command's body with its grants, and report an error as one line, a hint and an exit code.
 
     Raises:
         typer.Exit: with a code of `exits.EXIT_CODES`, after an error was printed.
@@ -206,12 +206,12 @@ def _session(
         _bind(granted.env)
         for target in (*granted.imports, *(import_ or ())):
             _import(target)
-        from stamina.instrumentation import set_on_retry_hooks  # here and not above: `--help` needs none of it
+        from stamina.instrumentation import set_on_retry_hooks  # imported here, since `--help` does not need it
 
         from embedreg import allow_images, trust
 
-        set_on_retry_hooks(())  # this process is ours, and a hook of stamina's may print where only JSON may stand
-        # the hub's client would draw bars of its own beside ours, and where no terminal is
+        set_on_retry_hooks(())  # stamina's hooks may print to stdout, which is reserved for JSON
+        # the hub's client would draw its own progress bars, even without a terminal
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         asked = {
             "paths": trust_path,
@@ -229,10 +229,10 @@ def _session(
         )
         with trusted, allowed, _short_warnings(), terminal.stages():
             yield
-        sys.stdout.flush()  # a full disk or a reader that went away shows here, not after the exit code is set
+        sys.stdout.flush()  # detects a full disk or a closed pipe before the exit code is set
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  # the seam where errors become exit codes
+    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001  # converts errors to exit codes
         if debug:
             traceback.print_exc()
             if isinstance(exc, EmbedregError) and exc.trace is not None:
@@ -241,7 +241,7 @@ def _session(
     except SystemExit as exc:
         if exc.code == exits.TERMINATED:
             raise
-        # a module or a function of the user's: the work is not done, whatever its code says
+        # called by user code: the work is not done, for any exit code
         if debug:
             traceback.print_exc()
         terminal.error(f"your own code called sys.exit({exc.code!r}).", "raise an error instead; --debug shows where")
@@ -250,7 +250,7 @@ def _session(
 
 @contextlib.contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Print a warning as one line, without the place in our source that Python would add."""
+    """Print warnings as one line, without the source position that Python adds."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: terminal.note(f"warning: {plain(message)}")
         yield
@@ -269,7 +269,7 @@ def _pairs(pairs: list[str]) -> Iterator[tuple[str, str]]:
     for pair in pairs:
         name, equals, variable = pair.partition("=")
         if not (name and equals and variable):
-            raise typer.BadParameter(f"write --env as {_PAIR}.")  # not quoted: it may be a key
+            raise typer.BadParameter(f"write --env as {_PAIR}.")  # not quoted: it may be a secret
         yield name, variable
 
 
@@ -286,11 +286,11 @@ def report(exc: BaseException, *, debug: bool = False) -> int:
     """Print an error in one line and a hint; return its exit code.
 
     Args:
-        debug: whether the traceback has been printed, so that no hint offers it.
+        debug: whether the traceback was printed; if so, the hint does not suggest --debug.
     """
     code = signals.asked() or exits.code_of(exc)
     if code == exits.BROKEN_PIPE:
-        # Nobody reads stdout any more: what is still buffered must not raise again at exit.
+        # stdout is closed: buffered output must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif code in (exits.INTERRUPTED, exits.TERMINATED):
         terminal.error("stopped.", None)
@@ -319,14 +319,14 @@ def _import(target: str) -> None:
     """Import a module by name, or a .py file by path, for what it registers.
 
     Raises:
-        UserCodeError: there is no such thing, or it raised.
+        UserCodeError: it does not exist, or it raised.
     """
     path = Path(target)
     is_file = target.endswith(".py") or os.sep in target
     if is_file and not path.is_file():
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
         raise UserCodeError(f"--import {target}: there is no such file.", f"{near}a path is taken from {Path.cwd()}")
-    # As with `python FILE`, what lies beside it can be imported; but it shadows no installed library.
+    # As with `python FILE`, modules beside it can be imported, but they do not shadow installed libraries.
     folder = str(path.resolve().parent) if is_file else os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)
@@ -354,9 +354,9 @@ def _import_file(path: Path) -> None:
     name = path.stem if ours else f"embedreg_import_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise UserCodeError(f"--import {path} is no Python file.", "give a module's name or a file that ends in .py")
+        raise UserCodeError(f"--import {path} is not a Python file.", "give a module's name or a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before running it: pydantic looks up a class's module while the class is made
+    sys.modules[name] = module  # before running it: pydantic looks up a class's module during class creation
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as exceptions, and what was asked for, should some library turn that exception into another."""
+"""SIGINT and SIGTERM as exceptions, with a record of the signal in case a library replaces the exception."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ _codes: list[int] = []
 
 
 def listen() -> None:
-    """Let both signals pass through `finally` blocks, or half-written files would stay."""
+    """Convert both signals to exceptions, so that `finally` blocks remove partial files."""
     _codes.clear()
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set only in the main thread
         return
     signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # `nohup` and the like ignore it
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # keep a handler set by others: `nohup` and the like ignore the signal
         signal.signal(signal.SIGINT, _interrupt)
 
 
 def asked() -> int | None:
-    """Return the exit code of the first signal that came; None where none has.
+    """Return the exit code of the first signal received; None if there was none.
 
-    An exception that a signal raises while a library is imported, or runs in a callback, may come out as an error of
-    that library's, or not at all.
+    An exception raised by a signal during the import of a library, or in its callback, may be replaced by an error of
+    that library, or lost.
     """
     return _codes[0] if _codes else None
 

@@ -1,4 +1,4 @@
-"""What the commands print: answers on stdout, progress and notes on stderr, JSON where a program reads."""
+"""Output of the commands: results on stdout, progress and notes on stderr, JSON for programs."""
 
 from __future__ import annotations
 
@@ -48,36 +48,36 @@ __all__ = [
     "status",
 ]
 
-_PIPED_WIDTH = 160  # columns of a table when nobody's terminal says how wide it is
+_PIPED_WIDTH = 160  # width of a table without a terminal
 
-_FOLDED_WIDTH = 48  # of a column that folds
-_CUT_WIDTH = 20  # what the column that is cut keeps at least
+_FOLDED_WIDTH = 48  # width of a folded column
+_CUT_WIDTH = 20  # minimum width of the cut column
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would end the process itself, past our clean-up
+        raise BrokenPipeError  # rich would exit the process without our clean-up
 
 
 def console(stream: IO[str]) -> Console:
-    """Make a console for stdout or stderr: colours and the real width for a terminal only."""
+    """Return a console for stdout or stderr, with colours and the real width only on a terminal."""
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
     return _Console(file=stream, width=width, highlight=False, emoji=False, soft_wrap=False)
 
 
 def say(text: str = "", *, style: str | None = None, lines: bool = False) -> None:
-    """Print a line of the answer.
+    """Print a line of the result.
 
     Args:
-        text: a line break in it, which a name that data brings may hold, becomes a space: it cannot add a line of ours.
-        style: rich's.
-        lines: keep line breaks, for text of our own.
+        text: line breaks become spaces, so that names from data cannot add lines.
+        style: a style of rich.
+        lines: keep line breaks, for our own text.
     """
     console(sys.stdout).print(Text(_shown_as(text, lines), style=style or ""), soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """Print a line that is not the answer."""
+    """Print a line that is not part of the result."""
     console(sys.stderr).print(Text(_shown_as(text), style="dim"), soft_wrap=True)
 
 
@@ -95,9 +95,9 @@ def error(message: str, hint: str | None) -> None:
 
 
 def as_json(value: object, indent: int | None = None, *, ascii_only: bool = False) -> str:
-    """Return a value as JSON; what JSON lacks becomes a str (dates, bytes) or null (NaN).
+    """Return a value as JSON; dates and bytes become str, NaN becomes null.
 
-    What is not printable is escaped: the same values for a program, nothing that steers a terminal.
+    Unprintable characters are escaped, so that no control sequence reaches a terminal.
     """
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, default=_jsonable, allow_nan=False)
@@ -107,7 +107,7 @@ def as_json(value: object, indent: int | None = None, *, ascii_only: bool = Fals
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON on stdout, in ASCII where the stream is not UTF-8."""
+    """Print a value as JSON on stdout, in ASCII unless the stream is UTF-8."""
     sys.stdout.write(as_json(value, indent=2, ascii_only=not _is_utf8(sys.stdout)) + "\n")
 
 
@@ -135,7 +135,7 @@ def _without_nan(value: object) -> object:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None, wide: int = -1
 ) -> None:
-    """Print a table on stdout; cells are shown as they are, without markup.
+    """Print a table on stdout; markup in cells is not interpreted.
 
     Args:
         columns: the headings.
@@ -150,7 +150,7 @@ def print_table(
     wide %= len(columns)
     frame = 3 * len(columns) + 1  # a space on both sides of each cell, and the lines between
     rest = out.width - frame - sum(widths) + widths[wide]
-    if rest < min(widths[wide], _CUT_WIDTH):  # columns side by side would be cut to pieces
+    if rest < min(widths[wide], _CUT_WIDTH):  # too narrow for columns side by side
         _print_records(out, columns, cells, title)
         return
     table = Table(title=title and escape(plain(title)), title_justify="left", title_style="bold", header_style="bold")
@@ -210,23 +210,23 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{number(float(speed))} rows/s", style="dim")
 
 
-# How what is shown on the terminal now, the innermost last, takes other words for a while; None gives it its own again.
+# The setters of the active displays' text, the innermost last; None restores a display's own text.
 _shown: list[Callable[[str | None], None]] = []
 
 
 @contextlib.contextmanager
 def stages() -> Iterator[None]:
-    """Show what a first use waits for (downloads, loading): within the bar or words that are there, else by itself."""
-    from embedreg.runtime import progress  # not above: `--help` needs none of it
+    """Show the stages of a first use (downloads, loading), in the active display or in one of their own."""
+    from embedreg.runtime import progress  # imported here, since `--help` does not need it
 
-    alone = contextlib.ExitStack()  # what is shown because nothing else is
+    alone = contextlib.ExitStack()  # the display used when no other is active
 
     def show(stage: Stage) -> None:
         if stage.over:
             alone.close()
             if _shown:
                 _shown[-1](None)
-            if stage.total is not None and stage.done == stage.total:  # it has left something on the disk
+            if stage.total is not None and stage.done == stage.total:  # a finished download
                 note(f"{stage.what}: {_megabytes(stage.total)}")
             return
         if not _shown:
@@ -245,10 +245,10 @@ def _megabytes(size: int) -> str:
 
 @contextlib.contextmanager
 def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a bar with rows, rows/s and the time left on a terminal; elsewhere only the sum at the end.
+    """Show a bar with rows, rows/s and the time left on a terminal; otherwise print a summary at the end.
 
     Yields:
-        A callable (rows done, rows in all or None) to be told of progress, in the form of `embed_table(progress=)`.
+        A progress callback (rows done, total rows or None), as for `embed_table(progress=)`.
     """
     err = console(sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
@@ -270,13 +270,13 @@ def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int |
     if not done:
         return
     now = time.perf_counter()
-    took = now - (start if first is None else first)  # the speed is that of the work, not of the loading before it
+    took = now - (start if first is None else first)  # measured without the loading time
     note(f"{what}: {count(done, 'row')} in {seconds(now - start)} ({number(done / max(took, 1e-3))} rows/s)")
 
 
 @contextlib.contextmanager
 def status(what: str) -> Iterator[None]:
-    """Show that something is going on, on a terminal only."""
+    """Show a status line, on a terminal only."""
     err = console(sys.stderr)
     if not err.is_terminal:
         yield

@@ -1,7 +1,7 @@
 """The settings file that every command reads: own functions, keys, and what stored metadata and data may name.
 
-Two files count: the user's own, and one named by `--config`. None is looked for in the working folder, which may be a
-stranger's. Secrets do not stand in them: a key is named by its environment variable.
+Two files are read: the user's own, and the one named by `--config`. The working folder is not searched, since it may be
+untrusted. The files contain no secrets: a key is named by its environment variable.
 
     import = ["my_functions.py"]           # as --import
 
@@ -37,7 +37,7 @@ from embedreg.support.imports import did_you_mean
 
 __all__ = ["VARIABLE", "Granted", "own_file", "read"]
 
-VARIABLE = "EMBEDREG_CONFIG"  # names the user's file; empty: there is none
+VARIABLE = "EMBEDREG_CONFIG"  # the path of the user's file; empty for none
 _MAX_BYTES = 2**20
 _TRUST = ("paths", "hosts", "variables", "remote_code", "fields")
 _ALLOW = ("dirs", "hosts", "private_hosts")
@@ -46,13 +46,13 @@ _ENVIRONMENT_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass
 class Granted:
-    """What a command is given: the files' settings, then those of the command line.
+    """The settings of a command, from the files and the command line.
 
     Attributes:
         imports: modules or files that register functions.
         env: variable of a `$var:` reference -> environment variable.
-        trust: "paths", "hosts", "variables", "remote_code", "fields" -> what stored metadata may have.
-        allow: "dirs", "hosts", "private_hosts" -> where images may come from that data names.
+        trust: "paths", "hosts", "variables", "remote_code", "fields" -> grants for stored metadata.
+        allow: "dirs", "hosts", "private_hosts" -> allowed sources of images named by data.
     """
 
     imports: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Granted:
 
 
 def own_file() -> Path | None:
-    """Return the user's own settings file, or None where there is none."""
+    """Return the path of the user's settings file; None if there is none."""
     named = os.environ.get(VARIABLE)
     if named is not None:
         return Path(named).expanduser() if named else None
@@ -74,10 +74,10 @@ def own_file() -> Path | None:
 
 
 def read(path: Path, into: Granted) -> None:
-    """Add what a file says; relative paths in it are taken from its folder.
+    """Add the settings of a file; relative paths in it are relative to its folder.
 
     Raises:
-        StorageError: it cannot be read, or others may write to it. ConfigError: it is not valid.
+        StorageError: it cannot be read, or other users may write to it. ConfigError: it is invalid.
     """
     try:
         with path.open("rb") as file:
@@ -96,7 +96,7 @@ def read(path: Path, into: Granted) -> None:
     try:
         settings = tomllib.loads(data.decode("utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
-        # the parser's message names a place, and at most one character of what stands there
+        # the parser's message contains a position and at most one character of the file
         where = str(exc) if isinstance(exc, tomllib.TOMLDecodeError) else "it is not text in UTF-8"
         raise ConfigError(f"{path} is not valid TOML: {where}", 'write key = "value"') from None
     _add(path, settings, into)
@@ -109,7 +109,7 @@ def _add(path: Path, found: dict[str, Any], into: Granted) -> None:
         str(folder / each) if each.endswith(".py") else each for each in _texts(path, "import", found.get("import", []))
     ]
     for name, variable in _table(path, "env", found).items():
-        # the value is not shown: somebody may have written a key there
+        # the value is not shown, since it may be a secret
         if not isinstance(variable, str) or not _ENVIRONMENT_VARIABLE.fullmatch(variable):
             raise ConfigError(
                 f"{path}: env.{name} is not the name of an environment variable.",

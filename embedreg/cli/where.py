@@ -1,4 +1,4 @@
-"""A condition in SQL for Parquet files, as an Arrow expression: the part of Lance's SQL that both understand.
+"""SQL conditions for Parquet files as Arrow expressions, in the subset of Lance's SQL that both support.
 
 condition := condition OR condition | condition AND condition | NOT condition | ( condition )
            | value = | != | <> | < | <= | > | >= value | value [NOT] BETWEEN value AND value
@@ -7,8 +7,9 @@ condition := condition OR condition | condition AND condition | NOT condition | 
 value     := column | struct.field | literal
 literal   := 'text' | 12 | 1.5 | TRUE | FALSE | DATE '2024-01-31' | TIMESTAMP '2024-01-31 12:00:00' | NULL
 
-A literal is read as the type of the column beside it. Names with other characters than letters, digits and `_` stand in
-backticks. The text is parsed by sqlglot; a comparison with null is neither true nor false, as in SQL.
+A literal is read as the type of the column that it is compared with. Names with characters other than letters, digits
+and `_` are quoted in backticks. The text is parsed by sqlglot; a comparison with null is neither true nor false, as in
+SQL.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _COMPARE = {
 _MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
 _EXAMPLE = "write it like: module = 'json' AND year BETWEEN 1990 AND 1999"
 _LITERALS = ("Literal", "Neg", "Boolean", "Null", "Cast", "Paren")
-_ZONE = re.compile(r":\d{2}(?:\.\d+)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")  # the offset at the end of a time
+_ZONE = re.compile(r":\d{2}(?:\.\d+)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)$")  # the UTC offset at the end of a time
 _INSIDE = re.compile(r"Required keyword: '\w+' missing for <class '[\w.]+'>")  # the parser's own classes
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -53,7 +54,7 @@ def parse_where(text: str, schema: pa.Schema) -> Any:
         text: the condition, see this module's grammar.
         schema: of the data; its types say how the literals are read.
     Raises:
-        InputError: the condition cannot be read, or compares what cannot be compared.
+        InputError: the condition cannot be parsed, or compares incompatible types.
         MissingColumnError: it names a column that the data lacks.
     """
     import pyarrow as pa
@@ -61,17 +62,19 @@ def parse_where(text: str, schema: pa.Schema) -> Any:
 
     expression = _Translator(text, schema).condition(_parsed(text))
     try:
-        pyarrow.dataset.dataset(schema.empty_table()).scanner(filter=expression)  # it is bound to the types here
+        pyarrow.dataset.dataset(schema.empty_table()).scanner(
+            filter=expression
+        )  # checks the expression against the types
     except (pa.ArrowException, TypeError, ValueError) as exc:
         what = plain(exc, 200).rstrip(".")
-        raise InputError(f"--where {text!r} compares what cannot be compared: {what}.", _EXAMPLE) from None
+        raise InputError(f"--where {text!r} compares incompatible types: {what}.", _EXAMPLE) from None
     return expression
 
 
 def lance_where(text: str, schema: pa.Schema) -> str:
-    """Return a condition for Lance's engine, which reads no date, time or decimal from a plain literal.
+    """Return a condition for Lance's engine, which needs typed literals for dates, times and decimals.
 
-    Literals beside columns of these types get theirs; all else, and what only Lance understands, stays as it is.
+    Literals compared with columns of these types are converted; everything else, including Lance's own syntax, stays.
 
     Args:
         text: the condition, in the grammar of this module or in any other SQL of Lance.
@@ -111,10 +114,10 @@ def _is_decimal(type_: pa.DataType) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """Parse the text, whose names may stand in double quotes or backticks.
+    """Parse the text, in which names may be quoted in double quotes or backticks.
 
     Raises:
-        InputError: it is no condition.
+        InputError: it is not a condition.
     """
     import sqlglot
     from sqlglot.dialects.dialect import Dialect
@@ -143,7 +146,7 @@ def _parsed(text: str) -> Any:
 
 
 class _Translator:
-    """Turns what was parsed into an expression over columns of known types."""
+    """Translates a parsed condition to an expression over typed columns."""
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self.text, self.schema = text, schema
@@ -152,7 +155,7 @@ class _Translator:
         return InputError(f"--where {self.text!r}: `{plain(node.sql(), 60)}` {why}.", _EXAMPLE)
 
     def condition(self, node: Any, depth: int = 0) -> Any:
-        """Translate what is true, false or null."""
+        """Translate a boolean expression."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -164,7 +167,7 @@ class _Translator:
         if kind == "Not":
             return ~self.condition(node.this, depth + 1)
         if kind in ("And", "Or"):
-            parts = [self.condition(part, depth + 1) for part in node.flatten()]  # a chain of many is one level
+            parts = [self.condition(part, depth + 1) for part in node.flatten()]  # a chain counts as one level
             return _joined(parts, operator.and_ if kind == "And" else operator.or_)
         if kind in _COMPARE:
             return self.comparison(node, _COMPARE[kind])
@@ -177,7 +180,7 @@ class _Translator:
             if not _is_text(type_):
                 raise self.refused(node, f"compares {type_} with a pattern")
             if type(node.expression).__name__ != "Literal" or not node.expression.is_string:
-                raise self.refused(node, "wants a pattern in quotes")
+                raise self.refused(node, "needs a pattern in quotes")
             found = pc.match_like(column, node.expression.this, ignore_case=kind == "ILike")
             return ~found if node.args.get("negate") else found
         if kind == "In":
@@ -190,18 +193,18 @@ class _Translator:
             column, type_ = self.column(node)
             if pa.types.is_boolean(type_):
                 return column
-            raise self.refused(node, f"is {type_}, no condition by itself")
+            raise self.refused(node, f"is {type_}, not a condition")
         raise self.refused(node)
 
     def column(self, node: Any) -> tuple[Any, pa.DataType]:
-        """Return a column, or a field of a struct, with its type; dictionaries and views as plain values."""
+        """Return a column or struct field with its type; dictionaries and views become plain values."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         while type(node).__name__ == "Paren":
             node = node.this
         if type(node).__name__ not in ("Column", "Dot"):
-            raise self.refused(node, "stands where a column has to")
+            raise self.refused(node, "is not a column")
         path = [part.name for part in node.parts]
         if ".".join(path) in self.schema.names:
             path = [".".join(path)]
@@ -236,17 +239,17 @@ class _Translator:
 
         if type(node).__name__ in ("Column", "Dot"):
             if not {node.parts[0].name, ".".join(part.name for part in node.parts)} & set(self.schema.names):
-                raise self.refused(node, "is no column, and no text: a text stands in single quotes")
+                raise self.refused(node, "is neither a column nor a text in single quotes")
             return getattr(pc, how)(column, self.column(node)[0])
         value = self.value(node, type_)
         if value is None:
             return pc.scalar(pa.scalar(None, pa.bool_()))
-        if isinstance(value, decimal.Decimal):  # no value of this integer type: between two of them, or outside
+        if isinstance(value, decimal.Decimal):  # not a value of this integer type: fractional or out of range
             return self.beside(column, type_, value, how)
         return getattr(pc, how)(column, value)
 
     def beside(self, column: Any, type_: pa.DataType, value: decimal.Decimal, how: str) -> Any:
-        """Compare integers with a number that none of them equals."""
+        """Compare integers with a number outside their type."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -264,7 +267,7 @@ class _Translator:
 
         column, type_ = self.column(node.this)
         if not node.expressions:
-            raise self.refused(node, "wants a list of values, IN (1, 2)")
+            raise self.refused(node, "needs a list of values, IN (1, 2)")
         values = [self.value(each, type_) for each in node.expressions]
         equal = [value for value in values if value is not None and not isinstance(value, decimal.Decimal)]
         null = pc.scalar(pa.scalar(None, pa.bool_()))
@@ -286,10 +289,10 @@ class _Translator:
         return pc.if_else(inner.is_valid(), wanted, pc.scalar(False))
 
     def value(self, node: Any, type_: pa.DataType) -> Any:
-        """Read a literal as the type of the column beside it.
+        """Read a literal as the type of the column that it is compared with.
 
         Returns:
-            A `pa.Scalar`; None for NULL; a Decimal where the type is of integers and has no such value.
+            A `pa.Scalar`; None for NULL; a Decimal for an integer type that has no such value.
         """
         import pyarrow as pa
 
@@ -305,7 +308,7 @@ class _Translator:
                 raise self.refused(node, f"is compared with a column of {type_}")
             return pa.scalar(bool(node.this))
         if type(inner).__name__ != "Literal" or (negative and inner.is_string):
-            raise self.refused(node, "is no literal")
+            raise self.refused(node, "is not a literal")
         if kind == "Cast" and (not inner.is_string or node.to.this.name not in _TEMPORAL or not _is_temporal(type_)):
             raise self.refused(node, f"is compared with a column of {type_}")
         try:
@@ -319,7 +322,7 @@ _TEMPORAL = ("DATE", "TIMESTAMP", "TIMESTAMPNTZ", "TIMESTAMPTZ", "TIME", "DATETI
 
 
 def _joined(parts: list[Any], join: Callable[[Any, Any], Any]) -> Any:
-    """Join conditions as a balanced tree: a chain of thousands would be as deep."""
+    """Join conditions as a balanced tree, since a chain of thousands would be too deep."""
     while len(parts) > 1:
         pairs = [join(*parts[at : at + 2]) for at in range(0, len(parts) - 1, 2)]
         parts = pairs + parts[len(parts) - len(parts) % 2 :]
@@ -350,7 +353,7 @@ def _scalar(text: str, quoted: bool, type_: pa.DataType) -> Any:
     """Read the text of a literal as a type.
 
     Raises:
-        ValueError, ArithmeticError, pa.ArrowException: it is none.
+        ValueError, ArithmeticError, pa.ArrowException: invalid text.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,8 +1,8 @@
-"""The contract: `EmbeddingFunction` and `TextEmbeddingFunction`, with LanceDB's names and meanings.
+"""The contract: `EmbeddingFunction` and `TextEmbeddingFunction`, with LanceDB's names and semantics.
 
 A configuration is a value: two instances of one class with equal fields are equal, hash alike, and pickle and copy
-through `__init__`. Fields keep their `$var:` references; reading one resolves it. Weights, clients and whatever else an
-instance gathers in private attributes are no part of the value.
+through `__init__`. Fields keep their `$var:` references; reading one resolves it. Weights, clients and other
+private attributes are not part of the value.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ _names_by_key = names_by_key
 
 @dataclass(frozen=True)
 class Traits:
-    """What a class of functions is, told without creating one.
+    """Static properties of a function class, available without an instance.
 
     Attributes:
-        modality: what a source row is, by names of `core.modality`'s table: "text", "image", several joined by "+" with
-            what a source row is first, or "any" where a class does not say.
-        requires: modules that must be importable.
+        modality: the modalities of inputs, by name in `core.modality`'s table: "text", "image", or several joined by
+            "+" with that of source rows first; "any" if a class does not declare it.
+        requires: the modules that must be importable.
         extra: the embedreg extra that installs them.
-        remote: whether calls leave this machine; such functions are never probed per query.
-        retry: whether a failed call may be tried again; a local model fails for good reasons.
-        metric: the distance that the vectors are meant for, where `vector_traits` does not say it for the model.
-        window: how many rows the function is handed at once, in rows; more lets a local model sort by length, fewer
-            give a livelier progress bar.
-        concurrency: how many calls of one function a server may make at a time; 1 where threads may not be safe.
-        stock_fields: the fields that LanceDB's own function of this name knows; None where it has no such function.
-        stored_names: other names for fields in stored configurations (JavaScript's option names), to field names.
+        remote: whether calls leave this machine; remote functions are not probed per query.
+        retry: whether failed calls may be retried; failures of a local model are not transient.
+        metric: the distance that the vectors are meant for, unless `vector_traits` gives it for the model.
+        window: the number of rows per call of the function; a larger number lets a local model sort by length, a
+            smaller one updates the progress bar more often.
+        concurrency: the number of concurrent calls that a server may make; 1 if the function may not be thread-safe.
+        stock_fields: the fields of LanceDB's own function of this name; None if LanceDB has none.
+        stored_names: other names in stored configurations (JavaScript's option names) -> field names.
     """
 
     modality: str = "text"
@@ -90,11 +90,11 @@ class EmbeddingFunction(Value, ABC):
 
     A subclass defines `ndims()`, `compute_source_embeddings` and `compute_query_embeddings`; for text,
     `TextEmbeddingFunction` needs only `ndims()` and `generate_embeddings`. One that embeds queries in batches defines
-    `compute_embeddings(inputs, role)`, and then none of the others.
+    `compute_embeddings(inputs, role)` instead of these.
 
     Raises:
-        ConfigError: an unknown field or a wrong value (`create` and the constructor alike).
-        HardcodedSecretError: a sensitive field with anything but a `$var:` reference.
+        ConfigError: an unknown field or an invalid value (`create` and the constructor alike).
+        HardcodedSecretError: a value other than a `$var:` reference in a sensitive field.
         MissingVariableError: a reference to a variable that is not set.
     """
 
@@ -111,14 +111,14 @@ class EmbeddingFunction(Value, ABC):
     def create(cls, **config: Any) -> Self:
         """Create an instance from its configuration.
 
-        A table whose stored configuration equals this one gets this very instance back in this process, its
-        `device` and other runtime fields included: the reader's own code has vouched for it.
+        In this process, a table with an equal stored configuration gets this instance, including its `device` and other
+        runtime fields, since the reader's own code created it.
         """
         instance = cls(**config)
         vouch(instance)
         return instance
 
-    # -- what a subclass says ---------------------------------------------------------------------------------------
+    # -- overridden by subclasses -----------------------------------------------------------------------------------
 
     @abstractmethod
     def ndims(self) -> int:
@@ -126,50 +126,50 @@ class EmbeddingFunction(Value, ABC):
 
     @abstractmethod
     def compute_source_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """Embed the rows of a source column: (n, d), or a list of n vectors with None for a row that has none."""
+        """Embed the rows of a source column: (n, d), or a list of n vectors with None for a row without one."""
 
     @abstractmethod
     def compute_query_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Embed one query: a list that holds one vector."""
 
     def vector_traits(self) -> dict[str, Any]:
-        """Return what readers should know of the vectors, which is recorded with the data.
+        """Return properties of the vectors, which are recorded with the data.
 
-        `dtype`, `normalized`, `prompts`, and `metric` where it is not that of the class for every model.
+        The keys are `dtype`, `normalized`, `prompts`, and `metric` if it depends on the model.
         """
         normalize = getattr(self, "normalize", None)
         return {"dtype": "float32", "normalized": normalize if isinstance(normalize, bool) else None}
 
     def model_identity(self) -> str | None:
-        """Return the model's resolved revision or a hash of its weights, never a path; None when it cannot be known."""
+        """Return the model's resolved revision or a hash of its weights, never a path; None if unknown."""
         return None
 
     def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
         """Embed a batch of source rows or of queries: the one method that the library calls.
 
-        The default is LanceDB's methods: `compute_source_embeddings`, and a class's own `compute_query_embeddings` for
-        one query after another. Of these and this one the most derived definition is used.
+        The default calls LanceDB's methods: `compute_source_embeddings`, or a class's own `compute_query_embeddings`
+        for each query. Of these and this method the most derived definition is used.
 
         Args:
             inputs: n inputs, as `sanitize_input` gives them: a list; none is null or blank where the library calls.
             role: "source" or "query".
         Returns:
-            (n, d), or n vectors with None or a RowError for an input that has none.
+            (n, d), or n vectors with None or a RowError for each failed input.
         """
         return fall_back(self, inputs, role)
 
-    # -- what callers use -------------------------------------------------------------------------------------------
+    # -- for callers ------------------------------------------------------------------------------------------------
 
     def compute_embeddings_with_retry(self, inputs: Any, role: Role = "source") -> Any:
-        """Embed a batch in a role, trying again up to `max_retries` times what may pass by itself."""
+        """Embed a batch in a role, retrying transient errors up to `max_retries` times."""
         return compute_with_retry(self, inputs, role)
 
     def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Embed a source column, trying again up to `max_retries` times what may pass by itself."""
+        """Embed a source column, retrying transient errors up to `max_retries` times."""
         return self._with_retry(self.compute_source_embeddings, *args, **kwargs)
 
     def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Embed a query, trying again up to `max_retries` times what may pass by itself."""
+        """Embed a query, retrying transient errors up to `max_retries` times."""
         return self._with_retry(self.compute_query_embeddings, *args, **kwargs)
 
     async def acompute_query_embeddings(self, query: Any) -> Any:
@@ -184,7 +184,7 @@ class EmbeddingFunction(Value, ABC):
         return call_with_retry(call, *args, max_retries=self.max_retries, called=called(self), **kwargs)
 
     def sanitize_input(self, texts: Any) -> Any:
-        """Turn what an engine passes into something to iterate: a str becomes a list of one, Arrow becomes a list."""
+        """Convert an engine's input to an iterable: a str becomes a list of one, Arrow becomes a list."""
         if isinstance(texts, str | bytes):
             return [texts]
         return texts.to_pylist() if hasattr(texts, "to_pylist") else texts
@@ -192,7 +192,7 @@ class EmbeddingFunction(Value, ABC):
     def safe_model_dump(self) -> dict[str, Any]:
         """Return the configuration as it was passed, references unresolved.
 
-        LanceDB's registry stores what this returns, so to that caller it gives the persisted form instead.
+        LanceDB's registry stores the result, so that caller gets the persisted form instead.
         """
         if lancedb_hooks.called_from("lancedb"):
             return lancedb_hooks.adapted(self).safe_model_dump()  # type: ignore[no-any-return]
@@ -206,7 +206,7 @@ class EmbeddingFunction(Value, ABC):
         """Mark a pydantic field as this function's vector column; further arguments are those of `pydantic.Field`.
 
         Args:
-            source: the source field it belongs to; needed only when this function has several in one schema.
+            source: its source field; needed only if this function has several in one schema.
         """
         return lancedb_hooks.field_info(self, lancedb_hooks.VECTOR, source, kwargs)
 
@@ -214,7 +214,7 @@ class EmbeddingFunction(Value, ABC):
         """Declare that this function fills column `vector` from column `source`.
 
         Raises:
-            ConfigError: what is no column name, or one name for both.
+            ConfigError: an invalid column name, or one name for both.
         """
         if source == vector:
             raise ConfigError(f"{source!r} cannot be both source and vector column.", "fn.bind('source', 'vector')")
@@ -222,7 +222,7 @@ class EmbeddingFunction(Value, ABC):
 
     @property
     def from_metadata(self) -> bool:
-        """Whether stored metadata asked for this instance, and nobody here vouched for it: no local lookups then."""
+        """Whether this instance was built from stored metadata and is not vouched for: no local lookups then."""
         return state_of(self).origin == "metadata"
 
 
@@ -232,7 +232,7 @@ def _compute_checked(function: EmbeddingFunction, query: Any) -> Any:
 
 
 class TextEmbeddingFunction(EmbeddingFunction):
-    """A function of text: queries and sources are embedded alike unless a subclass says otherwise."""
+    """A function of text: queries and sources are embedded alike unless a subclass overrides this."""
 
     traits: ClassVar[Traits] = Traits()
 
@@ -246,7 +246,7 @@ class TextEmbeddingFunction(EmbeddingFunction):
 
     @abstractmethod
     def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
-        """Embed texts: (n, d), or a list of n vectors with None, or a `RowError`, for a row that failed."""
+        """Embed texts: (n, d), or a list of n vectors with None or a `RowError` for a failed row."""
 
 
 class EmbeddingFunctionConfig(BaseModel):
@@ -258,7 +258,7 @@ class EmbeddingFunctionConfig(BaseModel):
     source_column: str
     function: EmbeddingFunction
     value_type: str | None = None
-    """The type of a stored value, "float32" or "float16", where the column's own type says it."""
+    """The type of stored values, "float32" or "float16", if the column's type determines it."""
 
     def __init__(self, **values: Any) -> None:
         function = lancedb_hooks.unwrap(values.get("function"))
@@ -270,12 +270,14 @@ class EmbeddingFunctionConfig(BaseModel):
         refuse_unknown(type(self), values, type(self).model_fields)
         for name in ("source_column", "vector_column"):
             if not isinstance(values.get(name), str) or not values[name]:
-                raise ConfigError(f"{name} is {values.get(name)!r}, no column name.", "fn.bind('source', 'vector')")
+                raise ConfigError(
+                    f"invalid {name}={values.get(name)!r}: expected a column name.", "fn.bind('source', 'vector')"
+                )
         super().__init__(**{**values, "function": function})
 
 
 def metric_of(function: EmbeddingFunction) -> Metric:
-    """Return the distance that a function's vectors are meant for: as its model says, else as its class does."""
+    """Return the distance that a function's vectors are meant for: that of its model, else of its class."""
     cls = type(function)
     if cls.vector_traits is not EmbeddingFunction.vector_traits:
         stated = function.vector_traits().get("metric")
@@ -287,6 +289,6 @@ def metric_of(function: EmbeddingFunction) -> Metric:
 def from_stored(
     cls: type[EmbeddingFunction], config: dict[str, Any], alias: str, unknown: dict[str, Any]
 ) -> EmbeddingFunction:
-    """Build an instance that stored metadata asked for; the trust rules have already been applied to `config`."""
+    """Build an instance from stored metadata; the trust rules have already been applied to `config`."""
     with building(cls, "metadata", alias, unknown):
         return cls(**config)

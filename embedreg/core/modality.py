@@ -1,8 +1,8 @@
-"""Modalities: what an input of a function may be. One table, asked by whoever reads, probes, caches or serves inputs.
+"""The table of modalities (text, image, ...), used to read, probe, cache and serve inputs.
 
 `Traits(modality=...)` names rows of this table, joined by "+": "text", "image+text". Everything that depends on a
-modality stands in its row; no other module compares their names. A name that has no row is refused where the function
-is used: nobody would know whether a string is such an input, or only the path of one.
+modality is in its row; no other module compares modality names. An unknown name is an error when the function is used,
+since it would not be known whether a string is an input or the path of one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog; 3.14 is close to π."
-# A picture of 8 x 8 pixels, two gradients and a disc, as PNG: any decoder gives the same pixels.
+# An image of 8 x 8 pixels, two gradients and a disc, as PNG: every decoder returns the same pixels.
 PROBE_IMAGE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAcklEQVR42h2OUQ0AUQjDKgYxiEEMYiZmYkh2L/e7NF0BChoGFgSG45+r6GKK"
     "LVS4uMc+uJpuptlGjZt7hqeoSU9msoMGD/e8bGrTm9nsRouXe28opbQyyioSFvcacMppZ5x1ZGzulb20uvRlLnvo8HHHB/dGU+why/E+AAAAAElF"
@@ -55,15 +55,15 @@ String = Literal["content", "name", "unknown"]
 
 @dataclass(frozen=True)
 class InputFiles:
-    """The files that are an input each, where a folder of them is embedded.
+    """Files of which each is one input, for embedding a folder.
 
     Attributes:
-        kind: what such a folder holds: "images".
-        suffixes: the endings of the files' names, in lower case.
-        noun: one of them, in messages: "an image".
-        reader: the module that makes rows of the files, with `schema`, `inputs`, `changed` and `read` as
-            `embedreg.datasets.files` has them; the rows of that one are the files' paths and names.
-        column: the column that is embedded unless another is named.
+        kind: the name of a folder's contents: "images".
+        suffixes: the file name extensions, in lower case.
+        noun: the name of one input in messages: "an image".
+        reader: the module that reads the files as rows, with the functions `schema`, `inputs`, `changed` and `read` as
+            in `embedreg.datasets.files`, whose rows are the files' paths and names.
+        column: the column that is embedded by default.
     """
 
     kind: str
@@ -78,20 +78,18 @@ class Modality:
     """One kind of input: a row of the table.
 
     Attributes:
-        name: as `Traits(modality=...)` has it.
-        string: what a plain string in a source column is: the "content" itself, as for texts; or its "name", a path or
-            a URL; "unknown" where only the function knows.
-        types: the Arrow types of a source column, as `pyarrow.types.is_*` has them; empty for every type. String and
-            binary views and fixed-size binaries arrive as plain ones.
-        objects: whether an input may be a Python object that Arrow has no type for, such as an image in memory.
-        probe: the fixed input that tells whether a function still gives the vectors that are stored. It never changes:
-            stored probes were made from it. None for no probe.
-        sql: the SQL type of an input by the name of the engine, "duckdb" or "databend"; an engine that is not named
-            refuses the modality.
-        hint: what to do about a column of another type.
-        rows_of: cuts an array of several axes into inputs; without it, each entry of the first axis is one.
-        read: makes inputs of a column of another Arrow type, or raises an `InputError`.
-        files: the files that are an input each; None where folders are not read as such.
+        name: the name used in `Traits(modality=...)`.
+        string: the meaning of a plain string in a source column: the "content" itself, as for texts; its "name", a path
+            or a URL; or "unknown" if it depends on the function.
+        types: the Arrow types of a source column, named as in `pyarrow.types.is_*`; empty for every type. String and
+            binary views and fixed-size binaries are converted to plain ones first.
+        objects: whether an input may be a Python object without an Arrow type, such as an image in memory.
+        probe: the fixed input for drift checks, or None. It never changes, since stored probes were made from it.
+        sql: the SQL type of an input by engine name, "duckdb" or "databend"; other engines raise for the modality.
+        hint: the hint for a column of another type.
+        rows_of: splits an array of several axes into inputs; by default along the first axis.
+        read: converts a column of another Arrow type to inputs, or raises an `InputError`.
+        files: the files of which each is one input; None if folders cannot be embedded.
     """
 
     name: str
@@ -107,12 +105,12 @@ class Modality:
 
     @property
     def plural(self) -> str:
-        """Several inputs, in messages."""
+        """The plural name of inputs in messages."""
         return f"{self.name}s" if self.files is None else self.files.kind
 
     @property
     def by_content(self) -> bool:
-        """Whether a string is the input itself, so that equal strings have equal vectors wherever they are."""
+        """Whether a string is the input itself, so that equal strings have equal vectors in every place."""
         return self.string == "content"
 
 
@@ -135,17 +133,17 @@ IMAGE = Modality(
     read=images_of,
     files=InputFiles("images", (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "an image"),
 )
-# A class that does not say what it embeds, as LanceDB's do not: it gets what the column holds, and texts from SQL.
+# For a class that does not declare its modality, such as LanceDB's: it gets the column's values, and texts from SQL.
 ANY = Modality("any", objects=True, rows_of=unstacked)
 
 MODALITIES: dict[str, Modality] = {each.name: each for each in (TEXT, IMAGE, ANY)}
 
 
 def add_modality(modality: Modality) -> None:
-    """Add a row to the table, for the functions of a plug-in; call it where the functions are registered.
+    """Add a modality to the table for the functions of a plug-in; call it where the functions are registered.
 
     Raises:
-        ConfigError: the name cannot stand in `Traits(modality=...)`, or another modality has it.
+        ConfigError: the name is invalid, or another modality has this name or one of its file extensions.
     """
     name = modality.name
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name:
@@ -159,16 +157,16 @@ def add_modality(modality: Modality) -> None:
 
 
 def modalities(function: EmbeddingFunction) -> tuple[Modality, ...]:
-    """Return what the inputs of a function may be, in the order that its class names them.
+    """Return the modalities of a function, in the order in which its class names them.
 
     Raises:
-        ConfigError: its class names a modality that is not in the table.
+        ConfigError: its class names an unknown modality.
     """
     return _of(function)[0]
 
 
 def accepted(function: EmbeddingFunction) -> Accepted:
-    """Return what a column for a function may be made of, in either role.
+    """Return the column types that a function accepts, in either role.
 
     Raises:
         ConfigError: as `modalities`.
@@ -191,7 +189,7 @@ def _of(function: EmbeddingFunction) -> tuple[tuple[Modality, ...], Accepted]:
 
 @functools.lru_cache(maxsize=256)
 def _parsed(text: str) -> tuple[tuple[Modality, ...], Accepted]:
-    """Return the modalities that a class names, and what a column of them may be made of."""
+    """Return the modalities that a class names, and the column types that they accept."""
     named = tuple(MODALITIES[name.strip()] for name in text.split("+"))
     types = tuple(dict.fromkeys(kind for each in named for kind in each.types))
     return named, Accepted(
@@ -205,9 +203,9 @@ def _parsed(text: str) -> tuple[tuple[Modality, ...], Accepted]:
 
 
 def source_modality(function: EmbeddingFunction) -> Modality:
-    """Return what a plain string in a function's source column is: the one place that decides it.
+    """Return the modality of a function's source rows.
 
-    It is the first modality that the class names, unless the instance has a field `source_type` that names another.
+    It is the first modality of the class, unless the instance has a field `source_type` that names another.
     """
     named = modalities(function)
     if len(named) == 1 and named[0] is not ANY:
@@ -218,18 +216,18 @@ def source_modality(function: EmbeddingFunction) -> Modality:
 
 
 def sql_modality(function: EmbeddingFunction, role: Role = "source") -> Modality:
-    """Return what SQL passes to a function: as a query a text, if it takes texts; a text, too, if it does not say."""
+    """Return the modality of inputs from SQL: text for queries if the function accepts it, or if it is unknown."""
     asked = TEXT if role == "query" and TEXT in modalities(function) else source_modality(function)
     return TEXT if asked is ANY else asked
 
 
 def sql_types(engine: str) -> dict[str, str]:
-    """Return the modalities that an engine serves, with the SQL type of each."""
+    """Return the SQL type of each modality that an engine supports."""
     return {name: each.sql[engine] for name, each in MODALITIES.items() if engine in each.sql}
 
 
 def of_files(kind: str | None = None, *, suffix: str | None = None) -> Modality | None:
-    """Return the modality of files, by what a folder of them holds or by the ending of a name; None for other files."""
+    """Return the modality of files, by the kind of their folder or by extension; None for other files."""
     for each in MODALITIES.values():
         if each.files is not None and (each.files.kind == kind or suffix in each.files.suffixes):
             return each
@@ -237,20 +235,20 @@ def of_files(kind: str | None = None, *, suffix: str | None = None) -> Modality 
 
 
 def files_of(kind: str | None = None, *, suffix: str | None = None) -> InputFiles | None:
-    """Return what the table has of the files of a modality, asked for as `of_files` is."""
+    """Return the `InputFiles` of a modality, with the arguments of `of_files`."""
     found = of_files(kind, suffix=suffix)
     return None if found is None else found.files
 
 
 def query_names(function: EmbeddingFunction) -> list[str]:
-    """Return what a single query may be, for messages: a text always may, where a function says so or says nothing."""
+    """Return the kinds of queries that a function accepts, for messages; text if the modality is unknown."""
     named = modalities(function)
     among = MODALITIES.values() if ANY in named else named
     return list(dict.fromkeys([TEXT.name, *(each.name for each in among if each is not ANY)]))
 
 
 def refusal(function: EmbeddingFunction, modality: Modality, engine: str, passed: Iterable[str]) -> ConfigError:
-    """Return the error for a modality that an engine cannot pass to a function, with those that it can."""
+    """Return the error for a modality that an engine does not support; it lists the supported ones."""
     return ConfigError(
         f"{type(function).__name__} embeds {modality.name!r}, which {engine} cannot pass to a function; "
         f"it passes {' or '.join(passed)}.",

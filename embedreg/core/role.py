@@ -1,7 +1,7 @@
-"""The role of what is embedded, source or query, and which of a class's methods embeds a batch in it.
+"""Roles: whether a batch holds sources or queries, and which method of a class embeds it.
 
-The library calls `compute_embeddings(inputs, role)`. LanceDB's methods are what that falls back to, and the most
-derived definition is used: a class written for LanceDB has no such method, and a subclass may override
+The library calls `compute_embeddings(inputs, role)`, which falls back to LanceDB's methods. The most derived
+definition is used: a class written for LanceDB has no such method, and a subclass may override
 `compute_query_embeddings` of a parent that has one. A user's own helper of that name, with other parameters, is never
 called.
 """
@@ -31,13 +31,13 @@ GENERATE = "generate_embeddings"
 LANCEDB = (SOURCE, QUERY, GENERATE)
 RETRY = "_with_retry"
 
-# What embeds a batch: the class's own `compute_embeddings`; `compute_source_embeddings`; or one query after another.
-_Way: TypeAlias = Literal["batch", "source", "each"]
+# The call for a batch: the class's own `compute_embeddings`, `compute_source_embeddings`, or one call per query.
+_Call: TypeAlias = Literal["batch", "source", "each"]
 _methods_of = operator.attrgetter(BATCH, BATCH + RETRY, SOURCE, SOURCE + RETRY, QUERY, QUERY + RETRY)
 _FILLED = "__embedreg_filled__"
-_BASES = "embedreg.core.base"  # what this module's classes define is a fallback, nobody's own
+_BASES = "embedreg.core.base"  # methods of this module's classes are fallbacks, not definitions of a subclass
 
-_known: weakref.WeakKeyDictionary[type, _Decided] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[type, _Resolved] = weakref.WeakKeyDictionary()
 _local = threading.local()
 
 
@@ -45,75 +45,75 @@ _local = threading.local()
 
 
 def takes_role(method: Any) -> bool:
-    """Return whether a method, as its class holds it, can be called as `(inputs, role=...)`."""
+    """Return whether an unbound method can be called as `(inputs, role=...)`."""
     try:
         signature = inspect.signature(method)
         signature.bind("self", "inputs", role="query")
     except (TypeError, ValueError):
         return False
-    return "role" in signature.parameters  # by that name: `**options` are the method's own
+    return "role" in signature.parameters  # by name: `**options` does not count
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
-    """What a class's methods come to, worked out once.
+class _Resolved:
+    """The methods that a class defines, resolved once.
 
     Attributes:
-        methods: what `_methods_of` gave, to see whether the class was changed since.
-        ways: what embeds a batch, in each role.
-        batches: whether it has a method for batches of its own.
-        queries: whether it has a query method of its own.
-        over_filled: whether it overrides a `generate_embeddings` that was filled in.
-        once, again: its method for batches and that one's twin with retries, whatever helper hides them.
+        methods: the result of `_methods_of`, to detect changes of the class.
+        calls_by_role: the call for a batch, by role.
+        batches: whether it defines a batch method.
+        queries: whether it defines a query method.
+        over_filled: whether it overrides a filled-in `generate_embeddings`.
+        once, again: its batch method without and with retries, even if a helper hides them.
     """
 
     methods: tuple[Any, ...]
-    ways: dict[Role, _Way]
+    calls_by_role: dict[Role, _Call]
     batches: bool
     queries: bool
     over_filled: bool
     once: Any
     again: Any
 
-    def way(self, role: Role) -> _Way:
+    def call_for(self, role: Role) -> _Call:
         """Return what embeds a batch in a role."""
-        if role not in self.ways:
+        if role not in self.calls_by_role:
             raise ConfigError(f"unknown role {role!r}.", "role='source' or role='query'")
-        return self.ways[role]
+        return self.calls_by_role[role]
 
 
-def _decided(cls: type) -> _Decided:
+def _resolved(cls: type) -> _Resolved:
     now = _methods_of(cls)
     known = _known.get(cls)
-    if known is not None and known.methods == now:  # a class can be changed later
+    if known is not None and known.methods == now:  # a class can be modified later
         return known
-    batch, source, query = _place(cls, BATCH), _place(cls, SOURCE), _place(cls, QUERY)
+    batch, source, query = _mro_index(cls, BATCH), _mro_index(cls, SOURCE), _mro_index(cls, QUERY)
     over_filled = batch is not None and _overrides_filled(cls, batch)
-    ways: dict[Role, _Way]
+    calls_by_role: dict[Role, _Call]
     if batch is None:
-        ways = {"source": "source", "query": "source" if query is None else "each"}
+        calls_by_role = {"source": "source", "query": "source" if query is None else "each"}
     else:
         over_source, over_query = (place is not None and place < batch for place in (source, query))
-        ways = {
+        calls_by_role = {
             "source": "source" if over_source or over_filled else "batch",
             "query": "each" if over_query else "source" if over_filled else "batch",
         }
     once, again = _own(cls, BATCH), _own(cls, BATCH + RETRY)
-    _known[cls] = made = _Decided(now, ways, batch is not None, query is not None, over_filled, once, again)
+    _known[cls] = made = _Resolved(now, calls_by_role, batch is not None, query is not None, over_filled, once, again)
     return made
 
 
-def _way(cls: type, role: Role) -> _Way:
-    """Return what embeds a batch in a role: the most derived of a class's methods that do.
+def _call_for(cls: type, role: Role) -> _Call:
+    """Return the kind of method that embeds a batch in a role: the most derived one of a class.
 
     Raises:
         ConfigError: an unknown role.
     """
-    return _decided(cls).way(role)
+    return _resolved(cls).call_for(role)
 
 
-def _place(cls: type, name: str) -> int | None:
-    """Return where among a class's bases a method or its twin with retries is defined first, but for the fallbacks."""
+def _mro_index(cls: type, name: str) -> int | None:
+    """Return the MRO index where a method, or its variant with retries, is first defined, without fallbacks."""
     places = (_first(cls, each, name == BATCH) for each in (name, name + RETRY))
     return min((place for place in places if place is not None), default=None)
 
@@ -126,28 +126,28 @@ def _first(cls: type, name: str, with_role: bool) -> int | None:
 
 
 def _overrides_filled(cls: type, batch: int) -> bool:
-    """Return whether a class overrides a `generate_embeddings` that was filled in, which no method for batches calls.
+    """Return whether a class overrides a filled-in `generate_embeddings`, which batch methods do not call.
 
     Args:
-        batch: the place of the class that has the method for batches.
+        batch: the MRO index of the class that defines the batch method.
     """
-    place = _place(cls, GENERATE)
+    place = _mro_index(cls, GENERATE)
     return place is not None and place < batch and hasattr(vars(cls.__mro__[batch]).get(GENERATE), _FILLED)
 
 
 def _own(cls: type, name: str) -> Any:
-    """Return the first method of a name among a class's bases that takes a role, as its class holds it."""
+    """Return the first unbound method of a name in a class's MRO that takes a role."""
     return next(vars(base)[name] for base in cls.__mro__ if name in vars(base) and takes_role(vars(base)[name]))
 
 
 def in_batches(function: Any, role: Role) -> bool:
-    """Return whether a function embeds a batch in a role with one call, not one input after another."""
-    return _way(type(function), role) != "each"
+    """Return whether a function embeds a batch in a role with one call, instead of one call per input."""
+    return _call_for(type(function), role) != "each"
 
 
 def differ(function: Any) -> bool:
-    """Return whether a function embeds a text as a query in another way than as a source; if it does not say, True."""
-    if _way(type(function), "query") == "source":
+    """Return whether a function embeds queries differently from sources; True if unknown."""
+    if _call_for(type(function), "query") == "source":
         return False
     return function.vector_traits().get("prompts", "unknown") is not None
 
@@ -156,46 +156,46 @@ def differ(function: Any) -> bool:
 
 
 def compute(function: Any, inputs: Any, role: Role, *, retry: bool = True) -> Any:
-    """Embed a batch: the one call that the library makes of a function.
+    """Embed a batch: the call through which the library uses a function.
 
     Args:
         inputs: n inputs, none of them null or blank: an Arrow array or a list.
-        retry: whether to try again what may pass by itself, by the function's own policy.
+        retry: whether to retry transient errors, by the function's own policy.
     Returns:
-        (n, d), or n vectors with None or a RowError for an input that has none.
+        (n, d), or n vectors with None or a RowError for each failed input.
     """
     cls = type(function)
-    decided = _decided(cls)
-    if decided.way(role) != "batch":
-        return _fall_back(function, inputs, role, RETRY if retry else "", decided)
-    return (decided.again if retry else decided.once).__get__(function, cls)(inputs, role=role)
+    resolved = _resolved(cls)
+    if resolved.call_for(role) != "batch":
+        return _fall_back(function, inputs, role, RETRY if retry else "", resolved)
+    return (resolved.again if retry else resolved.once).__get__(function, cls)(inputs, role=role)
 
 
 def compute_with_retry(function: Any, inputs: Any, role: Role) -> Any:
-    """Do what `compute_embeddings_with_retry` does where no class overrides it."""
-    if _way(type(function), role) == "batch":
+    """Embed a batch with retries: the default of `compute_embeddings_with_retry`."""
+    if _call_for(type(function), role) == "batch":
         return function._with_retry(functools.partial(compute_once, function), inputs, role)
     return fall_back(function, inputs, role, RETRY)
 
 
 def compute_once(function: Any, inputs: Any, role: Role) -> Any:
-    """Call the `compute_embeddings` of a function that takes a role, whatever helper of that name hides it."""
+    """Call the `compute_embeddings` of a function that takes a role, even if a helper of that name hides it."""
     cls = type(function)
-    return _decided(cls).once.__get__(function, cls)(inputs, role=role)
+    return _resolved(cls).once.__get__(function, cls)(inputs, role=role)
 
 
 def fall_back(function: Any, inputs: Any, role: Role, retry: str = "") -> Any:
     """Embed a batch with LanceDB's methods.
 
     Args:
-        retry: the end of the names of the methods to call.
+        retry: the suffix of the method names to call.
     """
-    return _fall_back(function, inputs, role, retry, _decided(type(function)))
+    return _fall_back(function, inputs, role, retry, _resolved(type(function)))
 
 
-def _fall_back(function: Any, inputs: Any, role: Role, retry: str, decided: _Decided) -> Any:
-    by_query = decided.way(role) != "source" and role == "query" and decided.queries
-    if by_query and not _is_under_way(function, QUERY):  # else it is the class's own method that asks
+def _fall_back(function: Any, inputs: Any, role: Role, retry: str, resolved: _Resolved) -> Any:
+    by_query = resolved.call_for(role) != "source" and role == "query" and resolved.queries
+    if by_query and not _is_under_way(function, QUERY):  # otherwise the class's own method is calling
         return _one_by_one(function, inputs, getattr(function, QUERY + retry))
     with asked(function, role):
         if _is_under_way(function, SOURCE) and hasattr(function, GENERATE):
@@ -204,23 +204,23 @@ def _fall_back(function: Any, inputs: Any, role: Role, retry: str, decided: _Dec
 
 
 def source_texts(function: Any, texts: Any) -> Any:
-    """Embed source texts of a class that does not say how: as its own method for batches does, or as they are."""
-    decided = _decided(type(function))
-    if decided.batches and not decided.over_filled and not _is_under_way(function, BATCH):
+    """Embed source texts by default: with the class's batch method, or with `generate_embeddings`."""
+    resolved = _resolved(type(function))
+    if resolved.batches and not resolved.over_filled and not _is_under_way(function, BATCH):
         return compute_once(function, texts, role_of(function))
     return function.generate_embeddings(function.sanitize_input(texts))
 
 
 def query_as_source(function: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
-    """Embed one query of a class that does not say how: as a batch of one, or as LanceDB does, as a source."""
-    if _decided(type(function)).batches:
+    """Embed one query by default: as a batch of one, or, as LanceDB does, as a source."""
+    if _resolved(type(function)).batches:
         return compute_once(function, [query], "query")
     with asked(function, "query"):
         return function.compute_source_embeddings(query, *args, **kwargs)
 
 
 def _one_by_one(function: Any, queries: Any, embed: Callable[[Any], Any]) -> Any:
-    """Embed queries with a method that takes one: (n, d) float32, or a list with RowErrors among the vectors."""
+    """Embed queries with a method for single queries: (n, d) float32, or a list that may contain RowErrors."""
     import numpy as np
 
     from embedreg.arrow.vectors import as_matrix
@@ -230,27 +230,27 @@ def _one_by_one(function: Any, queries: Any, embed: Callable[[Any], Any]) -> Any
     found: list[Any] = []
     for value in values.to_pylist() if hasattr(values, "to_pylist") else values:
         rows, valid, why = as_matrix(embed(value), 1, ndims)
-        # a copy: the next call may be answered in the same memory
+        # a copy: the next call may reuse the same memory
         found.append(rows[0].copy() if valid[0] else RowError(why[0]))
     if any(isinstance(row, RowError) for row in found):
         return found
     return np.stack(found) if found else np.empty((0, ndims), np.float32)
 
 
-# -- what is under way -------------------------------------------------------------------------------------------------
+# -- calls in progress -------------------------------------------------------------------------------------------------
 
-# LanceDB's methods have no parameter for the role, and a subclass's method calls its parent's. So each thread keeps
-# which of them it is in, and in what role: (the instance, the method or "" for a call that is about to be made, role).
+# LanceDB's methods have no parameter for the role, and a subclass's method calls its parent's. So each thread keeps a
+# stack of its calls: (instance, method name or "" for a call that is about to start, role).
 
 
 def _calls() -> list[tuple[int, str, Role]]:
-    """Return this thread's calls, the innermost last; a function, since `entered` is pickled with what it names."""
+    """Return this thread's calls, the innermost last; a function, since `entered` is pickled with its globals."""
     calls: list[tuple[int, str, Role]] = _local.__dict__.setdefault("calls", [])
     return calls
 
 
 class asked:  # noqa: N801 (used as contextlib's are, at a third of a generator's cost)
-    """Say in what role `compute_source_embeddings` or `generate_embeddings` is called in this block."""
+    """Set the role of calls of `compute_source_embeddings` and `generate_embeddings` in this block."""
 
     __slots__ = ("_call",)
 
@@ -265,7 +265,7 @@ class asked:  # noqa: N801 (used as contextlib's are, at a third of a generator'
 
 
 def role_of(function: Any) -> Role:
-    """Return the role that the method of a function which calls this embeds in."""
+    """Return the role of the current call of a function's method."""
     return next((role for instance, _, role in reversed(_calls()) if instance == id(function)), "source")
 
 
@@ -274,7 +274,7 @@ def _is_under_way(function: Any, *names: str) -> bool:
 
 
 def _entered_role(function: Any, name: str) -> Role:
-    """Return the role of a call of a method: its caller's, unless that is the query's own and asks for sources."""
+    """Return the role of a method call: the caller's, unless the query method calls the source method."""
     if name == QUERY:
         return "query"
     calls, mine = _calls(), id(function)
@@ -283,7 +283,7 @@ def _entered_role(function: Any, name: str) -> Role:
 
 
 def entered(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap one of LanceDB's methods so that it is known to be under way, and in what role."""
+    """Wrap one of LanceDB's methods to record the call and its role."""
 
     @functools.wraps(method)
     def enter(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -293,19 +293,19 @@ def entered(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
         finally:
             calls.pop()
-            del args, kwargs  # inputs: some tools show the variables of each frame in a traceback
+            del args, kwargs  # inputs: some tools show each frame's variables in a traceback
 
     return enter
 
 
 def honouring(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a class's own `compute_embeddings`: it gets a batch, unless a subclass's LanceDB method takes its place."""
+    """Wrap a class's `compute_embeddings`, to call a subclass's override of a LanceDB method instead, if any."""
 
     @functools.wraps(method)
     def compute_embeddings(self: Any, inputs: Any, role: Role = "source", *args: Any, **kwargs: Any) -> Any:
-        way = _way(type(self), role)
+        way = _call_for(type(self), role)
         try:
-            # the override may come back here, for what it does not do itself
+            # the override may call this method again
             if way != "batch" and not _is_under_way(self, *((QUERY,) if way == "each" else (SOURCE, GENERATE))):
                 return fall_back(self, inputs, role)
             calls = _calls()
@@ -320,11 +320,11 @@ def honouring(method: Callable[..., Any]) -> Callable[..., Any]:
     return compute_embeddings
 
 
-# -- what a class with a method for batches need not write -------------------------------------------------------------
+# -- methods filled in for a class with a batch method -----------------------------------------------------------------
 
 
 def fill(cls: type) -> None:
-    """Give a class that has a `compute_embeddings` of its own those of LanceDB's methods that it has not."""
+    """Add the missing LanceDB methods to a class that defines `compute_embeddings`."""
     if cls.__module__ == _BASES or BATCH not in vars(cls) or not takes_role(vars(cls)[BATCH]):
         return
     for name, method in ((SOURCE, _source), (QUERY, _query), (GENERATE, _generate)):

@@ -1,7 +1,7 @@
-"""What stored metadata may ask for: each field of a stored configuration against the rules and the grants.
+"""Admission: check each field of a stored configuration against the trust rules and the grants.
 
 A table can come from anyone. Rebuilding a function from its metadata runs no code, reads no local path, contacts
-no host and hands over no secret unless the reader said so: by creating the same function in this process, or by
+no host and passes on no secret unless the reader allowed it: by creating the same function in this process, or by
 `embedreg.trust(...)`.
 """
 
@@ -43,17 +43,17 @@ if TYPE_CHECKING:
 
 __all__ = ["admit", "admit_built", "examine", "guard_of", "snake"]
 
-MOST_NEEDS = 32  # of one configuration: nobody reads a longer list before granting it
-MOST_ASKED = 1000  # values that need something, be it the same: to judge one takes a moment
-MAX_DEFAULTS = 8  # references that are each other's defaults; one is what people write
+MOST_NEEDS = 32  # grants of one configuration; a longer list would be granted unread
+MOST_ASKED = 1000  # values that need a grant, repeated ones included: each check takes time
+MAX_DEFAULTS = 8  # nested default references; one is usual
 
 
 def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a stored configuration against the rules and the grants, and return what may be built.
+    """Check a stored configuration against the rules and the grants, and return the admitted configuration.
 
     Raises:
-        UntrustedError: it asks for paths, hosts, headers, variables or other guarded things that nobody granted. The
-            error names every field, and its `needed` grants all of it.
+        UntrustedError: it uses paths, hosts, headers, variables or other guarded values that have not been granted. The
+            error names every field, and its `needed` holds all the grants.
     """
     admitted, needs = examine(cls, alias, stored)
     needs.refuse()
@@ -61,7 +61,7 @@ def admit(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -
 
 
 def examine(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any]) -> tuple[dict[str, Any], Needs]:
-    """Return what may be built of a stored configuration once what it needs is granted, and what that is."""
+    """Return the configuration that may be built once its needs are granted, and these needs."""
     sensitive, known = sensitive_fields(cls), defaults(cls)
     needs = Needs(alias)
     admitted: dict[str, Any] = {}
@@ -83,11 +83,11 @@ def examine(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any])
 
 
 def admit_built(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, Any], built: Mapping[str, Any]) -> None:
-    """Check what validators of a class made of admitted values: a path or an address that no annotation spoke of.
+    """Check the values after validation, since validators may produce paths or addresses that annotations do not show.
 
     Args:
-        stored: the fields that the file gives.
-        built: the values that the instance has.
+        stored: the stored fields.
+        built: the instance's values.
     Raises:
         UntrustedError: some are not granted.
     """
@@ -100,7 +100,7 @@ def admit_built(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, A
                 if (guard := value_guard(item)) is not None:
                     _check(needs, name, os.fspath(item) if isinstance(item, os.PathLike) else str(item), guard)
                 elif (items := containers.items_of(item)) is not None:
-                    usual = dict(defaults_in((type(item),)))  # of a model inside: its class's own
+                    usual = dict(defaults_in((type(item),)))  # of a nested model: the defaults of its class
                     waiting += [part for key, part in items if key not in usual or part != usual[key]]
                     waiting += item if isinstance(item, dict) else ()
     needs.refuse()
@@ -108,11 +108,11 @@ def admit_built(cls: type[EmbeddingFunction], alias: str, stored: Mapping[str, A
 
 @dataclass(frozen=True)
 class _Need:
-    """One thing that a stored configuration asks for and has not got.
+    """One missing grant of a stored configuration.
 
     Attributes:
-        message: the error's, where it is the only one; part: what the message of several says of it.
-        lead: of the hint.
+        message: the error message if it is the only need; part: its part in a message about several.
+        lead: the beginning of the hint.
     """
 
     message: str
@@ -123,14 +123,14 @@ class _Need:
 
 
 class Needs:
-    """What a stored configuration asks for and has not got: all of it is looked for before it is refused."""
+    """The missing grants of a stored configuration, collected in full before the error is raised."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self._found: dict[_Need, None] = {}
         self._asked = 0
-        self._code: tuple[str, str] | None = None  # a model whose own code is asked for, and how it is granted
-        self.fields: set[str] = set()  # that cannot be as stored, whatever the others are
+        self._code: tuple[str, str] | None = None  # a model with its own code, and its grant
+        self.fields: set[str] = set()  # fields whose stored value cannot be used without a grant
 
     def _note(self, need: _Need) -> None:
         self._found[need] = None
@@ -142,21 +142,21 @@ class Needs:
             )
 
     def field(self, name: str, kind: str, grant: Grant) -> None:
-        """Note a field that holds what is not granted."""
+        """Add a field whose value is not granted."""
         message = f"stored metadata sets {name} of {self.alias!r} to {kind}, which has not been granted."
         self._note(_Need(message, f"{name} ({kind})", grant, other=_OWN))
         self.fields.add(name)
 
     def variable(self, name: str, variable: str) -> None:
-        """Note a variable in a field that is not sensitive."""
+        """Add a variable in a field that is not sensitive."""
         message = (
-            f"stored metadata puts variable {variable!r} into {name} of {self.alias!r}, which is no sensitive field."
+            f"stored metadata puts variable {variable!r} into {name} of {self.alias!r}, which is not a sensitive field."
         )
         self._note(_Need(message, f"variable {variable!r} in {name}", Grant(variables=(variable,))))
         self.fields.add(name)
 
     def sent(self, name: str, variable: str) -> None:
-        """Note a variable that would be sent to an endpoint that the metadata chose."""
+        """Add a variable that would be sent to an endpoint from the metadata."""
         message = (
             f"stored metadata of {self.alias!r} names an endpoint and would send variable {variable!r} ({name}) there."
         )
@@ -164,18 +164,18 @@ class Needs:
         self._note(_Need(message, part, Grant(variables=(variable,)), lead="if you trust both"))
 
     def __bool__(self) -> bool:
-        """Return whether it is refused without a grant."""
+        """Return whether a grant is missing."""
         return bool(self._found)
 
     def code(self, model: str, wanted: str) -> None:
-        """Note a model whose own code is asked for: by itself no reason to refuse anything, since it reads as false."""
+        """Add a model with its own code: alone this is not an error, since `trust_remote_code` is read as false."""
         self._code = model, wanted
 
     def refuse(self) -> None:
-        """Raise the error for all that was noted; a model's own code alone is warned of.
+        """Raise the error for all missing grants; for a model's own code alone, only warn.
 
         Raises:
-            UntrustedError: something was noted.
+            UntrustedError: grants are missing.
         """
         if not self._found:
             if self._code is not None:
@@ -187,7 +187,7 @@ class Needs:
                 )
             return
         needs = [*self._found]
-        if self._code is not None and self._code[1].strip():  # a grant of no name would be of none
+        if self._code is not None and self._code[1].strip():  # a grant needs a name
             model, wanted = self._code
             needs.append(_Need("", f"trust_remote_code (the own code of {model!r})", Grant(remote_code=(wanted,))))
         needed = Grant.union(need.grant for need in needs)
@@ -201,7 +201,7 @@ class Needs:
 
 _OWN = ", or create the same function in your own code first"
 
-# How much work, waiting or memory a stored runtime field may ask for.
+# The largest values of stored runtime fields: bounds on work, waiting and memory.
 _MOST: dict[str, int] = {"batch_size": 65_536, "max_retries": 100, "num_threads": 256, "num_workers": 256}
 _LONGEST_S = 86_400  # seconds of a timeout
 
@@ -214,22 +214,22 @@ def _exceeds(name: str, value: Any) -> bool:
     if _most(name) == math.inf or not isinstance(value, int | float | str):
         return False
     try:
-        return float(value) > _most(name)  # a validator takes a text for a number
+        return float(value) > _most(name)  # validators convert numeric texts
     except ValueError:
         return False
 
 
 def _same(value: Any, other: Any) -> bool:
-    return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)  # True is not 1 here
+    return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)  # distinguishes True from 1
 
 
 def _remote_code(needs: Needs, config: Mapping[str, Any]) -> bool:
-    """Read a stored `trust_remote_code`: true, or anything that counts as true, only where that model is granted."""
+    """Read a stored `trust_remote_code`: any true value is kept only if that model is granted."""
     value = config["trust_remote_code"]
     if value is False:
         return False
     model = next((text for key in MODEL_FIELDS if isinstance(text := config.get(key), str)), needs.alias)
-    # Anyone can offer a revision of anyone's model on a hub, so a name alone vouches for the default one only.
+    # Anyone can upload a revision of any model to a hub, so a grant by name covers only the default revision.
     revisions = [str(v) for k, v in config.items() if k.endswith("revision") and v is not None]
     wanted = "@".join([model, *revisions])
     if {"*", wanted} & granted("remote_code"):
@@ -239,14 +239,14 @@ def _remote_code(needs: Needs, config: Mapping[str, Any]) -> bool:
 
 
 def _check(needs: Needs, name: str, value: Any, guard: Guard | None, types: Types = ()) -> bool:
-    """Note what is not granted; return whether the value, granted, may decide where requests go.
+    """Add missing grants for a value; return whether the granted value may determine where requests are sent.
 
     Args:
-        guard: what names say of the value: the field's, or a key's above it.
-        types: the annotations that it comes by.
+        guard: the guard of the value by name: the field's, or that of a key above it.
+        types: its annotations.
     """
     if isinstance(value, dict | list):
-        endpoint = False  # each item is checked, whatever the ones before it were
+        endpoint = False  # check every item, without a short circuit
         if isinstance(value, list):
             below = inner(types, None)
             for item in value:
@@ -257,7 +257,7 @@ def _check(needs: Needs, name: str, value: Any, guard: Guard | None, types: Type
             endpoint |= _check(needs, name, key, None, of_keys(types))
             if any(key == known and _same(item, _lenient(default)) for known, default in usual):
                 continue
-            # an option that is off asks for nothing; a whole field that is off may be what it guards against
+            # a disabled option needs no grant; disabling a whole field may
             named = guard or (None if item is False else guard_by_name(key))
             endpoint |= _check(needs, name, item, named, inner(types, key))
         return endpoint
@@ -272,11 +272,11 @@ def _check(needs: Needs, name: str, value: Any, guard: Guard | None, types: Type
         if guard is not None and not everything:
             needs.field(name, "a value", Grant(fields=(field,)))
         return guard in ("address", "other")
-    if "\0" in value:  # what is below Python takes such a text for its beginning
+    if "\0" in value:  # C libraries would read only the text before it
         raise MetadataError(f"the stored {name} of {needs.alias!r} holds a NUL character.", "do not use this data")
     text = _default(value)
     if text is None:
-        return guard in ("address", "other")  # a reference without a default: `_public` asks for the variable's grant
+        return guard in ("address", "other")  # a reference without a default: `_public` adds the variable's grant
     kind = kind_of(text)
     if kind is None and guard in ("address", "path"):
         kind = "url" if guard == "address" else "path"
@@ -295,7 +295,9 @@ def _check_text(
 ) -> None:
     field = Grant(fields=(f"{needs.alias}.{name}",))
     if kind == "url" and (typed == "path" or not host_granted(text)):
-        host = None if typed == "path" else parse_host(text)  # its class would make a path of it, which no host covers
+        host = (
+            None if typed == "path" else parse_host(text)
+        )  # its class would convert it to a path, which a host grant does not cover
         what = "a URL" if guard != "address" or kind_of(text) == "url" else "a host"
         needs.field(name, what, field if host is None else Grant(hosts=(str(host),)))
     if kind == "path" and not path_granted(text):
@@ -305,7 +307,7 @@ def _check_text(
 
 
 def _default(text: str) -> str | None:
-    """Return what a text is when no variable is read: itself, or a reference's last default; None for none."""
+    """Return a text without reading variables: itself, or the final default of a reference; None without one."""
     for _ in range(MAX_DEFAULTS):
         if not references.is_reference(text):
             return text
@@ -313,14 +315,16 @@ def _default(text: str) -> str | None:
         if default is None:
             return None
         text = default
-    raise MetadataError("a stored `$var:` reference hides behind too many others.", "inspect it, and do not use it")
+    raise MetadataError(
+        "a stored `$var:` reference has too many nested default references.", "inspect it, and do not use it"
+    )
 
 
 def _public(needs: Needs, name: str, value: Any) -> Any:
-    """Replace references outside sensitive fields by their defaults: a stored file must not read our variables.
+    """Replace references outside sensitive fields by their defaults: stored metadata must not read our variables.
 
-    A default may be a reference again, which the constructor would resolve; so it is followed to its end here, which
-    `_check` has seen to be near.
+    A default may be another reference, which the constructor would resolve. So it is followed to the end here; `_check`
+    has already bounded the depth.
     """
     allowed = granted("variables")
 
@@ -331,10 +335,10 @@ def _public(needs: Needs, name: str, value: Any) -> Any:
         if reference.default is None:
             if len(reference.name) > SHOWN:
                 raise MetadataError(
-                    f"a variable in {name} of {needs.alias!r} has a name of no sense.", "do not use this data"
+                    f"the name of a variable in {name} of {needs.alias!r} is invalid.", "do not use this data"
                 )
             needs.variable(name, reference.name)
-            return ""  # which nothing is built of: the whole is refused
+            return ""  # not used: the configuration will be rejected
         if references.is_reference(reference.default):
             return lookup(references.parse_reference(reference.default))
         return reference.default
@@ -343,7 +347,7 @@ def _public(needs: Needs, name: str, value: Any) -> Any:
 
 
 def _check_sensitive(needs: Needs, name: str, value: Any, endpoint: bool) -> None:
-    """Note a secret that would go to an endpoint that the metadata chose, even a granted one: it is granted by name."""
+    """Add a secret that would be sent to an endpoint from the metadata: it needs its own grant, by name."""
     for reference in references.references(value):
         if endpoint and reference.name not in granted("variables"):
             needs.sent(name, reference.name)

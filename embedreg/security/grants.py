@@ -1,6 +1,6 @@
-"""What this process lets stored metadata have.
+"""Grants: what stored metadata may use in this process.
 
-`admission` holds the rules that ask here; `docs/trust.md` tells them to readers.
+`admission` holds the rules that check these grants; `docs/trust.md` documents them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["Grant", "Trust", "is_path", "path_granted", "refusal", "trust"]
 
-LONGEST_PATH = 4096  # characters that a message shows of a path; Linux takes no more
+LONGEST_PATH = 4096  # characters of a path in a message; the limit of Linux
 _SPELLED = re.compile(r"(?i)(local-dir|file):")
 
 _grants: list[Trust] = []
@@ -27,9 +27,9 @@ _lock = ForkSafeLock()
 
 
 class Trust:
-    """A grant in force, as `trust(...)` returns it; as a context manager it ends with the block.
+    """An active grant, returned by `trust(...)`; as a context manager it ends with the block.
 
-    Two that grant the same are two: each is taken back by itself.
+    Equal grants are independent: each is revoked on its own.
     """
 
     def __init__(self, grant: Grant) -> None:
@@ -48,7 +48,7 @@ class Trust:
         self.revoke()
 
     def revoke(self) -> None:
-        """Take the grant back: what is rebuilt from now on lacks it, and no model is read for it any more."""
+        """Revoke the grant: functions rebuilt later lack it, and models are no longer read under it."""
         with _lock:
             if self in _grants:
                 _grants.remove(self)
@@ -63,22 +63,22 @@ def trust(
     remote_code: Iterable[str] = (),
     fields: Iterable[str] = (),
 ) -> Trust:
-    """Grant stored metadata more than it gets by default, for this process or for a `with` block.
+    """Grant stored metadata more than the default, for this process or for a `with` block.
 
     A grant holds for every thread of the process, since an engine embeds in threads of its own.
 
     Args:
-        grant: all of it in one value, such as the `needed` of an `UntrustedError`.
+        grant: all grants in one value, such as the `needed` of an `UntrustedError`.
         paths: folders (and all below them) or files that a stored local path may name.
-        hosts: what a stored endpoint may lead to: `host` (any port), `host:port`, or `scheme://host[:port]`.
-        variables: `$var:` names that metadata may have in any field, and beside an endpoint that it names.
+        hosts: allowed hosts of stored endpoints: `host` (any port), `host:port`, or `scheme://host[:port]`.
+        variables: `$var:` names that metadata may use in any field, also together with an endpoint of its own.
         remote_code: model names (`name@revision` where a revision is stored, or "*") whose stored
             `trust_remote_code: true` is kept.
         fields: other guarded fields, written `function.field`, that metadata may set.
     Returns:
-        The grant in force: `.revoke()` it, or use it in a `with` statement.
+        The active grant: `.revoke()` it, or use it in a `with` statement.
     Raises:
-        ConfigError: something that could not grant what it seems to, such as an empty path.
+        ConfigError: an invalid grant, such as an empty path.
     """
     if grant is not None and not isinstance(grant, Grant):
         raise ConfigError(f"trust() cannot take {grant!r}.", "trust(error.needed), or name it: trust(paths=['models'])")
@@ -109,16 +109,16 @@ def _authority(text: str) -> str:
 def refusal(
     message: str, needed: Grant, *, lead: str = "if you trust where the data comes from", other: str = ""
 ) -> UntrustedError:
-    """Return the error for stored metadata that needs a grant, with the call that gives it for a hint.
+    """Return the error for stored metadata that needs a grant, with the granting call as the hint.
 
     Args:
-        other: what else would do, at the end of the hint.
+        other: an alternative, at the end of the hint.
     """
     return UntrustedError(message, f"{lead}: {needed}{other}", needed)
 
 
 def path_refusal(message: str, value: str) -> UntrustedError:
-    """Return the error for a stored local path that is not granted, as a model is looked for."""
+    """Return the error for a stored local model path that is not granted."""
     needed = path_needed(value)
     if needed is None:
         return UntrustedError(message, "name the model in your own code: its path here is spelled in several ways")
@@ -126,24 +126,24 @@ def path_refusal(message: str, value: str) -> UntrustedError:
 
 
 def reset() -> None:
-    """Take every grant back."""
+    """Revoke every grant."""
     with _lock:
         _grants.clear()
 
 
 def granted(kind: str) -> set[str]:
-    """Return everything granted of one kind."""
+    """Return all granted values of one kind."""
     with _lock:
         return {value for each in _grants for value in each.grant[kind]}
 
 
 def in_force() -> Grant:
-    """Return everything granted now, in one value."""
+    """Return all active grants as one value."""
     return Grant(**{kind.name: tuple(sorted(granted(kind.name))) for kind in dataclasses.fields(Grant)})
 
 
 def path_granted(value: str) -> bool:
-    """Say whether a stored local path lies in a granted folder, however it is read and wherever its links lead."""
+    """Return whether a stored local path is in a granted folder, in every spelling and after following links."""
     folders = granted("paths")
     return bool(folders) and all(_inside(form, folders) for form in forms(value))
 
@@ -155,7 +155,7 @@ def _inside(text: str, folders: set[str]) -> bool:
     plain = Path(os.path.abspath(path))
     for folder in folders:
         real = os.path.realpath(folder)
-        # First by its letters alone: following the links of a stored path could already reach for a network share.
+        # First by its text alone: following the links of a stored path could already access a network share.
         if (plain.is_relative_to(folder) or plain.is_relative_to(real)) and Path(os.path.realpath(path)).is_relative_to(
             real
         ):
@@ -164,9 +164,9 @@ def _inside(text: str, folders: set[str]) -> bool:
 
 
 def path_needed(value: str) -> Grant | None:
-    """Return the grant that a stored local path needs; None where one path does not cover every form of it.
+    """Return the grant that a stored local path needs; None if one path does not cover all its spellings.
 
-    It is found by the path's letters alone, as nothing of an ungranted path may be looked at.
+    It depends on the text alone, since the files of an ungranted path must not be accessed.
     """
     path = local_path(value) if _SPELLED.match(value) else value
     if path is None or not path.strip() or len(value) > LONGEST_PATH or local_path(path) is None:
@@ -180,7 +180,7 @@ def path_needed(value: str) -> Grant | None:
 
 
 def host_granted(value: str) -> bool:
-    """Say whether a stored URL, or a bare host, leads to a granted host."""
+    """Return whether a stored URL or host is granted."""
     host = parse_host(value)
     if host is None:
         return False

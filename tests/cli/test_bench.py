@@ -25,7 +25,7 @@ def test_a_local_model_is_split_into_its_parts(cli: Callable[..., Any], texts: P
 
 
 def test_any_function_can_be_measured(cli: Callable[..., Any], tmp_path: Path) -> None:
-    """A function that tells nothing of its inside gets its speed; without a file, docstrings are embedded."""
+    """A function without stage timings is measured in total; without a file, docstrings are embedded."""
     found = cli("bench", "-f", "hashing", "--set", "dim=64", "--rows", 50, "--runs", 1, "--json").json
     assert found["rows"] == 50
     assert found["tokens"] is None

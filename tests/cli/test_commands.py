@@ -39,7 +39,7 @@ def test_nothing_of_the_command_line_is_imported_with_embedreg() -> None:
 
 
 def test_help_loads_no_library_of_models_or_tables() -> None:
-    """`--help` answers at once: torch, lancedb, pyarrow and numpy stay on the disk."""
+    """`--help` is fast: torch, lancedb, pyarrow and numpy are not imported."""
     code = (
         "import sys; from embedreg.cli import main; main(['embed', '--help']);"
         "print([m for m in ('torch', 'lancedb', 'pyarrow', 'numpy', 'pandas') if m in sys.modules], file=sys.stderr)"
@@ -49,7 +49,7 @@ def test_help_loads_no_library_of_models_or_tables() -> None:
 
 
 def test_the_version_is_the_packages(command: Callable) -> None:
-    """`embedreg --version` says what `embedreg.__version__` does."""
+    """`embedreg --version` prints `embedreg.__version__`."""
     assert command("--version").out == f"embedreg {embedreg.__version__}\n"
 
 
@@ -99,7 +99,7 @@ def test_every_command_has_the_common_options(cli: Callable, command: list[str])
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2_without_a_traceback(cli: Callable, args: list[str]) -> None:
-    """Usage errors are told apart from failures."""
+    """Usage errors have another exit code than failures."""
     result = cli(*args, expect=exits.USAGE)
     assert "Usage:" in result.err
     assert "Traceback" not in result.err
@@ -123,7 +123,7 @@ def test_one_function_is_shown_with_its_fields(cli: Callable) -> None:
     assert cli("functions", "hashing", "--json").json["config"]["properties"]["dim"]["default"] == 256
 
 
-def test_an_unknown_function_is_answered_with_the_closest(cli: Callable) -> None:
+def test_the_error_for_an_unknown_function_suggests_the_closest(cli: Callable) -> None:
     """A typo costs one line and a hint."""
     result = cli("functions", "hashign", expect=exits.ERROR)
     assert result.err.splitlines()[0] == "embedreg: no embedding function is registered as 'hashign'."
@@ -164,7 +164,7 @@ def test_a_users_file_may_be_called_like_a_module_of_python(cli: Callable, tmp_p
         ("broken.py", "import surely_not_installed", "pip install surely_not_installed"),
     ],
 )
-def test_what_cannot_be_imported_is_one_line_and_a_hint(
+def test_a_failed_import_is_one_line_and_a_hint(
     cli: Callable, tmp_path: Path, target: str, content: str | None, message: str
 ) -> None:
     """A missing or broken --import names itself and what happened."""
@@ -194,7 +194,7 @@ def test_an_error_of_the_users_function_is_named_as_such(cli: Callable, texts: P
     ]
 
 
-def test_doctor_says_what_is_installed_and_what_is_missing(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_what_is_installed_and_what_is_missing(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions, device and functions; for what is missing the command that brings it."""
     from embedreg.cli import doctor
 
@@ -210,7 +210,7 @@ def test_doctor_says_what_is_installed_and_what_is_missing(cli: Callable, monkey
     assert "pip install 'embedreg[lancedb]'" in cli("doctor").out
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path) -> None:
     """`embedreg ... | head -1` prints no error about the broken pipe."""
     line = f"{sys.executable} -m embedreg functions --json | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -236,7 +236,7 @@ def test_data_cannot_steer_the_terminal(cli: Callable) -> None:
 
 
 def test_json_has_null_where_numbers_are_not_numbers() -> None:
-    """NaN is no JSON: a program that reads the output gets null."""
+    """NaN is not JSON: the output has null."""
     from embedreg.cli.terminal import as_json
 
     assert json.loads(as_json({"a": [float("nan"), 1.0], "b": float("inf")})) == {"a": [None, 1.0], "b": None}

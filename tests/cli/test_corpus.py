@@ -32,7 +32,7 @@ def test_the_default_corpus_holds_2500_docstrings_of_many_modules(
 
 
 def test_every_size_holds_the_answers_to_the_demos_questions(default: list[corpus.Doc], docs: list[corpus.Doc]) -> None:
-    """The ranking is fixed: the answers come first, and more rows only add to fewer."""
+    """The ranking is fixed: the expected answers come first, and a larger corpus contains the smaller ones."""
     smallest = corpus.collect(len(corpus.DEMO_QUERIES))
     assert {doc.qualname for doc in smallest} == set(corpus.DEMO_QUERIES.values())
     assert set(smallest) <= set(default) <= set(docs)

@@ -46,17 +46,17 @@ def test_each_option_belongs_to_the_function_before_it(cli: Callable) -> None:
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        (["--as", "x", "-f", "hashing"], "--as x: it belongs behind"),
-        (["--set", "dim=8"], "--set dim=8: it belongs behind"),
-        (["-f", "hashing", "--as", "x", "--as", "y"], "--as stands twice"),
-        (["--like", "t.parquet", "--set", "dim=8"], "it does not go with --like"),
-        (["-f", "hashing", "--vector", "v"], "it does not go with --function"),
+        (["--as", "x", "-f", "hashing"], "--as x: give it after"),
+        (["--set", "dim=8"], "--set dim=8: give it after"),
+        (["-f", "hashing", "--as", "x", "--as", "y"], "--as is given twice"),
+        (["--like", "t.parquet", "--set", "dim=8"], "it cannot be combined with --like"),
+        (["-f", "hashing", "--vector", "v"], "it cannot be combined with --function"),
         (["-f", "hashing", "--set", "dim"], "KEY=VALUE"),
         (["-f", "hashing", "--returns", "list"], "array or vector"),
         ([], "--function NAME or --like DATA is needed"),
     ],
 )
-def test_options_that_belong_nowhere_are_refused(cli: Callable, args: list[str], problem: str) -> None:
+def test_options_without_a_function_are_refused(cli: Callable, args: list[str], problem: str) -> None:
     """The command line itself is wrong: exit code 2."""
     assert problem in " ".join(cli("ddl", "databend", *args, expect=2).err.split())
 
@@ -100,7 +100,7 @@ def test_a_function_with_queries_of_their_own_gets_a_second_name(cli: Callable, 
 
 
 def test_the_token_has_a_place_and_is_not_printed(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The statement says where it goes; the variable is not even read."""
+    """The statement has a placeholder; the variable is not even read."""
     monkeypatch.setenv("EMBED_TOKEN", "planted-token-123")
     for version, said in (("current", "'Bearer <the token>'"), ("1.2.453", "Databend 1.2.453 sends no token")):
         args = ("-f", "hashing", "--auth-token-env", "EMBED_TOKEN", "--databend-version", version)

@@ -46,7 +46,7 @@ def test_what_is_printed_runs_and_declares(cli: Callable[..., Any], path: Path, 
 
 
 def test_json_for_programs(cli: Callable[..., Any], path: Path) -> None:
-    """Each statement by itself; the table's name is the file's where none is given."""
+    """Each statement is one item; the default table name is the file's."""
     found = cli("ddl", "duckdb", path, "--json").json
     assert list(found) == ["create_table", "comments", "copy", "searches"]
     assert found["create_table"].startswith('CREATE TABLE "it\'s notes" AS SELECT * REPLACE ("vector"::FLOAT[16]')
@@ -83,7 +83,7 @@ def test_data_that_declares_nothing_and_secrets(cli: Callable[..., Any], tmp_pat
 
 
 @pytest.mark.parametrize("name", ["v\x1b[2J", "v\n-- a line", "v\u202ename"])
-def test_names_that_would_steer_the_terminal_are_refused(cli: Callable[..., Any], tmp_path: Path, name: str) -> None:
+def test_names_with_control_characters_are_refused(cli: Callable[..., Any], tmp_path: Path, name: str) -> None:
     """SQL has no escapes for a name's characters, so such a name is not printed; JSON has them."""
     function = embedreg.get("hashing").create(dim=4)
     data = embedreg.embed_table(pa.table({"text": ["a"]}), [function.bind("text", name)])

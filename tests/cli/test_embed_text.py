@@ -56,7 +56,7 @@ def test_notes_are_printed(cli: Callable, tmp_path: Path) -> None:
         (("inspect", "pipe.jsonl"), 1, "is a pipe"),
     ],
 )
-def test_what_cannot_be_read_says_what_to_do(
+def test_the_error_for_unreadable_data_has_a_hint(
     cli: Callable, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     """One line and a hint, and nothing is made."""
@@ -77,7 +77,7 @@ def test_a_toml_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert serve_config.read(str(path)).address == "x:1"
 
 
-def test_a_job_of_an_older_version_goes_on(cli: Callable, tmp_path: Path) -> None:
+def test_a_job_of_an_older_version_is_continued(cli: Callable, tmp_path: Path) -> None:
     """Its pieces are cut as they were, and what is done stays; a plan without options counts."""
     Path("in").mkdir()
     for name in "ab":

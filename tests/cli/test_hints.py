@@ -28,7 +28,7 @@ from tests import image_fakes  # noqa: F401  # registers pixel-means
 
 
 def test_an_error_has_words_for_both_callers() -> None:
-    """Whoever raises it says both; an addition, a change, a copy and a pickle keep both."""
+    """The error is raised with both; additions, changes, copies and pickles keep both."""
     both = option("--types a=text keeps it", "types={'a(b)': 'text'}", "; or drop it")
     assert (both, both.shell) == (
         "--types a=text keeps it (in Python: types={'a(b)': 'text'}); or drop it",
@@ -132,8 +132,8 @@ def test_what_a_job_and_a_table_add_to_an_error_keeps_its_hint(cli: Callable, tm
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_no_bug(tmp_path: Path, closed: str) -> None:
-    """What would be printed is lost; the work is done, an error has its code, and no file becomes stdout."""
+def test_closed_streams_are_not_a_bug(tmp_path: Path, closed: str) -> None:
+    """Output is lost, but the work is done, an error has its code, and no file becomes stdout."""
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
     run = f"{shlex.quote(sys.executable)} -m embedreg"
     for line, code in (
@@ -170,7 +170,7 @@ def test_a_place_that_cannot_be_written_is_not_answered_with_the_same_command(cl
 
 
 def test_rows_without_a_field_are_not_called_an_empty_file(cli: Callable, tmp_path: Path) -> None:
-    """The file has rows; what they lack is said."""
+    """The file has rows; the error names the missing field."""
     (tmp_path / "in.jsonl").write_text("{}\n{}\n")
     assert "no field in any of them" in cli("embed", "in.jsonl", "o.parquet", "-f", "hashing", expect=exits.ERROR).err
 
@@ -188,8 +188,8 @@ def test_rows_without_a_field_are_not_called_an_empty_file(cli: Callable, tmp_pa
         (("functions", "mine"), ("registered as 'mine'", "--import FILE.py")),
     ],
 )
-def test_an_error_says_what_to_type_here(cli: Callable, tmp_path: Path, arguments: tuple, said: tuple) -> None:
-    """No call of Python stands in it, and no format that the command does not read."""
+def test_hints_are_worded_as_commands(cli: Callable, tmp_path: Path, arguments: tuple, said: tuple) -> None:
+    """It contains no Python call, and no format that the command does not read."""
     (tmp_path / "notes.csv").write_text("text\na\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "n.csv").write_text("text\na\n")

@@ -55,10 +55,10 @@ def test_an_unknown_modality_is_named(cli: Callable, table: Path, args: list[str
     assert "the file of --import, describes it with embedreg.add_modality(embedreg.Modality('audio', ...))" in said
 
 
-def test_what_needs_no_modality_goes_on(cli: Callable, table: Path) -> None:
+def test_commands_without_a_modality_still_work(cli: Callable, table: Path) -> None:
     """A declaration is shown, and its comments are written, without the row."""
     assert "usable     yes" in cli("inspect", table).out
-    assert "drift      cannot be told: Loudness embeds 'audio'" in cli("inspect", table, "--check").out
+    assert "drift      unknown: Loudness embeds 'audio'" in cli("inspect", table, "--check").out
     assert "audio" in cli("functions", "loudness").out
     assert "COMMENT ON COLUMN" in cli("ddl", "duckdb", table).out
 
@@ -96,8 +96,8 @@ def test_what_an_engine_cannot_pass_is_refused_with_what_works(cli: Callable, ad
     assert Moments.create().ndims() == 2
 
 
-def test_no_image_is_compared_with_what_is_none(cli: Callable, table: Path, added: None, tmp_path: Path) -> None:
-    """The message says what the table holds."""
+def test_images_are_not_compared_with_texts(cli: Callable, table: Path, added: None, tmp_path: Path) -> None:
+    """The message names the modality of the table."""
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     said = cli("search", table, "--image", tmp_path / "a.png", expect=1).err

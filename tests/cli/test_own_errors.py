@@ -72,7 +72,7 @@ def embed(cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_an_error_of_a_users_function_is_theirs(embed: Callable[..., Any], how: str, said: str) -> None:
-    """One line that names the function, exit code 1 whatever it raised, and its own traceback under --debug."""
+    """One line that names the function, exit code 1 for every error, and its own traceback under --debug."""
     found = embed(how, expect=1)
     assert f"your function 'own-of-the-command-line' raised {said}" in found.err
     assert "report it" not in found.err
@@ -92,7 +92,7 @@ def test_a_function_with_a_key_has_its_traceback_too(embed: Callable[..., Any]) 
     assert KEY not in found.err + found.out
 
 
-def test_an_exit_within_a_function_is_no_success(embed: Callable[..., Any]) -> None:
+def test_an_exit_within_a_function_is_a_failure(embed: Callable[..., Any]) -> None:
     """`sys.exit(0)` in a user's code does not end the command as if the work were done."""
     found = embed("exit", expect=1)
     assert "sys.exit(0)" in found.err
@@ -110,7 +110,7 @@ def test_what_a_function_returns_for_a_row_is_cleaned(embed: Callable[..., Any])
 
 
 def test_zero_vectors_are_counted_and_chosen(embed: Callable[..., Any], cli: Callable[..., Any]) -> None:
-    """The end report says how many there are; the option decides on them; `inspect` counts what is stored."""
+    """The report counts them, the option sets the policy, and `inspect` counts stored ones."""
     assert "1 vector of zeros" in embed("zeros").out
     assert json.loads(embed("zeros", "--force", "--json").out)["zeros"] == 1
     code = "own_of_the_command_line.py"

@@ -109,7 +109,7 @@ def test_what_cannot_be_searched_is_one_line_and_a_hint(
 
 
 def test_several_vector_columns_are_chosen_by_name(cli: Callable, texts: Path) -> None:
-    """Where a table has two, --vector says which; without it the message lists them."""
+    """If a table has two, --vector selects one; without it the message lists them."""
     cli("embed", texts, "one.parquet", *HASHING, "--vector", "small", "--set", "dim=16")
     cli("embed", "one.parquet", "two.parquet", *HASHING, "--vector", "large", "--set", "dim=64")
     refused = cli("search", "two.parquet", "cat", expect=exits.ERROR).err
@@ -139,7 +139,7 @@ def test_a_table_of_the_javascript_client_is_searched_and_left_as_it_is(cli: Cal
     assert lancedb.connect("db").open_table("rows").version == version
 
 
-def test_inspect_says_it_in_words_and_in_json(cli: Callable, tables: list[str]) -> None:
+def test_inspect_prints_text_and_json(cli: Callable, tables: list[str]) -> None:
     """Function, columns, dimensions, versions and usability, for files and tables."""
     for table in tables:
         out = cli("inspect", table, "--check").out

@@ -77,8 +77,8 @@ def tables(cli: Callable, photos: Path) -> list[str]:
     return ["b.parquet", "db/b", "n.parquet", "db/n"]
 
 
-def test_an_image_finds_its_like_in_every_kind_of_table(cli: Callable, tables: list[str], photos: Path) -> None:
-    """`--image FILE` needs no allowance, wherever the file lies; words go on working."""
+def test_an_image_finds_similar_images_in_every_kind_of_table(cli: Callable, tables: list[str], photos: Path) -> None:
+    """`--image FILE` needs no allowance for any path; text queries still work."""
     elsewhere = photos.parent / "elsewhere.jpg"
     elsewhere.write_bytes(encoded(picture(3, (300, 200)), "JPEG", quality=95))
     for table in tables:
@@ -99,7 +99,7 @@ def test_bytes_are_left_out_unless_asked_for(cli: Callable, tables: list[str]) -
     assert row["image"] == f"photos/{row['size']}.png"
 
 
-def test_data_names_files_only_where_that_is_allowed(
+def test_data_may_name_files_only_in_allowed_folders(
     cli: Callable, command: Callable, photos: Path, tmp_path: Path
 ) -> None:
     """Without --allow-dir each row is refused, and the message holds the option to paste, which then works."""
@@ -114,7 +114,7 @@ def test_data_names_files_only_where_that_is_allowed(
     assert current_policy() == ImagePolicy()  # a command's allowance ends with it
 
 
-def test_data_names_hosts_only_where_that_is_allowed(cli: Callable, tmp_path: Path) -> None:
+def test_data_may_name_allowed_hosts_only(cli: Callable, tmp_path: Path) -> None:
     """--allow-host covers public addresses; this machine's own needs --allow-private-host."""
     with ImageServer(png(1)) as server:
         pq.write_table(pa.table({"image": [server.url()]}), tmp_path / "urls.parquet")
@@ -165,8 +165,8 @@ def test_hits_become_a_page_with_their_images(cli: Callable, tables: list[str], 
         assert not any(text.strip().endswith("bytes") for text in page.texts)
 
 
-def test_a_page_cannot_be_made_to_do_anything(cli: Callable, tables: list[str]) -> None:
-    """Data is text, whatever it holds: no element of its own, no link, nothing loaded, nothing run."""
+def test_a_page_runs_and_loads_nothing(cli: Callable, tables: list[str]) -> None:
+    """All data is escaped text: no elements, no links, nothing loaded, nothing run."""
     cli("search", "b.parquet", "red", "--html", "hits.html")
     text = Path("hits.html").read_text()
     page = Page(text)
@@ -192,7 +192,7 @@ def test_a_hostile_query_is_text_too(cli: Callable, texts: Path) -> None:
 
 
 def test_an_image_that_cannot_be_shown_says_why(cli: Callable, tables: list[str], photos: Path) -> None:
-    """A name that is not allowed now, a file that is gone: the reason stands in its place, the rest is shown."""
+    """A name that is not allowed now, a file that is gone: the reason is shown in its place, with the other rows."""
     cli("search", "n.parquet", "red", "--html", "hits.html")
     page = Page(Path("hits.html").read_text())
     assert page.images == []
@@ -204,7 +204,7 @@ def test_an_image_that_cannot_be_shown_says_why(cli: Callable, tables: list[str]
     assert sum("no such image file" in text for text in page.texts) == 1
 
 
-def test_thumbnails_are_small_and_tell_nothing_of_the_camera(cli: Callable, tmp_path: Path) -> None:
+def test_thumbnails_are_small_and_have_no_metadata(cli: Callable, tmp_path: Path) -> None:
     """A large image is shown small and upright, without comments and EXIF."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a secret camera"
@@ -219,7 +219,7 @@ def test_thumbnails_are_small_and_tell_nothing_of_the_camera(cli: Callable, tmp_
     assert Path("hits.html").stat().st_size < 60_000
 
 
-def test_a_page_appears_when_it_is_whole(cli: Callable, tables: list[str], photos: Path) -> None:
+def test_a_page_is_written_atomically(cli: Callable, tables: list[str], photos: Path) -> None:
     """It replaces an older one, leaves nothing beside it, and an error leaves the older one as it was."""
     cli("search", "b.parquet", "red", "--html", "out/hits.html", "-n", 1)
     first = Path("out/hits.html").read_bytes()

@@ -120,7 +120,7 @@ def call_for_ever(client: Client) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_what_is_asked_for_and_ends_with_exit_code_zero(serve: Serve, number: int) -> None:
+def test_it_serves_the_functions_and_exits_with_zero(serve: Serve, number: int) -> None:
     """The vectors are the function's own, nulls stay null, and SIGTERM or Ctrl-C is a clean end."""
     running = serve(*HASHING, "--as", "ai_embed", "-f", "hashing", "--set", "dim=4")
     assert [each["name"] for each in running.found["functions"]] == ["ai_embed", "ai_embed_4"]
@@ -193,7 +193,7 @@ class Slow(embedreg.TextEmbeddingFunction):
 
 
 @pytest.mark.parametrize("wait", [0, 5])
-def test_a_signal_at_the_first_answer_is_a_clean_end(tmp_path: Path, wait: int) -> None:
+def test_a_signal_at_the_first_response_is_a_clean_exit(tmp_path: Path, wait: int) -> None:
     """Whoever sees an answer may stop the process, also while a model is still being warmed up."""
     (tmp_path / "slow.py").write_text(SLOW.replace("WAIT", str(wait)))
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -243,8 +243,8 @@ def test_calls_that_a_shutdown_ended_count_as_failed(serve: Serve, tmp_path: Pat
     assert "stopped after 4 calls with 3 rows, 3 of them failed" in running.stderr()
 
 
-def test_callers_without_the_token_are_turned_away(serve: Serve) -> None:
-    """The token comes from the environment, and is in nothing that is printed."""
+def test_calls_without_the_token_are_rejected(serve: Serve) -> None:
+    """The token comes from the environment, and is never printed."""
     running = serve(*HASHING, "--auth-token-env", "TOKEN", "--databend-version", "current", TOKEN="planted-token-123")
     for wrong in (None, "planted", ""):
         with pytest.raises(flight.FlightUnauthenticatedError):
@@ -266,7 +266,7 @@ def test_tls_is_tls(serve: Serve, tmp_path: Path) -> None:
     assert Client(running.address, root=cert.read_bytes()).call("ai_embed_8", ["a"]).null_count == 0
 
 
-def test_a_file_says_it_all(serve: Serve, tmp_path: Path, texts: Path, cli: Callable) -> None:
+def test_a_file_may_hold_all_settings(serve: Serve, tmp_path: Path, texts: Path, cli: Callable) -> None:
     """Several functions, one of them from data beside the file, a result type, limits, metrics and variables."""
     (tmp_path / "conf").mkdir()
     cli("embed", texts, "conf/embedded.parquet", "--function", "hashing", "--set", "dim=6")
@@ -310,7 +310,7 @@ GOOD = '[[function]]\nname = "hashing"\n'
         ("function = ['hashing']", "write [[function]]"),
         ("[[function]]\nas = 'x'", "either name or like"),
         ("[[function]]\nname = 'hashing'\nlike = 'x.parquet'", "either name or like"),
-        ("[[function]]\nlike = 'x.parquet'\nset = {dim = 3}", "set does not go with like"),
+        ("[[function]]\nlike = 'x.parquet'\nset = {dim = 3}", "set cannot be combined with like"),
         ("[[function]]\nname = 'hashing'\nsett = {}", "did you mean 'set'"),
         ("[[function]]\nname = 'hashing'\ninput = 'sound'", "'text' or 'image'"),
         ("[[function]]\nname = 'hashing'\nset = {dimm = 3}", "did you mean"),
@@ -346,7 +346,7 @@ GOOD = '[[function]]\nname = "hashing"\n'
         ("", "--config FILE.toml is needed"),
     ],
 )
-def test_a_wrong_file_is_refused(cli: Callable, tmp_path: Path, text: str, problem: str) -> None:
+def test_an_invalid_file_is_refused(cli: Callable, tmp_path: Path, text: str, problem: str) -> None:
     """With its name, what is wrong and what would be right, before anything is served; a secret is not repeated."""
     (tmp_path / "serve.toml").write_text(text, encoding="latin-1")
     err = cli("serve", "databend", "--config", "serve.toml", expect=1 if text else 2).err
@@ -360,8 +360,8 @@ def test_a_file_that_is_not_there(cli: Callable) -> None:
     assert "gone.toml cannot be read" in cli("serve", "databend", "--config", "gone.toml", expect=1).err
 
 
-def test_an_open_door_is_refused(cli: Callable) -> None:
-    """Other machines are let in with a token, or by a word that says so; the hint is for the command line."""
+def test_other_hosts_without_a_token_are_refused(cli: Callable) -> None:
+    """Other machines may connect with a token, or with --insecure; the hint is for the command line."""
     err = cli("serve", "databend", *HASHING, "--bind", "0.0.0.0:0", expect=1).err
     assert "accepts calls from other machines" in err
     assert "--auth-token-env EMBEDREG_TOKEN, or --insecure" in err

@@ -20,7 +20,7 @@ def break_off() -> None:
         raise OSError("gone")
 
 
-def test_a_download_is_told_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download_is_reported_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """A download that came to its end is one line on stderr; one that failed, and a load, are none."""
     with terminal.stages(), terminal.rows_progress("embedding", 3):
         with progress.stage("loading mini"):
@@ -73,7 +73,7 @@ with terminal.stages(), {within}:
 
 
 def test_loading_a_model_is_a_stage(cli: Callable[..., Any], texts: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The log `embedreg` says at INFO what is loaded, and when that is over; nothing of it is in the answer."""
+    """The logger `embedreg` reports start and end of loading at INFO; stdout has only the result."""
     import embedreg
 
     embedreg.release()

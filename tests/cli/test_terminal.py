@@ -37,20 +37,20 @@ def test_words_are_not_broken_in_a_narrow_terminal(cli: Callable, monkeypatch: p
 
 
 def test_a_table_for_a_pipe_stays_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no terminal says how wide it is, columns stand side by side."""
+    """Without a terminal, columns are side by side."""
     monkeypatch.delenv("COLUMNS", raising=False)
     terminal.print_table(HEADS, ROWS)
     assert "│ json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0 rows"), (1, "1 row"), (2400, "2,400 rows")])
-def test_one_row_is_not_rows(value: int, text: str) -> None:
+def test_singular_and_plural_are_distinguished(value: int, text: str) -> None:
     """A count agrees with its noun."""
     assert terminal.count(value, "row") == text
 
 
 def test_equal_reasons_are_one_line() -> None:
-    """What happened five hundred times is said once, with some of the rows; the most frequent reason comes first."""
+    """A reason of five hundred rows is printed once, with some rows; the most frequent comes first."""
     bad = [("a.csv", BadRow(3, "image", "cannot be read"))]
     bad += [("a.csv", BadRow(row, "image", "is not an image")) for row in range(500)]
     assert _bad_lines(bad) == [
@@ -65,7 +65,7 @@ def test_equal_reasons_are_one_line() -> None:
 
 
 def test_finished_work_is_reported_as_nothing_to_do(cli: Callable, tmp_path: Path) -> None:
-    """The same command on what is done says so, and gives no speed of nothing."""
+    """The same command on finished work reports this, without a speed."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "n.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
     run = ("embed", "in", "out", "-f", "hashing", "--set", "dim=4")
@@ -75,8 +75,8 @@ def test_finished_work_is_reported_as_nothing_to_do(cli: Callable, tmp_path: Pat
     assert "rows/s" not in again.err
 
 
-def test_work_that_was_begun_says_how_much_was_done_before(cli: Callable, tmp_path: Path) -> None:
-    """Rows and pieces of an earlier run are named beside those of this one; what is only removed is no idle run."""
+def test_a_continued_run_reports_earlier_work(cli: Callable, tmp_path: Path) -> None:
+    """Rows and pieces of an earlier run are named beside those of this one; a run that only removes outputs is not idle."""
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
@@ -106,7 +106,7 @@ def test_the_command_that_is_offered_can_be_pasted(cli: Callable, tmp_path: Path
         (("search", "n.parquet", "a", "--vector", "v"), "embedreg attach"),
     ],
 )
-def test_hints_speak_of_options(cli: Callable, tmp_path: Path, arguments: tuple[str, ...], hint: str) -> None:
+def test_hints_name_options(cli: Callable, tmp_path: Path, arguments: tuple[str, ...], hint: str) -> None:
     """A hint on the command line names what can be typed there, not a call in Python."""
     (tmp_path / "n.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     cli("embed", "n.jsonl", "n.parquet", "-f", "hashing", "--set", "dim=4")

@@ -171,7 +171,7 @@ def test_string_views_are_searched_under_a_condition(cli: Callable, tmp_path: Pa
 @pytest.mark.parametrize("condition", ["", "n =", "n > 1 AND", "n > 'x'", "(", "n ~ 2"])
 @pytest.mark.parametrize("place", ["out.parquet", "db/out.lance"])
 def test_a_condition_that_cannot_be_read_is_one_line(cli: Callable, tmp_path: Path, condition: str, place: str) -> None:
-    """It shows neither the parser's classes nor where the engine's source lies."""
+    """It shows neither the parser's classes nor paths of the engine's source."""
     (tmp_path / "in.jsonl").write_text('{"text": "a", "n": 1}\n')
     cli("embed", "in.jsonl", place, "-f", "hashing", "--set", "dim=4")
     err = cli("search", place, "a", "--where", condition, expect=exits.ERROR).err

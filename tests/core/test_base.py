@@ -35,7 +35,7 @@ def key() -> None:
     registry.set_var("key", "sk-live-0123456789")
 
 
-def test_the_guides_class_works_unchanged() -> None:
+def test_the_class_of_lancedbs_guide_works_unchanged() -> None:
     """`_ndims`, `cachetools.cached` on a method and lists as results; equal instances share what is cached."""
     Guide.loads.clear()
     function = Guide.create(name="guide-1")
@@ -116,7 +116,7 @@ def test_overriding_and_calling_super_keeps_the_order() -> None:
     assert result.tolist() == [[6.0]]
 
 
-def test_a_generator_of_vectors_is_run_where_it_can_be_guarded() -> None:
+def test_a_generator_of_vectors_runs_inside_the_guard() -> None:
     """An iterator that a method of the contract returns comes out as a list."""
 
     class Lazy(Lengths):
@@ -140,7 +140,7 @@ def test_embedregs_own_private_names_cannot_be_taken() -> None:
             _declared: bool = PrivateAttr(default=False)
 
 
-def test_vector_traits_are_not_fooled_by_a_method_called_normalize() -> None:
+def test_vector_traits_ignore_a_method_called_normalize() -> None:
     """`normalized` is a flag where the class has one, else unknown."""
 
     class Method(Lengths):
@@ -174,14 +174,14 @@ def test_a_typo_in_a_constructors_own_parameters_is_refused_alike() -> None:
 
 
 def test_a_typo_in_an_assignment_is_refused_alike() -> None:
-    """What is no field, no property and no private attribute cannot be set."""
+    """Only fields, properties and private attributes can be set."""
     function = Lengths()
     with pytest.raises(ConfigError, match="did you mean 'name'"):
         function.nmae = "x"  # type: ignore[attr-defined]
     Open().nmae = "x"  # type: ignore[attr-defined]
 
 
-def test_a_configuration_that_never_ends_is_refused() -> None:
+def test_a_recursive_configuration_is_refused() -> None:
     """A dict that holds itself, or is nested some thousand times."""
     circle: dict[str, Any] = {}
     circle["again"] = circle
@@ -254,7 +254,7 @@ def test_extra_fields_count_where_a_class_allows_them() -> None:
 # -- how it came to be -------------------------------------------------------------------------------------------------
 
 
-def test_an_instance_knows_that_metadata_asked_for_it() -> None:
+def test_from_metadata_is_set_on_instances_from_metadata() -> None:
     """In its own `__init__` too, and its copies; an instance of the user's own does not."""
     seen: list[bool] = []
 
@@ -273,7 +273,7 @@ def test_an_instance_knows_that_metadata_asked_for_it() -> None:
     assert not Asking().from_metadata
 
 
-def test_metadata_fails_when_a_variable_is_read_and_no_sooner() -> None:
+def test_a_missing_variable_in_metadata_fails_only_when_read() -> None:
     """A table can be opened without its key; a user's own `create` fails at once."""
     function = from_stored(Lengths, {"api_key": "$var:nobody"}, "lengths", {})
     with pytest.raises(MissingVariableError, match="'nobody' is not set"):
@@ -284,8 +284,8 @@ def test_metadata_fails_when_a_variable_is_read_and_no_sooner() -> None:
         Lengths.create(api_key="$var:somebody")
 
 
-def test_a_helper_of_another_class_is_the_users_own() -> None:
-    """What a constructor builds on the way does not count as asked for by metadata, unless it is of the same class."""
+def test_a_helper_of_another_class_belongs_to_the_user() -> None:
+    """Instances built inside a constructor do not count as from metadata, unless they are of the same class."""
 
     class Outer(Lengths):
         _inner: Any = None
@@ -311,18 +311,18 @@ def test_bind_declares_a_column() -> None:
 
 
 @pytest.mark.parametrize(("source", "vector"), [("", "v"), ("s", ""), (None, "v"), ("s", 3), ("same", "same")])
-def test_what_is_no_column_name_is_refused(source: Any, vector: Any) -> None:
+def test_invalid_column_names_are_refused(source: Any, vector: Any) -> None:
     """Empty names, other types, and one column for both."""
     with pytest.raises(ConfigError):
         Lengths().bind(source, vector)
 
 
-def test_a_declaration_refuses_what_it_does_not_know() -> None:
-    """A typo, a missing column, and what is no function, each as an embedreg error."""
+def test_a_declaration_refuses_unknown_or_missing_values() -> None:
+    """A typo, a missing column and an invalid function each raise an embedreg error."""
     function = Lengths()
     with pytest.raises(ConfigError, match="did you mean 'source_column'"):
         EmbeddingFunctionConfig(source_colum="s", vector_column="v", function=function)
-    with pytest.raises(ConfigError, match="source_column is None"):
+    with pytest.raises(ConfigError, match="invalid source_column=None"):
         EmbeddingFunctionConfig(vector_column="v", function=function)
     with pytest.raises(ConfigError, match="needs an embedreg function, not str"):
         EmbeddingFunctionConfig(source_column="s", vector_column="v", function="hashing")

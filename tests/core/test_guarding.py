@@ -120,7 +120,7 @@ def quiet(recwarn: pytest.WarningsRecorder) -> None:
 
 @pytest.mark.filterwarnings("ignore:'guarded-thing' was")
 @pytest.mark.parametrize(("kind", "value"), KINDS, ids=str)
-def test_types_are_judged_all_the_way_down(kind: Any, value: Any) -> None:
+def test_nested_types_are_checked_at_any_depth(kind: Any, value: Any) -> None:
     """A relative path, a host without a scheme, an address, code: in any container, model, union or alias."""
     problem = embedreg.functions_in(declare(kind, value)).problems.get("vector")
     assert isinstance(problem, UntrustedError)
@@ -142,14 +142,14 @@ def test_types_are_judged_all_the_way_down(kind: Any, value: Any) -> None:
     ],
     ids=str,
 )
-def test_what_holds_none_of_these_passes(kind: Any, value: Any) -> None:
+def test_unguarded_types_pass(kind: Any, value: Any) -> None:
     """The other fields of a model with a path, its own defaults, keys that only look like something."""
     problem = embedreg.functions_in(declare(kind, value)).problems.get("vector")
     assert not isinstance(problem, UntrustedError)
 
 
 @pytest.mark.filterwarnings("ignore:'guarded-thing' was")
-def test_a_grant_lets_it_pass(tmp_path: pathlib.Path) -> None:
+def test_a_granted_value_passes(tmp_path: pathlib.Path) -> None:
     """The one that the refusal names."""
     told = declare(list[Sub], [{"where": str(tmp_path)}])
     with embedreg.trust(paths=[tmp_path]):
@@ -171,7 +171,7 @@ filter direction directed pathology urlish server_side ipython zip tip chip tran
 """
 
 
-def test_names_are_judged_in_every_spelling() -> None:
+def test_names_are_checked_in_every_spelling() -> None:
     """Snake and camel case, hyphens, run together, numbered; words that merely contain one are left alone."""
     assert {guard_by_name(name) for name in ADDRESSES.split()} == {"address"}
     assert {guard_by_name(name) for name in PATHS.split()} == {"path"}
@@ -182,7 +182,7 @@ def test_names_are_judged_in_every_spelling() -> None:
 
 
 @pytest.mark.parametrize("value", ["models", ["models"], {"a": [{"b": "models"}]}])
-def test_what_only_a_validator_makes_a_path_is_refused_too(value: Any, tmp_path: pathlib.Path) -> None:
+def test_a_path_made_by_a_validator_is_refused(value: Any, tmp_path: pathlib.Path) -> None:
     """By the value that the instance has; the one that is granted passes."""
 
     def paths(each: Any) -> Any:
@@ -203,7 +203,7 @@ def test_what_only_a_validator_makes_a_path_is_refused_too(value: Any, tmp_path:
     assert "vector" in embedreg.functions_in(stored(told))
 
 
-def test_nothing_recorded_of_vectors_holds_a_secret() -> None:
+def test_recorded_traits_hold_no_secret() -> None:
     """A class that would store its key beside its vectors stores stars."""
     embedreg.get_registry().set_var("traits_key", "sk-0123456789")
 

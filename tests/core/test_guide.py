@@ -115,7 +115,7 @@ def test_the_sentence_transformers_class_works_everywhere(stransformer: Any, min
 
 
 def test_the_sentence_transformers_class_is_a_value(stransformer: Any, minilm_path: Path) -> None:
-    """Its private attributes and its cached model are no part of it."""
+    """Its private attributes and its cached model are not part of it."""
     twin = type(stransformer).create(name=str(minilm_path))
     stransformer.ndims()
     assert stransformer._ndims == 384
@@ -125,7 +125,7 @@ def test_the_sentence_transformers_class_is_a_value(stransformer: Any, minilm_pa
     assert twin._embedding_model() is stransformer._embedding_model()
 
 
-def test_a_missing_library_says_how_to_install_it() -> None:
+def test_the_error_for_a_missing_library_has_the_install_command() -> None:
     """`attempt_import_or_raise` has LanceDB's name and arguments."""
     with pytest.raises(MissingExtraError, match="pip install open-clip"):
         embedreg.attempt_import_or_raise("open_clip_that_is_not_there", "open-clip")

@@ -162,7 +162,7 @@ def test_the_class_works_everywhere(clip: Any, tmp_path: Path) -> None:
     assert type(clip).loads == 1
 
 
-def test_its_addresses_go_through_the_policy(clip: Any) -> None:
+def test_addresses_are_checked_by_the_policy(clip: Any) -> None:
     """`url_retrieve` has LanceDB's name, and fetches what is allowed only."""
     picture = pictures(1, seed=7)[1][0]
     with ImageServer(png(picture)) as server:

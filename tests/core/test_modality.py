@@ -67,7 +67,7 @@ WAYS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_modality_without_a_row_is_refused_by_name(way: str, tmp_path: Path) -> None:
+def test_an_unknown_modality_is_refused_by_name(way: str, tmp_path: Path) -> None:
     """Everywhere, before the function is called, with what describes it and what does without."""
     with pytest.raises(
         ConfigError, match="Loudness embeds 'audio', an unknown modality; known: text, image, any"
@@ -78,7 +78,7 @@ def test_a_modality_without_a_row_is_refused_by_name(way: str, tmp_path: Path) -
     assert "embedreg.Traits(modality='any')" in caught.value.hint
 
 
-def test_a_class_may_name_what_is_added_later(added: None) -> None:
+def test_a_class_may_name_a_modality_that_is_added_later(added: None) -> None:
     """A plug-in's class and its row may come in either order."""
     assert modality.modalities(Loudness.create()) == (AUDIO,)
 
@@ -103,7 +103,7 @@ def test_a_column_of_an_added_modality(added: None, tmp_path: Path) -> None:
     assert np.allclose(embed_query(function, RECORDINGS[3]), EXPECTED[3])
 
 
-def test_lists_are_single_inputs_where_the_row_says_so(added: None) -> None:
+def test_lists_are_single_inputs_for_such_a_modality(added: None) -> None:
     """A list of lists is a column, an array of two axes too, and one list is a query."""
     function = Moments.create()
     rows = [[1.0, 2.0], [3.0], [0.5] * 4]
@@ -231,14 +231,14 @@ def test_one_function_decides_what_a_source_row_is() -> None:
         assert sql_modality(function, "query") is asked
 
 
-def test_what_is_no_name_is_refused_as_one() -> None:
+def test_invalid_modality_names_are_refused() -> None:
     """A number, and an empty part."""
     for function, name in ((Odd.create(), "'5'"), (type("Half", (Both,), {"traits": Traits("text+")}).create(), "''")):
         with pytest.raises(ConfigError, match=f"embeds {name}, an unknown modality"):
             embed_column(function, ["a"])
 
 
-def test_a_name_is_given_once(added: None) -> None:
+def test_duplicate_modality_names_are_refused(added: None) -> None:
     """The same row may be added again, as a notebook does; another row of its name or of its files is refused."""
     embedreg.add_modality(AUDIO)
     for wrong in (

@@ -65,7 +65,7 @@ def entry(name: str, **model: Any) -> dict[Any, Any]:
     return stored({**LENGTHS, "name": name, "model": model})
 
 
-def test_what_create_made_is_vouched_for_before_and_after_it_has_set_fields() -> None:
+def test_a_created_instance_is_vouched_for_before_and_after_it_sets_fields() -> None:
     """Declared before its width was known, or after; the last one created wins; others are refused."""
     made = SetsInNdims.create(url="https://mine.example.com")
     declared = entry("own-ndims", url="https://mine.example.com")
@@ -79,7 +79,7 @@ def test_what_create_made_is_vouched_for_before_and_after_it_has_set_fields() ->
         assert isinstance(embedreg.functions_in(told).problems["vector"], UntrustedError)
 
 
-def test_what_the_readers_code_assigns_is_its_new_configuration() -> None:
+def test_fields_assigned_by_the_reader_are_part_of_the_configuration() -> None:
     """The declaration as it was created with is another function now."""
     made = SetsInNdims.create(url="https://mine.example.com")
     made.url = "https://other.example.com"
@@ -143,7 +143,7 @@ class Absent(Service):
         raise OSError("no such model")
 
 
-def test_a_schema_that_states_the_width_asks_nothing_of_the_model(tmp_path: Any) -> None:
+def test_a_width_in_the_schema_needs_no_model(tmp_path: Any) -> None:
     """The class, its Arrow schema, the declaration, LanceDB's table and model; embedding asks, and fails as it does."""
     lancedb = pytest.importorskip("lancedb")
     from lancedb.pydantic import LanceModel
@@ -168,7 +168,7 @@ def test_a_schema_that_states_the_width_asks_nothing_of_the_model(tmp_path: Any)
         embedreg.embed_table({"text": ["a"]}, Notes)
 
 
-def test_without_a_stated_width_the_model_is_asked() -> None:
+def test_without_a_width_in_the_schema_the_model_is_loaded() -> None:
     """`list[float]` says none."""
     absent = Absent.create()
     with pytest.raises(OSError, match="no such model"):

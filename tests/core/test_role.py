@@ -84,7 +84,7 @@ def test_a_class_with_one_method_embeds_queries_as_sources_in_one_call() -> None
 
 
 def test_a_query_method_is_called_one_by_one() -> None:
-    """Nobody knows of it that it takes several; its vectors are copied, since it may use its buffer again."""
+    """It may not accept several; its vectors are copied, since it may reuse its buffer."""
     made = embed_column(OwnQuery(), ["a", "bb"], "query").matrix
     assert made.tolist() == [[1, 7, 1], [2, 7, 1]]
     assert LOG == [("query", "a"), ("query", "bb")]
@@ -93,7 +93,7 @@ def test_a_query_method_is_called_one_by_one() -> None:
     assert not in_batches(OwnQuery(), "query")
 
 
-def test_a_method_for_batches_is_all_that_a_class_needs() -> None:
+def test_a_batch_method_is_enough_for_a_class() -> None:
     """The three of LanceDB's names work too, each in its role; 1,000 queries are one call."""
     fn = Batches.create()  # type: ignore[abstract]
     assert marks(fn.compute_source_embeddings(["a", "b"])) == [0, 0]
@@ -125,8 +125,8 @@ def test_it_is_for_any_modality() -> None:
     assert marks(embed_column(fn, [b"png", "a text"], "query").matrix) == [1, 1]
 
 
-def test_a_class_without_any_of_them_stays_abstract() -> None:
-    """It cannot be built, and says what is missing."""
+def test_a_class_without_embedding_methods_stays_abstract() -> None:
+    """It cannot be instantiated, and the error names the missing method."""
 
     class Nothing(TextEmbeddingFunction):
         def ndims(self) -> int:
@@ -168,7 +168,7 @@ def everywhere(fn: EmbeddingFunction, role: Any, text: str = "a") -> list[float]
 
 
 @pytest.mark.parametrize("parent", [Plain, OwnQuery, Batches, BatchesOfGenerate])
-def test_an_overridden_query_method_is_what_embeds_queries(parent: Any) -> None:
+def test_an_overridden_query_method_embeds_queries(parent: Any) -> None:
     """Whatever the parent does, once for each query; its own `super()` is the parent's way in that role."""
 
     class Prefixed(parent):  # type: ignore[misc]
@@ -197,7 +197,7 @@ def test_a_query_method_may_call_the_method_for_batches(parent: Any) -> None:
 
 
 def test_a_query_method_may_embed_documents_of_its_own() -> None:
-    """A query that is answered by what its documents would be: they are embedded as sources."""
+    """A query method that embeds hypothetical documents embeds them as sources."""
 
     class Hypothetical(Batches):
         def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> Any:
@@ -212,7 +212,7 @@ def test_a_query_method_may_embed_documents_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("parent", [Plain, OwnQuery, Batches, BatchesOfGenerate])
-def test_an_overridden_source_method_is_what_embeds_sources(parent: Any) -> None:
+def test_an_overridden_source_method_embeds_sources(parent: Any) -> None:
     """Once for a batch; queries go through it where the parent embeds them as sources, as in LanceDB."""
 
     class Prefixed(parent):  # type: ignore[misc]
@@ -282,7 +282,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("names", [names for n in range(3) for names in itertools.permutations(METHODS, n)])
 @pytest.mark.parametrize("parent", [Plain, Batches])
-def test_batch_and_single_agree_whatever_is_overridden_where(parent: Any, names: tuple[str, ...]) -> None:
+def test_batches_and_single_queries_agree_for_every_override(parent: Any, names: tuple[str, ...]) -> None:
     """Classes that each override one method, in every order of two: a query has one vector, and a source has one."""
     cls = parent
     for number, name in enumerate(names):
@@ -359,7 +359,7 @@ def test_a_role_by_name_only_is_a_role() -> None:
     assert marks(Named.create().compute_query_embeddings("a")) == [31]  # type: ignore[abstract]
 
 
-def test_a_class_that_is_changed_later_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_of_a_class_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which method is called follows what the class holds now."""
 
     class Later(Plain):
@@ -445,7 +445,7 @@ def test_zeros_follow_one_policy() -> None:
 
 
 @pytest.mark.parametrize("parent", [Plain, OwnQuery, Batches])
-def test_both_twins_try_again_by_the_functions_policy(parent: Any) -> None:
+def test_both_retry_methods_use_the_functions_policy(parent: Any) -> None:
     """A lost connection passes within `max_retries`; with none, it is raised."""
     failures = [ConnectionError("lost"), ConnectionError("lost")]
 
@@ -482,7 +482,7 @@ def test_both_twins_try_again_by_the_functions_policy(parent: Any) -> None:
         Flaky.create(max_retries=2).compute_embeddings(["a"], "query")
 
 
-def test_a_retry_method_of_ones_own_is_called() -> None:
+def test_an_overridden_retry_method_is_called() -> None:
     """Of the batches, of sources or of queries: the policy is then the class's."""
 
     class Own(Batches):
@@ -507,7 +507,7 @@ def test_a_retry_method_of_ones_own_is_called() -> None:
 
 
 def test_no_secret_leaves_the_method_for_batches() -> None:
-    """Neither in an error nor in what it says of a row."""
+    """Neither in an error nor in the reason of a failed row."""
     embedreg.get_registry().set_var("role_key", "sk-role-0123456789")
 
     class Keyed(Batches):
@@ -525,8 +525,8 @@ def test_no_secret_leaves_the_method_for_batches() -> None:
         assert [row.message for row in getattr(fn, name)(["a"], "query")] == ["refused ***"]
 
 
-def test_roles_of_two_functions_in_one_call_are_their_own() -> None:
-    """What a function asks of another one is asked in the role that it says."""
+def test_nested_functions_have_separate_roles() -> None:
+    """A function that calls another one determines the role of that call."""
 
     class Inner(Plain):
         def generate_embeddings(self, texts: Any) -> Any:

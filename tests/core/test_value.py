@@ -125,7 +125,7 @@ def test_arrays_among_the_fields_can_be_compared() -> None:
     assert copy.deepcopy(one) == one
 
 
-def test_deepcopy_keeps_what_is_one_object_one() -> None:
+def test_deepcopy_keeps_shared_objects_shared() -> None:
     """A schema pairs source and vector by identity, so a copied pair is still a pair."""
     function = Lengths()
     first, second = copy.deepcopy([function, function])
@@ -145,7 +145,7 @@ def test_model_copy_changes_fields_and_keeps_the_rest() -> None:
     assert Own(3).model_copy(update={"name": "new"}).name == "new-False"
 
 
-def test_a_weak_reference_can_be_had() -> None:
+def test_instances_support_weak_references() -> None:
     """Caches hold functions weakly."""
     function = Lengths()
     assert weakref.ref(function)() is function
@@ -176,7 +176,7 @@ def test_a_spawned_process_resolves_for_itself(monkeypatch: pytest.MonkeyPatch) 
     assert missing["vectors"] == [[2.0, 2.0]]
 
 
-def test_a_binding_keeps_its_restriction_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickled_binding_keeps_its_restriction(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable for some functions only is for those only in a worker too; a worker's own binding wins."""
     monkeypatch.setenv("BOUND_KEY", "value")
     registry.bind_env("bound", "BOUND_KEY", functions=["mine"])
@@ -188,7 +188,7 @@ def test_a_binding_keeps_its_restriction_on_the_way(monkeypatch: pytest.MonkeyPa
     assert pickle.loads(pickled).api_key == "own value"
 
 
-def test_what_a_validator_needs_may_be_missing_when_a_pickle_is_opened() -> None:
+def test_a_variable_for_a_validator_may_be_missing_when_unpickling() -> None:
     """A key that must begin with "sk-" is not there yet: the copy is whole, and the key is checked when it is read."""
     registry.set_var("count", "5")
     pickled = pickle.dumps(Bounded(api_key="$var:key", count="$var:count"))  # type: ignore[arg-type]
@@ -202,8 +202,8 @@ def test_what_a_validator_needs_may_be_missing_when_a_pickle_is_opened() -> None
     assert function.api_key == "sk-now"
 
 
-def test_a_registered_name_is_a_classes_own() -> None:
-    """A subclass that nobody registered has no name, so that it cannot be stored as its parent."""
+def test_a_registered_name_is_not_inherited() -> None:
+    """An unregistered subclass has no name, so that it cannot be stored as its parent."""
 
     class Sub(Lengths):
         pass
@@ -266,7 +266,7 @@ class Colour(enum.Enum):
 
 
 def test_any_value_can_be_a_configuration() -> None:
-    """Sets, tuples, enums, nested models and literals are hashable together, whatever they hold."""
+    """Sets, tuples, enums, nested models and literals are hashable together, with any contents."""
 
     class Inner(BaseModel):
         items: list[int] = Field(default=[1])

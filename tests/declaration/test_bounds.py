@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'(wide|runs)' was")
         ("wide", {"width": 2**62}),
     ],
 )
-def test_no_stored_width_is_allocated_for(name: str, config: dict[str, Any]) -> None:
+def test_a_stored_width_allocates_no_memory(name: str, config: dict[str, Any]) -> None:
     """Whatever says it: a field of a built-in, or one that a class of the reader's own gives back from `ndims()`."""
 
     @register("wide")
@@ -53,7 +53,7 @@ def test_no_stored_width_is_allocated_for(name: str, config: dict[str, Any]) -> 
         {"num_threads": 10**6},
     ],
 )
-def test_no_stored_runtime_field_asks_for_endless_work(field: dict[str, Any]) -> None:
+def test_stored_runtime_fields_are_bounded(field: dict[str, Any]) -> None:
     """Retries, threads, batches, waiting: bounded, unless granted."""
 
     @register("runs")

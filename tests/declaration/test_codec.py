@@ -86,20 +86,20 @@ def test_corrupt_metadata_is_a_metadata_error(case: str) -> None:
 
 
 @pytest.mark.parametrize("value", [5, 10**15, ["[]"], {"a": 1}, object()])
-def test_a_value_that_is_no_text_is_a_metadata_error(value: Any) -> None:
+def test_a_value_that_is_not_text_is_a_metadata_error(value: Any) -> None:
     """A caller's own mapping may hold anything under the key."""
     with pytest.raises(MetadataError, match="not text"):
         embedreg.get_registry().parse_functions({"embedding_functions": value})
 
 
 @pytest.mark.parametrize("value", ["[]", [("embedding_functions", "[]")], 5])
-def test_metadata_that_is_no_mapping_is_a_metadata_error(value: Any) -> None:
-    """parse_functions says what it takes."""
+def test_metadata_that_is_not_a_mapping_is_a_metadata_error(value: Any) -> None:
+    """The error of parse_functions names the expected type."""
     with pytest.raises(MetadataError, match="a mapping"):
         embedreg.get_registry().parse_functions(value)
 
 
-def test_no_depth_that_is_read_is_too_deep_for_what_follows() -> None:
+def test_every_depth_that_is_read_can_be_processed() -> None:
     """The deepest value that is read is also written again, compared and fingerprinted."""
     inner: Any = 1
     for _ in range(strict_json.MAX_DEPTH - 3):  # the entry, the model, and the value's own level
@@ -150,7 +150,7 @@ NAMES = st.sampled_from(["like-openai", "anything", "hashing", "openai", "senten
 @pytest.mark.filterwarnings("ignore:stored metadata sets trust_remote_code")
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=NAMES | VALUES, model=MODELS | VALUES, beside=st.dictionaries(TEXTS, VALUES, max_size=2))
-def test_whatever_is_wrong_comes_out_as_an_error_of_ours(name: Any, model: Any, beside: dict[str, Any]) -> None:
+def test_every_problem_raises_an_embedreg_error(name: Any, model: Any, beside: dict[str, Any]) -> None:
     """Any JSON in any place is read, is one column's problem, or is a MetadataError; inspect and check_drift agree."""
     data = stored({**beside, "name": name, "model": model, "source_column": "text", "vector_column": "v"})
     try:
@@ -247,7 +247,7 @@ def test_one_entry_never_blocks_the_others() -> None:
         found["a"]
 
 
-def test_asking_for_a_column_behaves_as_a_dict_does() -> None:
+def test_looking_up_a_column_behaves_like_a_dict() -> None:
     """`in`, `get` and iteration go by what could be rebuilt; indexing raises the reason, a KeyError for no column."""
     found = embedreg.functions_in(stored(entry("nobody-has-this", vector="a"), entry(vector="z")))
     assert "a" not in found
@@ -282,7 +282,7 @@ def test_names_from_a_file_do_not_reach_the_terminal_raw() -> None:
 
 
 def test_a_class_that_raises_is_a_config_error() -> None:
-    """What a user's own __init__ raises on a stored configuration comes out as an EmbedregError with its cause."""
+    """An error of a user's own __init__ on a stored configuration becomes an EmbedregError with its cause."""
 
     @register("explodes")
     class Explodes(Base):
@@ -300,8 +300,8 @@ def test_a_class_that_raises_is_a_config_error() -> None:
 @pytest.mark.parametrize(
     "model", [{"self": 1}, {"cls": 1}, {"_declared": {}}, {"__class__": "x"}, {"model_config": {}}]
 )
-def test_keys_with_a_meaning_in_python_have_none_in_metadata(model: dict[str, Any]) -> None:
-    """A key that is no field is kept as an unknown one, or refused; it never reaches the object's machinery."""
+def test_keys_with_special_meaning_in_python_are_plain_in_metadata(model: dict[str, Any]) -> None:
+    """A key that is not a field is kept as unknown or refused; it is never set as an attribute."""
     for name in ("lengths", "anything"):
         found = embedreg.functions_in(stored(entry(name, model)))
         for config in found.values():

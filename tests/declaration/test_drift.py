@@ -57,7 +57,7 @@ def test_a_table_keeps_the_probe_that_it_was_made_with(monkeypatch: pytest.Monke
     assert embedreg.embed_table(wider(table)).schema.metadata == table.schema.metadata
 
 
-def test_a_function_that_cannot_embed_the_probe_goes_without() -> None:
+def test_a_function_that_cannot_embed_the_probes_input_has_no_probe() -> None:
     """Its rows decide; a call that failed is raised as ever."""
 
     @register("closed")
@@ -104,7 +104,7 @@ def test_nothing_changed() -> None:
 
 
 def test_another_fingerprint_beside_an_agreeing_probe_is_a_note() -> None:
-    """It is told, and nothing is refused."""
+    """It is reported as a note, and nothing is refused."""
     table = changed(made(), fingerprint="sha256:other", producer={"embedreg": "0.0.1"})
     drift = verdict(table)
     assert drift.verdict == "note"
@@ -113,7 +113,7 @@ def test_another_fingerprint_beside_an_agreeing_probe_is_a_note() -> None:
     embedreg.embed_table(wider(table))
 
 
-def test_versions_alone_never_alarm() -> None:
+def test_different_versions_alone_are_no_drift() -> None:
     """Other versions of everything with equal vectors are the same."""
     drift = verdict(changed(made(), producer={"embedreg": "0.0.1", "torch": "1"}))
     assert (drift.verdict, drift.changed) == ("same", ())
@@ -137,7 +137,7 @@ def test_a_disagreeing_probe_is_an_error_that_names_what_changed(monkeypatch: py
 
 
 def test_the_same_configuration_with_other_vectors_is_drift(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing that is recorded differs, the message says so."""
+    """If no recorded property differs, the message states this."""
     table = made()
     monkeypatch.setattr(Model, "angle", 0.5)
     assert verdict(table).changed == ("the same configuration gives other vectors",)
@@ -157,7 +157,7 @@ def test_the_readers_own_function_is_held_to_the_tables_probe(monkeypatch: pytes
     assert verdict(fresh).verdict == "same"
 
 
-def test_lengths_count_where_the_metric_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vector_lengths_matter_for_metrics_that_depend_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors twice as long are a note under cosine, and drift under dot."""
     by_cosine, by_dot = made(), made(DotModel())
     monkeypatch.setattr(Model, "length", 2.0)
@@ -176,7 +176,7 @@ CORRUPT = ["", "!", "AAAA", "AAAAAAA", "é", "AACAfw==", 5, None, ["AACAPw=="], 
 
 
 @pytest.mark.parametrize("probe", CORRUPT, ids=[repr(value)[:12] for value in CORRUPT])
-def test_a_probe_that_cannot_be_read_decides_nothing(probe: Any) -> None:
+def test_an_invalid_probe_is_ignored(probe: Any) -> None:
     """Not base64, not whole floats, not finite, not text: unknown, and the table stays usable."""
     table = changed(made(), probe=probe)
     drift = verdict(table)
@@ -199,7 +199,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("values", HOSTILE, ids=lambda values: next(iter(values)))
-def test_a_hostile_record_is_text_at_most(values: dict[str, Any]) -> None:
+def test_a_hostile_record_is_shown_as_text(values: dict[str, Any]) -> None:
     """Values of the wrong type are differences, cut short and escaped, and nothing more."""
     table = changed(made(), **values)
     drift = verdict(table)
@@ -210,7 +210,7 @@ def test_a_hostile_record_is_text_at_most(values: dict[str, Any]) -> None:
     embedreg.embed_table(wider(table))
 
 
-def test_without_a_record_nothing_can_be_told() -> None:
+def test_without_a_record_the_verdict_is_unknown() -> None:
     """Another client's declaration is unknown; one without a probe is unknown, or a note where it differs."""
     entry = {"name": "model", "model": {"name": "small"}, "source_column": "text", "vector_column": "vector"}
     stock = pa.table({"text": ["a"]}, metadata={KEY: json.dumps([entry])})
@@ -219,7 +219,7 @@ def test_without_a_record_nothing_can_be_told() -> None:
     assert verdict(changed(made(), drop=("probe",), fingerprint="x")).verdict == "note"
 
 
-def test_what_cannot_be_compared_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomparable_values_are_not_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model known by a commit of the hub there and by a hash here is not another one."""
     monkeypatch.setattr(Model, "hash_of_weights", "sha256:1")
     table = changed(made(), identity="0" * 40)
@@ -276,7 +276,7 @@ def test_a_gap_in_a_column_of_an_unknown_function_is_not_filled() -> None:
 # -- once --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_probe_is_run_once_however_many_threads_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_is_run_once_under_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen threads that use one function check it once, and none of them before it is checked."""
     function = embedreg.functions_in(made())["vector"].function
     Model.runs.clear()
@@ -322,7 +322,7 @@ def test_a_function_that_embeds_with_others_in_threads_does_not_lock() -> None:
     assert done.wait(30), "the nested check waits for ever"
 
 
-def test_remote_functions_are_checked_when_asked_for_only() -> None:
+def test_remote_functions_are_checked_only_on_request() -> None:
     """Created with a probe, compared by check_drift, never by a query or a later write."""
     table = made(FarModel())
     assert reserved(table)["probe"]
@@ -345,7 +345,7 @@ def test_a_created_remote_function_is_not_probed_again_for_a_table_that_has_a_pr
     assert PROBE_TEXT not in Model.runs
 
 
-def test_what_is_known_of_a_function_ends_with_it() -> None:
+def test_findings_are_discarded_with_their_function() -> None:
     """Nothing is kept of instances that are gone, nor carried into a copy."""
     function = Lengths()
     made(function)
@@ -356,7 +356,7 @@ def test_what_is_known_of_a_function_ends_with_it() -> None:
     assert held.learnt(Lengths()) == {}
 
 
-def test_two_tables_that_disagree_do_not_speak_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_of_two_tables_are_checked_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two tables with one declaration, the one that drifted is refused and the other is not, in either order."""
     old = made()
     monkeypatch.setattr(Model, "angle", 0.5)
@@ -382,7 +382,9 @@ FOUND: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("found", FOUND)
-def test_what_is_found_by_a_column_is_compared_whoever_made_it(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_read_from_a_column_is_compared_even_if_created_here(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An instance that this process created has not been compared with every column that declares it."""
     table, other = made(), made(Model(name="other"))
     monkeypatch.setattr(Model, "angle", 1.0)
@@ -397,7 +399,7 @@ def test_what_is_found_by_a_column_is_compared_whoever_made_it(found: str, monke
     assert reserved(other)["probe"] == reserved(table)["probe"]
 
 
-def test_an_agreeing_probe_gives_the_very_instance() -> None:
+def test_an_agreeing_probe_returns_the_created_instance() -> None:
     """Once compared, the column's function is the reader's own; before, it shares the fields with it."""
     table = made()
     own = Model.create()

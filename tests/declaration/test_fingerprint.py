@@ -32,7 +32,7 @@ def test_the_fingerprint_is_the_same_in_every_process(run_python: Callable[..., 
     assert here.startswith("sha256:")
 
 
-def test_the_fingerprint_goes_by_semantic_fields() -> None:
+def test_the_fingerprint_depends_on_semantic_fields() -> None:
     """Another value of a semantic field changes it; runtime fields and another instance do not."""
     plain = fingerprint(Model())
     assert fingerprint(Model()) == plain
@@ -48,7 +48,7 @@ def test_the_fingerprint_goes_by_semantic_fields() -> None:
     assert len({plain, *map(fingerprint, different)}) == 7
 
 
-def test_the_fingerprint_knows_no_secret() -> None:
+def test_the_fingerprint_ignores_secrets() -> None:
     """Neither a key's value, nor its variable's name, nor a header that holds one has a part in it."""
     registry = embedreg.get_registry()
     registry.set_var("one", "sk-1")
@@ -63,7 +63,7 @@ def test_the_fingerprint_knows_no_secret() -> None:
     assert len(told) == 1
 
 
-def test_the_fingerprint_goes_by_what_references_stand_for() -> None:
+def test_the_fingerprint_depends_on_resolved_references() -> None:
     """`$var:` in a semantic field counts as the value in effect."""
     registry = embedreg.get_registry()
     registry.set_var("size", "big")
@@ -73,7 +73,7 @@ def test_the_fingerprint_goes_by_what_references_stand_for() -> None:
     assert fingerprint(Model(name="$var:unset:big")) == fingerprint(Model(name="big"))
 
 
-def test_the_fingerprint_goes_by_a_models_files_and_not_by_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_depends_on_model_files_but_not_their_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Moving a folder changes nothing; other weights in it do; a prompt that looks like a path stays a prompt."""
     monkeypatch.setattr(Model, "hash_of_weights", "sha256:1")
     first = fingerprint(Model(name="/one/place"))

@@ -163,7 +163,7 @@ def test_mutated_metadata(data: bytes) -> None:
 @given(mutated(manifest.content(GOOD)))
 @settings(max_examples=200, deadline=None)
 def test_mutated_manifests(data: bytes) -> None:
-    """What is read is what `json` would read, or nothing."""
+    """The result equals that of `json`, or it is an error."""
 
     def read() -> None:
         text = manifest.declaration(data)
@@ -239,7 +239,7 @@ def test_mutated_arrow_files(parquet: Path, data: st.DataObject) -> None:
     ],
     ids=range(12),
 )
-def test_footers_that_are_none(tmp_path: Path, footer: bytes) -> None:
+def test_invalid_footers(tmp_path: Path, footer: bytes) -> None:
     """Deep, endless, without keys, with an Arrow schema that is none: an error of ours, and the file as it was."""
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
@@ -265,13 +265,13 @@ def test_footers_that_are_none(tmp_path: Path, footer: bytes) -> None:
         {"embedding_functions": "\ud800"},
     ],
 )
-def test_what_is_no_metadata_at_all(found: Any) -> None:
+def test_values_that_are_not_metadata(found: Any) -> None:
     """Other types where a mapping of texts is wanted."""
     for work in (get_registry().parse_functions, embedreg.functions_in, embedreg.inspect):
         survive(lambda work=work: work(found))  # type: ignore[misc]
 
 
-def test_what_is_watched_for_would_be_seen(tmp_path: Path) -> None:
+def test_the_watch_detects_forbidden_actions(tmp_path: Path) -> None:
     """A file, a socket, a process, a removal."""
     path = tmp_path / "x"
     path.touch()

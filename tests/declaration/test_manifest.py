@@ -40,8 +40,8 @@ def test_another_writer_may_order_the_keys(tmp_path: Path, declared: bytes) -> N
     assert json.loads(manifest.read(tmp_path) or b"") == json.loads(declared)
 
 
-def test_a_folder_without_one_has_none(tmp_path: Path) -> None:
-    """So has what is no folder."""
+def test_a_folder_without_a_manifest_returns_none(tmp_path: Path) -> None:
+    """The same holds for a path that is not a folder."""
     assert manifest.read(tmp_path) is None
     (tmp_path / "file").touch()
     assert manifest.read(tmp_path / "file") is None
@@ -51,8 +51,8 @@ def test_a_folder_without_one_has_none(tmp_path: Path) -> None:
     "content",
     [b"", b"[]", b"{}", b'{"embedding_functions": 3}', b'{"embedding_functions": [', b"\xff", b"[" * 100_000, b"1e999"],
 )
-def test_what_is_no_manifest_is_one_error(tmp_path: Path, content: bytes) -> None:
-    """Whatever lies there, the file is named, and what to do."""
+def test_an_invalid_manifest_is_one_error(tmp_path: Path, content: bytes) -> None:
+    """For any content, the error names the file and has a hint."""
     (tmp_path / "_embedreg").mkdir()
     (tmp_path / "_embedreg" / "manifest.json").write_bytes(content)
     with pytest.raises(MetadataError, match=r"_embedreg/manifest\.json cannot be read"):
@@ -60,7 +60,7 @@ def test_what_is_no_manifest_is_one_error(tmp_path: Path, content: bytes) -> Non
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
-    """It is no manifest, and could take all memory."""
+    """It is not a manifest, and reading it could take all memory."""
     (tmp_path / "_embedreg").mkdir()
     with (tmp_path / "_embedreg" / "manifest.json").open("wb") as file:
         file.truncate(10**10)
@@ -68,8 +68,8 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         manifest.read(tmp_path)
 
 
-def test_what_are_no_declarations_is_not_written(tmp_path: Path) -> None:
-    """A manifest that nobody could read is refused when it is written."""
+def test_invalid_declarations_are_not_written(tmp_path: Path) -> None:
+    """An unreadable manifest is refused when it is written."""
     with pytest.raises(MetadataError):
         manifest.write(tmp_path, b"nonsense")
     assert not list(tmp_path.iterdir())

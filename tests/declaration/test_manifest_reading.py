@@ -63,8 +63,8 @@ def test_a_rewrite_by_polars_keeps_the_declaration(folder: Path) -> None:
     assert embedreg.functions_in(folder / "part-2.parquet")["vector"] == expected
 
 
-def test_the_schema_counts_where_both_speak(folder: Path) -> None:
-    """A file that declares another function than the manifest keeps its word, and a note says so."""
+def test_the_schema_wins_over_the_manifest(folder: Path) -> None:
+    """If file and manifest declare different functions, the file wins, and a note reports it."""
     pq.write_table(made(hashing(seed=3).bind("text", "vector")), folder / "part-0.parquet")
     for path in (folder, folder / "part-0.parquet"):
         found = embedreg.functions_in(path)
@@ -75,7 +75,7 @@ def test_the_schema_counts_where_both_speak(folder: Path) -> None:
     assert (other["vector"].function, other.notes) == (hashing(), [])
 
 
-def test_agreeing_carriers_make_no_note(folder: Path) -> None:
+def test_agreeing_schema_and_manifest_make_no_note(folder: Path) -> None:
     """The same declaration twice is one, whether or not a probe was learnt in both."""
     entry = embedreg.functions_in(folder).entries["vector"]
     assert "probe" in entry.reserved
@@ -86,8 +86,8 @@ def test_agreeing_carriers_make_no_note(folder: Path) -> None:
     assert found.notes == []
 
 
-def test_columns_come_together(folder: Path) -> None:
-    """Each carrier adds the columns that the other lacks; a file is not told of columns that it does not have."""
+def test_columns_of_schema_and_manifest_are_merged(folder: Path) -> None:
+    """Each carrier adds the columns that the other lacks; columns that the file lacks are left out."""
     both = made(hashing().bind("text", "vector"), hashing(seed=1).bind("text", "second"))
     manifest.write(folder, text_of(both))
     assert list(embedreg.functions_in(folder)) == ["vector"]
@@ -97,7 +97,7 @@ def test_columns_come_together(folder: Path) -> None:
     assert list(embedreg.functions_in(folder / "year=1" / "part-1.parquet")) == ["vector"]
 
 
-def test_a_folder_without_files_is_what_its_manifest_says(folder: Path) -> None:
+def test_a_folder_without_files_has_the_manifests_declarations(folder: Path) -> None:
     """A dataset whose first piece is not written yet declares its function."""
     for file in locate.data_files(folder):
         file.unlink()
@@ -118,7 +118,7 @@ def test_a_broken_manifest(folder: Path) -> None:
         embedreg.functions_in(folder)
 
 
-def test_a_file_outside_knows_no_manifest(folder: Path, tmp_path: Path) -> None:
+def test_a_file_outside_the_folder_has_no_manifest(folder: Path, tmp_path: Path) -> None:
     """Only the folders above a file speak for it."""
     pq.write_table(made().replace_schema_metadata(None), tmp_path / "beside.parquet")
     assert not embedreg.functions_in(tmp_path / "beside.parquet")
@@ -141,7 +141,7 @@ def test_there_is_one_rule_of_what_is_data(tmp_path: Path) -> None:
 
 
 def test_comments_are_read_by_a_function_of_their_own() -> None:
-    """The text of column comments, from whatever database: words before the declaration are people's."""
+    """Column comments of any database are read; text before the declaration is for people."""
     table = made(hashing().bind("text", "vector"), hashing(seed=1).bind("text", "second"))
     entries = embedreg.functions_in(table).entries
     from embedreg.declaration.comments import comment_of

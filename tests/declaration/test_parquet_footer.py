@@ -96,8 +96,8 @@ def test_changing_back_gives_the_same_footer(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_link_keeps_leading_to_its_file(tmp_path: Path) -> None:
-    """A symbolic link is followed: what it leads to changes, and it stays a link."""
+def test_a_symbolic_link_is_kept(tmp_path: Path) -> None:
+    """A symbolic link is followed: its target changes, and it stays a link."""
     path, link = tmp_path / "data.parquet", tmp_path / "link.parquet"
     pq.write_table(TABLE, path)
     link.symlink_to(path)
@@ -106,7 +106,7 @@ def test_a_link_keeps_leading_to_its_file(tmp_path: Path) -> None:
     assert pq.read_metadata(path).metadata[b"new"] == b"1"
 
 
-def test_what_is_no_parquet_file_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_left_unchanged(tmp_path: Path) -> None:
     """Cut off, of another kind, encrypted, or with a footer of noise: an error, and every byte as it was."""
     path = tmp_path / "data.parquet"
     pq.write_table(TABLE, path)

@@ -41,7 +41,7 @@ def test_an_unknown_class_is_kept_byte_for_byte() -> None:
     assert set(embedreg.functions_in(made).entries) == {"other", "vector"}
 
 
-def test_what_stands_beside_and_inside_a_declaration_is_kept() -> None:
+def test_unknown_keys_of_a_declaration_are_kept() -> None:
     """Unknown keys inside `model` and beside it survive a write; the probe joins them; a second one changes nothing."""
     written = json.loads(codec.encode([Lengths(scale=2).bind("text", "vector")]))[0]
     written["model"]["from_the_future"] = {"a": [1]}
@@ -57,15 +57,15 @@ def test_what_stands_beside_and_inside_a_declaration_is_kept() -> None:
     assert again.schema.metadata[KEY] == made.schema.metadata[KEY]
 
 
-def test_what_another_client_wrote_stays_as_it_wrote_it() -> None:
-    """Embedding with a stock entry leaves its bytes: what it leaves out has that client's meaning."""
+def test_entries_of_another_client_stay_unchanged() -> None:
+    """Embedding with a stock entry keeps its bytes: missing fields have that client's meaning."""
     raw = json.dumps([entry("lengths", {"scale": 2.0, "device": "cuda", "max_retries": 3})], indent=2)
     made = embedreg.embed_table(pa.table({"text": ["abc"]}, metadata={KEY: raw}))
     assert made["vector"].to_pylist() == [[6.0, 2.0, 2.0]]
     assert json.loads(made.schema.metadata[KEY]) == json.loads(raw)
 
 
-def test_declaring_anew_replaces_the_entry_and_keeps_what_stands_beside_it() -> None:
+def test_a_new_declaration_replaces_the_entry_and_keeps_its_extra_keys() -> None:
     """Another function for a column takes its place; a comment beside the old one stays."""
     table = pa.table({"text": ["abc"]}, metadata=stored(entry("lengths", {"scale": 2.0}, comment="mine")))
     made = embedreg.embed_table(table, Lengths(scale=3).bind("text", "vector"))
@@ -74,7 +74,7 @@ def test_declaring_anew_replaces_the_entry_and_keeps_what_stands_beside_it() -> 
     assert made["vector"].to_pylist() == [[9.0, 3.0, 3.0]]
 
 
-def test_a_later_format_is_read_and_left_alone() -> None:
+def test_a_later_format_is_read_and_left_unchanged() -> None:
     """An entry of a newer embedreg is used, with a note, and not rewritten."""
     written = json.loads(codec.encode([Lengths().bind("text", "vector")]))[0]
     written["model"]["embedreg"] |= {"format": codec.FORMAT + 1, "new": [1]}
@@ -124,7 +124,7 @@ def test_the_specification_shows_what_is_written() -> None:
 
 
 def test_a_declaration_reads_back_as_itself() -> None:
-    """What is read equals what was declared."""
+    """The declaration read equals the one written."""
     conf = Lengths(scale=2).bind("text", "vector")
     assert embedreg.functions_in(embedreg.get_registry().get_table_metadata([conf])) == {"vector": conf}
 
@@ -178,7 +178,7 @@ def test_a_field_that_stock_lancedb_would_ignore_changes_the_stored_name(config:
 
 
 def test_references_that_become_numbers_are_stored_as_written() -> None:
-    """A reference in a number's place is no number in the file."""
+    """A reference in place of a number is stored as the reference."""
     embedreg.get_registry().set_var("width", "8")
     function = LikeOpenAI.create(dim="$var:width")
     assert function.dim == 8
@@ -204,7 +204,7 @@ def test_a_secret_inside_a_value_is_stored_as_its_reference() -> None:
         Anything.create(value={"auth": [SecretStr("sk-secret")]})
 
 
-def test_a_class_that_nobody_can_find_is_not_stored() -> None:
+def test_an_unregistered_class_is_not_stored() -> None:
     """An unregistered class, also one whose parent is registered, is refused by the writer."""
 
     class Child(Lengths):

@@ -65,7 +65,7 @@ def test_reading_metadata_opens_imports_and_contacts_nothing(
     assert told["problems"] > 30
 
 
-def test_reading_metadata_asks_no_function_anything() -> None:
+def test_reading_metadata_calls_no_function() -> None:
     """Neither ndims() nor an embedding method is called; inspect() calls none either."""
     called: list[str] = []
 

@@ -132,7 +132,7 @@ def test_every_kind_of_column_gives_the_same_vectors(form: str, function: PixelM
     assert np.allclose(embedded.matrix, EXPECTED, atol=1e-6)
 
 
-def test_one_picture_is_a_column_of_one(function: PixelMeans, folder: Path) -> None:
+def test_one_image_is_a_column_of_one(function: PixelMeans, folder: Path) -> None:
     """As one text is; a PIL image is not taken for a column of its pixels."""
     for value in (FILES[0], PICTURES[0], folder / "0.png", str(folder / "0.png"), memoryview(FILES[0])):
         assert np.allclose(embed_column(function, value).matrix, EXPECTED[:1], atol=1e-6)
@@ -140,7 +140,7 @@ def test_one_picture_is_a_column_of_one(function: PixelMeans, folder: Path) -> N
 
 @pytest.mark.parametrize("shape", [(40, 60, 3), (40, 60, 4), (40, 60, 1), (40, 60), (2, 3, 40, 60, 3)])
 def test_an_array_that_may_be_one_image_is_refused(shape: tuple[int, ...], function: PixelMeans) -> None:
-    """(40, 60, 3) would be sixty times forty grey lines; the message says how to write either."""
+    """(40, 60, 3) could be one image or 40 rows; the message has the code for either."""
     with pytest.raises(InputError) as caught:
         embed_column(function, np.zeros(shape, np.uint8))
     assert "[image]" in str(caught.value)
@@ -164,7 +164,7 @@ def test_columns_that_hold_no_images(column: Any, function: PixelMeans) -> None:
 
 
 def test_nulls_and_blanks_have_no_vector(function: PixelMeans, folder: Path) -> None:
-    """None, pandas' nulls, blank names and empty bytes are neither embedded nor bad, whatever is beside them."""
+    """None, pandas' nulls, blank names and empty bytes are neither embedded nor bad, next to any values."""
     name = str(folder / "1.png")
     for column in (
         [None, FILES[0], b"", None],
@@ -220,7 +220,7 @@ def test_distinct_images_are_not_copied(kind: pa.DataType) -> None:
     assert index.tolist() == [*range(N), -1, *range(N)]
 
 
-def test_windows_are_as_large_as_the_function_says(keeps: Keeps) -> None:
+def test_chunks_have_the_size_of_the_functions_traits(keeps: Keeps) -> None:
     """Lists and Arrow arrays alike."""
     embed_column(keeps, FILES)
     embed_column(keeps, PICTURES)
@@ -254,7 +254,7 @@ def test_each_bad_image_fails_alone(function: PixelMeans, tmp_path: Path) -> Non
     assert caught.value.rows == tuple(range(1, 1 + len(bad)))
 
 
-def test_places_that_are_not_there_fail_alone(function: PixelMeans, folder: Path) -> None:
+def test_missing_files_fail_alone(function: PixelMeans, folder: Path) -> None:
     """Missing, unreadable and forbidden files, a 404, a slow server, a redirect to a private address."""
     (folder / "text.jpg").write_text("no picture")
     (folder / "folder.png").mkdir()
@@ -298,7 +298,7 @@ def test_places_that_are_not_there_fail_alone(function: PixelMeans, folder: Path
 
 
 def test_queries_of_every_kind(function: PixelMeans, tmp_path: Path) -> None:
-    """A PIL image, bytes, an array, a Path that nobody allowed, and a text."""
+    """A PIL image, bytes, an array, a Path without an allowance, and a text."""
     (tmp_path / "cat.png").write_bytes(FILES[3])
     for query in (FILES[3], PICTURES[3], np.asarray(PICTURES[3]), tmp_path / "cat.png"):
         assert np.allclose(embed_query(function, query), EXPECTED[3], atol=1e-6)
@@ -329,7 +329,7 @@ print(int(np.argmin([np.abs(query - row).max() for row in table["vector"].to_pyl
 
 
 def test_image_functions_have_a_probe(function: PixelMeans) -> None:
-    """A fixed picture is what tells, years later, whether this is still the function that made the vectors."""
+    """A fixed image is the probe that detects drift years later."""
     probe = drift.probe_vector(function)
     assert probe is not None
     assert Image.open(io.BytesIO(PROBE_IMAGE)).size == (8, 8)
@@ -345,8 +345,8 @@ def test_image_functions_have_a_probe(function: PixelMeans) -> None:
     )
 
 
-def test_the_vector_cache_knows_bytes_and_not_places(function: PixelMeans, folder: Path, tmp_path: Path) -> None:
-    """What lies at a path may change; bytes are what they are."""
+def test_the_vector_cache_is_keyed_by_bytes_and_not_by_path(function: PixelMeans, folder: Path, tmp_path: Path) -> None:
+    """The file at a path may change; bytes cannot."""
     config = function.bind("image", "vector")
     name = str(folder / "0.png")
     with embedreg.vector_cache(tmp_path / "cache.db"):

@@ -114,7 +114,7 @@ def test_the_same_array_may_be_returned_again(kept: Callable[[], Any]) -> None:
 
 
 def test_a_buffer_may_be_used_again_for_the_next_answer() -> None:
-    """A function that answers each call in one buffer gives each row its own vector: in windows, and query by query."""
+    """A function that answers each call in one buffer gives each row its own vector, in chunks and query by query."""
     buffer = np.zeros((8, 3), np.float32)
 
     def fill(texts: list[str]) -> Any:
@@ -160,7 +160,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize("kind", MIXED)
-def test_a_row_that_is_wrong_among_others_fails_alone(kind: str) -> None:
+def test_an_invalid_row_fails_alone(kind: str) -> None:
     """Its neighbours have their vectors, and the report says what was wrong with it."""
     odd, reason = MIXED[kind]
     report = Report()
@@ -235,8 +235,8 @@ FAILED: dict[str, tuple[Callable[[list[str]], Any], str]] = {
 
 @pytest.mark.parametrize("kind", FAILED)
 @pytest.mark.parametrize("on_error", ["raise", "null", "drop"])
-def test_what_is_wrong_for_all_rows_is_a_failed_call(kind: str, on_error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under every policy: an outage is no column of nulls. The error says what was returned."""
+def test_a_problem_of_all_rows_is_a_failed_call(kind: str, on_error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under every policy, an outage raises an error instead of writing nulls. The error names the result."""
     how, message = FAILED[kind]
     function = gives(how)
     monkeypatch.setattr(Gives, "generate_embeddings", lambda self, texts: how(list(texts)))  # the probe too
@@ -244,8 +244,8 @@ def test_what_is_wrong_for_all_rows_is_a_failed_call(kind: str, on_error: Any, m
         embed_table({"text": ["a", "b", "c"]}, function.bind("text", "vector"), on_error=on_error)
 
 
-def test_a_few_rows_that_are_not_finite_are_their_own_fault_where_the_function_answers() -> None:
-    """Of a few, a good input tells whether it is the function; of many it is."""
+def test_a_few_rows_that_are_not_finite_are_bad_rows_if_the_function_works() -> None:
+    """If only a few rows fail, a probe shows whether the function works; if many fail, it does not."""
     function = gives(lambda texts: np.full((len(texts), 3), NAN))  # but for the probe
     assert set(embed_column(function, ["a", "b"]).reasons) == {0, 1}
     many = gives(lambda texts: np.full((len(texts), 3), NAN), type("Many", (Gives,), {"traits": Traits(window=9)}))
@@ -281,8 +281,8 @@ RIGHT: dict[str, Callable[[np.ndarray], Any]] = {
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 @pytest.mark.parametrize("kind", RIGHT)
-def test_any_form_of_numbers_is_right(kind: str) -> None:
-    """Whatever holds n vectors of d numbers in order becomes the same float32 matrix."""
+def test_any_numeric_type_is_accepted(kind: str) -> None:
+    """Every container of n vectors of d numbers becomes the same float32 matrix."""
     function = gives(lambda texts: RIGHT[kind](np.array([[ord(text), 1, 2] for text in texts], np.float32)))
     made = embed_column(function, ["a", "b"])
     assert made.valid.all()
@@ -290,7 +290,7 @@ def test_any_form_of_numbers_is_right(kind: str) -> None:
 
 
 @pytest.mark.parametrize("width", [None, 3.0, -1, 0, True, "3", 10**12, np.float32(3), [3]])
-def test_a_width_that_is_none_is_refused(width: Any) -> None:
+def test_an_invalid_width_is_refused(width: Any) -> None:
     """`ndims()` gives an int from 1 to 65,536; numpy's ints are ints."""
 
     class Wide(Gives):
@@ -340,8 +340,8 @@ def test_a_text_that_is_not_unicode_is_a_bad_row() -> None:
         assert [(bad.row, bad.reason) for bad in report.bad] == [(1, "it is not valid Unicode")]
 
 
-def test_a_number_among_texts_is_no_null() -> None:
-    """What is no text is an error beside half a surrogate pair too."""
+def test_a_number_among_texts_is_not_null() -> None:
+    """A value that is not text is an error next to half a surrogate pair too."""
     with pytest.raises(InputError, match="a text function got int"):
         embed_column(gives(lambda texts: [[1, 2, 3]] * len(texts)), ["\ud800", 3])
 
@@ -469,7 +469,7 @@ def test_reasons_are_one_line_of_bounded_length() -> None:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_error_says_whose_it_is() -> None:
+def test_an_error_names_its_function() -> None:
     """A user's error stays the very one it is, with a note that names the function."""
     problem = RuntimeError("boom")
 
@@ -501,7 +501,7 @@ def test_an_error_that_cannot_be_changed_comes_out_as_it_is() -> None:
 
 
 def test_a_stop_iteration_does_not_end_the_data() -> None:
-    """What would end a generator silently becomes an error that does not."""
+    """A StopIteration, which would end a generator silently, becomes another error."""
 
     def fail(texts: list[str]) -> Any:
         return next(iter(()))
@@ -512,8 +512,8 @@ def test_a_stop_iteration_does_not_end_the_data() -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_an_interrupt_is_no_failed_call(kind: type[BaseException]) -> None:
-    """It is never retried, and comes out as it is."""
+def test_an_interrupt_is_not_a_failed_call(kind: type[BaseException]) -> None:
+    """It is never retried, and raised unchanged."""
     calls: list[int] = []
 
     def fail(texts: list[str]) -> Any:
@@ -526,7 +526,7 @@ def test_an_interrupt_is_no_failed_call(kind: type[BaseException]) -> None:
 
 
 def test_each_retry_is_a_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits reads which function failed, with what and for how long; not what the error says."""
+    """The log has the function, the error type and the delay, but not the error's message."""
     monkeypatch.setattr("embedreg.support.retry.FIRST_WAIT_S", 0.001)
     fails = iter([RuntimeError("the input was 'secret'")] * 2)
 
@@ -564,7 +564,7 @@ def zeros(texts: list[str]) -> Any:
     ],
 )
 def test_zero_vectors_have_one_policy(metric: Any, policy: Any, vector: Any, bad: list[int]) -> None:
-    """Null where directions are compared, kept elsewhere, a bad row where asked for: and always counted."""
+    """Null for cosine, kept for other metrics, a bad row on request, and always counted."""
     function = gives(zeros, type("Zeros", (Gives,), {"traits": Traits(metric=metric)}))
     made = embed_column(function, ["a", "zero", None, "zero"], zero_vectors=policy)
     assert made.zeros is not None
@@ -685,7 +685,7 @@ def test_a_row_of_a_table_that_is_not_unicode_fails_alone(data: Any) -> None:
 
 
 def test_images_for_a_function_of_text_are_named() -> None:
-    """The error says that these may be images, and which function takes them."""
+    """The error states that these may be images, and names a function that accepts them."""
     from PIL import Image
 
     function = gives(lambda texts: [[1, 2, 3]] * len(texts))
@@ -725,7 +725,7 @@ def is_vector(row: Any) -> bool:
 @settings(max_examples=60, deadline=None)
 @given_of(st.lists(st.one_of(VECTOR, VECTOR, WRONG), min_size=2, max_size=8), st.sampled_from([list, tuple, iter]))
 def test_each_row_is_what_the_function_gave_or_has_a_reason(rows: list[Any], kind: Callable[[Any], Any]) -> None:
-    """Whatever stands among right vectors: these are kept exactly, and each other row has its reason."""
+    """Valid vectors are kept exactly, and every other row has a reason."""
     right = [is_vector(row) for row in rows]
     before = repr(rows)
     texts = [f"text {number}" for number in range(len(rows))]

@@ -116,7 +116,7 @@ def test_pydantic_still_validates_and_describes() -> None:
 
 @pytest.mark.parametrize("dim", [0, -1, True, 2.5, "3", None])
 def test_a_vector_needs_a_positive_number_of_dimensions(dim: Any) -> None:
-    """Vector() refuses anything that is no dimension, also as the result of a callable."""
+    """Vector() refuses invalid dimensions, also as the result of a callable."""
     with pytest.raises(SchemaError, match="positive number of dimensions"):
         Vector(dim)
     with pytest.raises(SchemaError, match="positive number of dimensions"):
@@ -125,12 +125,12 @@ def test_a_vector_needs_a_positive_number_of_dimensions(dim: Any) -> None:
 
 @pytest.mark.parametrize("value_type", ["float16", np.float16, pa.float16()])
 def test_value_types_are_named_as_the_user_likes(value_type: Any) -> None:
-    """A float16 vector can be said by name, by numpy type and by Arrow type."""
+    """A float16 vector can be declared by name, by numpy type and by Arrow type."""
     assert Vector(2, value_type).value_arrow_type() == pa.float16()
 
 
 def test_other_value_types_are_refused() -> None:
-    """A vector of integers is no vector."""
+    """A list of integers is not a vector."""
     with pytest.raises(SchemaError, match="cannot hold 'int8'"):
         Vector(3, "int8")
 
@@ -162,7 +162,7 @@ def test_types_without_a_counterpart_are_refused(annotation: Any) -> None:
         type("Row", (Schema,), {"__annotations__": {"odd": annotation}, "__module__": __name__})
 
 
-def test_ambiguous_pairs_are_refused_with_the_cure() -> None:
+def test_ambiguous_pairs_are_refused_with_a_hint() -> None:
     """Two sources of one function and a vector that does not say which are refused, with how to say it."""
     with pytest.raises(SchemaError, match="could belong to any of the sources 'title', 'body'") as caught:
 
@@ -193,7 +193,7 @@ def test_explicit_pairs_work() -> None:
 
 
 def test_one_source_may_fill_several_vectors() -> None:
-    """One source with two vectors of one function, or of two functions, is no ambiguity."""
+    """One source with two vectors of one function, or of two functions, is not ambiguous."""
     double = Lengths.create(scale=2)
 
     class Row(Schema):
@@ -221,7 +221,7 @@ def test_pairing_is_by_instance_not_by_equality() -> None:
 
 
 def test_a_vector_without_a_source_is_refused() -> None:
-    """A vector field whose function has no source field, or that names one which is none, is refused."""
+    """A vector field whose function has no source field, or that names a field which is not a source, is refused."""
     with pytest.raises(SchemaError, match="has no source field of the same function instance"):
 
         class Alone(Schema):
@@ -248,7 +248,7 @@ def test_schemas_inherit_their_pairs() -> None:
     assert [c.vector_column for c in More.parse_embedding_functions()] == ["vector", "second"]
 
 
-def test_anything_else_is_no_schema() -> None:
+def test_other_types_are_not_schemas() -> None:
     """What declares no function is refused by name, with what may be passed."""
     for wrong in ("text", 3, {"a": 1}, [1, 2], object()):
         with pytest.raises(SchemaError, match="declares no embedding functions"):

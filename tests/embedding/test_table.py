@@ -111,7 +111,7 @@ def test_a_table_embeds_a_text_once_however_long_it_is() -> None:
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u3000\u2003", "\xa0"])
-def test_blank_is_what_unicode_calls_white_space(blank: str) -> None:
+def test_blank_means_unicode_white_space(blank: str) -> None:
     """A text of nothing but white space of any script is blank."""
     assert embed_table([{"text": blank}, {"text": "a"}], BIND)["vector"].to_pylist() == [None, lengths("a")]
 
@@ -161,7 +161,7 @@ def test_zero_rows_and_zero_batches() -> None:
 
 
 def test_a_stream_is_filled_a_batch_at_a_time() -> None:
-    """embed_batches takes no more of its input than the batch it is asked for, so memory is bounded by the batch."""
+    """embed_batches reads only the requested batch of its input, so memory is bounded by the batch."""
     pulled = []
 
     def endless() -> Iterator[dict[str, Any]]:
@@ -242,7 +242,7 @@ def test_failed_rows_raise_before_anything_is_given_out() -> None:
     assert "on_error='null'" in message
 
 
-def test_a_reason_that_many_rows_share_is_said_once() -> None:
+def test_a_reason_shared_by_many_rows_is_printed_once() -> None:
     """The message of an error stays one line, however many rows failed."""
     with pytest.raises(BadRowsError) as caught:
         embed_table([{"text": "bad"}] * 500, PICKY.bind("text", "vector"))
@@ -252,7 +252,7 @@ def test_a_reason_that_many_rows_share_is_said_once() -> None:
 
 
 def test_failed_rows_can_be_null_or_dropped() -> None:
-    """A failed row never takes its batch with it; the report says which and why; nulls are no failures."""
+    """A failed row never takes its batch with it; the report lists rows and reasons; nulls are not failures."""
     report = Report()
     table = embed_table([{"text": text} for text in BAD], PICKY.bind("text", "vector"), on_error="null", report=report)
     assert table["vector"].to_pylist() == [lengths("fine"), None, None, None, None, None, None]
@@ -276,7 +276,7 @@ def test_row_numbers_count_through_the_stream() -> None:
     assert [bad.row for bad in report.bad] == [10]
 
 
-def test_max_bad_rows_stops_a_run_that_goes_wrong() -> None:
+def test_max_bad_rows_stops_a_run() -> None:
     """More failed rows than max_bad_rows stop the run."""
     rows = [{"text": "bad"}] * 3
     embed_table(rows, PICKY.bind("text", "vector"), on_error="null", max_bad_rows=3)
@@ -285,7 +285,7 @@ def test_max_bad_rows_stops_a_run_that_goes_wrong() -> None:
 
 
 def test_a_failed_call_always_raises() -> None:
-    """An outage is no bad row: it raises under every policy, as it was raised."""
+    """An outage is not a bad row: the error is raised unchanged under every policy."""
 
     class Down(Lengths):
         def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -391,8 +391,8 @@ def test_a_text_function_takes_text_only(column: list[Any]) -> None:
         embed_table(pa.table({"text": column}), BIND)
 
 
-def test_what_is_no_table_is_refused() -> None:
-    """A string, a number or a mixture of rows is no table."""
+def test_values_that_are_not_tables_are_refused() -> None:
+    """A string, a number or a mixture of rows is not a table."""
     for wrong in ("text", b"x", 3, None):
         with pytest.raises(InputError, match="is not a table"):
             embed_table(wrong, BIND)
@@ -419,7 +419,7 @@ def test_given_vectors_of_another_width_are_refused() -> None:
 
 
 def test_given_vectors_that_are_not_finite_are_bad_rows() -> None:
-    """NaN or infinity in a given vector fails that row, whatever path the column takes."""
+    """NaN or infinity in a given vector fails that row, on every code path."""
     for vectors in ([[1.0, 2.0, float("nan")], [1, 1, 1]], [[float("inf"), 0, 0], None]):
         table = pa.table({"text": ["a", "b"], "vector": pa.array(vectors, pa.list_(pa.float32(), 3))})
         with pytest.raises(BadRowsError, match=r"row 0 \(text\): its given vector is not finite"):
@@ -466,7 +466,7 @@ def test_two_columns_of_one_name_are_refused() -> None:
 
 
 def test_float16_columns_are_written_as_declared() -> None:
-    """A float16 vector column holds float16, and its declaration says so."""
+    """A float16 vector column holds float16, as its declaration states."""
 
     class Half(Schema):
         text: str = FN.SourceField()

@@ -105,7 +105,7 @@ def test_a_true_declaration_is_written_and_the_rows_stay(store: Callable[[pa.Tab
 
 
 def test_another_function_is_refused_and_nothing_written(store: Callable[[pa.Table], Path]) -> None:
-    """Other settings of the same width: the error says how many rows disagree, and the data is as it was."""
+    """Other settings of the same width: the error has the number of rows that disagree, and the data is unchanged."""
     path = store(data())
     with pytest.raises(DriftError, match="of 100 sampled rows have other vectors") as raised:
         embedreg.attach(path, hashing(seed=1).bind("text", "vector"))
@@ -206,7 +206,7 @@ def test_the_seed_chooses_the_rows(tmp_path: Path) -> None:
         assert {row // 100 for row in sample} == set(range(10))
 
 
-def test_length_counts_where_the_metric_looks_at_it(tmp_path: Path) -> None:
+def test_vector_length_matters_for_metrics_that_depend_on_it(tmp_path: Path) -> None:
     """Vectors of the right direction and another length are the function's for cosine, and not for dot and l2."""
 
     @embedreg.register("by-dot")
@@ -251,7 +251,7 @@ def test_a_sample_comes_from_the_function_and_not_from_a_cache(tmp_path: Path) -
         assert (cache.hits, cache.misses) == (0, 0)
 
 
-def test_the_manifest_lies_in_the_folder(tmp_path: Path) -> None:
+def test_the_manifest_is_in_the_folder(tmp_path: Path) -> None:
     """A folder's files are not touched; every file in it is declared by the manifest beside."""
     path = as_folder(data(), tmp_path)
     before = {file: file.read_bytes() for file in path.rglob("*.parquet")}
@@ -261,7 +261,7 @@ def test_the_manifest_lies_in_the_folder(tmp_path: Path) -> None:
     assert embedreg.functions_in(path / "kind=a" / "part-1.parquet")["vector"].function == hashing()
 
 
-def test_what_cannot_declare_is_refused(tmp_path: Path) -> None:
+def test_data_that_cannot_hold_a_declaration_is_refused(tmp_path: Path) -> None:
     """A missing path, another kind of file, an empty folder."""
     binding = hashing().bind("text", "vector")
     (tmp_path / "a.csv").write_text("text\na\n")

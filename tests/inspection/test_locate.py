@@ -162,7 +162,7 @@ def test_declarations_are_found_in_everything_that_carries_them(kind: str, table
             assert [drift.verdict for drift in found] == ["same"]
 
 
-def test_a_class_gives_the_very_functions_of_its_fields() -> None:
+def test_a_class_returns_the_function_instances_of_its_fields() -> None:
     """Nothing of a live schema is rebuilt, so nothing of it needs a grant."""
     mine = Lengths()
 
@@ -200,7 +200,7 @@ NOTHING: dict[str, Callable[[pa.Table], Any]] = {
 
 
 @pytest.mark.parametrize("kind", NOTHING)
-def test_what_keeps_no_declarations_declares_nothing(kind: str, table: pa.Table) -> None:
+def test_types_without_metadata_declare_nothing(kind: str, table: pa.Table) -> None:
     """pandas, polars and DuckDB drop schema metadata: an empty result, without a warning."""
     assert embedreg.functions_in(NOTHING[kind](table)) == {}
     assert embedreg.inspect(NOTHING[kind](table)) == []
@@ -223,13 +223,13 @@ REFUSED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_has_no_schema_is_an_input_error(kind: str) -> None:
-    """With a hint that says what to pass."""
+    """The hint names the accepted types."""
     with pytest.raises(InputError) as caught:
         embedreg.functions_in(REFUSED[kind]())
     assert caught.value.hint
 
 
-def test_an_asynchronous_table_is_told_how() -> None:
+def test_the_error_for_an_asynchronous_table_has_a_hint() -> None:
     """Its schema must be awaited by the caller; nothing is left un-awaited."""
 
     class AsyncTable:
@@ -333,13 +333,13 @@ def test_a_file_that_cannot_be_read_is_a_storage_error(make: Callable[[Path], Pa
 
 
 def test_corrupt_declarations_in_a_sound_file_are_metadata_errors(tmp_path: Path) -> None:
-    """The file is not to blame, and the message says that the data is intact."""
+    """The message states that the data is intact."""
     pq.write_table(pa.table({"a": [1]}, metadata={KEY: b"nonsense"}), tmp_path / "t.parquet")
     with pytest.raises(EmbedregError, match="intact"):
         embedreg.functions_in(tmp_path / "t.parquet")
 
 
-def test_inspect_says_what_is_there_and_what_is_wrong(table: pa.Table) -> None:
+def test_inspect_reports_declarations_and_problems(table: pa.Table) -> None:
     """One dict per column, JSON throughout, with the reason and the remedy where a function is not to be had."""
     entries = json.loads(table.schema.metadata[KEY])
     entries.append({"name": "nobody", "model": {"a": 1}, "source_column": "text", "vector_column": "other"})
@@ -356,7 +356,7 @@ def test_inspect_says_what_is_there_and_what_is_wrong(table: pa.Table) -> None:
 
 
 def test_metadata_of_gives_the_schema_metadata_alone(table: pa.Table, tmp_path: Path) -> None:
-    """Whatever else is in there comes along, untouched."""
+    """All other keys are returned unchanged."""
     info = {**table.schema.metadata, b"mine": b"1"}
     pq.write_table(table.replace_schema_metadata(info), tmp_path / "t.parquet")
     found = metadata_of(tmp_path / "t.parquet")

@@ -80,7 +80,7 @@ def test_a_granted_host_is_granted_in_every_field_and_path(grant: str, text: str
 
 
 @pytest.mark.parametrize(("grant", "text"), OTHER_HOST)
-def test_another_host_is_not_granted_by_looking_like_one(grant: str, text: str) -> None:
+def test_a_similar_host_is_not_granted(grant: str, text: str) -> None:
     """Wherever two parsers could disagree on the host, the address is refused."""
     with trust(hosts=[grant]):
         assert isinstance(refused({"base_url": text}), UntrustedError)
@@ -104,7 +104,7 @@ def test_another_host_is_not_granted_by_looking_like_one(grant: str, text: str) 
         {"fields": [None]},
     ],
 )
-def test_a_grant_that_cannot_mean_what_it_says_is_refused(bad: dict[str, Any]) -> None:
+def test_an_ambiguous_grant_is_refused(bad: dict[str, Any]) -> None:
     """An empty path would be the working directory, a host with a path would grant more than it says."""
     with pytest.raises(ConfigError, match=r"trust\("):
         trust(**bad)
@@ -114,7 +114,7 @@ def test_a_grant_that_cannot_mean_what_it_says_is_refused(bad: dict[str, Any]) -
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_granted_folder_holds_what_lies_below_it(tmp_path: Path) -> None:
+def test_a_granted_folder_covers_everything_below_it(tmp_path: Path) -> None:
     """The folder itself, what is in it, and nothing beside it."""
     (tmp_path / "models").mkdir()
     with trust(paths=[tmp_path / "models"]):
@@ -145,7 +145,7 @@ def test_links_are_followed_before_a_path_is_granted(tmp_path: Path) -> None:
         assert granted({"name": f"{inside}/model"})
 
 
-def test_a_relative_grant_is_taken_from_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_grant_is_resolved_when_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changing the working directory later grants nothing else."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -158,7 +158,7 @@ def test_a_relative_grant_is_taken_from_where_it_was_given(tmp_path: Path, monke
         refused({"weights_file": "model.bin"})
 
 
-def test_may_read_is_what_a_function_asks_before_it_looks_at_files(tmp_path: Path) -> None:
+def test_may_read_decides_on_local_files(tmp_path: Path) -> None:
     """The reader's own function may; one from metadata only where the value is a path, granted now; never by name."""
     assert vouched.may_read(Service(name="model"), "model")
     with trust(paths=[tmp_path, "."]) as grant:
@@ -233,13 +233,13 @@ def test_only_an_equal_configuration_is_vouched_for(tmp_path: Path) -> None:
 
 
 def test_the_plain_constructor_vouches_for_nothing(tmp_path: Path) -> None:
-    """Only create() says: this is the one."""
+    """Only create() vouches for an instance."""
     Service(name=str(tmp_path))
     refused({"name": str(tmp_path)})
 
 
 def test_a_class_registered_later_is_another_one(tmp_path: Path) -> None:
-    """What the old class's code created says nothing of the new one's."""
+    """Instances of the old class are not used for the new one."""
 
     def define() -> Any:
         @register("redefined")
@@ -290,7 +290,7 @@ def test_reset_forgets_what_was_vouched_for(tmp_path: Path) -> None:
 
 
 def test_a_table_does_not_change_the_readers_own_function() -> None:
-    """What a table recorded of its vectors is compared for that table alone, whoever made the function.
+    """The record of a table is compared for that table alone, for any function.
 
     What is found by the table is held to its probe, and shares fields and model with the reader's own function.
     """

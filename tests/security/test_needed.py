@@ -62,7 +62,7 @@ def test_everything_that_is_needed_is_asked_for_at_once() -> None:
 
 
 def test_the_hint_is_one_line_to_paste() -> None:
-    """What it says is what `needed` holds."""
+    """It equals the grants in `needed`."""
     problem = untrusted(EVERYTHING)
     code = str(problem.hint).partition(": ")[2].removesuffix(", or create the same function in your own code first")
     grant = eval(code, {"embedreg": embedreg})
@@ -82,7 +82,7 @@ PLACES = {
 @pytest.mark.parametrize("text", [*PATHS, *URLS])
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_needed_is_enough(text: str, place: str) -> None:
-    """In whatever spelling a path or an address stands: one round of granting leaves nothing to ask for."""
+    """For every spelling of a path or an address, one round of grants is enough."""
     embedreg.get_registry().set_var("mine", "sk-mine")
     model = PLACES[place](text)
     problem = untrusted(model)
@@ -111,13 +111,13 @@ def test_what_a_guarded_field_needs_is_enough(field: str, value: Any) -> None:
     ],
 )
 def test_a_single_need_keeps_its_own_message(model: dict[str, Any], message: str, needed: Grant) -> None:
-    """One field of one kind is said in a sentence of its own."""
+    """One field of one kind has its own message."""
     problem = untrusted(model)
     assert problem.message.startswith(message)
     assert problem.needed == needed
 
 
-def test_what_is_granted_already_is_not_asked_for() -> None:
+def test_existing_grants_are_not_needed_again() -> None:
     """Beside a granted host, only the variable is."""
     embedreg.get_registry().set_var("mine", "sk-mine")
     model = {"base_url": "https://llm.example", "api_key": "$var:mine"}
@@ -172,7 +172,7 @@ def test_several_columns_ask_for_what_each_needs_and_for_all_of_it() -> None:
     assert caught.value.needed == Grant(paths=("/a", "/b"))
 
 
-def test_what_no_grant_helps_needs_none() -> None:
+def test_problems_without_a_remedy_need_no_grant() -> None:
     """A refusal for good, and an author's own error, hold an empty grant, which grants nothing."""
     problem = UntrustedError("the weights are pickles.", "use another model")
     assert problem.needed == Grant()
@@ -184,7 +184,7 @@ def test_what_no_grant_helps_needs_none() -> None:
         raise refused({"name": "/a", "organization": "\0"})
 
 
-def test_a_list_that_nobody_would_read_is_no_list() -> None:
+def test_too_many_needs_are_not_listed() -> None:
     """A table made to ask for thousands of things is refused for good; a message names some of many columns."""
     for many in ([f"https://h{at}.example" for at in range(50_000)], ["https://h.example"] * 50_000):
         problem = untrusted({"options": many})
@@ -233,7 +233,7 @@ def test_two_grants_of_the_same_are_revoked_separately() -> None:
 
 
 def test_a_grant_adds_to_what_is_named_and_is_checked_like_it() -> None:
-    """`trust(grant, hosts=...)` grants both; a grant that cannot mean what it says is refused."""
+    """`trust(grant, hosts=...)` grants both; an ambiguous grant is refused."""
     with trust(Grant(hosts="a.example"), hosts=["b.example"], fields=["service.mode"]):
         assert grants.granted("hosts") == {"a.example", "b.example"}
         assert grants.in_force() == Grant(hosts=("a.example", "b.example"), fields="service.mode")

@@ -28,7 +28,7 @@ from tests.secret_holders import SECRET
         base64.b64encode(f"u:{SECRET}".encode()).decode(),
     ],
 )
-def test_a_secret_is_known_in_every_spelling(spelling: str) -> None:
+def test_a_secret_is_redacted_in_every_spelling(spelling: str) -> None:
     """Quoted for a URL, escaped for JSON, in hex, and in base64 at any offset."""
     cleaned = redact(f"before {spelling} after", [SECRET])
     assert cleaned.startswith("before ")
@@ -38,7 +38,7 @@ def test_a_secret_is_known_in_every_spelling(spelling: str) -> None:
         assert piece not in cleaned.replace('{"key": "', "")
 
 
-def test_a_part_that_stands_for_the_whole_is_known() -> None:
+def test_a_significant_part_of_a_secret_is_redacted() -> None:
     """The key of a "Bearer <key>", each line of a PEM key, and a value that came with a line break."""
     assert redact("bad abcdefgh!", ["Bearer abcdefgh"]) == "bad ***!"
     assert redact("bad abcdefgh", ["abcdefgh\n"]) == "bad ***"
@@ -52,7 +52,7 @@ def test_the_longer_of_two_secrets_goes_first() -> None:
 
 
 def test_a_very_short_secret_does_not_destroy_the_message() -> None:
-    """Under four characters it is replaced where it stands by itself; elsewhere nobody can tell it from the word."""
+    """A secret under four characters is replaced only as a separate word; elsewhere it may occur by chance."""
     assert redact("a bad apple: key=a, 'a' and /a/", ["a"]) == "*** bad apple: key=***, '***' and /***/"
     assert redact("error 404 for 40 at 4040", ["40"]) == "error 404 for *** at 4040"
     assert redact("untouched", [""]) == "untouched"

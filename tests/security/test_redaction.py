@@ -259,7 +259,7 @@ def test_without_a_secret_the_error_is_the_functions_own() -> None:
 
 
 def test_retries_see_the_vendors_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may pass by itself is tried again; when it never does, what comes out at last is clean."""
+    """Transient errors are retried; the final error is redacted."""
     monkeypatch.setattr("embedreg.support.retry.FIRST_WAIT_S", 0.001)
     tries: list[int] = []
 
@@ -287,7 +287,7 @@ def test_retries_see_the_vendors_own_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
 def test_an_interrupt_stays_what_it_is(kind: type[BaseException]) -> None:
-    """The very object arrives, cleaned; what it interrupted is no longer in its chain."""
+    """The same object is raised, redacted; the interrupted error is removed from its chain."""
     made: list[BaseException] = []
 
     def interrupted(function: Failing) -> None:
@@ -307,7 +307,7 @@ def test_an_interrupt_stays_what_it_is(kind: type[BaseException]) -> None:
     assert_clean(getattr(caught.value, "code", ""))
 
 
-def test_a_key_that_is_no_longer_set_is_still_redacted() -> None:
+def test_an_unset_key_is_still_redacted() -> None:
     """A client keeps the key it was made with: what an instance has resolved once stays out of its errors."""
     with registry.variables(other=SECRET):
         function = Failing(api_key="$var:other")

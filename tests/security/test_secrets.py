@@ -77,7 +77,7 @@ def test_a_hardcoded_secret_is_refused(config: dict[str, Any], door: Callable[[d
 
 
 def test_json_is_refused_alike() -> None:
-    """`model_validate_json` builds through the constructor; what is no object is a ConfigError."""
+    """`model_validate_json` builds through the constructor; a value that is not an object is a ConfigError."""
     with pytest.raises(HardcodedSecretError):
         Keyed.model_validate_json(json.dumps({"api_key": SECRET}))
     with pytest.raises(HardcodedSecretError):
@@ -118,7 +118,7 @@ def test_a_default_factory_cannot_bring_a_secret_either() -> None:
     assert Factory(api_key="$var:key").api_key == SECRET
 
 
-def test_the_constructors_own_parameters_are_looked_at() -> None:
+def test_the_constructors_own_parameters_are_checked() -> None:
     """A subclass's `__init__` may take a secret under a name of its own; its pickle would carry it."""
 
     class Own(Base):
@@ -166,7 +166,7 @@ def test_a_dict_that_was_changed_in_place_is_checked_before_it_is_pickled() -> N
         pickle.dumps(function)
 
 
-def test_sensitive_is_what_the_class_says_what_its_types_say_and_what_the_name_says() -> None:
+def test_sensitive_fields_come_from_the_class_its_types_and_names() -> None:
     """`sensitive_keys`, SecretStr in any form, and text fields called like a secret; no flags, numbers or choices."""
 
     class Fields(Base):
@@ -197,7 +197,7 @@ AccountKey jwt
 
 
 @pytest.mark.parametrize("name", SECRET_NAMES.split())
-def test_names_of_secrets_are_known(name: str) -> None:
+def test_names_of_secrets_are_recognised(name: str) -> None:
     """Headers and options as services spell them."""
     assert references.looks_sensitive(name)
 
@@ -219,5 +219,5 @@ def test_names_of_secrets_are_known(name: str) -> None:
     ],
 )
 def test_names_of_other_things_are_left_alone(name: Any) -> None:
-    """Tokenizer options, words that merely contain one, and what is no text."""
+    """Tokenizer options, words that merely contain a secret's name, and values that are not text."""
     assert not references.looks_sensitive(name)

@@ -35,7 +35,7 @@ dsnames bearing id name model dim url region bucket text vector language x-title
 
 
 @pytest.mark.parametrize("name", [*NAMES.split(), "\uff41\uff50\uff49_\uff4b\uff45\uff59"])
-def test_names_of_secrets_are_known_in_every_spelling(name: str) -> None:
+def test_names_of_secrets_are_recognised_in_every_spelling(name: str) -> None:
     """Plurals, camel case, run together, hyphens, a number at the end, full-width letters."""
     assert looks_sensitive(name)
 
@@ -161,7 +161,7 @@ def test_a_key_in_place_of_an_environment_variable_is_not_shown() -> None:
         assert not wrong or wrong not in str(caught.value)
 
 
-def test_a_missing_variable_is_said_in_both_wordings() -> None:
+def test_the_error_for_a_missing_variable_has_both_wordings() -> None:
     """Code that was written for LanceDB looks for its words, or catches its errors."""
     for known in (ValueError, KeyError):
         with pytest.raises(known) as caught:
@@ -175,7 +175,7 @@ def test_a_missing_variable_is_said_in_both_wordings() -> None:
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
-def test_any_text_is_judged(name: str, text: str) -> None:
+def test_every_text_is_classified(name: str, text: str) -> None:
     """Both give an answer, the same one each time."""
     assert looks_sensitive(name) is looks_sensitive(name)
     assert holds_credentials(text) is holds_credentials(text)
@@ -203,8 +203,8 @@ def test_any_text_is_judged(name: str, text: str) -> None:
         "k=$",
     ],
 )
-def test_judging_takes_time_in_proportion_to_the_length(part: str) -> None:
-    """No text of a megabyte takes more than a few seconds, whatever it repeats."""
+def test_classification_takes_linear_time(part: str) -> None:
+    """No repetitive text of a megabyte takes more than a few seconds."""
     text = part * (2**20 // len(part))
     started = time.process_time()
     holds_credentials(text)

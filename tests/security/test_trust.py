@@ -111,7 +111,7 @@ PLAIN = [
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_names_and_prompts_pass(text: str) -> None:
-    """A hub's names and the prompts that models have are no paths and no addresses."""
+    """Hub names and prompts are neither paths nor addresses."""
     function = granted({"name": text, "prompts": {"query": text}, "options": {"a": [text, 1, 2.5, True, None]}})
     assert (function.name, function.prompts) == (text, {"query": text})
 
@@ -140,7 +140,7 @@ GUARDED = [
 
 @pytest.mark.parametrize(("field", "value"), GUARDED)
 def test_guarded_fields_are_refused_whatever_they_hold(field: str, value: Any) -> None:
-    """By what the class says, by the field's name, by its type, and by the names of keys inside."""
+    """By the class's own list, by field name, by type, and by the names of nested keys."""
     problem = refused({field: value})
     assert isinstance(problem, UntrustedError)
     assert field in problem.message
@@ -149,7 +149,7 @@ def test_guarded_fields_are_refused_whatever_they_hold(field: str, value: Any) -
 
 @pytest.mark.parametrize(("field", "value"), GUARDED)
 def test_the_grant_in_the_message_is_the_grant_that_helps(field: str, value: Any) -> None:
-    """Pasting what the hint says admits the value; the field is then what the class makes of it."""
+    """Pasting the hint admits the value; the field then has the validated value."""
     hint = refused({field: value}).hint or ""
     code = hint[hint.index("embedreg.trust(") :].partition("),")[0] + ")"
     with eval(code, {"embedreg": embedreg}):
@@ -202,13 +202,13 @@ def test_keys_that_the_class_does_not_have_are_kept_and_never_used() -> None:
     assert "evil_url" in found.notes[0]
 
 
-def test_names_stand_for_registered_functions_only() -> None:
+def test_names_refer_to_registered_functions_only() -> None:
     """A dotted name, a module's path or the alias of an alias imports nothing."""
     for name in ("os.system", "os:system", "embedreg.functions.hashing:HashingEmbeddings", "../hashing", "embedreg:"):
         assert type(refused({}, name)).__name__ == "UnknownFunctionError"
 
 
-def test_a_refusal_tells_field_kind_and_grant_but_not_more() -> None:
+def test_a_refusal_names_only_field_kind_and_grant() -> None:
     """The message names the function, the field and the kind of the value, the hint what to paste."""
     problem = refused({"name": "/srv/models/mine"})
     assert problem.message == "stored metadata sets name of 'service' to a local path, which has not been granted."
@@ -229,7 +229,7 @@ def secret() -> str:
 
 
 def test_a_variable_resolves_in_a_sensitive_field_only(secret: str) -> None:
-    """There by default; elsewhere the default stands in, or the table is refused."""
+    """It resolves there by default; elsewhere the default is used, or the table is refused."""
     assert granted({"api_key": "$var:mine"}).api_key == secret
     assert granted({"name": "$var:mine:fallback"}).name == "fallback"
     assert granted({"device": "$var:device:cpu"}).device == "cpu"
@@ -256,7 +256,7 @@ def test_a_default_that_is_a_reference_again_reads_no_variable(secret: str, text
 
 
 def test_a_variable_is_read_in_no_nested_place(secret: str) -> None:
-    """Headers and other nested values are no sensitive fields, even under a secret's name."""
+    """Headers and other nested values are not sensitive fields, even under a secret's name."""
     for value in ({"Authorization": "$var:mine"}, {"a": ["$var:mine"]}):
         refused({"options": value})
     with trust(variables=["mine"]):
@@ -290,7 +290,7 @@ def test_no_secret_goes_to_an_endpoint_that_the_table_names(secret: str, endpoin
         refused(model)
 
 
-def test_a_granted_path_is_no_endpoint(secret: str, tmp_path: Path) -> None:
+def test_a_granted_path_is_not_an_endpoint(secret: str, tmp_path: Path) -> None:
     """A local model beside a key needs the path's grant only."""
     with trust(paths=[tmp_path]):
         assert granted({"name": f"{tmp_path}/m", "weights_file": f"{tmp_path}/w", "api_key": "$var:mine"}).api_key
@@ -373,7 +373,7 @@ def test_remote_code_is_granted_by_model_and_revision() -> None:
         assert granted(model).trust_remote_code is True
 
 
-def test_what_is_off_needs_no_grant_and_no_warning() -> None:
+def test_disabled_options_need_no_grant_and_no_warning() -> None:
     """`trust_remote_code: false`, which old tables hold, passes in silence, nested too."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -62,7 +62,7 @@ def test_a_variables_value_is_a_text(value: Any) -> None:
 
 
 def test_a_bound_variable_is_read_from_the_environment_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The binding holds the name alone; an environment without it says which export is missing."""
+    """The binding holds the name alone; without the variable, the error names the missing export."""
     registry.bind_env("key", "SOME_SERVICE_KEY")
     with pytest.raises(MissingVariableError, match=r"SOME_SERVICE_KEY, which is not set.*\n.*export SOME_SERVICE_KEY="):
         Keyed.create(api_key="$var:key")
@@ -77,7 +77,7 @@ def test_a_bound_variable_is_read_from_the_environment_each_time(monkeypatch: py
 
 
 def test_scopes_nest_and_end() -> None:
-    """The inner block wins, the outer comes back, also after an error."""
+    """The inner block wins, and the outer is restored, also after an error."""
     function = Keyed(api_key="$var:key")
     with registry.variables(key="outer", other="kept"):
         with registry.variables(key="inner"):
