@@ -29,7 +29,7 @@ def test_any_function_can_be_measured(cli: Callable[..., Any], tmp_path: Path) -
     found = cli("bench", "-f", "hashing", "--set", "dim=64", "--rows", 50, "--runs", 1, "--json").json
     assert found["rows"] == 50
     assert found["tokens"] is None
-    assert "does not tell" in cli("bench", "-f", "hashing", "--rows", 50, "--runs", 1).out
+    assert "not available for this function" in cli("bench", "-f", "hashing", "--rows", 50, "--runs", 1).out
 
 
 def test_what_cannot_be_measured_is_refused(cli: Callable[..., Any], tmp_path: Path, texts: Path) -> None:

@@ -76,7 +76,7 @@ def test_finished_work_is_reported_as_nothing_to_do(cli: Callable, tmp_path: Pat
 
 
 def test_a_continued_run_reports_earlier_work(cli: Callable, tmp_path: Path) -> None:
-    """Rows and pieces of an earlier run are named beside those of this one; a run that only removes outputs is not idle."""
+    """Rows and pieces of an earlier run are named beside those of this one; a run that only removes is not idle."""
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
