@@ -359,7 +359,7 @@ class Value(BaseModel):
         references.refuse_hardcoded(name, value, sensitive=sensitive, named=named | inner)
         if instances.holds_any(value, known):
             raise HardcodedSecretError(
-                f"{name} would hold a secret in the clear: a field is dumped, stored and pickled.",
+                f"{name} would hold a secret in plain text: fields are dumped, stored and pickled.",
                 f"keep it in a private attribute, self._{name}, or work it out in a property",
             )
 

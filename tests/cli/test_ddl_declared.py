@@ -66,7 +66,7 @@ def test_a_folder_is_read_by_a_pattern(cli: Callable[..., Any], path: Path, tmp_
 
 
 def test_data_that_declares_nothing_and_secrets(cli: Callable[..., Any], tmp_path: Path) -> None:
-    """Nothing to carry is an error; a secret that another writer stored in the clear is not printed."""
+    """Nothing to carry is an error; a secret that another writer stored in plain text is not printed."""
     table = pa.table({"text": ["a"]})
     pq.write_table(table, "plain.parquet")
     assert "no declaration" in cli("ddl", "duckdb", "plain.parquet", expect=1).err

@@ -328,7 +328,7 @@ def test_two_tenants_never_share_what_one_table_resolved() -> None:
 
 
 def test_a_secret_written_out_in_a_table_is_refused_and_not_shown() -> None:
-    """Another writer's key in the clear is neither used nor printed, whether its class is known or not."""
+    """Another writer's key in plain text is neither used nor printed, whether its class is known or not."""
     for model in (
         {"api_key": "sk-live"},
         {"api_key": "$var:k:sk-live"},
