@@ -37,10 +37,10 @@ __all__ = [
 log = logging.getLogger("embedreg")
 
 ENGINES = {
-    "databend": "embedreg.engines.databend.engine:Databend",
-    "duckdb": "embedreg.engines.duckdb.engine:DuckDB",
-    "lancedb": "embedreg.engines.lancedb.engine:LanceDB",
-    "ray": "embedreg.engines.ray.engine:Ray",
+    "databend": "embedreg.engines.databend.definition:Databend",
+    "duckdb": "embedreg.engines.duckdb.definition:DuckDB",
+    "lancedb": "embedreg.engines.lancedb.definition:LanceDB",
+    "ray": "embedreg.engines.ray.definition:Ray",
 }
 ENTRY_POINT_GROUP = "embedreg.engines"
 
