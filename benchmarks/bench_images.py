@@ -134,7 +134,7 @@ def measure(args: argparse.Namespace, weights: Path) -> None:
         except ConfigError as exc:  # a processor that is no quicker so
             print(exc.message)
             del ways[name]
-    parts = {name: Parts(way, images, workers.lanes()) for name, way in ways.items() if name != "LanceDB"}
+    parts = {name: Parts(way, images, workers.worker_threads()) for name, way in ways.items() if name != "LanceDB"}
     calls: dict[str, Callable[[], object]] = {
         name: lambda way=way: way.compute_source_embeddings(images) for name, way in ways.items()
     }
@@ -145,7 +145,7 @@ def measure(args: argparse.Namespace, weights: Path) -> None:
     before = os.getloadavg()[0]
     taken = interleaved(calls, args.runs)
     report(args, taken, vectors, list(ways))
-    print(f"  load {before:.1f}, then {os.getloadavg()[0]:.1f}; {workers.lanes()} lanes")
+    print(f"  load {before:.1f}, then {os.getloadavg()[0]:.1f}; {workers.worker_threads()} lanes")
 
 
 def report(args: argparse.Namespace, taken: dict[str, list[float]], vectors: dict[str, Any], ways: list[str]) -> None:

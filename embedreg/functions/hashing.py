@@ -1,7 +1,7 @@
-"""The `hashing` function: vectors from the letters alone. No model, no download, no dependency but numpy.
+"""The `hashing` function: vectors from a text's characters, without a model, a download or a dependency except numpy.
 
 A text's word and character n-grams are counted into `dim` buckets, with signs; a hash chooses both. Texts that share
-words or parts of words are near each other; it knows nothing of meaning.
+words or parts of words are near each other; their meaning plays no role.
 
 Source: Weinberger, Dasgupta, Langford, Smola and Attenberg 2009, "Feature Hashing for Large Scale Multitask Learning"
 (the signed hash of section 2); character n-grams inside word boundaries as in Bojanowski et al. 2017, section 3.2.
@@ -34,19 +34,19 @@ Range = tuple[int, int]
 
 HASH_BYTES = 8
 MAX_NGRAM = 16
-CHUNK_COUNTS = 2**20  # buckets of the rows that are counted at a time: 8 MiB, which stays near the processor
-CHUNK_CHARACTERS = 2**20  # of the texts that are counted at a time: each has some features of 8 bytes
-LONG_TEXT = 2**16  # characters; a longer text is counted in pieces, alone
-LONG_WORD = 1024  # characters; what is longer is not kept
-MEMO = 100_000  # words, and as many runs of words, whose hashes are kept: some tens of megabytes
+CHUNK_COUNTS = 2**20  # buckets of the rows that are counted at a time: 8 MiB, which fits into the processor's cache
+CHUNK_CHARACTERS = 2**20  # of the texts that are counted at a time: each character adds some features of 8 bytes
+LONG_TEXT = 2**16  # characters; a longer text is counted separately, in parts
+LONG_WORD = 1024  # characters; longer words are not cached
+MEMO = 100_000  # words, and as many runs of words, whose hashes are cached: some tens of megabytes
 
-_MANY_MARKS = 1024  # combining marks in a row, and the characters of a text that is searched for such a row
+_MANY_MARKS = 1024  # consecutive combining marks, and the minimum length of a text that is searched for them
 _PARTS = 16_384  # words or runs of a long text at a time
 _WORD = re.compile(r"\w+")
 
 
 class HashingEmbeddings(TextEmbeddingFunction):
-    """Signed feature hashing of word and character n-grams: deterministic everywhere, and quick.
+    """Signed feature hashing of word and character n-grams: fast, and deterministic on every platform.
 
     A feature is a kind ("w" for words, "c" for characters), a colon and the n-gram (its words joined by spaces), in
     UTF-8. Its hash is BLAKE2b of 8 bytes with the seed as salt (16 bytes, little-endian, signed), read as a
@@ -104,14 +104,14 @@ class HashingEmbeddings(TextEmbeddingFunction):
             else:
                 counts = _count([features.of(text) for text in values[start:stop]], dim)
             if self.normalize:
-                # Counts are whole numbers: their squares add up exactly, in whatever order a machine adds them.
+                # Counts are integers: the sum of their squares is exact in any order of addition.
                 counts = counts / np.sqrt((counts * counts).sum(axis=1, keepdims=True))
             made[start:stop] = counts
         return made
 
 
 def _chunks(texts: list[str], rows: int) -> Iterator[tuple[int, int]]:
-    """Cut texts into chunks of at most so many rows and `CHUNK_CHARACTERS`; a text over `LONG_TEXT` is alone."""
+    """Yield chunks of texts of at most `rows` rows and `CHUNK_CHARACTERS`; a text over `LONG_TEXT` is a chunk."""
     start = characters = 0
     for row, text in enumerate(texts):
         apart = characters + len(text) > CHUNK_CHARACTERS or max(len(text), len(texts[row - 1])) > LONG_TEXT
@@ -124,7 +124,7 @@ def _chunks(texts: list[str], rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _count_long(pieces: Iterable[bytes], dim: int) -> np.ndarray:
-    """Count the features of one text, which come in pieces: (1, dim) float64."""
+    """Count the features of one text, given in parts: (1, dim) float64."""
     import numpy as np
 
     counts, first = np.zeros((1, dim)), b""
@@ -148,17 +148,17 @@ def _count(features: list[bytes], dim: int) -> np.ndarray:
     signs = np.where(hashes >> np.uint64(63), -1.0, 1.0)
     rows = np.repeat(np.arange(len(features)) * dim, lengths)
     counts = np.bincount(rows + buckets, signs, len(features) * dim).reshape(len(features), dim)
-    # Signs may cancel altogether, above all where dim is small, and a vector of zeros has no direction to compare.
+    # All signs may cancel, above all for a small dim, and a vector of zeros has no direction.
     for row in np.flatnonzero(~counts.any(axis=1)):
         counts[row, buckets[lengths[:row].sum()]] = 1.0
     return counts
 
 
-def _one_spelling(text: str) -> str:
+def _nfkc(text: str) -> str:
     """Return a text in Unicode's form NFKC, in time linear in its length.
 
     Normalizing sorts a run of combining marks in quadratic time: two million of them, which are 4 MB, took hours.
-    A run that is in order already costs nothing, so long ones are put in order before: the result is the same.
+    A sorted run takes linear time, so long runs are sorted first, which does not change the result.
     """
     if len(text) > _MANY_MARKS:
         text = _runs_of_marks().sub(_in_order, text)
@@ -167,7 +167,7 @@ def _one_spelling(text: str) -> str:
 
 @functools.cache
 def _runs_of_marks() -> re.Pattern[str]:
-    """Return what finds long runs of characters that are nothing but marks once they are decomposed."""
+    """Return a pattern for long runs of characters that decompose to combining marks only."""
     forms = ((char, unicodedata.normalize("NFKD", char)) for char in map(chr, range(0x300, 0x1F000)))
     marks = "".join(char for char, form in forms if all(map(unicodedata.combining, form)))
     return re.compile(f"[{marks}]{{{_MANY_MARKS},}}")
@@ -179,7 +179,7 @@ def _in_order(run: re.Match[str]) -> str:
 
 
 class _Features:
-    """The hashes of a text's features. Most words come again and again, so theirs are kept."""
+    """Computes the hashes of a text's features; the hashes of words are cached, since most words are frequent."""
 
     def __init__(self, seed: int, words: Range | None, characters: Range | None, lowercase: bool) -> None:
         self.words, self.characters, self.lowercase = words, characters, lowercase
@@ -191,7 +191,7 @@ class _Features:
     def of(self, text: str) -> bytes:
         """Return the hashes of a text's features, 8 bytes each; at least one."""
         if not text.isascii():
-            text = _one_spelling(text)  # an accented letter is spelled in one way only
+            text = _nfkc(text)  # one code point sequence for each accented letter
         if self.lowercase:
             text = text.lower()
         words = _WORD.findall(text) or [text.strip()]  # punctuation alone is a word too
@@ -203,12 +203,12 @@ class _Features:
         return b"".join(parts) or self._hash("w:")
 
     def pieces(self, text: str) -> Iterator[bytes]:
-        """Yield what `of` returns for a long text, in pieces, so that memory does not grow with the text's features.
+        """Yield the hashes that `of` returns, in parts, so that memory does not grow with the text's features.
 
-        The order is another one, but for the first: a sum of whole numbers does not depend on it.
+        Their order differs except for the first; the sum of integers does not depend on it.
         """
         if not text.isascii():
-            text = _one_spelling(text)
+            text = _nfkc(text)
         if self.lowercase:
             text = text.lower()
         some = False
@@ -235,7 +235,7 @@ class _Features:
                     yield self._hash(f"c:{whole[at : at + n]}")
 
     def _long_runs(self, text: str, low: int, high: int) -> Iterator[bytes]:
-        """Yield the hashes of the runs of two words and more, each when its last word comes."""
+        """Yield the hashes of the runs of two words and more, each after its last word."""
         recent: deque[str] = deque(maxlen=high)
         for word in _words(text):
             recent.append(word)
@@ -254,7 +254,7 @@ class _Features:
         return [" ".join(words[at : at + n]) for n in lengths for at in range(len(words) - n + 1)]
 
     def _learn_word(self, word: str) -> bytes:
-        """Return the hashes of a word and of its character n-grams, and keep them."""
+        """Return the hashes of a word and of its character n-grams, and cache them."""
         features = [f"w:{word}"] if self.words is not None and self.words[0] == 1 else []
         if self.characters is not None:
             low, high = self.characters
@@ -266,8 +266,8 @@ class _Features:
         return _keep(self._known_runs, run, self._hash(f"w:{run}"))
 
     def _hash(self, feature: str) -> bytes:
-        state = self._start.copy()  # half the time of starting with the salt anew
-        state.update(feature.encode(errors="surrogatepass"))  # broken decoders leave lone surrogates in texts
+        state = self._start.copy()  # takes half the time of a new state with the salt
+        state.update(feature.encode(errors="surrogatepass"))  # wrong decoding leaves lone surrogates in texts
         return state.digest()
 
 
@@ -281,14 +281,14 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the parts joined, thousands at a time; nothing where all are empty."""
+    """Yield the parts joined, thousands at a time; yield nothing if all are empty."""
     while some := list(itertools.islice(parts, _PARTS)):
         if joined := b"".join(some):
             yield joined
 
 
 def _keep(memo: dict[str, bytes], key: str, value: bytes) -> bytes:
-    """Keep a value; a full memo starts afresh, which costs less than minding the order of use."""
+    """Cache a value and return it; a full cache is cleared, which is cheaper than recording the order of use."""
     if len(key) > LONG_WORD:
         return value
     if len(memo) >= MEMO:

@@ -1,7 +1,7 @@
-"""`open-clip`: text and images in one space, with any model of the open_clip library.
+"""The `open-clip` function: texts and images in one vector space, with any model of the open_clip library.
 
-LanceDB's function of this name, with its fields and defaults. The library's own code, preprocessing and tokenizer make
-the vectors; the runtime opens, batches and overlaps.
+It has the fields and defaults of LanceDB's function of this name. The library's code, preprocessing and tokenizer
+determine the vectors; the runtime opens images, batches, and overlaps both.
 """
 
 from __future__ import annotations
@@ -42,18 +42,17 @@ class OpenClipEmbeddings(LocalImageFunction):
 
     Attributes:
         name: a model of the library ("ViT-B-32"), "hf-hub:<owner>/<model>", or "local-dir:<folder>".
-        pretrained: a tag of the library, or a file of weights; of no meaning for the other two kinds of names.
+        pretrained: a tag of the library, or a file of weights; ignored for the other two kinds of names.
         device: "auto", "cpu", "cuda", "cuda:<index>" or "mps".
-        batch_size: the most images of a forward pass; on a CPU never more than 8, which is quickest.
+        batch_size: maximum images of a forward pass; on a CPU at most 8, which is fastest.
         normalize: whether vectors have unit length.
-        source_type: what a string in a source column is: the path or URL of an "image", or "text".
-        precision: what the towers compute in; vectors are float32 all the same. Other than "float32" only where the
-            hardware is quicker so.
-        draft: whether JPEGs of twice the size that the model sees, and more, are decoded at a half, a quarter or an
-            eighth of theirs: several times quicker, and no longer exact (docs/open-clip.md has what it changes).
-        truncate: what becomes of a text longer than the model takes: its vector is that of its beginning, with
-            ("warn") or without ("silent") a line in the log that counts such rows; or ("error") it has none, and fails
-            as a row.
+        source_type: the meaning of a string in a source column: "image", a path or URL; or "text".
+        precision: number type of the towers' computation; vectors are always float32. Types other than "float32" are
+            allowed only on hardware that is faster with them.
+        draft: whether JPEGs of at least twice the model's input size are decoded at 1/2, 1/4 or 1/8 of their size:
+            several times faster, but not exact (docs/open-clip.md lists the differences).
+        truncate: policy for a text longer than the model takes: "warn" embeds its beginning and logs the number of such
+            rows, "silent" embeds its beginning, "error" makes it a bad row.
         num_threads: worker threads on a CPU, elsewhere those that open images; None for one per core that torch may
             use.
     """
@@ -69,7 +68,7 @@ class OpenClipEmbeddings(LocalImageFunction):
 
     name: str = "ViT-B-32"
     pretrained: str | None = "laion2b_s34b_b79k"
-    device: str = "auto"  # inherited, as are others below: in stored declarations and listings they stand here
+    device: str = "auto"  # inherited, as others below: declared again for their order in declarations and listings
     batch_size: int = Field(default=64, ge=1)
     normalize: bool = True
     source_type: Literal["image", "text"] = "image"
@@ -80,14 +79,14 @@ class OpenClipEmbeddings(LocalImageFunction):
 
     @staticmethod
     def runtime_keys() -> list[str]:
-        """Return the names of the fields that cannot change a vector that is given out."""
+        """Return the names of the fields that cannot change a returned vector."""
         return ["truncate"]
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         if self.from_metadata:
             return
-        # a stored relative path would name nothing, or something else, from any other folder
+        # a stored relative path would be wrong in any other working directory
         fields = self.raw_fields()
         if not is_reference(fields["name"]) and fields["name"].startswith(clip_files.FOLDER_PREFIX):
             folder = clip_files.names_folder(fields["name"])
@@ -107,10 +106,10 @@ class OpenClipEmbeddings(LocalImageFunction):
     # -- texts and images -------------------------------------------------------------------------------------------
 
     def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
-        """Embed source rows, or queries, of which each may be a text or an image: (n, d) float32.
+        """Embed source rows, or queries, each of which may be a text or an image: (n, d) float32.
 
-        A list with a RowError for each image that could not be opened, and under truncate="error" for each text that is
-        too long.
+        If rows fail, the result is a list with a RowError for each image that could not be opened, and under
+        truncate="error" for each text that is too long.
 
         Raises:
             InputError: under source_type="text", a source row that is not text.
@@ -133,7 +132,7 @@ class OpenClipEmbeddings(LocalImageFunction):
         """Embed one text: (d,) float32; LanceDB's method of this name.
 
         Raises:
-            RowError: a text that is too long, under truncate="error".
+            RowError: the text is too long, under truncate="error".
         """
         (made,) = self.compute_query_embeddings(text)
         if isinstance(made, RowError):
@@ -207,7 +206,7 @@ class OpenClipEmbeddings(LocalImageFunction):
         )
 
     def weights_key(self) -> tuple[Hashable, ...]:
-        """Return the model's configuration and weights, and what they are converted to."""
+        """Return the model's configuration, weights and precision."""
         files = self._files()
         stamp = files.stamp() if files.origin == "local" else 0
         model = self.name if files.folder is None else str(files.folder)
@@ -218,16 +217,16 @@ class OpenClipEmbeddings(LocalImageFunction):
         return clip.load(self.name, self._files(), device, self.precision)
 
     def _narrow(self, model: clip.Clip, on: str) -> None:
-        """Leave the model as it is: the library has converted it."""
+        """Do nothing: the library has converted the model."""
 
     def draft_side(self, model: clip.Clip) -> int | None:
-        """Return how many pixels wide and high the model sees a picture, under `draft`."""
+        """Return the side of the model's input in pixels if `draft` is set, else None."""
         return model.side if self.draft else None
 
     def prepare(self, model: clip.Clip, picture: Any) -> np.ndarray:
-        """Resize and crop a picture as the library does."""
+        """Resize and crop an image as the library does."""
         return model.preprocess.prepare(picture)
 
     def forward(self, model: clip.Clip, batch: Any) -> Any:
-        """Normalise the pixels of pictures, and run the image tower."""
+        """Normalise the pixels of images, and run the image tower."""
         return model.embed_images(batch, self.normalize)

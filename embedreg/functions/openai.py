@@ -1,4 +1,7 @@
-"""The `openai` function: OpenAI's embeddings, or any server that speaks its protocol, through the official SDK."""
+"""The `openai` function: OpenAI's embeddings, or any server with the same protocol, through the official SDK.
+
+Over 400 lines: a request, its token limits and the client that sends it share one class's fields.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +40,19 @@ __all__ = ["OpenAIEmbeddings"]
 
 log = logging.getLogger("embedreg")
 
-# Model -> its own width, and whether `dim` can shorten it.
+# Model -> its width, and whether `dim` can shorten it.
 NDIMS = {
     "text-embedding-ada-002": (1536, False),
     "text-embedding-3-small": (1536, True),
     "text-embedding-3-large": (3072, True),
 }
-MAX_ROW_TOKENS = 8192  # of each model in NDIMS; other servers say for themselves what is too long
+MAX_ROW_TOKENS = 8192  # of each model in NDIMS; other servers reject long texts themselves
 
-MAX_ANSWER_BYTES = 256 * 2**20  # 2,048 vectors of 4,096 numbers written out, and some more
+MAX_ANSWER_BYTES = 256 * 2**20  # more than 2,048 vectors of 4,096 numbers in JSON
 
-NO_KEY = "no-key"  # the SDK insists on one; a server without accounts ignores it
+NO_KEY = "no-key"  # the SDK requires a key; a server without accounts ignores it
 
-# What the SDK reads from the environment by itself, so that a client is made anew when one changes.
+# Environment variables that the SDK reads; a new client is created when one changes.
 _ENVIRONMENT = (
     "AZURE_OPENAI_AD_TOKEN",
     "AZURE_OPENAI_API_KEY",
@@ -68,9 +71,9 @@ _TOO_LONG = re.compile(
 )
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
-TOKENIZER_WAIT_S = 10.0  # tiktoken fetches its table from the network once; without it the estimate does
-SHORT = 256  # characters: so short a row is estimated, since the number of rows fills a request first
-COUNTED = 65_536  # characters: more are extrapolated; eight times what any model takes
+TOKENIZER_WAIT_S = 10.0  # tiktoken downloads its table once; without it tokens are estimated
+SHORT = 256  # characters: tokens of a shorter row are estimated, since the number of rows limits the request first
+COUNTED = 65_536  # characters: the tokens of the rest are extrapolated; eight times the limit of any model
 
 
 class OpenAIEmbeddings(RemoteTextFunction):
@@ -78,17 +81,17 @@ class OpenAIEmbeddings(RemoteTextFunction):
 
     Attributes:
         name: the model; on Azure, the deployment.
-        dim: ask for vectors of this width (the models from text-embedding-3 on, and servers that can). None: the
-            model's own; of a model that is not OpenAI's, the server is asked once.
-        base_url: the endpoint, with its `/v1` or whatever it has. None: OPENAI_BASE_URL, else OpenAI.
+        dim: request vectors of this width (models from text-embedding-3 on, and servers that support it). None: the
+            model's own width; for an unknown model, the server is queried once.
+        base_url: the endpoint, including its path such as `/v1`. None: OPENAI_BASE_URL, else OpenAI.
         default_headers: sent with each request; secrets in them only as `$var:`.
         organization: OpenAI's organization.
         api_key: a `$var:` reference. None: OPENAI_API_KEY (on Azure AZURE_OPENAI_API_KEY), as the SDK does, but never
-            to an endpoint that stored metadata chose.
-        use_azure: speak to Azure OpenAI; without `base_url`, at AZURE_OPENAI_ENDPOINT.
+            sent to an endpoint that stored metadata chose.
+        use_azure: use Azure OpenAI; without `base_url`, at AZURE_OPENAI_ENDPOINT.
         api_version: Azure's. None: OPENAI_API_VERSION.
-        encoding_format: how vectors travel: "base64" is exact and a quarter of the size; "float" for a server that
-            knows no other.
+        encoding_format: encoding of the vectors in the response: "base64" is exact and a quarter of the size; "float"
+            for a server without base64.
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "openai"  # also where it is imported directly
@@ -105,7 +108,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         stored_names={"model": "name", "apiKey": "api_key"},
     )
 
-    name: str = "text-embedding-ada-002"  # LanceDB's default: a table that it wrote may not say
+    name: str = "text-embedding-ada-002"  # LanceDB's default, which tables that it wrote may omit
     dim: int | None = Field(default=None, ge=1, le=MAX_NDIMS)
     base_url: str | None = None
     default_headers: dict[str, str] | None = None
@@ -114,7 +117,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
     use_azure: bool = False
     api_version: str | None = None
     batch_size: int = Field(default=512, ge=1, le=2048)  # 2048 is OpenAI's limit
-    max_batch_tokens: int = Field(default=250_000, ge=1, le=300_000)  # 300k is OpenAI's limit, less what estimates miss
+    max_batch_tokens: int = Field(default=250_000, ge=1, le=300_000)  # OpenAI's limit is 300k; the rest is a margin
     encoding_format: Literal["base64", "float"] = "base64"
 
     @staticmethod
@@ -127,11 +130,11 @@ class OpenAIEmbeddings(RemoteTextFunction):
 
     @staticmethod
     def guarded_fields() -> list[str]:
-        return ["base_url", "default_headers", "use_azure"]  # where the texts and the key go
+        return ["base_url", "default_headers", "use_azure"]  # they decide where the texts and the key are sent
 
     @staticmethod
     def model_names() -> list[str]:
-        """Return the models whose width is known."""
+        """Return the models with a known width."""
         return list(NDIMS)
 
     @model_validator(mode="after")
@@ -140,7 +143,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         width, shortens = NDIMS.get(fields["name"], (None, True))
         dim, base_url = fields["dim"], fields["base_url"]
         if dim is not None and width is not None and (dim > width or not (shortens or dim == width)):
-            raise ValueError(f"{fields['name']} gives {width} dimensions, dim={dim} cannot be had")
+            raise ValueError(f"{fields['name']} has {width} dimensions, dim={dim} is not available")
         if base_url is not None and not re.match(r"https?://[^/\s]|\$var:", base_url):
             raise ValueError("base_url must begin with https:// or http:// and a host")
         return self
@@ -148,10 +151,10 @@ class OpenAIEmbeddings(RemoteTextFunction):
     # -- the width --------------------------------------------------------------------------------------------------
 
     def ndims(self) -> int:
-        """Return the width: `dim`, or the model's own; of a model that nobody knows, the server is asked, once.
+        """Return the width: `dim`, or the model's own; for an unknown model, query the server once.
 
         Raises:
-            CallError: the server could not be asked.
+            CallError: the query failed.
         """
         known = self._known_ndims()
         if known is not None:
@@ -160,12 +163,12 @@ class OpenAIEmbeddings(RemoteTextFunction):
             super().generate_embeddings(["dimensions"])
         except CallError as exc:
             raise CallError(
-                f"the width of {self.name!r} is not known, and asking the server for it failed: {exc.message}",
-                f"create(..., dim=...) says the width without asking; {exc.hint}",
-            ).for_shell(f"--set dim=... gives the width; {exc.shell_hint or exc.hint}") from exc.__cause__
-        if self._ndims is None:  # even this text was refused
+                f"the width of {self.name!r} is unknown, and querying the server for it failed: {exc.message}",
+                f"create(..., dim=...) sets the width without a query; {exc.hint}",
+            ).for_shell(f"--set dim=... sets the width; {exc.shell_hint or exc.hint}") from exc.__cause__
+        if self._ndims is None:  # the server refused this text too
             raise CallError(
-                f"the server gives no vectors for {self.name!r}.", "check the model's name and the endpoint"
+                f"the server returns no vectors for {self.name!r}.", "check the model's name and the endpoint"
             )
         return int(self._ndims)
 
@@ -183,11 +186,11 @@ class OpenAIEmbeddings(RemoteTextFunction):
     # -- one request ------------------------------------------------------------------------------------------------
 
     def vector_traits(self) -> dict[str, Any]:
-        """Return what is true of the vectors; `prompts` is None, since the protocol has no word for the role."""
+        """Return the traits of the vectors; `prompts` is None, since the protocol has no parameter for the role."""
         return {**super().vector_traits(), "prompts": None}
 
     def request(self, batch: list[str], role: Role = "source") -> np.ndarray:
-        """Embed one batch of sources or queries, alike: (m, d) float32, whatever order the server answers in."""
+        """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
         import numpy as np
 
         options: dict[str, Any] = {}
@@ -197,20 +200,20 @@ class OpenAIEmbeddings(RemoteTextFunction):
             input=batch, model=self.name, encoding_format=self.encoding_format, **options
         )
         if isinstance(answer, str) and answer.lstrip().startswith("<"):
-            raise CallError("the endpoint answers with a web page.", "check base_url: most servers want /v1 at its end")
+            raise CallError("the endpoint returned a web page.", "check base_url: for most servers it ends with /v1")
         items = _in_order(getattr(answer, "data", None), len(batch))
         vectors = [_decode(getattr(item, "embedding", None)) for item in items]
         widths = {len(vector) for vector in vectors}
         expected = self._known_ndims()
         if len(widths) > 1:
             raise AnswerError(
-                f"the server's answer holds vectors of {', '.join(map(str, sorted(widths)))} dimensions.",
+                f"the server's response contains vectors of {', '.join(map(str, sorted(widths)))} dimensions.",
                 "check which model it serves",
             )
         if expected is not None and widths != {expected}:
             raise VectorError(
-                f"{self.name!r} gave vectors of {', '.join(map(str, sorted(widths)))} dimensions"
-                f"{f', not {expected}' if expected is not None else ''}.",
+                f"{self.name!r} returned vectors of {', '.join(map(str, sorted(widths)))} dimensions"
+                f"{f', expected {expected}' if expected is not None else ''}.",
                 "leave dim out if the server cannot shorten vectors, or check which model it serves",
             )
         self._ndims = widths.pop()
@@ -221,7 +224,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
     def explain(self, exc: Exception) -> Refusal | None:
         status, code, param = http_status(exc), getattr(exc, "code", None), getattr(exc, "param", None)
         message = self.words_of(exc)
-        if isinstance(exc.__cause__, CallError):  # of `_Bounded`, which the SDK takes for a connection's
+        if isinstance(exc.__cause__, CallError):  # from `_Bounded`; the SDK wraps it in a connection error
             return Refusal("call", exc.__cause__.message, exc.__cause__.hint)
         if code in _NO_CREDIT or getattr(exc, "type", None) in _NO_CREDIT:
             return Refusal("call", message, "the account has no credit or has reached its limit: see the billing page")
@@ -233,30 +236,30 @@ class OpenAIEmbeddings(RemoteTextFunction):
             if _TOO_LONG.search(f"{code} {message}"):
                 return Refusal("row", message)
         if status == 401 and self._foreign() and self.api_key is None:
-            hint = "no key from this environment is sent to an endpoint that stored metadata chose; "
-            return Refusal("call", message, hint + "create the same function in your own code to use one there")
+            hint = "keys of this environment are not sent to an endpoint that stored metadata chose; "
+            return Refusal("call", message, hint + "create the same function in your own code to use a key there")
         return super().explain(exc)
 
     def words_of(self, exc: Exception) -> str:
         body = getattr(exc, "body", None)
-        words = body.get("message") if isinstance(body, dict) else None
-        return words if isinstance(words, str) else str(exc)
+        message = body.get("message") if isinstance(body, dict) else None
+        return message if isinstance(message, str) else str(exc)
 
     # -- tokens -----------------------------------------------------------------------------------------------------
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens a text has: exactly where model and tiktoken are known, else rather too many."""
+        """Return the number of tokens of a text: exact if tiktoken knows the model, else an upper estimate."""
         if len(text) <= SHORT:
             return super().count_tokens(text)
         exact = self._exact_tokens(text)
         return super().count_tokens(text) if exact is None else exact
 
     def max_tokens(self) -> int | None:
-        """Return how many tokens of a text the model takes; None for one that is not OpenAI's."""
+        """Return the maximum number of tokens of a text; None for an unknown model."""
         return MAX_ROW_TOKENS if self.name in NDIMS else None
 
     def row_problem(self, text: str) -> str | None:
-        if self.name not in NDIMS or len(text.encode()) <= MAX_ROW_TOKENS:  # a token is a byte at the least
+        if self.name not in NDIMS or len(text.encode()) <= MAX_ROW_TOKENS:  # a token has at least one byte
             return None
         tokens = self._exact_tokens(text)
         if tokens is None or tokens <= MAX_ROW_TOKENS:
@@ -273,11 +276,11 @@ class OpenAIEmbeddings(RemoteTextFunction):
     # -- the client -------------------------------------------------------------------------------------------------
 
     def _foreign(self) -> bool:
-        """Say whether stored metadata, and not the reader's own code, chose where requests go."""
+        """Return whether stored metadata, not the reader's own code, chose the endpoint."""
         return self.from_metadata and bool(self.base_url or self.default_headers)
 
     def _client(self) -> Any:
-        """Return the SDK's client for this configuration: one a process, for all threads."""
+        """Return the SDK's client for this configuration: one per process, for all threads."""
         settings: dict[str, Any] = {
             "base_url": self.base_url,
             "default_headers": self.default_headers,
@@ -289,14 +292,14 @@ class OpenAIEmbeddings(RemoteTextFunction):
             settings["api_version"] = self.api_version
         environment = [os.environ.get(name) for name in _ENVIRONMENT]
         content = json.dumps([self.use_azure, self._foreign(), settings, environment], sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()  # a key of the cache may be looked at
+        digest = hashlib.sha256(content.encode()).hexdigest()  # cache keys may be displayed
         return clients.get(client_key("openai", digest), functools.partial(self._connect, settings))
 
     def _key(self) -> str | None:
         """Return the key to send, or None to let the SDK find Azure's.
 
         Raises:
-            MissingVariableError: there is none for OpenAI itself. UntrustedError: see `_refuse_environment`.
+            MissingVariableError: there is no key for OpenAI. UntrustedError: see `_refuse_environment`.
         """
         key = self.api_key or None
         if self._foreign():
@@ -316,7 +319,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         ).for_shell("export OPENAI_API_KEY=..., or --set 'api_key=$var:key' --env key=ENVIRONMENT_VARIABLE")
 
     def _refuse_environment(self) -> None:
-        """Refuse to let the SDK send secrets of this environment to an endpoint that stored metadata chose."""
+        """Raise UntrustedError if the SDK would send secrets of this environment to an endpoint of stored metadata."""
         for name in ("OPENAI_CUSTOM_HEADERS", *(["AZURE_OPENAI_AD_TOKEN"] if self.use_azure else [])):
             if os.environ.get(name):
                 raise UntrustedError(
@@ -326,27 +329,27 @@ class OpenAIEmbeddings(RemoteTextFunction):
 
     def _connect(self, settings: dict[str, Any]) -> Any:
         openai = attempt_import_or_raise("openai", extra="openai")
-        # An embeddings endpoint does not redirect: following one would take texts and headers to another host.
+        # No redirects: following one would send texts and headers to another host.
         http_client = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_bound]})
         try:
-            # Retries are ours: they are visible, bounded in time, and know what a row's own fault is.
+            # embedreg retries, not the SDK: with a log line, a deadline, and separate handling of bad rows.
             client = (openai.AzureOpenAI if self.use_azure else openai.OpenAI)(
                 max_retries=0, http_client=http_client, **settings
             )
         except (openai.OpenAIError, ValueError) as exc:
             http_client.close()
             raise ConfigError(
-                f"the openai client cannot be made: {exc}.", "set the field or the variable that it names"
+                f"the openai client cannot be created: {exc}.", "set the field or the variable that it names"
             ) from None
-        # Not at the end of the process, where sockets close by themselves, nor in a forked child: its parent has them.
+        # Not at exit, when sockets are closed anyway, nor in a forked child, since the parent uses them.
         weakref.finalize(client, _close, http_client, os.getpid()).atexit = False
         if self._foreign():
-            client.organization, client.project = settings["organization"], None  # not those of this environment
+            client.organization, client.project = settings["organization"], None  # not from this environment
         return client
 
     def _address(self) -> str | None:
-        asked = os.environ.get("AZURE_OPENAI_ENDPOINT" if self.use_azure else "OPENAI_BASE_URL")
-        url = self.base_url or (None if self._foreign() else asked)
+        default = os.environ.get("AZURE_OPENAI_ENDPOINT" if self.use_azure else "OPENAI_BASE_URL")
+        url = self.base_url or (None if self._foreign() else default)
         return host_of(url or ("" if self.use_azure else "https://api.openai.com"))
 
     def _held_secrets(self) -> list[str]:
@@ -361,7 +364,7 @@ def _close(http_client: Any, process: int) -> None:
 
 
 class _Bounded:
-    """Ends an answer that is longer than any that was asked for, or drips for longer than one may take."""
+    """Ends a response that exceeds the maximum size or the time limit of a request."""
 
     def __init__(self, response: Any) -> None:
         self._stream, self._left = response.stream, MAX_ANSWER_BYTES
@@ -373,11 +376,11 @@ class _Bounded:
             self._left -= len(chunk)
             if self._left < 0:
                 raise CallError(
-                    f"the server's answer is longer than {MAX_ANSWER_BYTES // 2**20} MiB.",
+                    f"the server's response is longer than {MAX_ANSWER_BYTES // 2**20} MiB.",
                     "check the endpoint, or choose a smaller batch_size",
                 )
             if time.monotonic() > self._until:
-                raise TimeoutError("the answer drips")
+                raise TimeoutError("the response is too slow")
             yield chunk
 
     def close(self) -> None:
@@ -385,30 +388,30 @@ class _Bounded:
 
 
 def _bound(response: Any) -> None:
-    """Bound an answer's body; the client is httpx's, or httpx2's under a newer SDK, and asks for its own kind."""
+    """Limit a response's body; the client is httpx's, or httpx2's in a newer SDK, and needs that library's stream."""
     library = sys.modules[type(response).__module__.partition(".")[0]]
     response.stream = type("Bounded", (_Bounded, library.SyncByteStream), {})(response)
 
 
 def _in_order(items: Any, m: int) -> list[Any]:
-    """Put the items of an answer in the order of the request, by their `index`; some servers leave it out."""
+    """Return the items of a response in the order of the request, by their `index`, which some servers omit."""
     if not isinstance(items, list):
         raise AnswerError(
-            "the server's answer holds no vectors.", "check that base_url leads to an embeddings endpoint"
+            "the server's response contains no vectors.", "check that base_url is that of an embeddings endpoint"
         )
     places = [getattr(item, "index", None) for item in items]
     if len(items) == m and all(place is None for place in places):
         return items
     if sorted(place if isinstance(place, int) else -1 for place in places) != list(range(m)):
         raise AnswerError(
-            f"the server's answer does not say which of its {len(items)} vectors belongs to which of {m} texts.",
-            "check that base_url leads to an embeddings endpoint",
+            f"the server's response has {len(items)} vectors for {m} texts, and their indices do not match.",
+            "check that base_url is that of an embeddings endpoint",
         )
     return sorted(items, key=lambda item: int(item.index))
 
 
 def _decode(embedding: Any) -> np.ndarray:
-    """Turn base64 of little-endian float32, or the list of numbers that some servers give anyway, into (d,) float32."""
+    """Decode base64 of little-endian float32, or a list of numbers, which some servers return anyway: (d,) float32."""
     import numpy as np
 
     try:
@@ -419,14 +422,14 @@ def _decode(embedding: Any) -> np.ndarray:
         vector = np.empty(0, np.float32)
     if vector.ndim != 1 or not vector.size:
         raise AnswerError(
-            "the server's answer holds what is not a vector.", "create(..., encoding_format='float')"
+            "the server's response contains a value that is not a vector.", "create(..., encoding_format='float')"
         ).for_shell("--set encoding_format=float")
     return vector
 
 
 @functools.cache
 def _tokenizer(model: str) -> Any:
-    """Return tiktoken's encoding of a model, or None: not installed, or its table is neither here nor to be had."""
+    """Return tiktoken's encoding of a model, or None if tiktoken or its table is not available."""
     try:
         import tiktoken
     except ImportError:
@@ -436,10 +439,10 @@ def _tokenizer(model: str) -> Any:
     def load() -> None:
         try:
             loaded.append(tiktoken.encoding_for_model(model))
-        except Exception as exc:  # noqa: BLE001 (whatever a download or a cache may raise: there is an estimate)
+        except Exception as exc:  # noqa: BLE001 (any error of the download or its cache: tokens are then estimated)
             log.debug("tiktoken has no table for %s (%s): tokens are estimated", model, type(exc).__name__)
 
-    # tiktoken downloads without a timeout: behind a firewall that would hang for minutes.
+    # tiktoken downloads without a timeout, which can hang for minutes behind a firewall.
     thread = threading.Thread(target=load, daemon=True, name="embedreg-tokenizer")
     thread.start()
     thread.join(TOKENIZER_WAIT_S)

@@ -1,8 +1,8 @@
-"""`sentence-transformers`: any model of that library, run by the library itself.
+"""The `sentence-transformers` function: any model of that library.
 
-LanceDB's function of this name, with its fields and defaults, except that a model's own code never runs unasked.
-Sources are embedded as the library's `encode_document` does it and queries as `encode_query`: each gets the prompt that
-its model was trained with. The runtime only batches and runs them in its own way.
+It has the fields and defaults of LanceDB's function of this name, except that a model's own code runs only on request.
+Sources are embedded as by the library's `encode_document` and queries as by `encode_query`: with the prompt that the
+model was trained with. Only batching and scheduling are embedreg's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from embedreg.security.references import is_reference
 
 __all__ = ["SentenceTransformerEmbeddings"]
 
-TASKS: dict[Role, Literal["query", "document"]] = {"query": "query", "source": "document"}  # as the library names them
+TASKS: dict[Role, Literal["query", "document"]] = {"query": "query", "source": "document"}  # the library's names
 
 
 class SentenceTransformerEmbeddings(LocalFunction):
@@ -45,19 +45,17 @@ class SentenceTransformerEmbeddings(LocalFunction):
         normalize: whether vectors have unit length.
         trust_remote_code: whether code that comes with the model may run.
         revision: a branch, tag or commit of the hub; None for the one that is cached, else the newest.
-        batch_size: the most rows a forward pass; None for as many as suit the device, by their tokens.
+        batch_size: maximum rows of a forward pass; None for a number that depends on the device and their tokens.
         num_threads: worker threads on a CPU; None for one per core that torch may use.
-        truncate: what becomes of a text longer than the model takes: its vector is that of its beginning, with
-            ("warn") or without ("silent") a line in the log that counts such rows; or ("error") it has none, and fails
-            as a row.
-        truncate_dim: how many leading dimensions to keep (Matryoshka models), normalised anew under `normalize`; None
-            for what the model says.
-        precision: what the transformer computes in; vectors are float32 all the same. Other than "float32" only where
-            the hardware is quicker so.
-        backend: "torch", or "openvino" on a CPU (the extra [openvino]), which is quicker and agrees to 1e-5; "auto" is
+        truncate: policy for a text longer than the model takes: "warn" embeds its beginning and logs the number of such
+            rows, "silent" embeds its beginning, "error" makes it a bad row.
+        truncate_dim: number of leading dimensions to keep (Matryoshka models), normalised again under `normalize`; None
+            for the model's own setting.
+        precision: number type of the transformer's computation; vectors are always float32. Types other than "float32"
+            are allowed only on hardware that is faster with them.
+        backend: "torch", or "openvino" on a CPU (the extra [openvino]), which is faster and agrees to 1e-5; "auto" is
             "torch".
-        query_prompt, document_prompt: text to put before queries and sources; None for what the model says, "" for
-            none.
+        query_prompt, document_prompt: text to prepend to queries and sources; None for the model's own, "" for none.
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = (
@@ -71,7 +69,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
     )
 
     name: str = "all-MiniLM-L6-v2"
-    device: str = "auto"  # inherited, as are others below: in stored declarations and listings they stand here
+    device: str = "auto"  # inherited, as others below: declared again for their order in declarations and listings
     normalize: bool = True
     trust_remote_code: bool = False
     revision: str | None = None
@@ -84,22 +82,22 @@ class SentenceTransformerEmbeddings(LocalFunction):
     query_prompt: str | None = None
     document_prompt: str | None = None
 
-    _said: dict[bool, tuple[str, str]] = PrivateAttr(default_factory=dict)
+    _known_prompts: dict[bool, tuple[str, str]] = PrivateAttr(default_factory=dict)
 
     @staticmethod
     def runtime_keys() -> list[str]:
-        """Return the names of the fields that cannot change a vector that is given out."""
+        """Return the names of the fields that cannot change a returned vector."""
         return ["backend", *LocalFunction.runtime_keys()]
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         name = self.raw_fields()["name"]
         if not self.from_metadata and not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
-            # a stored relative path would name nothing, or another model on the hub, from any other folder
+            # a stored relative path would be wrong, or mean a model on the hub, in any other working directory
             self.name = os.path.abspath(name)
 
     def ndims(self) -> int:
-        """Return the width of the vectors, from the model's files; only a model of unknown parts is loaded for it."""
+        """Return the width of the vectors from the model's files; load the model only if it has unknown modules."""
         if self._ndims is None:
             width = folders.ndims(self._files().path)
             if width is None:
@@ -108,7 +106,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
         return int(self._ndims)
 
     def vector_traits(self) -> dict[str, Any]:
-        """Return what the vectors are; `prompts` is None where queries and sources are embedded alike."""
+        """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
         path = self._files().path
         unit = self.normalize or (folders.ends_normalized(path) and self.truncate_dim is None)
         query, document = self._prompts()
@@ -121,28 +119,28 @@ class SentenceTransformerEmbeddings(LocalFunction):
         }
 
     def _metric(self, path: Path, unit: bool) -> Metric:
-        """Return the model's own similarity as a metric; of vectors of unit length, the cosine gives the same order."""
+        """Return the model's similarity as a metric; for unit vectors, cosine gives the same order."""
         own = folders.similarity(path)
         if unit and own != "manhattan":
             return "cosine"
         if own == "manhattan":
             raise ConfigError(
-                f"the model {self.name!r} compares vectors by their manhattan distance, which no engine here knows.",
+                f"the model {self.name!r} compares vectors by manhattan distance, which no engine supports.",
                 "use a model that compares by cosine, dot product or euclidean distance",
             )
         metrics: dict[str, Metric] = {"dot": "dot", "euclidean": "l2"}
         return metrics.get(own, "cosine")
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens a source text has, its prompt and what frames it included, before any is cut off."""
+        """Return the number of tokens of a source text before truncation, prompt and special tokens included."""
         return library.count_tokens(self._loaded(), self._prompts()[1] + text)
 
     def max_tokens(self) -> int | None:
-        """Return how many tokens of a text the model reads; None where there is no limit."""
+        """Return the maximum number of tokens that the model reads of a text; None if there is no limit."""
         return library.max_tokens(self._loaded())
 
     def flops_per_token(self) -> float | None:
-        """Return the operations of the transformer's matrix products for a token, without attention's own; or None."""
+        """Return the operations of the transformer's matrix products per token, without attention scores; or None."""
         return library.flops_per_token(self._loaded())
 
     # -- the model --------------------------------------------------------------------------------------------------
@@ -161,13 +159,13 @@ class SentenceTransformerEmbeddings(LocalFunction):
         return found
 
     def weights_key(self) -> tuple[Hashable, ...]:
-        """Return the model's folder and what changes its weights: prompts, width and back end do not."""
+        """Return the model's folder and the settings that change its weights: prompts, width and back end do not."""
         files = self._files()
         stamp = files.stamp() if files.origin == "local" else 0
         return "sentence-transformers", str(files.path), stamp, self.trust_remote_code, self._weights_precision()
 
     def _weights_precision(self) -> Precision:
-        return "float32" if self._kind().compiles else self.precision  # what a compiled form is made from
+        return "float32" if self._kind().compiles else self.precision  # compiled from float32 weights
 
     def load(self, device: str) -> Any:
         """Load the model with its library."""
@@ -193,9 +191,11 @@ class SentenceTransformerEmbeddings(LocalFunction):
                 f"device={min(kind.devices)!r}",
             )
         self._check_precision(devices[0])
-        threads, group = self.num_threads or workers.lanes(), self._cache_key()
+        threads, group = self.num_threads or workers.worker_threads(), self._cache_key()
         key = (*group, devices[0], self.backend, cache.THREADED, self.precision, threads)
-        identity = None if self.trust_remote_code else self.model_identity()  # code of its own is not in the identity
+        identity = (
+            None if self.trust_remote_code else self.model_identity()
+        )  # the identity does not cover the model's own code
 
         def compiled() -> Any:
             with progress.stage(f"preparing {self.name} for {kind.label}"):
@@ -206,19 +206,19 @@ class SentenceTransformerEmbeddings(LocalFunction):
     # -- encoding ---------------------------------------------------------------------------------------------------
 
     def _as_stock(self) -> bool:
-        """Return whether stock LanceDB wrote the declaration: it embeds queries and sources alike, through `encode`."""
+        """Return whether stock LanceDB wrote the declaration: it embeds queries and sources alike, by `encode`."""
         return self.from_metadata and not self._declared
 
     def _prompts(self) -> tuple[str, str]:
-        """Return what is put before queries and before sources; the model's files are read once."""
+        """Return the prompts of queries and of sources; the model's files are read once."""
         model, stock = self._files(), self._as_stock()
-        if stock not in self._said:
+        if stock not in self._known_prompts:
             known, default = folders.prompts(model.path)
             alike = known.get(default or "", "")
             query = known["query"] if self.query_prompt is None else self.query_prompt
             document = known["document"] if self.document_prompt is None else self.document_prompt
-            self._said[stock] = (alike, alike) if stock else (query, document)
-        return self._said[stock]
+            self._known_prompts[stock] = (alike, alike) if stock else (query, document)
+        return self._known_prompts[stock]
 
     def _backend(self, on: str, role: Role, *, alone: bool = False) -> ModelBackend:
         query, document = self._prompts()
@@ -231,7 +231,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
         return made(model, on, prompt, task, self.normalize, self.truncate_dim, compiled)
 
     def _embed_otherwise(self, first: ModelBackend, rows: list[str], role: Role) -> Made | None:
-        """Embed rows with the library's own `encode`, where the model is no plain chain from text."""
+        """Embed rows with the library's `encode` if the runtime cannot run the model."""
         if first.usable(rows):
             return None
         if self._kind().compiles:

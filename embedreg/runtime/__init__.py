@@ -1,1 +1,1 @@
-"""The inference runtime: where models come from, where they run, and how long they stay in memory."""
+"""The inference runtime: model files, devices and worker threads, batching, and the caches of models and vectors."""

@@ -1,6 +1,6 @@
-"""Loaded models, shared by equal configurations: one copy a process and device, loaded once, bounded, releasable.
+"""The model cache: loaded models, shared by equal configurations, one copy per process and device.
 
-Weights are a cache. What is evicted or released while a call is using it stays alive until that call ends.
+The cache is bounded and can be released. A model that is evicted while a call uses it stays alive until that call ends.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ __all__ = ["ForkSafeLock", "ModelCache", "configure", "get", "held_bytes", "rele
 
 T = TypeVar("T")
 
-THREADED = "threaded"  # in the key of a model that has threads of its own, which a forked child does not have
-MAX_MODELS = 4  # a query model, a document model and one of each being compared; more is a leak as often as a wish
+THREADED = "threaded"  # part of the key of a model with its own threads, which a forked child does not have
+MAX_MODELS = 4  # a query and a document model, and two to compare with; more is often a leak
 
 _caches: weakref.WeakSet[ModelCache] = weakref.WeakSet()
 
 
 class ModelCache:
-    """Models by key, least recently used out first.
+    """Models by key; the least recently used one is evicted first.
 
     Args:
-        max_models: how many models may stay, at least 1; the copies and compiled forms of one model count as one.
-        max_bytes: how much memory they may hold in all, where sizes are known; one model always may. None: no bound.
-        stays: says of a key whether its model can be used in a forked child; None for yes.
+        max_models: maximum number of models, at least 1; the copies and compiled forms of one model count as one.
+        max_bytes: maximum memory of all models whose size is known; one model is always kept. None: no limit.
+        survives_fork: returns whether the model of a key can be used in a forked child; None: every model can.
     """
 
     def __init__(
         self,
         max_models: int = MAX_MODELS,
         max_bytes: int | None = None,
-        stays: Callable[[Hashable], bool] | None = None,
+        survives_fork: Callable[[Hashable], bool] | None = None,
     ) -> None:
         self._lock = ForkSafeLock()
         self._loading: dict[Hashable, threading.Lock] = {}
@@ -50,19 +50,19 @@ class ModelCache:
         self._groups: dict[Hashable, Hashable] = {}
         self._models: LRUCache[Hashable, Any] = LRUCache(maxsize=sys.maxsize)
         self.max_models, self.max_bytes = max_models, max_bytes
-        self._stays = stays
+        self._survives_fork = survives_fork
         self.configure(max_models, max_bytes)
         _caches.add(self)
 
     def configure(self, max_models: int = MAX_MODELS, max_bytes: int | None = None) -> None:
-        """Set the bounds, and evict what no longer fits.
+        """Set the limits, and evict the models that no longer fit.
 
         Raises:
-            ConfigError: a bound that leaves no room for any model.
+            ConfigError: a limit below one model or one byte.
         """
         if max_models < 1 or (max_bytes is not None and max_bytes < 1):
             raise ConfigError(
-                f"a model cache of {max_models} models and {max_bytes} bytes cannot hold one.",
+                f"invalid limits of the model cache: max_models={max_models}, max_bytes={max_bytes}.",
                 f"configure(max_models={MAX_MODELS}, max_bytes=None); release() empties it",
             )
         with self._lock:
@@ -77,25 +77,25 @@ class ModelCache:
         size: Callable[[T], int] | None = None,
         group: Hashable | None = None,
     ) -> T:
-        """Return the model of a key, loading it if need be.
+        """Return the model of a key; load it on a cache miss.
 
-        Threads that ask for one key load it once; other keys are not held up. A failed load is not remembered: its
-        error goes to the thread that tried, and the next one tries again.
+        Concurrent calls with the same key load it once and do not block other keys. A failed load is not cached: its
+        error is raised in the thread that loaded, and the next call tries again.
 
         Args:
             load: builds the model.
-            size: tells the bytes that a built model holds.
-            group: what it is a copy or another form of, so that they count as one model; None for the key itself.
+            size: returns the bytes that a built model holds.
+            group: key that the copies and compiled forms of one model share, so that they count as one; None: the key.
         """
         while True:
             with self._lock:
                 if key in self._models:
                     return self._models[key]  # type: ignore[no-any-return]  # what this key's load returned
-                turn = self._loading.setdefault(key, threading.Lock())
-            with turn:
+                key_lock = self._loading.setdefault(key, threading.Lock())
+            with key_lock:
                 with self._lock:
-                    if self._loading.get(key) is not turn:
-                        continue  # another thread has loaded it, or failed to, meanwhile
+                    if self._loading.get(key) is not key_lock:
+                        continue  # meanwhile another thread has loaded it, or has failed to
                 try:
                     model = load()
                     held = size(model) if size is not None else 0
@@ -112,7 +112,7 @@ class ModelCache:
                 return model
 
     def release(self, chosen: Callable[[Hashable], bool] | None = None) -> int:
-        """Let go of the models whose keys are chosen, or of all; return how many there were."""
+        """Release the models whose keys are chosen, or all models; return their number."""
         with self._lock:
             keys = [key for key in list(self._models) if chosen is None or chosen(key)]
             released = [self._drop(key) for key in keys]
@@ -121,23 +121,22 @@ class ModelCache:
         return count
 
     def keys(self) -> list[Hashable]:
-        """Return the keys of what is loaded, least recently used first."""
+        """Return the keys of the loaded models, least recently used first."""
         with self._lock:
             return list(self._models)
 
     def in_child(self) -> None:
-        """Start afresh in a forked child: loads that were under way belong to threads that are not there.
+        """Reset the cache in a forked child: loads in progress belong to threads that the child does not have.
 
-        What the child cannot use is not freed but forgotten: to end its threads or connections would be to wait for
-        them, or to end the parent's.
+        A model that the child cannot use is leaked on purpose: its destructor would wait for threads that do not exist,
+        or close the parent's connections.
         """
         self._loading = {}
-        stays = self._stays
+        survives = self._survives_fork
         for key in list(self._models):
-            if stays is not None and not stays(key):
-                ctypes.pythonapi.Py_IncRef(
-                    ctypes.py_object(self._drop(key))
-                )  # for good: the end of a process frees too
+            if survives is not None and not survives(key):
+                # never decremented: the memory is freed when the process ends
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._drop(key)))
 
     def _drop(self, key: Hashable) -> Any:
         self._sizes.pop(key, None)
@@ -145,7 +144,7 @@ class ModelCache:
         return self._models.pop(key)
 
     def _evict(self) -> list[Any]:
-        """Take out what does not fit; the caller frees it outside the lock, since that may take long."""
+        """Remove and return the models that do not fit; the caller frees them outside the lock, since that is slow."""
         evicted = []
         while len(set(self._groups.values())) > self.max_models or (
             self.max_bytes is not None and len(self._models) > 1 and sum(self._sizes.values()) > self.max_bytes
@@ -158,11 +157,11 @@ class ModelCache:
 
 
 def _free(models: list[Any]) -> None:
-    """Drop models, and give the memory that torch keeps for itself back to the devices, if torch is there at all."""
+    """Free models, and return torch's cached memory to the devices if torch is loaded."""
     if not models:
         return
     models.clear()
-    gc.collect()  # a transformers model is full of reference cycles: without this it would linger
+    gc.collect()  # a transformers model has reference cycles: without this its memory stays in use
     torch = sys.modules.get("torch")
     if torch is None:
         return
@@ -180,41 +179,41 @@ def _in_child() -> None:
 forks.in_child(_in_child)
 
 
-def _outlives_fork(key: Hashable) -> bool:
+def _survives_fork(key: Hashable) -> bool:
     return not (isinstance(key, tuple) and THREADED in key)
 
 
-models = ModelCache(stays=_outlives_fork)
+models = ModelCache(survives_fork=_survives_fork)
 get = models.get
 configure = models.configure
 
 
 def release(function: Any = None) -> int:
-    """Free loaded models, and the clients of remote services.
+    """Release loaded models, and the clients of remote services.
 
     Args:
-        function: an embedding function, whose model goes (equal functions share it); or a predicate of cache keys; or
-            None for every model and client.
+        function: an embedding function, whose model is released (equal functions share it); or a predicate of cache
+            keys; or None for every model and client.
     Returns:
-        How many were let go. The next use loads anew.
+        The number of models and clients released. The next use loads them again.
     """
     if function is None:
         return sum(each.release() for each in list(_caches))
     cache_key = getattr(function, "cache_key", None)
     if cache_key is None:
-        # A function of another kind keeps no model here; anything else that can be called is a predicate.
+        # other embedding functions have no model in this cache; any other callable is a predicate
         return models.release(function) if callable(function) and not hasattr(function, "ndims") else 0
     key = cache_key()
-    # what was made of a model, such as its copy on another device, is kept under the model's key and more
-    return models.release(lambda loaded: loaded == key or _begins(loaded, key))
+    # copies on other devices and compiled forms have keys that start with the model's key
+    return models.release(lambda loaded: loaded == key or _starts_with(loaded, key))
 
 
 def held_bytes(model: Any) -> int:
-    """Return how much memory the parameters and buffers of a torch module take, or an array; else 0."""
+    """Return the bytes of a torch module's parameters and buffers, or of an array; 0 for other objects."""
     if not (hasattr(model, "parameters") and hasattr(model, "buffers")):
         return int(getattr(model, "nbytes", 0))
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
 
-def _begins(loaded: Hashable, key: Any) -> bool:
+def _starts_with(loaded: Hashable, key: Any) -> bool:
     return isinstance(loaded, tuple) and isinstance(key, tuple) and loaded[: len(key)] == key

@@ -1,6 +1,6 @@
-"""What the runtime tells of its work, to whoever watches in this context.
+"""Progress reports of the runtime, delivered to the callbacks that are registered in the current context.
 
-One `Step` a batch; and for what a first use has to do before any batch, such as a download, a `Stage`.
+A `Step` reports one batch. A `Stage` reports work that precedes the first batch, such as a download.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ log = logging.getLogger("embedreg")
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of work that is done.
+    """One finished piece of work.
 
     Attributes:
-        rows: inputs that have their vectors now.
+        rows: inputs that were embedded.
         tokens: their tokens.
         padded: the tokens that the model computed, padding included.
         tokenize_s: seconds of tokenizing.
-        model_s: seconds in the model, in one lane.
-        lanes: how many lanes worked side by side.
-        prepare_s: seconds of opening and preparing pictures, over all threads.
+        model_s: seconds in the model, in one worker.
+        lanes: number of workers that ran in parallel.
+        prepare_s: seconds of opening and preparing images, summed over all threads.
     """
 
     rows: int = 0
@@ -42,12 +42,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """How far something is that has to be done once: a download, loading a model, compiling it.
+    """Progress of a one-time task: a download, loading a model, compiling it.
 
     Attributes:
-        what: in words: "loading all-MiniLM-L6-v2".
-        done: bytes so far; 0 where it does not tell.
-        total: bytes in all; None where they are not known.
+        what: description: "loading all-MiniLM-L6-v2".
+        done: bytes so far; 0 if unknown.
+        total: total bytes; None if unknown.
         over: whether it has ended, or failed.
     """
 
@@ -62,9 +62,9 @@ _watchers: ContextVar[tuple[Callable[[Step], None], ...]] = ContextVar("embedreg
 
 @contextlib.contextmanager
 def watch(callback: Callable[[Step], None]) -> Iterator[None]:
-    """Call back for each step of the embedding that goes on inside, always in the thread that asked for it.
+    """Call back for each step of the embedding inside the block, in the thread that called the function.
 
-    Watchers nest: each hears of everything inside.
+    Blocks nest: each callback receives every step inside its block.
     """
     token = _watchers.set((*_watchers.get(), callback))
     try:
@@ -74,7 +74,7 @@ def watch(callback: Callable[[Step], None]) -> Iterator[None]:
 
 
 def report(step: Step) -> None:
-    """Tell the watchers."""
+    """Pass a step to the callbacks of this context."""
     for callback in _watchers.get():
         callback(step)
 
@@ -84,7 +84,7 @@ _stage_watchers: ContextVar[tuple[Callable[[Stage], None], ...]] = ContextVar("e
 
 @contextlib.contextmanager
 def watch_stages(callback: Callable[[Stage], None]) -> Iterator[None]:
-    """Call back as stages begin, move and end, in any thread."""
+    """Call back when a stage begins, progresses or ends, in any thread."""
     token = _stage_watchers.set((*_stage_watchers.get(), callback))
     try:
         yield
@@ -94,30 +94,30 @@ def watch_stages(callback: Callable[[Stage], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Tell the watchers, and the log `embedreg` at INFO, that something goes on which takes a while.
+    """Report a one-time task to the callbacks, and to the log `embedreg` at INFO.
 
     Args:
-        what: in words, without inputs or secrets.
+        what: description, without inputs or secrets.
     Yields:
-        A callable (bytes done, bytes in all or None) to say how far it is, from any thread.
+        A callable (bytes done, total bytes or None) that reports progress, from any thread.
     """
     watchers = _stage_watchers.get()
     last = Stage(what)
 
-    def show(stage: Stage) -> None:
+    def notify(stage: Stage) -> None:
         for callback in watchers:
             callback(stage)
 
-    def tell(done: int, total: int | None) -> None:
+    def update(done: int, total: int | None) -> None:
         nonlocal last
         last = Stage(what, done, total)
-        show(last)
+        notify(last)
 
     log.info("%s", what)
     began = time.perf_counter()
-    show(last)
+    notify(last)
     try:
-        yield tell
+        yield update
     finally:
-        show(replace(last, over=True))
+        notify(replace(last, over=True))
         log.info("%s: over after %.1f s", what, time.perf_counter() - began)

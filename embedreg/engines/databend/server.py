@@ -207,7 +207,7 @@ def serve(
         keys = [_shared_by(item) for item in served]
         part = limits.cache_bytes // len(set(keys))
         workers = {key: FunctionWorker(key[0], key[1], limits, part, metrics, zero_vectors) for key in set(keys)}
-        admission.most += sum(worker.batcher.passes for worker in workers.values())
+        admission.most += sum(worker.batcher.max_workers for worker in workers.values())
         made = [SqlFunction(item, workers[key], on_error) for item, key in zip(served, keys, strict=True)]
         _refuse_taken(host, port)
         flight = FlightServer(_bracketed(host), port, made, admission, metrics, limits, certificates, auth_token)

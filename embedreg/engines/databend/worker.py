@@ -15,8 +15,8 @@ from embedreg.core.base import EmbeddingFunction
 from embedreg.core.role import Role
 from embedreg.embedding.column import ZeroVectors, embed_column, embed_distinct, zero_policy
 from embedreg.errors import CallError, EmbedregError
-from embedreg.runtime.serving.buffers import Blocks
-from embedreg.runtime.serving.micro_batcher import Coalescer, Pass
+from embedreg.runtime.serving.buffers import BufferPool
+from embedreg.runtime.serving.micro_batcher import MicroBatch, MicroBatcher
 from embedreg.runtime.vectors.memory import RecentVectors, keys_of
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ class FunctionWorker:
         self.ndims = function.ndims()
         self.recent = RecentVectors(self.ndims, limits.cache_rows, max_bytes)
         passes = limits.concurrency or function.traits.concurrency
-        self._blocks = Blocks()
+        self._blocks = BufferPool()
         # queries that are embedded one by one cannot be stopped in between
         self._kind = "waited for" if passes == 1 or not contract.in_batches(function, role) else "shared"
         self._rows_a_s: float | None = None
-        self.batcher: Coalescer[_Request, Embedded] = Coalescer(
+        self.batcher: MicroBatcher[_Request, Embedded] = MicroBatcher(
             self._run,
-            passes=passes,
+            max_workers=passes,
             window_s=limits.coalesce_window_s,
             give_up_s=limits.call_deadline_s,
             # an outage fails every request; anything else may be the fault of one input
@@ -146,7 +146,7 @@ class FunctionWorker:
 
     # -- in a worker thread -----------------------------------------------------------------------------------------
 
-    def _run(self, requests: Sequence[_Request], each: Pass[_Request, Embedded]) -> list[Embedded]:
+    def _run(self, requests: Sequence[_Request], each: MicroBatch[_Request, Embedded]) -> list[Embedded]:
         """Embed the inputs of some requests: shared ones once, those that an earlier batch embedded not at all."""
         import numpy as np
         import pyarrow as pa
@@ -180,13 +180,13 @@ class FunctionWorker:
             results.append(Embedded(made.matrix[own], made.valid[own], reasons))
         return results
 
-    def _distinct(self, name: str, values: pa.Array, keys: list[Any], each: Pass[_Request, Embedded]) -> Embedded:
+    def _distinct(self, name: str, values: pa.Array, keys: list[Any], each: MicroBatch[_Request, Embedded]) -> Embedded:
         """Embed different inputs, and keep their vectors."""
         found = self.recent.look_up(keys, self._blocks.empty)
         made = self._compute(name, found.of_missing(values), each) if len(found.missing) else None
         return found.joined(made)
 
-    def _compute(self, name: str, values: pa.Array, each: Pass[_Request, Embedded]) -> Embedded:
+    def _compute(self, name: str, values: pa.Array, each: MicroBatch[_Request, Embedded]) -> Embedded:
         """Run the function."""
         began = time.perf_counter()
         made = embed_distinct(

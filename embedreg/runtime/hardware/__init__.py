@@ -1,1 +1,1 @@
-"""Devices, precision, worker threads, and how fast this machine multiplies."""
+"""Devices, precision, worker threads, and matrix products by oneDNN."""

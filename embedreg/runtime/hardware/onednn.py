@@ -1,8 +1,8 @@
-"""Products of matrices on a CPU: by oneDNN, where torch's own are slower, and in few sizes, since it holds each.
+"""Matrix products on a CPU by oneDNN where torch's own are slower, padded to few sizes, since oneDNN caches each size.
 
-torch leaves float32 to MKL, which does not use the wide registers (AVX-512) of other makers' processors than its own:
-on an AMD EPYC it reaches less than half the speed of oneDNN, which torch brings too and uses for bfloat16. The
-arithmetic is the same, float32 throughout; sums are added up in another order.
+torch computes float32 products with MKL, which uses AVX-512 on Intel processors only: on an AMD EPYC it reaches less
+than half the speed of oneDNN, which torch also contains and uses for bfloat16. The arithmetic is float32 in both; only
+the order of summation differs.
 """
 
 from __future__ import annotations
@@ -14,54 +14,55 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["fastest", "quicken"]
+__all__ = ["fastest", "use_onednn"]
 
 Product: TypeAlias = Callable[[Any, Any, Any], Any]
 
-_SHAPE = (16, 64, 32)  # rows, inputs and outputs of the product that is tried
-_CLOSE = 1e-5  # between sums of 64 products of numbers about 1
+_SHAPE = (16, 64, 32)  # rows, inputs and outputs of the test product
+_CLOSE = 1e-5  # tolerance for sums of 64 products of numbers about 1
 
 
-def quicken(model: Any) -> int:
-    """Let the layers of a model on the CPU multiply by oneDNN, where that is faster here, and in few sizes.
+def use_onednn(model: Any) -> int:
+    """Let the layers of a model on the CPU multiply by oneDNN where that is faster, in few sizes.
 
-    Layers in bfloat16 multiply by oneDNN on every processor that has it. Weights stay as and where they are. Where
-    operations are recorded, and where a layer is asked for more than plain products and attention, it does what it did.
+    Layers in bfloat16 multiply by oneDNN on every processor that supports it. Weights are not moved or converted. A
+    layer falls back to torch's own implementation while operations are recorded, and for any call other than plain
+    products and plain attention.
 
     Args:
         model: a `torch.nn.Module`, changed in place.
     Returns:
-        How many layers were changed.
+        The number of layers that were changed.
     """
     import torch
 
-    product, count = _tried(), 0
+    product, count = _verified_product(), 0
     if product is None:
         return 0
-    kinds = _kinds(product)
-    wanted = {torch.float32: _held_back(), torch.bfloat16: _has_bfloat16()}
+    kinds = _replacements(product)
+    wanted = {torch.float32: _mkl_without_avx512(), torch.bfloat16: _has_bfloat16()}
     for module in model.modules():
         weight = getattr(module, "weight", None)
         weight = getattr(module, "in_proj_weight", None) if weight is None else weight
         kind = kinds.get(type(module))
-        known = weight is not None and weight.device.type == "cpu" and wanted.get(weight.dtype, False)
-        if kind is not None and known:
+        suitable = weight is not None and weight.device.type == "cpu" and wanted.get(weight.dtype, False)
+        if kind is not None and suitable:
             module.__class__ = kind
             count += 1
     return count
 
 
 def fastest() -> Product | None:
-    """Return oneDNN's `linear(input, weight, bias)` if torch's float32 is held back; None if not, or if it is wrong.
+    """Return oneDNN's `linear(input, weight, bias)` if torch's float32 product is slow; None if not, or if it is wrong.
 
-    By what the processor is, and not by the clock: one machine must not give other last digits from run to run.
+    The processor's vendor decides, not a timing, so that the last digits on one machine are the same in every run.
     """
-    return _tried() if _held_back() else None
+    return _verified_product() if _mkl_without_avx512() else None
 
 
 @functools.cache
-def _tried() -> Product | None:
-    """Return oneDNN's product if this torch has it and it gives what torch's own gives."""
+def _verified_product() -> Product | None:
+    """Return oneDNN's product if this torch has it and it agrees with torch's own."""
     import torch
 
     product = _onednn()
@@ -80,16 +81,16 @@ def _tried() -> Product | None:
         return product if torch.allclose(made, left @ weight.t() + bias, rtol=0, atol=_CLOSE) else None
 
 
-def _held_back() -> bool:
-    """Say whether torch multiplies by MKL on a processor whose AVX-512 MKL leaves unused."""
+def _mkl_without_avx512() -> bool:
+    """Return whether torch multiplies by MKL on a processor whose AVX-512 MKL does not use."""
     import torch
 
     mkl: Any = torch.backends.mkl
-    return mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and _maker() != "GenuineIntel"
+    return mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor() != "GenuineIntel"
 
 
 def _has_bfloat16() -> bool:
-    """Say whether oneDNN multiplies in bfloat16 on this processor, by whatever instructions."""
+    """Return whether oneDNN can multiply in bfloat16 on this processor."""
     import torch
 
     try:
@@ -98,14 +99,14 @@ def _has_bfloat16() -> bool:
         return False
 
 
-def _maker() -> str:
-    """Return the name that the processor gives of its maker, as "AuthenticAMD"."""
+def _vendor() -> str:
+    """Return the processor's vendor id, such as "AuthenticAMD"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
-    return next(named, platform.processor().rpartition(",")[2].strip())  # Windows says it last
+    return next(named, platform.processor().rpartition(",")[2].strip())  # the last part on Windows
 
 
 def _onednn() -> Product | None:
@@ -120,41 +121,40 @@ def _onednn() -> Product | None:
 
     def product(values: Any, weight: Any, bias: Any) -> Any:
         rows = math.prod(values.shape[:-1])
-        more = _more(rows)
-        if not more:
+        padding = _padding(rows)
+        if not padding:
             return linear(values, weight, bias, "none", [], "")
-        padded = torch.nn.functional.pad(values.reshape(rows, -1), (0, 0, 0, more))
+        padded = torch.nn.functional.pad(values.reshape(rows, -1), (0, 0, 0, padding))
         return linear(padded, weight, bias, "none", [], "")[:rows].reshape(*values.shape[:-1], len(weight))
 
     return product
 
 
-def _more(rows: int) -> int:
-    """Return how many rows a product is padded by, so that there are eight sizes from each power of two to the next.
+def _padding(rows: int) -> int:
+    """Return the number of rows to pad a product by, so that there are eight sizes between two powers of two.
 
-    oneDNN keeps what it made for each size of a product, a working copy of the result included: a thousand sizes would
-    hold gigabytes.
+    oneDNN caches a kernel and a buffer of the result for each size of a product: a thousand sizes would take gigabytes.
     """
     return -rows % max(8, 1 << max(rows.bit_length() - 4, 0))
 
 
 @functools.cache
-def _kinds(product: Product) -> dict[type, type]:
-    """Return what takes the place of which layer."""
+def _replacements(product: Product) -> dict[type, type]:
+    """Return the class that replaces each class of layer."""
     import torch
 
-    def watched() -> bool:
-        """Say whether operations are recorded, by autograd or for another back end, which know nothing of oneDNN's."""
+    def recorded() -> bool:
+        """Return whether operations are recorded, by autograd, tracing or compilation, which do not know oneDNN's."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         return bool(torch.is_grad_enabled() or tracing or torch.compiler.is_compiling())
 
-    class QuickLinear(torch.nn.Linear):
+    class OneDnnLinear(torch.nn.Linear):
         def forward(self, input: Any) -> Any:  # noqa: A002  # torch's name for it
-            if input.dtype != self.weight.dtype or watched():
+            if input.dtype != self.weight.dtype or recorded():
                 return super().forward(input)
             return product(input, self.weight, self.bias)
 
-    class QuickAttention(torch.nn.MultiheadAttention):
+    class OneDnnAttention(torch.nn.MultiheadAttention):
         def forward(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
             mask = kwargs.get("attn_mask")
             asked = {name for name, given in kwargs.items() if given is not None} - {"attn_mask"}
@@ -166,7 +166,7 @@ def _kinds(product: Product) -> dict[type, type]:
                 or key is not value
                 or query.dim() != 3
                 or query.dtype != torch.float32
-                or watched()
+                or recorded()
                 or not self._qkv_same_embed_dim
                 or self.bias_k is not None
                 or self.add_zero_attn
@@ -180,4 +180,4 @@ def _kinds(product: Product) -> dict[type, type]:
             made = made.permute(0, 2, 1, 3) if self.batch_first else made.permute(2, 0, 1, 3)
             return product(made.flatten(2), self.out_proj.weight, self.out_proj.bias), None
 
-    return {torch.nn.Linear: QuickLinear, torch.nn.MultiheadAttention: QuickAttention}
+    return {torch.nn.Linear: OneDnnLinear, torch.nn.MultiheadAttention: OneDnnAttention}

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: the limit that a model's speed is measured against."""
+"""Measures the machine's rate of matrix products, the limit that a model's speed is compared with."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from embedreg.runtime.hardware import onednn, workers
 __all__ = ["matmul_flops"]
 
 SHAPES = ((384, 1536), (768, 3072), (1024, 1024))  # width and height of the weights of small and middling models
-_TIMED_S = 0.15  # a timing: long enough for a clock to settle
+_TIMED_S = 0.15  # duration of one timing: long enough for the clock frequency to settle
 _ROUNDS = 3
 
 
 def matmul_flops(device: str = "cpu", dtype: str = "float32", *, stock: bool = False) -> float:
-    """Measure the best rate of matrix products, in FLOP/s, as the runtime would run them: on a CPU one lane a core.
+    """Return the best measured rate of matrix products, in FLOP/s, run as the runtime does: on a CPU one worker a core.
 
     Args:
-        device: as torch names it.
+        device: torch's name of it.
         dtype: "float32", "bfloat16" or "float16".
-        stock: by `torch.mm` also where the runtime has a faster product.
+        stock: use `torch.mm` even if the runtime has a faster product.
     Source: a product of (m, k) and (k, n) takes 2mkn operations.
     """
     import torch
 
     on_cpu = device == "cpu"
     other = onednn.fastest() if on_cpu and dtype == "float32" and not stock else None
-    tokens, lanes = (1024, workers.lanes()) if on_cpu else (32_768, 1)
+    tokens, threads = (1024, workers.worker_threads()) if on_cpu else (32_768, 1)
     best = 0.0
     for width, height in SHAPES:
         kind = getattr(torch, dtype)
         left = torch.ones(tokens, width, dtype=kind, device=device)
-        right = torch.ones(height, width, dtype=kind, device=device)  # a layer's weights lie so
+        right = torch.ones(height, width, dtype=kind, device=device)  # the layout of a layer's weights
 
         def multiply(repeats: int, left: Any = left, right: Any = right) -> None:
             for _ in range(repeats):
@@ -43,7 +43,7 @@ def matmul_flops(device: str = "cpu", dtype: str = "float32", *, stock: bool = F
         def timed(repeats: int, multiply: Any = multiply) -> float:
             start = time.perf_counter()
             if on_cpu:
-                list(workers.run(multiply, [repeats] * lanes, lanes))
+                list(workers.run(multiply, [repeats] * threads, threads))
             else:
                 multiply(repeats)
             return time.perf_counter() - start
@@ -51,5 +51,5 @@ def matmul_flops(device: str = "cpu", dtype: str = "float32", *, stock: bool = F
         timed(2)
         repeats = max(2, int(_TIMED_S / max(timed(4) / 4, 1e-6)))
         taken = min(timed(repeats) for _ in range(_ROUNDS))
-        best = max(best, lanes * repeats * 2.0 * tokens * width * height / taken)
+        best = max(best, threads * repeats * 2.0 * tokens * width * height / taken)
     return best

@@ -1,6 +1,6 @@
-"""Fewer bits for the weights: where the hardware is quicker with them, and what is kept in float32 all the same.
+"""Converts a model's weights to bfloat16 or float16 on hardware that is faster with them.
 
-Converted weights, not autocast, which on a CPU is slower than float32.
+The weights are converted; autocast would be slower than float32 on a CPU. Pooling and the vectors stay in float32.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ __all__ = ["Precision", "check", "convert"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _CPU_BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-_PRODUCTS = ("Linear", "Conv1D")  # the second is what GPT-2 and its like have
+_PRODUCTS = ("Linear", "Conv1D")  # Conv1D is the linear layer of GPT-2 and similar models
 _CPU_FLOAT16 = ("_is_amx_fp16_supported",)
 
 
 def check(precision: Precision, device: str) -> None:
-    """Refuse a precision that a device is slower with than with float32, or does not have.
+    """Raise ConfigError unless a device supports a precision natively; emulation is slower than float32.
 
     Args:
-        device: as `device.resolve` gives it.
+        device: as `device.resolve` returns it.
     Raises:
-        ConfigError: naming one that is not.
+        ConfigError: it does not; the hint names a precision that it supports.
     """
     if precision == "float32" or _has(precision, device):
         return
@@ -48,16 +48,16 @@ def _has(precision: str, device: str) -> bool:
 
 
 def convert(parts: Sequence[Any], precision: Precision, device: str, run: Callable[[], object]) -> None:
-    """Convert parts of a model in place; what comes after them stays in float32.
+    """Convert parts of a model in place; the modules after them stay in float32.
 
-    On a CPU only the matrix products and attention are narrow: sums and norms between them stay in float32, which costs
-    no time there and keeps more of the vectors. A model that does not run so, and one on another device, is converted
-    whole.
+    On a CPU only the matrix products and attention are converted: sums and norms between them stay in float32, which
+    costs no time there and is more accurate. A model that fails with mixed types, or is on another device, is converted
+    completely.
 
     Args:
         parts: torch modules with weights, such as the transformers of the model.
         device: where the model is.
-        run: runs the model on a sample; an error says that it does not run so.
+        run: runs the model on a sample; an error means that mixed types fail.
     """
     import torch
 
@@ -71,7 +71,7 @@ def convert(parts: Sequence[Any], precision: Precision, device: str, run: Callab
 
 
 def _narrow_products(part: Any, dtype: Any) -> bool:
-    """Convert the products of a module, and what goes into them; return whether it has any."""
+    """Convert the product layers of a module, and their inputs; return whether it has any."""
 
     def narrow(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].to(dtype), *args[1:])
@@ -84,13 +84,13 @@ def _narrow_products(part: Any, dtype: Any) -> bool:
 
 
 def _runs(run: Callable[[], object]) -> bool:
-    """Return whether a model takes two types of numbers: some mix in one product what comes out of several layers."""
+    """Return whether a model runs with mixed types: some models multiply the outputs of several layers."""
     import torch
 
     try:
         with torch.inference_mode():
             run()
-    except Exception:  # noqa: BLE001 (whatever it is: the model is converted whole, and what is wrong with that shows)
+    except Exception:  # noqa: BLE001 (any error: the model is then converted completely, and a lasting error shows)
         return False
     return True
 

@@ -1,9 +1,9 @@
-"""Worker threads of one torch thread each, shared by the whole process; the user's own thread settings stay.
+"""Worker threads with one torch thread each, shared by the whole process; the user's thread settings are not changed.
 
-Two workers that run whole batches on one core each are quicker than one that spreads each product over both: they
-never wait for each other. What is too little for that runs in one thread, on all cores: never in the caller's own,
-since torch's OpenMP threads belong to the thread that used them first, and a child forked from it would wait for them
-for ever.
+Two workers that run whole batches on one core each are faster than one that spreads each product over both, since they
+never wait for each other. Smaller work runs in one thread on all cores. It never runs in the caller's thread: torch's
+OpenMP threads belong to the thread that used them first, and a child forked from that thread would wait for them
+forever.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from typing import Any, TypeVar
 from embedreg.support import forks
 from embedreg.support.threads import Threads
 
-__all__ = ["alone", "cores", "lanes", "run"]
+__all__ = ["alone", "cores", "run", "worker_threads"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _alone = Threads("embedreg-alone", computes=True)
-_here = threading.local()  # `busy`: in a worker, the lock that a fork waits for
-_lock = forks.ForkSafeLock(outer=True)  # waits for threads that take the other one
+_local = threading.local()  # `busy`: in a worker, the lock that a fork waits for
+_lock = forks.ForkSafeLock(outer=True)  # its holder waits for threads that take `_setting`
 _setting = forks.ForkSafeLock()
-_QUEUED = 2  # batches a lane: one that runs and one that waits, so that another caller's batches come soon
+_QUEUED = 2  # batches per worker: one runs and one waits, so that another caller's batches start soon
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if sys.platform == "linux":  # containers and job schedulers bind processes to some of the cores
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def lanes() -> int:
-    """Return how many worker threads suit this process: one per core that torch may use."""
+def worker_threads() -> int:
+    """Return the default number of worker threads: one per core that torch may use."""
     import torch
 
-    # torch's own number is what the user, or a scheduler through OMP_NUM_THREADS, leaves us
+    # torch's number reflects what the user, or a scheduler through OMP_NUM_THREADS, has set
     return max(1, min(cores(), torch.get_num_threads()))
 
 
 def alone(work: Callable[..., R], /, *args: Any) -> R:
-    """Do work that needs no workers: in one thread, with as many torch threads as the caller has.
+    """Run work that needs no workers in one thread, with as many torch threads as the caller has.
 
-    Called from a worker, it is done there. An interrupt ends it.
+    A call from a worker runs in that worker. A KeyboardInterrupt ends it.
     """
-    if getattr(_here, "busy", None) is not None:
+    if getattr(_local, "busy", None) is not None:
         return work(*args)
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch is not None else None
@@ -67,15 +67,16 @@ def _with_threads(threads: int | None, work: Callable[..., R], args: tuple[Any, 
 
 
 def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
-    """Do work on each item in the worker threads, and yield what comes of it as it comes, in no order.
+    """Run work on each item in the worker threads, and yield the results as they complete, in any order.
 
-    The workers see the caller's context variables. The first error comes out here, as itself; what has not begun by
-    then never begins, and what runs is waited for. The same goes for an interrupt, and for a caller that stops early.
+    The workers see the caller's context variables. The first error is raised here unchanged; pending items are then
+    cancelled, and running ones are waited for. The same happens on an interrupt, and when the caller closes the
+    generator early.
 
     Args:
         work: called with an item, in any worker.
-        items: taken in this thread, a few ahead of the work, so that they may be made one after the other.
-        threads: how many worker threads.
+        items: iterated in this thread, a few items ahead of the work.
+        threads: number of worker threads.
     """
     pool = _pool(threads)
     left = iter(items)
@@ -107,35 +108,35 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
         if threads not in _pools:
             pool = ThreadPoolExecutor(threads, "embedreg", initializer=_single_threaded)
-            # All threads start now, before any work: one that started later would change the default for a moment
-            # under the user's hands.
-            together = threading.Barrier(threads)
-            for started in [pool.submit(together.wait) for _ in range(threads)]:
+            # All threads start now, before any work: a thread that started later would briefly change torch's default
+            # number of threads while the user's code runs.
+            barrier = threading.Barrier(threads)
+            for started in [pool.submit(barrier.wait) for _ in range(threads)]:
                 started.result()
             _pools[threads] = pool
         return _pools[threads]
 
 
 def _busy(work: Callable[[T], R], item: T) -> R:
-    with _here.busy:
+    with _local.busy:
         return work(item)
 
 
 def _single_threaded() -> None:
-    """Give this worker one torch thread."""
-    _here.busy = forks.ForkSafeLock(outer=True)
+    """Set up this worker with one torch thread."""
+    _local.busy = forks.ForkSafeLock(outer=True)
     _set_threads(1)
 
 
 def _set_threads(threads: int) -> None:
-    """Give this thread a number of torch threads, and give back the default that other new threads take over."""
+    """Set the number of torch threads of this thread, and restore the default for new threads."""
     import torch
 
     if torch.get_num_threads() == threads:
         return
     with _setting:
-        # It sets this thread's own number, and the process's default for threads to come. Only another thread can tell
-        # what that was and set it back, since whoever calls gets the number too.
+        # torch.set_num_threads sets the calling thread's number and the process's default for new threads. Only
+        # another thread can read and restore that default.
         known, set_back = threading.Event(), threading.Event()
 
         def keep() -> None:
@@ -154,5 +155,5 @@ def _set_threads(threads: int) -> None:
             keeper.join()
 
 
-# a forked child has none of their threads
+# a forked child does not have their threads
 forks.in_child(_pools.clear)

@@ -1,1 +1,1 @@
-"""Images through a local model: opened and prepared in threads, run in batches."""
+"""Embeds images with a local model: opens and prepares them in threads, runs them in batches."""

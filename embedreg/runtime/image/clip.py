@@ -1,4 +1,4 @@
-"""A loaded open_clip model: both towers, the library's own preprocessing and tokenizer."""
+"""Loads an open_clip model, and runs its image and text towers with the library's preprocessing and tokenizer."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["Clip", "load"]
 
 log = logging.getLogger("embedreg")
 
-_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as the library calls them
-_SAFE_TORCH = (2, 6)  # until then a crafted checkpoint could run code under weights_only=True (CVE-2025-32434)
+_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # the library's names
+_SAFE_TORCH = (2, 6)  # before it a crafted checkpoint could run code under weights_only=True (CVE-2025-32434)
 _TEXTS = 16  # texts of a forward pass on a CPU; each is padded to the model's whole context
-_SHOWN = 400  # characters of the library's own account of weights that do not fit
+_SHOWN = 400  # characters of the library's error message that are shown
 
 
 class Clip:
     """An open_clip model on a device.
 
     Attributes:
-        device: where it is, as `device.resolve` names it.
-        side: how many pixels wide and high it sees a picture.
+        device: where it is, as `device.resolve` returns it.
+        side: width and height of its input images, in pixels.
     """
 
     def __init__(self, model: Any, tokenizer: Any, preprocess: Preprocess, device: str, dtype: Any) -> None:
@@ -44,21 +44,21 @@ class Clip:
         self.device, self.dtype = device, dtype
         size = model.visual.image_size
         self.side = int(max(size) if isinstance(size, tuple | list) else size)
-        self._lock = ForkSafeLock()  # a Hugging Face tokenizer keeps its padding in itself, for one thread at a time
+        self._lock = ForkSafeLock()  # a Hugging Face tokenizer stores its padding settings: one thread at a time
 
     def embed_images(self, batch: Any, normalize: bool) -> Any:
-        """Run the image tower on b prepared pictures: (b, d) float32, on the model's device."""
+        """Run the image tower on b prepared images: (b, d) float32, on the model's device."""
         made = self.model.encode_image(self.preprocess.tensor(batch).to(self.dtype)).float()
         return _unit(made) if normalize else made
 
     def tokens(self, texts: list[str]) -> tuple[Any, np.ndarray]:
-        """Tokenize texts: (b, t) int64, and (b,) bool, the texts that lost tokens to the model's limit."""
+        """Tokenize texts: (b, t) int64, and (b,) bool, the texts that exceed the model's limit of tokens."""
         import numpy as np
 
         with self._lock:
             tokens = self.tokenizer(texts)
             rows = list(range(len(texts)))
-            if not hasattr(self.tokenizer, "tokenizer"):  # the library's own: zeros follow a text that leaves room
+            if not hasattr(self.tokenizer, "tokenizer"):  # the library's own pads with zeros: such a text fits
                 rows = [row for row in rows if tokens[row, -1]]
             counts = _count_tokens(self.tokenizer, [texts[row] for row in rows])
         cut = np.zeros(len(texts), bool)
@@ -77,7 +77,7 @@ class Clip:
     def embed_many_texts(
         self, texts: list[str], normalize: bool, *, batch_size: int, threads: int | None
     ) -> Iterator[tuple[int, Made]]:
-        """Embed texts in batches, and yield the first row of each with its vectors, in no order."""
+        """Embed texts in batches, and yield the first row of each with its vectors, in any order."""
         batch_size = min(batch_size, _TEXTS) if self.device == "cpu" else batch_size
         starts = range(0, len(texts), batch_size)
 
@@ -87,10 +87,10 @@ class Clip:
         if self.device != "cpu" or len(starts) == 1:
             yield from (workers.alone(work, start) for start in starts)
         else:
-            yield from workers.run(work, starts, threads or workers.lanes())
+            yield from workers.run(work, starts, threads or workers.worker_threads())
 
     def max_tokens(self) -> int:
-        """Return how many tokens of a text the model reads, its marks included."""
+        """Return the maximum number of tokens that the model reads of a text, special tokens included."""
         return int(self.tokenizer.context_length)
 
     def parameters(self) -> Iterator[Any]:
@@ -98,21 +98,21 @@ class Clip:
         yield from self.model.parameters()
 
     def buffers(self) -> Iterator[Any]:
-        """Yield what else it keeps in memory."""
+        """Yield its buffers."""
         yield from self.model.buffers()
 
 
 def _count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Return how many tokens each text has, its marks included, before any is cut off."""
+    """Return the number of tokens of each text before truncation, special tokens included."""
     if not texts:
         return []
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:
-        return [len(tokenizer.encode(text)) + 2 for text in texts]  # between its marks of start and end
-    clean = getattr(tokenizer, "clean_fn", None) or library().tokenizer.get_clean_fn("canonicalize")  # as SigLIP's has
-    own_marks = getattr(tokenizer, "tokenizer_mode", None) == "clips"
-    found = inner([clean(text) for text in texts], add_special_tokens=not own_marks, truncation=False, verbose=False)
-    return [len(ids) + 3 * own_marks for ids in found["input_ids"]]  # the mode's own: start, end and class
+        return [len(tokenizer.encode(text)) + 2 for text in texts]  # plus the start and end tokens
+    clean = getattr(tokenizer, "clean_fn", None) or library().tokenizer.get_clean_fn("canonicalize")  # SigLIP's
+    clips = getattr(tokenizer, "tokenizer_mode", None) == "clips"
+    found = inner([clean(text) for text in texts], add_special_tokens=not clips, truncation=False, verbose=False)
+    return [len(ids) + 3 * clips for ids in found["input_ids"]]  # this mode adds start, end and class tokens
 
 
 def _unit(vectors: Any) -> Any:
@@ -125,22 +125,23 @@ def _unit(vectors: Any) -> Any:
 
 
 def load(name: str, files: ClipFiles, device: str, precision: Precision) -> Clip:
-    """Load a model: from data alone, in eval mode, with the library's own code.
+    """Load a model in eval mode with the library's code, from files that contain only data.
 
     Args:
-        name: what `files` were found by.
+        name: the name that `files` were resolved from.
     Raises:
-        ConfigError: weights that hold more than numbers, or that do not fit. CallError: the library cannot load it.
+        ConfigError: the weights contain more than tensors, or do not fit the model.
+        CallError: the library cannot load the model.
     """
     import torch
 
     open_clip = library()
     _check_pickle(files)
     source = name.replace("/", "-") if files.folder is None else f"{FOLDER_PREFIX}{files.folder}"
-    # what create_model reads from a tag, which is not passed on to it: the weights are named by their file
+    # create_model would read these from the tag, which is not passed: the weights are loaded from their file
     overrides = {key: value for key, value in files.tag.items() if key != "size"}
     try:
-        with _unheard():
+        with _quiet_root_logger():
             model = open_clip.create_model(
                 source,
                 load_weights=False,
@@ -157,7 +158,7 @@ def load(name: str, files: ClipFiles, device: str, precision: Precision) -> Clip
     transforms = attempt_import_or_raise("open_clip.transform", "open-clip-torch", extra=EXTRA)
     transform = transforms.image_transform_v2(transforms.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     dtype = torch.float32 if precision == "float32" else getattr(torch, precision)
-    onednn.quicken(model)
+    onednn.use_onednn(model)
     return Clip(model.eval(), tokenizer, Preprocess(transform), device, dtype)
 
 
@@ -168,7 +169,7 @@ def _check_pickle(files: ClipFiles) -> None:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if files.weights.suffix != ".safetensors" and version < _SAFE_TORCH:
         raise ConfigError(
-            f"torch {torch.__version__} cannot load {files.weights.name!r} safely: it is pickled.",
+            f"torch {torch.__version__} cannot load {files.weights.name!r} safely: it is a pickle.",
             "pip install 'torch>=2.6', or use weights in safetensors",
         )
 
@@ -179,7 +180,7 @@ def _tokenizer(open_clip: Any, name: str, files: ClipFiles) -> Any:
     text = read_object(files.folder / CONFIG)["model_cfg"]["text_cfg"]
     if files.origin == "local" or files.own_tokenizer() or not text.get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(f"{FOLDER_PREFIX}{files.folder}")
-    # another repository's, as the library has it for a hub's model
+    # the tokenizer of another repository, as the library loads it for a hub model
     return open_clip.tokenizer.HFTokenizer(
         text["hf_tokenizer_name"],
         context_length=text.get("context_length", 77),
@@ -189,56 +190,56 @@ def _tokenizer(open_clip: Any, name: str, files: ClipFiles) -> Any:
 
 
 def _failure(name: str, files: ClipFiles, exc: Exception) -> CallError | ConfigError:
-    words = str(exc)
-    # torch words it in a RuntimeError too, where the file is an older archive
-    if isinstance(exc, pickle.UnpicklingError) or "weights_only" in words:
+    message = str(exc)
+    # for older archives torch raises a RuntimeError with this message
+    if isinstance(exc, pickle.UnpicklingError) or "weights_only" in message:
         return ConfigError(
-            f"the weights {files.weights.name!r} hold more than numbers, which could run code as they load.",
-            "where you trust them, save their state_dict() anew: safetensors.torch.save_file(model.state_dict(), "
+            f"the weights {files.weights.name!r} contain objects other than tensors, which could run code when loaded.",
+            "if you trust them, save their state_dict() again: safetensors.torch.save_file(model.state_dict(), "
             "'open_clip_model.safetensors')",
         )
-    # torch raises a RuntimeError for other shapes as for anything; open_clip's resizing of position tables asserts
-    if "state_dict" in words or isinstance(exc, AssertionError):
+    # torch raises a RuntimeError for wrong shapes; open_clip's resizing of position embeddings an AssertionError
+    if "state_dict" in message or isinstance(exc, AssertionError):
         return ConfigError(
-            f"the weights {files.weights.name!r} do not fit the model {name!r}: {words[:_SHOWN]}",
-            "name the model that they were made for",
+            f"the weights {files.weights.name!r} do not fit the model {name!r}: {message[:_SHOWN]}",
+            "set name to the model that they were made for",
         )
     return CallError(
-        f"the model {name!r} cannot be loaded: {type(exc).__name__}: {words[:_SHOWN]}",
+        f"the model {name!r} cannot be loaded: {type(exc).__name__}: {message[:_SHOWN]}",
         "check its files and your versions with `embedreg doctor`; embedreg.release() frees memory",
     )
 
 
 def _warn_of_activation(open_clip: Any, name: str, files: ClipFiles) -> None:
-    """Warn, as the library would, of weights that were trained with another activation than the model computes."""
+    """Log a warning, as the library does, if the weights were trained with another activation than the model's."""
     if not files.tag:
         return
     wanted = bool(files.tag.get("quick_gelu"))
     if wanted is not bool((open_clip.get_model_config(name.replace("/", "-")) or {}).get("quick_gelu")):
         other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
         log.warning(
-            "the weights were trained with another activation than %s computes, as stock open_clip runs them; "
-            "name=%r is the model that fits them",
+            "the weights were trained with another activation than that of %s, which stock open_clip uses too; "
+            "name=%r is the matching model",
             name,
             other,
         )
 
 
-class _Unheard(logging.Filter):
-    """Drops what open_clip logs with the root logger while it builds a model, such as that it is not trained yet."""
+class _OpenClipFilter(logging.Filter):
+    """Drops messages that open_clip logs to the root logger while it builds a model, such as "no weights loaded"."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "open_clip" not in record.pathname or record.levelno >= logging.ERROR
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """Keep the root logger as it is: without a handler, its first record would give it one for good."""
-    root, remarks, handler = logging.getLogger(), _Unheard(), logging.NullHandler()
-    root.addFilter(remarks)
+def _quiet_root_logger() -> Iterator[None]:
+    """Filter open_clip's messages, and add a handler: without one, the first record would install one permanently."""
+    root, dropped, handler = logging.getLogger(), _OpenClipFilter(), logging.NullHandler()
+    root.addFilter(dropped)
     root.addHandler(handler)
     try:
         yield
     finally:
         root.removeHandler(handler)
-        root.removeFilter(remarks)
+        root.removeFilter(dropped)

@@ -1,7 +1,7 @@
-"""Where the files of an open_clip model come from: the library's own configurations, a folder, the hub or its cache.
+"""Finds the files of an open_clip model: in the library's configurations, a folder, the hub's cache or the hub.
 
-Nothing here imports torch or open_clip, except to look a pretrained tag up. It always ends in one file of weights and,
-where the library has no configuration of that name, a folder with one.
+The result is one file of weights, and a folder with a configuration if the library has none of that name. Only looking
+up a pretrained tag imports open_clip and torch.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ __all__ = ["ClipFiles", "library", "model_config", "names_folder", "resolve"]
 
 EXTRA = "open-clip"
 COPY = Words(
-    "name weights of this machine: pretrained='/path/to/open_clip_model.safetensors' or name='local-dir:/path/to/it'",
-    "name weights of this machine: --set pretrained=/path/to/open_clip_model.safetensors "
-    "or --set name=local-dir:/path/to/it",
+    "use local weights: pretrained='/path/to/open_clip_model.safetensors' or name='local-dir:/path/to/it'",
+    "use local weights: --set pretrained=/path/to/open_clip_model.safetensors or --set name=local-dir:/path/to/it",
 )
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
 CONFIG = "open_clip_config.json"
 SAFE_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PICKLED_WEIGHTS = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
-# In the library's order: beside its own files, the others are often those of the same model for another library.
+# In the library's order; next to its own files, these are often the same model for another library.
 OTHER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".npy")
 TOKENIZER_FILES = (
@@ -50,7 +49,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
-# What a configuration may tell a tokenizer: how to clean and cut texts, and nothing that names files or runs code.
+# Options that a configuration may pass to a tokenizer: cleaning and truncation of texts, but no file names or code.
 TOKENIZER_OPTIONS = frozenset(
     {"add_prefix_space", "additional_special_tokens", "clean", "language", "padding_side", "reduction_mask"}
     | {"strip_sep_token", "use_fast"}
@@ -63,9 +62,9 @@ class ClipFiles:
 
     Attributes:
         weights: the file of its weights.
-        folder: where its `open_clip_config.json` is; None where the library's own configuration applies.
-        origin: where it was found: "local", "hub-cache" or "hub" (downloaded just now).
-        tag: what the library knows of the pretrained weights, such as their preprocessing; empty for other weights.
+        folder: the folder with its `open_clip_config.json`; None if the library's own configuration applies.
+        origin: where it was found: "local", "hub-cache" or "hub" (just downloaded).
+        tag: the library's metadata of pretrained weights, such as their preprocessing; empty for other weights.
     """
 
     weights: Path
@@ -74,7 +73,7 @@ class ClipFiles:
     tag: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def identity(self) -> str:
-        """Return a digest of what determines the vectors beside the library's own configuration."""
+        """Return a digest of everything that determines the vectors, except the library's own configuration."""
         if self.folder is None:
             return f"sha256:{integrity.digest(self.weights)}"
         parts = {"weights": integrity.digest(self.weights), "config": read_object(self.folder / CONFIG)}
@@ -84,7 +83,7 @@ class ClipFiles:
         return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 
     def own_tokenizer(self) -> bool:
-        """Return whether a Hugging Face tokenizer lies beside the weights and is meant to be used."""
+        """Return whether the folder has a Hugging Face tokenizer that its configuration uses."""
         if self.folder is None or not (_config_in(self.folder).get("text_cfg") or {}).get("hf_tokenizer_name"):
             return False
         return any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")) or any(
@@ -92,18 +91,18 @@ class ClipFiles:
         )
 
     def stamp(self) -> int:
-        """Return when its files last changed, in nanoseconds: a model that was trained on is another one."""
+        """Return the time of the last change of its files, in nanoseconds, since a model may be trained further."""
         paths = [self.weights, *([] if self.folder is None else [self.folder / CONFIG])]
         return max(path.stat().st_mtime_ns for path in paths)
 
 
 def library() -> ModuleType:
-    """Import open_clip, or say how to install it."""
+    """Import open_clip; raise MissingExtraError with the way to install it."""
     return attempt_import_or_raise("open_clip", "open-clip-torch", extra=EXTRA)
 
 
 def names_folder(name: str) -> Path | None:
-    """Return the folder that a `local-dir:` name names; None for another name."""
+    """Return the folder of a `local-dir:` name; None for other names."""
     if not name.startswith(FOLDER_PREFIX):
         return None
     return Path(local_path(name) or name.removeprefix(FOLDER_PREFIX))
@@ -113,10 +112,10 @@ def model_config(name: str) -> dict[str, Any]:
     """Return the library's own configuration of a model, without importing the library.
 
     Raises:
-        ModelNotFoundError: it has none of that name. MissingExtraError: it is not installed.
+        ModelNotFoundError: the library has no such model. MissingExtraError: it is not installed.
     """
     plain = name.replace("/", "-")  # as the library reads it
-    if "open_clip" in sys.modules:  # it may have been told of more models
+    if "open_clip" in sys.modules:  # the user's code may have registered more models
         known = library().get_model_config(plain)
         if known is not None:
             return dict(known)
@@ -126,8 +125,8 @@ def model_config(name: str) -> dict[str, Any]:
         names = [each.stem for each in folder.glob("*.json")]
         raise ModelNotFoundError(
             f"open_clip has no model {name!r}.",
-            f"{did_you_mean(name, names)}name={HUB_PREFIX + 'owner/model'!r} is one of the hub, "
-            f"{FOLDER_PREFIX + '/path'!r} a folder; open_clip.list_models() lists its own",
+            f"{did_you_mean(name, names)}name={HUB_PREFIX + 'owner/model'!r} is a model of the hub, "
+            f"{FOLDER_PREFIX + '/path'!r} a folder; open_clip.list_models() lists the library's models",
         )
     return read_object(path)
 
@@ -135,16 +134,16 @@ def model_config(name: str) -> dict[str, Any]:
 def _configs() -> Path:
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        library()  # says how to install it
+        library()  # raises MissingExtraError
         raise ConfigError("the installed open_clip has no files.", "pip install --force-reinstall open-clip-torch")
     return Path(next(iter(spec.submodule_search_locations))) / "model_configs"
 
 
 def _config_in(folder: Path) -> dict[str, Any]:
-    """Read the `model_cfg` of a folder, and refuse what would read or run anything but its own data.
+    """Read the `model_cfg` of a folder, and refuse one that would read other files or run code.
 
     Raises:
-        ConfigError: no open_clip configuration. UntrustedError: one that asks for more than its own files.
+        ConfigError: it is not an open_clip configuration. UntrustedError: it refers to other files or code.
     """
     config = read_object(folder / CONFIG).get("model_cfg")
     if not isinstance(config, dict) or not all(
@@ -163,8 +162,8 @@ def _config_in(folder: Path) -> dict[str, Any]:
             odd.append(f"{name} {value!r}")
     if odd:
         raise UntrustedError(
-            f"{CONFIG} of the model asks for more than its own files: {', '.join(sorted(odd))}.",
-            "edit the file if you know what it is for, or use another model",
+            f"{CONFIG} of the model has settings that are not allowed: {', '.join(sorted(odd))}.",
+            "remove them if the model does not need them, or use another model",
         )
     return config
 
@@ -173,9 +172,9 @@ def ndims(files_of: Any, name: str) -> int:
     """Return the width of a model's vectors.
 
     Args:
-        files_of: called for the files of a model that the library has no configuration of.
+        files_of: returns the files of a model that the library has no configuration of.
     Raises:
-        ConfigError: its configuration does not say.
+        ConfigError: its configuration has no width.
     """
     folder = names_folder(name)
     if folder is None and name.startswith(HUB_PREFIX):
@@ -190,17 +189,17 @@ def ndims(files_of: Any, name: str) -> int:
 def resolve(
     name: str, pretrained: str | None, *, allow_local: bool, safe_only: bool, download: bool = True
 ) -> ClipFiles:
-    """Find a model's files, downloading them if need be.
+    """Find a model's files; download them if they are not on this machine.
 
     Args:
         name: a model of the library, `hf-hub:<owner>/<model>` or `local-dir:<folder>`.
-        pretrained: a tag of the library, or a file of weights; of no meaning for the other two kinds of names.
-        allow_local: whether files of this machine may be named; never where only metadata vouches for them.
-        safe_only: whether a repository that the name chose must have its weights in safetensors.
-        download: whether the hub may be asked.
+        pretrained: a tag of the library, or a file of weights; ignored for `hf-hub:` and `local-dir:`.
+        allow_local: whether local paths are allowed; False for ungranted paths of stored metadata.
+        safe_only: whether the weights of an `hf-hub:` repository must be in safetensors.
+        download: whether the hub may be queried.
     Raises:
-        ModelNotFoundError: it is not available. UntrustedError: a path where none is allowed.
-        ConfigError: a name or a tag that cannot work.
+        ModelNotFoundError: it is not available. UntrustedError: a local path is not allowed.
+        ConfigError: an invalid name or tag.
     """
     folder = names_folder(name)
     if folder is not None:
@@ -210,7 +209,7 @@ def resolve(
     if name.startswith(HUB_PREFIX):
         repository = name.removeprefix(HUB_PREFIX)
         if hub.HUB_ID.fullmatch(repository) is None or "/" not in repository:
-            raise ModelNotFoundError(f"{name!r} is no model's name.", f"name={HUB_PREFIX + 'owner/model'!r}")
+            raise ModelNotFoundError(f"invalid model name {name!r}.", f"name={HUB_PREFIX + 'owner/model'!r}")
         pickled = () if safe_only else PICKLED_WEIGHTS[:1]
         return _Repository(name, repository, (*SAFE_WEIGHTS, *pickled), whole=True).find(download)
     model_config(name)
@@ -225,7 +224,7 @@ def _in_folder(folder: Path) -> ClipFiles:
     folder = folder.resolve()
     if not (folder / CONFIG).is_file():
         raise ModelNotFoundError(
-            f"{str(folder)!r} holds no open_clip model: it has no {CONFIG}.",
+            f"{str(folder)!r} is not an open_clip model: it has no {CONFIG}.",
             "put its configuration there, as open_clip writes it for the hub",
         )
     _config_in(folder)
@@ -234,7 +233,7 @@ def _in_folder(folder: Path) -> ClipFiles:
         found += sorted(folder.glob(f"*{suffix}"))
     weights = next((path for path in found if path.is_file()), None)
     if weights is None:
-        raise ModelNotFoundError(f"{str(folder)!r} holds no weights.", f"put {SAFE_WEIGHTS[0]} there")
+        raise ModelNotFoundError(f"{str(folder)!r} contains no weights.", f"put {SAFE_WEIGHTS[0]} there")
     return ClipFiles(weights, folder, "local")
 
 
@@ -242,7 +241,8 @@ def _weights(name: str, pretrained: str | None, allow_local: bool, download: boo
     """Find the weights of a model that the library has the configuration of."""
     if not pretrained:
         raise ConfigError(
-            f"{name!r} without pretrained weights would give vectors of no meaning.", "pretrained='laion2b_s34b_b79k'"
+            f"{name!r} without pretrained weights would return random vectors (untrained weights).",
+            "pretrained='laion2b_s34b_b79k'",
         )
     plain = name.replace("/", "-")
     tag = library().get_pretrained_cfg(plain, pretrained)
@@ -250,10 +250,10 @@ def _weights(name: str, pretrained: str | None, allow_local: bool, download: boo
         repository, file = os.path.split(tag.get("hf_hub") or "")
         if not repository:
             raise ModelNotFoundError(
-                f"the weights {pretrained!r} of {name!r} are on no hub.",
+                f"the weights {pretrained!r} of {name!r} are not available on the hub.",
                 Words(
-                    "download them, and name the file: pretrained='/path/to/weights.pt'",
-                    "download them, and name the file: --set pretrained=/path/to/weights.pt",
+                    "download them, and give the path: pretrained='/path/to/weights.pt'",
+                    "download them, and give the path: --set pretrained=/path/to/weights.pt",
                 ),
             )
         found = _Repository(f"{name} {pretrained}", repository, _alternatives(file), whole=False).find(download)
@@ -264,16 +264,18 @@ def _weights(name: str, pretrained: str | None, allow_local: bool, download: boo
     if allow_local and path.is_file():
         return ClipFiles(path.resolve(), None, "local")
     if grants.is_path(pretrained) or path.suffix in WEIGHTS_SUFFIXES:
-        raise ModelNotFoundError(f"there is no file of weights {pretrained!r}.", "name a checkpoint, or a tag")
+        raise ModelNotFoundError(
+            f"the weights file {pretrained!r} does not exist.", "set pretrained to a checkpoint's path, or a tag"
+        )
     tags = library().list_pretrained_tags_by_model(plain)
     raise ModelNotFoundError(
         f"open_clip has no weights {pretrained!r} for {name!r}.",
-        f"{did_you_mean(pretrained, tags)}it has {', '.join(sorted(tags)) or 'none'}; or name a checkpoint's file",
+        f"{did_you_mean(pretrained, tags)}its tags: {', '.join(sorted(tags)) or 'none'}; or give a checkpoint's path",
     )
 
 
 def _alternatives(file: str) -> tuple[str, ...]:
-    """Return what the library would take for a file of weights, safetensors first."""
+    """Return the file names that the library accepts for a file of weights, safetensors first."""
     if not file:
         return (*SAFE_WEIGHTS, PICKLED_WEIGHTS[0])
     stem, suffix = os.path.splitext(file)
@@ -281,13 +283,13 @@ def _alternatives(file: str) -> tuple[str, ...]:
 
 
 class _Repository:
-    """One look for a model on the hub, and what was learnt on the way for the message if it fails.
+    """A search for a model in the hub's cache and on the hub.
 
     Args:
-        what: the model, as the message calls it.
+        what: the model's name in error messages.
         repository: its id on the hub.
-        weights: names of files, the best first.
-        whole: whether its configuration is wanted too.
+        weights: names of files, in order of preference.
+        whole: whether its configuration is needed too.
     """
 
     def __init__(self, what: str, repository: str, weights: tuple[str, ...], *, whole: bool) -> None:
@@ -295,25 +297,25 @@ class _Repository:
         self.cache = hub.cache_folder()
 
     def find(self, download: bool) -> ClipFiles:
-        """Find it in the cache, else download it."""
+        """Return the model from the cache, else download it."""
         found = self._cached("hub-cache")
         if found is not None:
             return found
-        told: str = "the hub was not asked"
+        reason: str = "the hub was not queried"
         hint: str = hub.or_copy(hub.CONNECT)
         if download:
             refusal = hub.download(self.repository, None, self.cache, self._wanted, extra=EXTRA)
             found = self._cached("hub") if refusal is None else None
             if found is not None:
                 return found
-            told, hint = self._refused(refusal)
-        raise ModelNotFoundError(f"the model {self.what!r} was not found locally, and {told}.", hint)
+            reason, hint = self._refused(refusal)
+        raise ModelNotFoundError(f"the model {self.what!r} was not found locally, and {reason}.", hint)
 
     def _refused(self, refusal: hub.Refusal | None) -> tuple[str, str]:
-        """Return why the hub had nothing that can be used, and what to do."""
+        """Return the reason why the hub has no usable files, and a hint."""
         if refusal is None:
-            lacks = f"the hub's {self.repository} has no {self.weights[0]}"
-            return lacks, "use a model with weights in safetensors: others can run code as they load"
+            reason = f"the hub's {self.repository} has no {self.weights[0]}"
+            return reason, "use a model with weights in safetensors: other formats can run code when loaded"
         hint = refusal.hint or "check the name on https://huggingface.co/models; for a private model: hf auth login"
         return refusal.why, hub.or_copy(hint, COPY) if refusal.copy else hint
 

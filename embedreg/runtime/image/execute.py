@@ -1,8 +1,8 @@
-"""From pictures to vectors: opened and prepared in threads, through the model in whole batches, scattered back.
+"""Embeds images: opens and prepares them in threads, runs the model in batches, scatters the vectors into one matrix.
 
-On a CPU each worker thread opens a batch of its own and runs it on one core. Pictures that come over a network, and
-pictures for a GPU, are opened and prepared ahead of the model in threads of their own. Either way no more of them are
-held at once than the threads and the batches under way take, however long the column is.
+On a CPU each worker thread opens its own batch and runs it on one core. Images from a network, and images for a GPU,
+are opened and prepared by separate threads, ahead of the model. In both cases memory holds only the images of the
+threads and batches in progress, independent of the length of the column.
 """
 
 from __future__ import annotations
@@ -28,35 +28,36 @@ __all__ = ["PictureModel", "embed_picture", "embed_pictures"]
 
 log = logging.getLogger("embedreg")
 
-CPU_BATCH = 8  # pictures: with fewer the products are slower, with more they are no quicker
+CPU_BATCH = 8  # images: smaller batches have slower products, larger ones are not faster
 DEVICE_BATCH = 64
-DRAFT = 2  # times what the model sees: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that leaves so much of it
-_AHEAD = 4  # pictures that a thread prepares at a time, so that handing them over costs next to nothing
-_FETCHING = 16  # threads that open pictures from a network, where they wait rather than work
-_IN_FLIGHT = 3  # batches on a device: one that is copied, one that waits, one that is computed
+DRAFT = 2  # times the model's input: a JPEG is decoded at 1/2, 1/4 or 1/8 if the result is still at least this large
+_AHEAD = 4  # images that a thread prepares at a time, to reduce the overhead of passing them on
+_FETCHING = 16  # threads that open images from a network, which mostly wait
+_IN_FLIGHT = 3  # batches on a device: one is copied, one waits, one is computed
 
 
 class PictureModel(Protocol):
-    """What the pipeline needs of a model of pictures."""
+    """The interface of an image model."""
 
     @property
     def device(self) -> str:
-        """Return "cpu", or the torch device that `forward` wants its tensors on."""
+        """Return "cpu", or the torch device that `forward` expects its tensors on."""
 
     @property
     def side(self) -> int | None:
-        """Return how many pixels wide and high the model sees a picture, if large JPEGs may be decoded at a fraction of
-        their size, never below twice this; None to decode every pixel, which is exact.
+        """Return the side of the model's input in pixels to allow decoding large JPEGs at a fraction of their size.
+
+        They are never decoded below twice this side. None decodes every pixel, which is exact.
         """
 
     def prepare(self, picture: Any) -> np.ndarray:
-        """Turn an RGB `PIL.Image.Image` into an array, all of one shape; called in many threads.
+        """Convert an RGB `PIL.Image.Image` to an array, all of the same shape; called in many threads.
 
-        uint8 is best: a quarter of float32 to copy. A RowError is that picture's own, anything else the call's.
+        uint8 is best, a quarter of the bytes of float32. A RowError fails that image, any other error the call.
         """
 
     def forward(self, batch: Any) -> Any:
-        """Embed b prepared pictures: (b, d) floats, a numpy array or, on its device, a tensor; called in many threads.
+        """Embed b prepared images: (b, d) floats, a numpy array or, on its device, a tensor; called in many threads.
 
         Args:
             batch: (b, ...), a numpy array on a CPU and a tensor elsewhere.
@@ -72,25 +73,25 @@ def embed_pictures(
     threads: int | None = None,
     from_query: bool = False,
 ) -> Any:
-    """Embed pictures.
+    """Embed images.
 
     Args:
         model: the model.
-        pictures: n pictures of whatever kinds `images.open_image` opens, in a list or an Arrow array.
+        pictures: n images of any kind that `images.open_image` accepts, in a list or an Arrow array.
         ndims: d, the width of its vectors.
-        batch_size: the most pictures of a forward pass; None for what suits the device. On a CPU never more than 8.
-        threads: on a CPU the worker threads, elsewhere those that open and prepare; None for one per core that torch
-            may use.
-        from_query: whether they are what a user asks for, whose paths need no permission.
+        batch_size: maximum images of a forward pass; None for the default of the device. On a CPU at most 8.
+        threads: worker threads on a CPU, threads that open and prepare elsewhere; None for one per core that torch may
+            use.
+        from_query: whether they are queries, whose paths need no grant.
     Returns:
-        (n, d) float32; or, where some pictures have no vector, a list of n vectors with None for a null and a RowError
-        for each that could not be opened.
+        (n, d) float32; or, if some images have no vector, a list of n vectors with None for a null and a RowError for
+        each image that could not be opened.
     """
     run = _Run(model, pictures, ndims, from_query)
-    threads = threads or workers.lanes()
+    threads = threads or workers.worker_threads()
     if model.device != "cpu":
         run.on_device(batch_size or DEVICE_BATCH, threads)
-    elif run.far():
+    elif run.has_urls():
         run.fetched(min(batch_size or CPU_BATCH, CPU_BATCH), threads)
     else:
         run.on_cpu(min(batch_size or CPU_BATCH, CPU_BATCH), threads)
@@ -98,12 +99,12 @@ def embed_pictures(
 
 
 def embed_picture(model: PictureModel, picture: Any) -> np.ndarray:
-    """Embed one picture that a user asks for, in this thread, with all of its cores.
+    """Embed one query image in this thread, on all cores.
 
     Returns:
         (1, d) float32.
     Raises:
-        RowError: the picture cannot be opened or prepared.
+        RowError: the image cannot be opened or prepared.
     """
     return _forward(model, _opened(model, picture, from_query=True)[None])
 
@@ -127,7 +128,7 @@ def _forward(model: PictureModel, batch: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows that were opened, prepared as one array, with those that failed, and the seconds of a thread it took."""
+    """Rows that were opened and prepared as one array, the rows that failed, and the thread time in seconds."""
 
     rows: list[int]
     prepared: np.ndarray | None
@@ -136,9 +137,9 @@ class _Batch:
 
 
 class _Run:
-    """One call: its pictures, and what has come of them.
+    """The state of one call: its images, their vectors, and the rows that failed.
 
-    `failed` changes in the caller's thread only; rows of `vectors` wherever they are made.
+    `failed` is changed only in the caller's thread; rows of `vectors` are written by the thread that computes them.
     """
 
     def __init__(self, model: PictureModel, pictures: Any, ndims: int, from_query: bool = False) -> None:
@@ -153,13 +154,13 @@ class _Run:
             progress.report(Step(rows=len(self.failed)))
 
     def result(self) -> Any:
-        """Return what `embed_pictures` does."""
+        """Return the result of `embed_pictures`."""
         if not self.failed:
             return self.vectors
         return [self.failed.get(row, vector) for row, vector in enumerate(self.vectors)]
 
-    def far(self) -> bool:
-        """Return whether some picture has to be fetched."""
+    def has_urls(self) -> bool:
+        """Return whether some image has to be fetched from a network."""
         if str(getattr(self.pictures, "type", "string")) not in ("string", "large_string", "string_view"):
             return False
         from embedreg.images.fetching import is_url
@@ -175,25 +176,25 @@ class _Run:
             return batch, self._embed(batch, threads)
 
         if len(self.rows) == 1:
-            self._tell(*workers.alone(work, self.rows))
+            self._record(*workers.alone(work, self.rows))
             return
         for batch, step in workers.run(work, _cut(self.rows, batch_size, threads), threads):
-            self._tell(batch, step)
+            self._record(batch, step)
 
     def fetched(self, batch_size: int, threads: int) -> None:
-        """Fetch ahead, many at a time, and run the batches in worker threads as they fill."""
+        """Fetch images ahead in many threads, and run each batch in a worker thread when it is full."""
 
         def work(batch: _Batch) -> tuple[_Batch, Step]:
             return batch, self._embed(batch, threads)
 
         with closing(self._ahead(batch_size, 1, _FETCHING)) as batches:
             for batch, step in workers.run(work, batches, threads):
-                self._tell(batch, step)
+                self._record(batch, step)
 
     def on_device(self, batch_size: int, threads: int) -> None:
-        """Open and prepare ahead, and queue the batches on a GPU without waiting for any but the last but two.
+        """Open and prepare images ahead, and queue the batches on a GPU, at most `_IN_FLIGHT` at a time.
 
-        Nothing of this was run on a CUDA device by its author: there was none. The tests run it on torch's CPU device.
+        This was not run on a CUDA device, since none was available. The tests run it on torch's CPU device.
         """
         import torch
 
@@ -205,10 +206,10 @@ class _Run:
         for done in queue.rest():
             self._settle(*done)
 
-    # -- the pieces -------------------------------------------------------------------------------------------------
+    # -- steps ------------------------------------------------------------------------------------------------------
 
     def _picture(self, row: int) -> Any:
-        """Return one picture; what an Arrow array holds is copied out of it only now."""
+        """Return one image; a value of an Arrow array is copied only here."""
         picture = self.pictures[row]
         return picture.as_py() if hasattr(picture, "as_py") else picture
 
@@ -221,12 +222,12 @@ class _Run:
             try:
                 prepared[row] = _opened(self.model, self._picture(row), from_query=self.from_query)
             except RowError as exc:
-                failed[row] = exc.with_traceback(None)  # which would keep every picture of the batch alive
+                failed[row] = exc.with_traceback(None)  # the traceback would keep every image of the batch alive
         stacked = np.stack(list(prepared.values())) if prepared else None
         return _Batch(list(prepared), stacked, failed, time.perf_counter() - began)
 
     def _ahead(self, batch_size: int, at_a_time: int, threads: int) -> Generator[_Batch, None, None]:
-        """Yield whole batches as they fill, opened and prepared in threads; their rows come in any order."""
+        """Yield full batches that threads have opened and prepared; their rows are in any order."""
         parts: list[_Batch] = []
         chunks = [self.rows[start : start + at_a_time] for start in range(0, len(self.rows), at_a_time)]
         with closing(workers.run(self._open, chunks, threads)) as opened:
@@ -249,15 +250,15 @@ class _Run:
         if made is not None:
             self.vectors[batch.rows] = made
         rows = len(batch.rows) + len(batch.failed)
-        self._tell(batch, Step(rows, model_s=took, prepare_s=batch.took))
+        self._record(batch, Step(rows, model_s=took, prepare_s=batch.took))
 
-    def _tell(self, batch: _Batch, step: Step) -> None:
+    def _record(self, batch: _Batch, step: Step) -> None:
         self.failed.update(batch.failed)
         progress.report(step)
 
 
 def _cut(rows: list[int], batch_size: int, threads: int) -> list[list[int]]:
-    """Cut rows into even batches, so that no worker is left with one of a few rows while the others are done."""
+    """Cut rows into batches of equal size, so that all workers finish at about the same time."""
     batches = -(-len(rows) // batch_size)
     batches = min(-(-batches // threads) * threads, len(rows))
     ends = [len(rows) * number // batches for number in range(batches + 1)] if batches else [0]
@@ -277,19 +278,19 @@ def _joined(parts: list[_Batch]) -> _Batch:
 
 
 class _DeviceQueue:
-    """Batches on their way through a device: copied there and back asynchronously where the device can.
+    """Batches in progress on a device, copied asynchronously in both directions if the device supports it.
 
-    Memory that runs out halves the batches, once for all.
+    On out-of-memory the batches are halved, once.
     """
 
     def __init__(self, model: PictureModel) -> None:
         self.model = model
-        self.cuda = model.device.startswith("cuda")  # pinned memory and events are CUDA's
+        self.cuda = model.device.startswith("cuda")  # only CUDA has pinned memory and events
         self.limit: int | None = None
         self.queued: deque[tuple[_Batch, list[Any], Any, float]] = deque()
 
     def put(self, batch: _Batch) -> Iterator[tuple[_Batch, Any, float]]:
-        """Queue a batch, and yield those that have come back by now, waiting for the oldest if too many are queued."""
+        """Queue a batch; if too many are queued, wait for the oldest and yield it."""
         import torch
 
         made = [] if batch.prepared is None else list(self._pieces(batch.prepared))
@@ -299,7 +300,7 @@ class _DeviceQueue:
             yield self._oldest()
 
     def rest(self) -> Iterator[tuple[_Batch, Any, float]]:
-        """Wait for all that are queued."""
+        """Wait for the queued batches and yield them."""
         while self.queued:
             yield self._oldest()
 
@@ -313,7 +314,7 @@ class _DeviceQueue:
         return batch, vectors, time.perf_counter() - began
 
     def _pieces(self, prepared: np.ndarray) -> Iterator[Any]:
-        """Yield the vectors of a batch, on their way to this machine; in several parts where memory is short."""
+        """Yield the vectors of a batch, which are still being copied to the host; in parts if memory is short."""
         import torch
 
         if self.limit is None or len(prepared) <= self.limit:
@@ -324,7 +325,7 @@ class _DeviceQueue:
                 if self.limit is not None or len(prepared) == 1:
                     raise
                 self.limit = -(-len(prepared) // 2)
-                log.warning("%s has no memory for %d pictures; going on with half", self.model.device, len(prepared))
+                log.warning("%s is out of memory for %d images; continuing with half", self.model.device, len(prepared))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         for start in range(0, len(prepared), self.limit):

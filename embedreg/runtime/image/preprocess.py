@@ -1,7 +1,7 @@
-"""A CLIP's own preprocessing, cut in two: what happens to a picture, and the arithmetic that a batch can share.
+"""A CLIP model's preprocessing, split into the part for one image and the arithmetic for a whole batch.
 
-The library resizes and crops a picture, then turns its pixels into floats and normalises them. The first part is run
-as it is; the second, on whole batches, where the model is: a quarter of the bytes to move, and the same numbers.
+The library resizes and crops an image, then converts its pixels to floats and normalises them. The first part runs as
+it is. The second runs on whole batches on the model's device: a quarter of the bytes to copy, with the same result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Preprocess"]
 
-MAX_RATIO = 200  # of a picture's sides: resized by its shorter one, a narrower strip would take gigabytes
+MAX_RATIO = 200  # of an image's sides: the shorter side sets the scale, so a narrower image would take gigabytes
 _ON_PICTURES = frozenset(
     {"CenterCrop", "CenterCropOrPad", "MaybeConvertMode", "Resize", "ResizeKeepRatio", "_convert_to_rgb"}
 )
@@ -26,8 +26,8 @@ class Preprocess:
     """One model's preprocessing.
 
     Args:
-        transform: a callable of RGB pictures that gives (3, h, w) float tensors; where it is a chain of resizing,
-            cropping, conversion to floats and normalisation, it is cut in two.
+        transform: converts an RGB image to a (3, h, w) float tensor; a chain of resizing, cropping, conversion to
+            floats and normalisation is split in two.
     """
 
     def __init__(self, transform: Any) -> None:
@@ -42,27 +42,27 @@ class Preprocess:
                 self.stages = None
 
     def prepare(self, picture: Any) -> np.ndarray:
-        """Turn a picture into (h, w, 3) uint8; into (3, h, w) float32 where the transform could not be cut.
+        """Convert an image to (h, w, 3) uint8; to (3, h, w) float32 if the transform could not be split.
 
         Raises:
-            RowError: the picture is a strip too narrow to be resized.
+            RowError: the image is too narrow to be resized.
         """
         import numpy as np
 
         if max(picture.size) > MAX_RATIO * min(picture.size):
             width, height = picture.size
             raise RowError(
-                f"it is {width} x {height} pixels, too narrow a strip to be resized",
+                f"it is {width} x {height} pixels, too narrow to be resized",
                 f"crop it: one side may be up to {MAX_RATIO} times the other",
             )
         if self.stages is None:
             return np.asarray(self.transform(picture).numpy())
         for stage in self.stages:
             picture = stage(picture)
-        return np.array(picture)  # a copy: torch takes no memory that may not be written to
+        return np.array(picture)  # a copy: torch needs writable memory
 
     def tensor(self, batch: Any) -> Any:
-        """Turn b prepared pictures, an array or a tensor on any device, into (b, 3, h, w) float32 where they are."""
+        """Convert b prepared images, an array or a tensor on any device, to (b, 3, h, w) float32 on the same device."""
         import torch
 
         tensor = torch.from_numpy(batch) if not torch.is_tensor(batch) else batch
@@ -73,7 +73,7 @@ class Preprocess:
         return pixels.sub_(mean).div_(std)
 
     def _agrees(self) -> bool:
-        """Compare both halves with the whole, to the last bit, on a picture of every brightness."""
+        """Return whether both parts together equal the transform exactly, on an image with every brightness."""
         import numpy as np
         import torch
         from PIL import Image

@@ -1,4 +1,4 @@
-"""What local functions share: a subclass of `LocalFunction` or `LocalImageFunction` loads a model and runs a batch."""
+"""The base classes of local functions; a subclass of `LocalFunction` or `LocalImageFunction` loads and runs a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local functions of images: a subclass loads a model, prepares a picture, runs a batch; the runtime does the rest."""
+"""`LocalImageFunction`, the base class of local image functions; a subclass loads, prepares images and runs batches."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ __all__ = ["LocalImageFunction"]
 class LocalImageFunction(LocalModel):
     """An image embedding function whose model runs on this machine.
 
-    A subclass defines `ndims()`, `load(device)`, `prepare(model, picture)` and `forward(model, batch)`. Pictures are
-    opened and prepared in threads and run in whole batches; one that cannot be opened fails alone.
+    A subclass defines `ndims()`, `load(device)`, `prepare(model, picture)` and `forward(model, batch)`. The runtime
+    opens and prepares images in threads and runs them in batches; an image that cannot be opened is a bad row.
     """
 
     traits: ClassVar[Traits] = Traits(
         modality="image",
         requires=("torch", "PIL"),
-        retry=False,  # what fails on this machine fails again
-        window=8192,  # its batches are cut from these, so the last few of each window leave cores idle
-        concurrency=2,  # callers share the runtime's workers: a query need not wait for a whole table
+        retry=False,  # a local failure is not transient
+        window=8192,  # rows per call: batches are cut from them, and the last ones of each call leave cores idle
+        concurrency=2,  # callers share the runtime's workers, so that a query does not wait for a whole table
     )
 
-    # -- what a subclass defines ------------------------------------------------------------------------------------
+    # -- defined by a subclass --------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def prepare(self, model: Any, picture: Any) -> np.ndarray:
-        """Turn an RGB `PIL.Image.Image` into an array, all of one shape; called in many threads.
+        """Convert an RGB `PIL.Image.Image` to an array, all of the same shape; called in many threads.
 
-        uint8 is best: a quarter of float32 to copy. A RowError is that picture's own, anything else the call's.
+        uint8 is best, a quarter of the bytes of float32. A RowError fails that image, any other error the call.
         """
 
     @abc.abstractmethod
     def forward(self, model: Any, batch: Any) -> Any:
-        """Embed b prepared pictures; called in several threads on a CPU.
+        """Embed b prepared images; called in several threads on a CPU.
 
         Args:
             model: what `load` returned.
@@ -55,8 +55,9 @@ class LocalImageFunction(LocalModel):
         """
 
     def draft_side(self, model: Any) -> int | None:
-        """Return how many pixels wide and high the model sees a picture, if large JPEGs may be decoded at a fraction of
-        their size, never below twice this; None to decode every pixel, which is exact.
+        """Return the side of the model's input in pixels to allow decoding large JPEGs at a fraction of their size.
+
+        They are never decoded below twice this side. None decodes every pixel, which is exact.
         """
         return None
 
@@ -97,7 +98,7 @@ class LocalImageFunction(LocalModel):
         return compute_once(self, [query], "query")
 
     def sanitize_input(self, texts: Any) -> Any:
-        """Turn what an engine passes into rows: one value becomes a list of one, a chunked array one array."""
+        """Convert the inputs of an engine to rows: one value becomes a list of one, a chunked array one array."""
         if isinstance(texts, str | bytes):
             return [texts]
         return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
@@ -105,7 +106,7 @@ class LocalImageFunction(LocalModel):
     # -- the model --------------------------------------------------------------------------------------------------
 
     def _named_devices(self, name: str) -> tuple[str, ...]:
-        return (device.resolve(name),)  # pictures are prepared for one device
+        return (device.resolve(name),)  # images are prepared for one device
 
     def _pictures(self) -> _Pictures:
         (on,) = self._devices()
@@ -124,7 +125,7 @@ class LocalImageFunction(LocalModel):
 
 @dataclass(frozen=True)
 class _Pictures:
-    """A function's model, as the picture pipeline takes it."""
+    """A function's model as a `PictureModel`."""
 
     function: LocalImageFunction
     model: Any
@@ -134,7 +135,7 @@ class _Pictures:
 
     def prepare(self, picture: Any) -> np.ndarray:
         made = self.function.prepare(self.model, picture)
-        return made if made.flags.writeable else made.copy()  # torch takes no memory that is read-only
+        return made if made.flags.writeable else made.copy()  # torch needs writable memory
 
     def forward(self, batch: Any) -> Any:
         import torch

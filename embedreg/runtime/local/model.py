@@ -1,4 +1,4 @@
-"""What local functions of every modality share: devices, precision, and one copy of the weights on each device."""
+"""`LocalModel`, the base class of all local functions: devices, precision, and one copy of the weights per device."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class ModelFiles(Protocol):
         """Return where they were found: "local" for files that the name points to, which may change."""
 
     def identity(self) -> str | None:
-        """Return a hash of what determines the vectors, the same wherever the files lie."""
+        """Return a hash of everything that determines the vectors, independent of the location of the files."""
 
     def stamp(self) -> int:
-        """Return when they last changed, in nanoseconds."""
+        """Return the time of their last change, in nanoseconds."""
 
 
 @dataclass(eq=False)
 class Loaded:
-    """A model in memory; `lock` lets one thread at a time use what is not safe for more, such as its tokenizer."""
+    """A model in memory; `lock` protects its parts that are not thread-safe, such as its tokenizer."""
 
     model: Any
     lock: ForkSafeLock = field(default_factory=ForkSafeLock)
@@ -53,10 +53,10 @@ class LocalModel(EmbeddingFunction):
 
     Attributes:
         device: "auto" (CUDA, else Apple's, else the CPU), "cpu", "cuda", "cuda:<index>" or "mps".
-        batch_size: the most inputs of a forward pass; None for as many as suit the device.
+        batch_size: maximum inputs of a forward pass; None for the default of the device.
         num_threads: worker threads on a CPU; None for one per core that torch may use.
-        precision: what the model computes in; vectors are float32 all the same. Other than "float32" only where the
-            hardware is quicker so.
+        precision: number type of the model's computation; vectors are always float32. Types other than "float32" are
+            allowed only on hardware that is faster with them.
     """
 
     device: str = "auto"
@@ -69,7 +69,7 @@ class LocalModel(EmbeddingFunction):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Put the fields that a class declares itself where it declares them, inherited ones too.
+        """Order the fields as the class declares them, including inherited fields that it declares again.
 
         Listings and stored declarations then begin with the model's name, not with the fields of this class.
         """
@@ -87,44 +87,46 @@ class LocalModel(EmbeddingFunction):
         for name in vars(cls):
             private = name.startswith("_") and not name.endswith("__")
             if private and any(isinstance(vars(base).get(name), FunctionType) for base in bases):
-                raise ConfigError(f"{cls.__name__} defines {name}, which is embedreg's own.", f"call it {name}_")
+                raise ConfigError(
+                    f"{cls.__name__} defines {name}, a private method of embedreg's base class.", f"call it {name}_"
+                )
 
-    # -- what a subclass defines ------------------------------------------------------------------------------------
+    # -- defined by a subclass --------------------------------------------------------------------------------------
 
     @abstractmethod
     def load(self, device: str) -> Any:
-        """Load the model; called once for each process and device, however many equal functions there are.
+        """Load the model; called once per process and device for all equal functions.
 
-        A `torch.nn.Module` is moved to the device, put into eval mode and converted to `precision` afterwards.
+        A `torch.nn.Module` is then moved to the device, set to eval mode and converted to `precision`.
 
         Args:
             device: "cpu", "mps" or "cuda:<index>".
         """
 
     def weights_key(self) -> tuple[Hashable, ...]:
-        """Return what the weights depend on: functions with equal keys share one copy.
+        """Return the cache key of the weights: functions with equal keys share one copy.
 
-        The default is the class and every field that can change a vector. Return less, beginning with a name of your
-        own, where functions that differ in other fields may share the weights too.
+        The default is the class and every field that can change a vector. Return a shorter key, starting with a name of
+        your own, if functions that differ in other fields can share the weights.
         """
         return type(self), self._vector_fields()
 
     def _find_files(self, *, download: bool) -> ModelFiles | None:
-        """Find the files of the model; None for a model that is made from the fields alone."""
+        """Find the files of the model; None for a model that has no files."""
         return None
 
     def _weights_precision(self) -> Precision:
-        """Return what the weights are converted to once they are loaded."""
+        """Return the precision that the weights are converted to after loading."""
         return self.precision
 
     @abstractmethod
     def _try(self, model: Any, on: str) -> None:
-        """Run a model on a sample, to see whether it runs."""
+        """Run a model on a sample; an error means that it does not run in this precision."""
 
     # -- the model --------------------------------------------------------------------------------------------------
 
     def model_identity(self) -> str | None:
-        """Return a hash of the model's files, the same wherever they lie; None where they are not on this machine."""
+        """Return a hash of the model's files, independent of their location; None if they are not on this machine."""
         try:
             files = self._files(download=False)
         except ModelNotFoundError:
@@ -132,7 +134,7 @@ class LocalModel(EmbeddingFunction):
         return None if files is None else files.identity()
 
     def cache_key(self) -> tuple[Any, ...] | None:
-        """Return what this function's model is kept under in memory, on whatever device; None where it is not here."""
+        """Return the model's key in the model cache, without the device; None if the model is not on this machine."""
         try:
             return self._cache_key(download=False)
         except ModelNotFoundError:
@@ -145,11 +147,11 @@ class LocalModel(EmbeddingFunction):
         return self._files_found
 
     def _may_read(self) -> bool:
-        """Return whether the model may be looked for among this machine's files."""
+        """Return whether the model may be read from a local path."""
         return vouched.may_read(self, self._path())
 
     def _path(self) -> str:
-        """Return the field that may name files of this machine."""
+        """Return the field that may hold a local path."""
         return str(getattr(self, "name", ""))
 
     def _cache_key(self, *, download: bool = True) -> tuple[Hashable, ...]:
@@ -165,18 +167,18 @@ class LocalModel(EmbeddingFunction):
         except ConfigError:
             if not self.from_metadata:
                 raise
-            return self._named_devices("auto")  # it was another machine's device, and no device changes a vector
+            return self._named_devices("auto")  # a stored device may not exist here, and it does not change vectors
 
     def _named_devices(self, name: str) -> tuple[str, ...]:
         return device.resolve_all(name)
 
     def _held(self, on: str) -> Loaded:
-        """Return what is loaded on one of the devices."""
+        """Return the loaded model of one of the devices, with its lock."""
         key = self._cache_key()
         return cache.get((*key, on), lambda: workers.alone(self._load, on), _size, group=key)
 
     def _loaded(self, on: str | None = None) -> Any:
-        """Return the model, loaded on one of the devices; None for the first."""
+        """Return the model, loaded on a device; None for the first of the devices."""
         return self._held(on or self._devices()[0]).model
 
     def _load(self, on: str) -> Loaded:
@@ -190,19 +192,21 @@ class LocalModel(EmbeddingFunction):
         if narrow:
             self._narrow(model, on)
         if _is_module(model):
-            onednn.quicken(model)
+            onednn.use_onednn(model)
         return Loaded(model)
 
     def _narrow(self, model: Any, on: str) -> None:
         """Convert a model to `precision`."""
         if not _is_module(model):
             raise ConfigError(
-                f"the model {self._model_name()!r} is no torch module, so nothing converts it.", "precision='float32'"
+                f"cannot convert the model {self._model_name()!r}: expected a torch.nn.Module, got "
+                f"{type(model).__name__}.",
+                "precision='float32'",
             )
         precision.convert([model], self.precision, on, lambda: self._try(model, on))
 
     def _check_precision(self, on: str) -> None:
-        if not self.from_metadata:  # stored vectors have to be matched, at whatever speed
+        if not self.from_metadata:  # stored vectors have to be reproduced, even if that is slow
             precision.check(self.precision, on)
 
     # -- calls ------------------------------------------------------------------------------------------------------
@@ -212,7 +216,7 @@ class LocalModel(EmbeddingFunction):
         return name if isinstance(name, str) else registered_name(type(self)) or type(self).__name__
 
     def _vector_fields(self) -> Hashable:
-        """Return the fields that can change a vector, as a key."""
+        """Return the fields that can change a vector, as a hashable value."""
         cls, raw = type(self), self.raw_fields()
         left, hidden = runtime_fields(cls), sensitive_fields(cls)
         fields = {name: raw[name] if name in hidden else getattr(self, name) for name in raw if name not in left}
@@ -227,7 +231,7 @@ class LocalModel(EmbeddingFunction):
         except Exception as exc:
             raise CallError(
                 f"the model {self._model_name()!r} failed on {rows} row(s): {type(exc).__name__}: {exc}",
-                "for a lack of memory, a small batch_size; embedreg.release() frees other models",
+                "if memory is short: a smaller batch_size; embedreg.release() frees other models",
             ) from exc
 
 
@@ -235,27 +239,27 @@ def run(function: LocalModel, model: Any, batch: Any, rows: int, ndims: int) -> 
     """Call a function's `forward` on a batch, and check what it returns.
 
     Returns:
-        (rows, ndims) float32, a tensor where the model left it.
+        (rows, ndims) float32, a tensor on the model's device.
     Raises:
-        VectorError: something of another shape.
+        VectorError: the result has another shape.
     """
     import numpy as np
     import torch
 
     with torch.inference_mode():
-        made = function.forward(model, batch)  # both kinds have it
+        made = function.forward(model, batch)  # defined by both subclasses
         if not torch.is_tensor(made):
-            made = torch.from_numpy(np.array(made, np.float32))  # a copy: torch takes no memory that is read-only
+            made = torch.from_numpy(np.array(made, np.float32))  # a copy: torch needs writable memory
         if made.shape != (rows, ndims):
             raise VectorError(
                 f"forward() returned {tuple(made.shape)} for a batch of {rows} row(s), expected ({rows}, {ndims}).",
-                "return one vector of ndims() numbers for each row of the batch, and no squeeze()",
+                "return one vector of ndims() numbers for each row of the batch, without squeeze()",
             )
         return made.float()  # numpy has no bfloat16
 
 
 def _is_module(model: Any) -> bool:
-    torch = sys.modules.get("torch")  # where torch is not loaded, nobody has made a module
+    torch = sys.modules.get("torch")  # if torch is not loaded, there are no modules
     return torch is not None and isinstance(model, torch.nn.Module)
 
 

@@ -1,4 +1,4 @@
-"""Local functions of texts: a subclass loads a model, tokenizes texts and runs a batch; the runtime does the rest."""
+"""`LocalFunction`, the base class of local text functions; a subclass loads a model, tokenizes and runs batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalFunction"]
 
-ROWS_A_DEVICE = 512  # fewer are not worth the copy of the weights that another device would get
+ROWS_A_DEVICE = 512  # fewer rows are not worth a copy of the weights on another device
 _HOOKS = frozenset({"tokenize", "forward"})
 _SAMPLE = ["a", "and some more words"]
 
@@ -31,44 +31,43 @@ _SAMPLE = ["a", "and some more words"]
 class LocalFunction(LocalModel, TextEmbeddingFunction):
     """A text embedding function whose model runs on this machine.
 
-    A subclass defines `ndims()`, `load(device)`, `tokenize(model, texts, role)` and `forward(model, batch)`. The rest
-    is the runtime's: texts are tokenized once and planned into batches by their padded tokens; batches run in worker
-    threads on a CPU, or queued on one or several devices, where memory that runs out halves them; equal functions share
-    one copy of the weights on each device, loaded when it is first needed and freed by `embedreg.release()`.
+    A subclass defines `ndims()`, `load(device)`, `tokenize(model, texts, role)` and `forward(model, batch)`. The
+    runtime tokenizes texts once and plans batches by padded tokens. Batches run in worker threads on a CPU, or are
+    queued on one or several devices, where out-of-memory halves them. Equal functions share one copy of the weights on
+    each device, which is loaded on first use and freed by `embedreg.release()`.
 
     Attributes:
         device: "auto" (all CUDA devices, else Apple's, else the CPU), "cpu", "cuda", "cuda:<index>", "mps", or several
             that share the rows of a column: "cuda:0,1".
-        batch_size: the most rows of a forward pass; None for as many as suit the device, by their tokens.
+        batch_size: maximum rows of a forward pass; None for a number that depends on the device and their tokens.
         num_threads: worker threads on a CPU; None for one per core that torch may use.
-        precision: what the model computes in; vectors are float32 all the same. Other than "float32" only where the
-            hardware is quicker so.
-        truncate: what becomes of a text longer than the model takes: its vector is that of its beginning, with
-            ("warn") or without ("silent") a line in the log that counts such rows; or ("error") it has none, and fails
-            as a row.
+        precision: number type of the model's computation; vectors are always float32. Types other than "float32" are
+            allowed only on hardware that is faster with them.
+        truncate: policy for a text longer than the model takes: "warn" embeds its beginning and logs the number of such
+            rows, "silent" embeds its beginning, "error" makes it a bad row.
     """
 
     traits: ClassVar[Traits] = Traits(
         requires=("torch",),
-        retry=False,  # what fails on this machine fails again
-        window=32_768,  # the runtime plans some thousand rows at once, and tokenizes the next ones meanwhile
-        concurrency=2,  # callers share the runtime's workers: a query need not wait for a whole table
+        retry=False,  # a local failure is not transient
+        window=32_768,  # the runtime plans thousands of rows at once, and tokenizes the next ones meanwhile
+        concurrency=2,  # callers share the runtime's workers, so that a query does not wait for a whole table
     )
 
     truncate: Truncate = "warn"
 
     @staticmethod
     def runtime_keys() -> list[str]:
-        """Return the names of the fields that cannot change a vector that is given out."""
+        """Return the names of the fields that cannot change a returned vector."""
         return ["truncate"]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        if cls._backend is not LocalFunction._backend:  # it has back ends of its own, which need neither
+        if cls._backend is not LocalFunction._backend:  # a class with its own back ends needs neither hook
             cls.__abstractmethods__ = frozenset(cls.__abstractmethods__ - _HOOKS)
 
-    # -- what a subclass defines ------------------------------------------------------------------------------------
+    # -- defined by a subclass --------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def tokenize(self, model: Any, texts: list[str], role: Role) -> Any:
@@ -76,10 +75,10 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
 
         Args:
             model: what `load` returned.
-            role: "source" or "query", for what is put before the one or the other.
+            role: "source" or "query", for models with a prompt for each.
         Returns:
-            n rows of ints, in any lists or arrays; or kind -> such rows, as a Hugging Face tokenizer gives them; or
-            `Tokens`, which also names what to pad with. Rows alone become the kinds "input_ids" and "attention_mask".
+            n rows of ints, as lists or arrays; or kind -> such rows, as a Hugging Face tokenizer returns them; or
+            `Tokens`, which also has the padding values. Plain rows become the kinds "input_ids" and "attention_mask".
         """
 
     @abc.abstractmethod
@@ -88,23 +87,23 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
 
         Args:
             model: what `load` returned.
-            batch: kind -> (b, t) int64 tensor on the model's device, padded by 0 unless `tokenize` says otherwise; no
-                gradients are recorded.
+            batch: kind -> (b, t) int64 tensor on the model's device, padded with 0 unless `tokenize` returned `Tokens`;
+                no gradients are recorded.
         Returns:
             (b, d), a tensor or an array of floats.
         """
 
     def max_tokens(self) -> int | None:
-        """Return how many tokens of a text the model reads; None where there is no limit."""
+        """Return the maximum number of tokens that the model reads of a text; None if there is no limit."""
         return None
 
     # -- the contract -----------------------------------------------------------------------------------------------
 
     def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
-        """Embed texts: (n, d) float32; a list with a RowError for each row that is too long and has to be whole.
+        """Embed texts: (n, d) float32; under truncate="error", a list with a RowError for each row that is too long.
 
         Raises:
-            InputError: a row that is not text. CallError: the model failed.
+            InputError: a row is not text. CallError: the model failed.
         """
         import numpy as np
 
@@ -122,7 +121,7 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
             with self._failing(len(some)):
                 if alone:
-                    # not in this thread, from which a child may be forked: see `workers`
+                    # not in the caller's thread, which may fork: see `workers`
                     one: tuple[np.ndarray, np.ndarray] = (
                         workers.alone(first.one, *some) if devices[0] == "cpu" else first.one(*some)
                     )
@@ -144,22 +143,22 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         made = found.joined(*embed(found.missing)) if found.missing else found.known()
         return self._settled(Made(*made))
 
-    # -- for functions that run their model in a way of their own ---------------------------------------------------
+    # -- overridden by functions with their own back ends -----------------------------------------------------------
 
     def _backend(self, on: str, role: Role, *, alone: bool = False) -> Any:
         """Return the model on a device as a `Backend` with a method `one(text)`, as `ModelBackend` has it.
 
         Args:
-            alone: whether it is for a single query.
+            alone: whether it embeds a single query.
         """
         return _InRole(self, self._held(on), on, role, self.ndims())
 
     def _embed_otherwise(self, first: Any, rows: list[str], role: Role) -> Made | None:
-        """Embed rows with a model that the runtime cannot run; None where it can."""
+        """Embed rows with a model that the runtime cannot run; None if it can."""
         return None
 
     def _vector_key(self, first: Any) -> Hashable:
-        """Return what the vector of a query depends on beside its text."""
+        """Return everything that the vector of a query depends on, except its text."""
         return *self._cache_key(), self._vector_fields()
 
     def _settled(self, made: Made) -> Any:
@@ -219,19 +218,19 @@ class _InRole:
 
 
 def _tokens(made: Any, limit: int | None) -> Tokens:
-    """Return what a `tokenize` returned as `Tokens`; rows over the limit lose their ends."""
+    """Convert the result of `tokenize` to `Tokens`; rows over the limit are truncated."""
     import numpy as np
 
     if isinstance(made, Tokens):
         return made
-    alone = not isinstance(made, Mapping)
-    kinds = {"input_ids": list(made)} if alone else {kind: list(rows) for kind, rows in made.items()}
+    plain = not isinstance(made, Mapping)
+    kinds = {"input_ids": list(made)} if plain else {kind: list(rows) for kind, rows in made.items()}
     lengths = np.fromiter((len(row) for row in next(iter(kinds.values()), [])), np.int64)
     cut = np.zeros(len(lengths), bool)
     if limit is not None and (cut := lengths > limit).any():
         kinds = {kind: [row[:limit] for row in rows] for kind, rows in kinds.items()}
         lengths = np.minimum(lengths, limit)
-    if alone:
+    if plain:
         kinds["attention_mask"] = [[1] * length for length in lengths.tolist()]
     return Tokens.from_rows(kinds, dict.fromkeys(kinds, 0), truncated=cut)
 
@@ -242,6 +241,6 @@ def _texts(values: Any) -> list[str]:
     if bad is not None:
         raise InputError(
             f"row {bad} is {type(rows[bad]).__name__}, not text.",
-            "embed_table and embed_column give null inputs null vectors; cast other columns to string",
+            "embed_table and embed_column return null vectors for null inputs; cast other columns to string",
         )
     return rows

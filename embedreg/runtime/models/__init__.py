@@ -1,1 +1,1 @@
-"""Model files: the hub, folders, integrity, conversions kept on disk."""
+"""Model files: the hub, folders, integrity checks, and conversions on disk."""

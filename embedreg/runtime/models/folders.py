@@ -1,7 +1,7 @@
-"""What the files of a model folder say, read without torch: its modules, the width of its vectors, its prompts.
+"""Reads a model folder without torch: its modules, the width of its vectors, its prompts.
 
-The layout is sentence-transformers' own: `modules.json` names a chain of modules, each with a folder of its own. A
-folder without it is a plain Hugging Face model, which the library gives mean (or last-token) pooling.
+The layout is that of sentence-transformers: `modules.json` lists a chain of modules, each with its own folder. A folder
+without it is a plain Hugging Face model, to which the library adds mean (or last-token) pooling.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ DENSE = "SentenceTransformer"
 _LATE = "one vector for each token"
 _OTHER_KINDS = {
     "SparseEncoder": (
-        "it gives sparse vectors, one weight for each word of its vocabulary",
+        "it returns sparse vectors, one weight for each word of its vocabulary",
         "sentence_transformers.SparseEncoder reads it; embedreg has no function for sparse vectors",
     ),
     "CrossEncoder": (
         "it scores pairs of texts",
-        "sentence_transformers.CrossEncoder reads it, to rank again what a search has found",
+        "sentence_transformers.CrossEncoder reads it, to rerank search results",
     ),
     "MultiVectorEncoder": (_LATE, "sentence_transformers.MultiVectorEncoder reads it"),
     "ColBERT": (_LATE, "pylate.models.ColBERT reads it (pip install pylate)"),
 }
 LIBRARY = "sentence_transformers."
 CONFIG_NAMES = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json", "WordEmbeddings": "wordembedding_config.json"}
-_MAX_BYTES = 2**28  # of a file of JSON: some hold a vocabulary
+_MAX_BYTES = 2**28  # of a JSON file: some contain a vocabulary
 _MAX_MODULES = 1000
 _HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim")  # BERT, T5 and XLNet, GPT-2, DistilBERT, XLM
 _POOLING_FLAGS = re.compile(r"pooling_mode_(cls_token|(max|mean|mean_sqrt_len|weightedmean)_tokens|lasttoken)")
@@ -56,12 +56,12 @@ _POOLING_FLAGS = re.compile(r"pooling_mode_(cls_token|(max|mean|mean_sqrt_len|we
 
 @dataclass(frozen=True)
 class Module:
-    """One link of the chain.
+    """One module of the chain.
 
     Attributes:
-        kind: the library's class name ("Transformer", "Pooling"), or the full name of a class from elsewhere.
+        kind: the library's class name ("Transformer", "Pooling"), or the full name of another class.
         folder: where its files are.
-        shared: whether that is the model's own folder, which then holds the other modules' folders too.
+        shared: whether this is the model's own folder, which also contains the other modules' folders.
     """
 
     kind: str
@@ -70,20 +70,20 @@ class Module:
 
     @property
     def own(self) -> bool:
-        """Whether the class is the library's own."""
+        """Whether the class belongs to the library."""
         return "." not in self.kind
 
     def config(self) -> dict[str, Any]:
-        """Return the module's configuration; empty where it has none."""
+        """Return the module's configuration; empty if it has none."""
         return read_object(self.folder / CONFIG_NAMES.get(self.kind, "config.json"))
 
     def routes(self) -> dict[str, list[Module]]:
-        """Return the chains of a Router (Asym, as it was called) by the name of the route."""
+        """Return the chains of a Router (formerly Asym) by the name of the route."""
         config = read_object(self.folder / "router_config.json") or self.config()
         types, structure = config.get("types", {}), config.get("structure", {})
         named = isinstance(types, dict) and all(isinstance(kind, str) for kind in types.values())
         listed = isinstance(structure, dict) and all(isinstance(names, list) for names in structure.values())
-        if not named or not listed or not {"", "."}.isdisjoint(types):  # each has a folder of its own
+        if not named or not listed or not {"", "."}.isdisjoint(types):  # each needs its own folder
             raise broken(self.folder / "router_config.json")
         return {
             str(route): [_module(types[name], self.folder, name) for name in names if str(name) == name in types]
@@ -91,7 +91,7 @@ class Module:
         }
 
     def files(self, *patterns: str) -> list[Path]:
-        """Return the module's files of some patterns, sorted."""
+        """Return the module's files that match some patterns, sorted."""
         wanted = patterns if self.shared else tuple(f"**/{pattern}" for pattern in patterns)
         try:
             found = {path for pattern in wanted for path in self.folder.glob(pattern)}
@@ -104,7 +104,7 @@ def modules(folder: Path) -> list[Module]:
     """Return the chain of a model folder.
 
     Raises:
-        ConfigError: files that no library wrote so: not JSON, or a module outside the folder.
+        ConfigError: invalid files: not JSON, or a module outside the folder.
     """
     if is_plain(folder):
         return [Module("Transformer", folder, True), Module("Pooling", folder / "1_Pooling", False)]
@@ -115,28 +115,28 @@ def modules(folder: Path) -> list[Module]:
 
 
 def is_plain(folder: Path) -> bool:
-    """Say whether the library would put its default modules on top, the folder not being one of its own models."""
+    """Return whether the folder is not a sentence-transformers model, so that the library adds its default modules."""
     own = read_object(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
     return not (folder / "modules.json").is_file() or own != "SentenceTransformer"
 
 
 def refuse_other_kinds(folder: Path, name: str) -> None:
-    """Refuse a folder that another class of the library saved: read as a dense model it gives vectors of no use.
+    """Raise ConfigError for a model of another class of the library, which would return useless dense vectors.
 
     Raises:
-        ConfigError: its `model_type` is another one.
+        ConfigError: its `model_type` is not that of a dense model.
     """
     kind = read_object(folder / "config_sentence_transformers.json").get("model_type", DENSE)
     own = read_object(folder / "config.json").get("sentence_transformers")
     if kind == DENSE and isinstance(own, dict) and "activation_fn" in own:
-        kind = "CrossEncoder"  # which saves no file of its own
+        kind = "CrossEncoder"  # it does not save config_sentence_transformers.json
     if kind != DENSE:
         what, hint = _OTHER_KINDS.get(str(kind), ("a model of another kind", "use the library that saved it"))
-        raise ConfigError(f"the model {name!r} is a {kind}: {what}, and gives no dense vectors.", hint)
+        raise ConfigError(f"the model {name!r} is a {kind}: {what}, not dense vectors.", hint)
 
 
 def ndims(folder: Path) -> int | None:
-    """Return the width of the vectors that a model folder gives; None where its files do not tell.
+    """Return the width of a model's vectors; None if its files do not determine it.
 
     Raises:
         ConfigError: files that cannot be read.
@@ -146,7 +146,7 @@ def ndims(folder: Path) -> int | None:
     except EmbedregError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as exc:
-        raise broken(folder / "modules.json") from exc  # values of kinds that no library writes
+        raise broken(folder / "modules.json") from exc  # values of unexpected types
     own = None if is_plain(folder) else read_object(folder / "config_sentence_transformers.json").get("truncate_dim")
     widths = [each for each in (width, own) if each is not None]
     if any(isinstance(each, bool) or not isinstance(each, int) or not 0 < each <= MAX_NDIMS for each in widths):
@@ -155,7 +155,7 @@ def ndims(folder: Path) -> int | None:
 
 
 def prompts(folder: Path) -> tuple[dict[str, str], str | None]:
-    """Return the prompts of a model folder by name, and the name of the one that applies where none is asked for."""
+    """Return the prompts of a model folder by name, and the name of the default prompt."""
     config = {} if is_plain(folder) else read_object(folder / "config_sentence_transformers.json")
     given, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(given, dict) or not isinstance(default, str | None):
@@ -165,26 +165,26 @@ def prompts(folder: Path) -> tuple[dict[str, str], str | None]:
 
 
 def similarity(folder: Path) -> str:
-    """Return how a model's vectors are compared, by its own word: "cosine", "dot", "euclidean" or "manhattan"."""
+    """Return the similarity function of a model's configuration: "cosine", "dot", "euclidean" or "manhattan"."""
     config = {} if is_plain(folder) else read_object(folder / "config_sentence_transformers.json")
     return str(config.get("similarity_fn_name") or "cosine")
 
 
 def ends_normalized(folder: Path) -> bool:
-    """Say whether the chain itself ends in unit length."""
+    """Return whether the last module normalises the vectors."""
     return modules(folder)[-1].kind == "Normalize"
 
 
 def routed(folder: Path) -> bool:
-    """Say whether queries and documents take different ways through the model."""
+    """Return whether queries and documents take different routes through the model."""
     return any(module.kind in ("Router", "Asym") for module in modules(folder))
 
 
 def flat(chain: list[Module]) -> Iterator[Module]:
-    """Yield every module, those of a Router's routes in its place.
+    """Yield every module; a Router is replaced by the modules of its routes.
 
     Raises:
-        ConfigError: routes without end, as links between folders can make them.
+        ConfigError: endless routes, which links between folders can create.
     """
     waiting, seen = list(reversed(chain)), 0
     while waiting:
@@ -204,7 +204,7 @@ def _module(kind: str, folder: Path, path: str) -> Module:
     return Module(kind, folder / path, path in ("", "."))
 
 
-# -- how wide ----------------------------------------------------------------------------------------------------------
+# -- widths ------------------------------------------------------------------------------------------------------------
 
 
 def _width(chain: list[Module], width: int | None) -> int | None:
@@ -215,7 +215,7 @@ def _width(chain: list[Module], width: int | None) -> int | None:
         elif module.kind in _WIDTHS:
             width = _WIDTHS[module.kind](module, width)
         else:
-            return None  # a module that nobody here knows: only loading tells
+            return None  # an unknown module: the model has to be loaded
     return width
 
 
@@ -298,10 +298,10 @@ _WIDTHS: dict[str, Callable[[Module, int | None], int | None]] = {
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; an absent one is an empty object.
+    """Read a JSON file; return an empty object if it does not exist.
 
     Raises:
-        ConfigError: it is no JSON, too large, or no regular file: a pipe would be waited for.
+        ConfigError: it is not JSON, too large, or not a regular file, since reading a pipe would block.
     """
     try:
         found = path.stat()
@@ -310,7 +310,7 @@ def read_json(path: Path) -> Any:
         text = path.read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as exc:  # ValueError: no UTF-8, or a name that no file can have
+    except (OSError, ValueError) as exc:  # ValueError: not UTF-8, or an invalid file name
         raise broken(path) from exc
     try:
         return json.loads(text)
@@ -319,7 +319,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object."""
+    """Read a JSON file; raise ConfigError unless it contains an object."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise broken(path)
@@ -338,7 +338,5 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def broken(path: Path) -> ConfigError:
-    """Build the error for a file that no library wrote so."""
-    return ConfigError(
-        f"{path.parent.name}/{path.name} cannot be read as what a model's file should be.", "get the model's files anew"
-    )
+    """Return the error for an invalid model file."""
+    return ConfigError(f"{path.parent.name}/{path.name} is not a valid model file.", "download the model's files again")

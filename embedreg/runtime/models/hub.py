@@ -1,4 +1,4 @@
-"""The Hugging Face hub: its cache on this machine, and downloads that fail soon and in words."""
+"""The Hugging Face hub: its cache on this machine, and downloads that fail early with a clear reason."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from embedreg.support.retry import http_status
 
 __all__ = ["HUB_ID", "Refusal", "cache_folder", "commit_of", "download", "storage_of"]
 
-CONNECT_TIMEOUT_S = 10.0  # for the first answer of the hub; its own client would wait for ever
+CONNECT_TIMEOUT_S = 10.0  # for the first response of the hub; its own client would wait forever
 CONNECT = "connect once so that it can be downloaded"
 COPY = Words(
     "copy its folder here and give its path: name='/path/to/folder'",
     "copy its folder here and give its path: --set name=/path/to/folder",
 )
-LOOK_EVERY_S = 0.2  # how often the bytes that have come are counted
+LOOK_EVERY_S = 0.2  # interval at which the downloaded bytes are counted
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -35,13 +35,13 @@ _NETWORK_LIBRARIES = frozenset({"httpcore", "httpcore2", "httpx", "httpx2", "req
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the hub gave nothing.
+    """Why a download failed.
 
     Attributes:
-        why: what to tell, as part of a sentence.
-        final: whether asking for another repository in its place is of no use.
-        hint: what to do; None for what to do about a name that the hub does not know.
-        copy: whether a copy from elsewhere would do as well.
+        why: the reason, as part of a sentence.
+        final: whether another repository would fail for the same reason.
+        hint: what to do; None for the hint about an unknown name.
+        copy: whether a copy of the files from another machine would help.
     """
 
     why: str
@@ -51,15 +51,15 @@ class Refusal:
 
 
 def or_copy(hint: str, how: Words = COPY) -> Words:
-    """Return a hint that also says how a copy of the model is named."""
-    return how.changed(lambda said: f"{hint}, or {said}")
+    """Return a hint extended with the way to use a copy of the model."""
+    return how.changed(lambda copy: f"{hint}, or {copy}")
 
 
 def cache_folder(*own: str) -> Path | None:
-    """Return where the hub's models lie on this machine; None where its client is not installed.
+    """Return the folder of the hub's cache on this machine; None if its client is not installed.
 
     Args:
-        own: environment variables of a library that keeps them elsewhere.
+        own: environment variables of a library that overrides the folder.
     """
     for name in own:
         if value := os.environ.get(name):
@@ -77,7 +77,7 @@ def storage_of(cache: Path, repository: str) -> Path:
 
 
 def commit_of(storage: Path, revision: str | None) -> str | None:
-    """Return the commit of a branch or tag that the cache has last seen; None where it has not."""
+    """Return the commit of a branch or tag that the cache has recorded; None if there is none."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     try:
@@ -94,93 +94,91 @@ def download(
     *,
     extra: str,
 ) -> Refusal | None:
-    """Download files of a repository into the cache; return why not, or None once they are there.
+    """Download files of a repository into the cache; return None on success, else the reason of the failure.
 
     Args:
-        choose: called with the names of the repository's files, gives the names or patterns that are wanted.
-        extra: the embedreg extra that brings the hub's client.
+        choose: returns the names or patterns to download, given the names of the repository's files.
+        extra: the embedreg extra that installs the hub's client.
     """
     hub = attempt_import_or_raise("huggingface_hub", extra=extra)
     errors = attempt_import_or_raise("huggingface_hub.errors", extra=extra)
     try:
-        # Asked first, since this call has a timeout and no retries: an unreachable hub is known at once.
+        # Called first, since it has a timeout and no retries: an unreachable hub fails early.
         info = hub.HfApi().model_info(repository, revision=revision, timeout=CONNECT_TIMEOUT_S, files_metadata=True)
         wanted = choose([each.rfilename for each in info.siblings or ()])
         chosen = hub.utils.filter_repo_objects(
             info.siblings or (), allow_patterns=wanted, key=lambda each: each.rfilename
         )
         folder = None if cache is None else storage_of(cache, repository) / "blobs"
-        with _watched(f"downloading {repository}", folder, [each.size for each in chosen]):
+        with _reported(f"downloading {repository}", folder, [each.size for each in chosen]):
             hub.snapshot_download(repository, revision=revision, cache_dir=cache, allow_patterns=wanted)
     except errors.OfflineModeIsEnabled:
         return Refusal("the hub can't be reached (HF_HUB_OFFLINE is set)", final=False, hint=CONNECT, copy=True)
     except errors.GatedRepoError:
-        return Refusal(f"the hub gives {repository} only to those who have accepted its terms", final=True)
+        return Refusal(f"the hub requires that you accept the terms of {repository}", final=True)
     except errors.RevisionNotFoundError:
         return Refusal(f"the hub's {repository} has no revision {revision!r}", final=True)
     except errors.RepositoryNotFoundError:
-        return Refusal("the hub has no such model, or shows it to its owner only", final=False)
-    except Exception as exc:  # the hub's client has used requests, httpx and httpx2: no common error
+        return Refusal("the hub has no such model, or it is private", final=False)
+    except Exception as exc:  # the hub's client has used requests, httpx and httpx2, which share no error class
         if not _is_network(exc):
             raise
-        return _not_had(exc)
+        return _refusal(exc)
     return None
 
 
-def _not_had(exc: Exception) -> Refusal:
-    """Say why a download failed: by this machine's fault, the hub's, or of what lies between."""
+def _refusal(exc: Exception) -> Refusal:
+    """Return the reason of a failed download: on this machine, on the hub, or in the network."""
     if isinstance(exc, OSError) and exc.errno in _LOCAL:
-        return Refusal(
-            f"what the hub gives cannot be written here ({exc.strerror})", True, "free some space, or set HF_HOME"
-        )
+        return Refusal(f"the download cannot be written here ({exc.strerror})", True, "free some space, or set HF_HOME")
     if isinstance(exc, json.JSONDecodeError):
         return Refusal(
-            "what answers there is not the hub", True, "check HF_ENDPOINT, the proxy and the network's log-in page"
+            "the response is not from the hub", True, "check HF_ENDPOINT, the proxy and the network's log-in page"
         )
     status = http_status(exc)
     if status is None:
         return Refusal(f"the hub can't be reached ({type(exc).__name__})", True, CONNECT, copy=True)
     if status == 429 or status >= 500:
-        return Refusal(f"the hub fails (HTTP {status})", True, "try again later", copy=True)
+        return Refusal(f"the hub failed (HTTP {status})", True, "try again later", copy=True)
     return Refusal(
-        f"the hub refuses it (HTTP {status})", True, "log in: hf auth login; or check HF_ENDPOINT and HF_TOKEN"
+        f"the hub refused it (HTTP {status})", True, "log in: hf auth login; or check HF_ENDPOINT and HF_TOKEN"
     )
 
 
 @contextlib.contextmanager
-def _watched(what: str, folder: Path | None, sizes: list[int | None]) -> Iterator[None]:
-    """Tell how many bytes lie in a folder of the cache while they come.
+def _reported(what: str, folder: Path | None, sizes: list[int | None]) -> Iterator[None]:
+    """Report a download as a stage; its progress is the number of bytes in a folder of the cache.
 
-    The hub's client tells of its progress to the terminal only, and each version in another way.
+    The hub's client reports its progress only to the terminal, differently in each version.
 
     Args:
         folder: where files are written to.
-        sizes: of what is to come; None for what the hub did not say.
+        sizes: of the files; None if the hub did not report it.
     """
     total = sum(size for size in sizes if size is not None) if None not in sizes else None
     before = _bytes_in(folder)
     ended = threading.Event()
-    with progress.stage(what) as tell:
+    with progress.stage(what) as update:
 
-        def look() -> None:
+        def poll() -> None:
             while not ended.wait(LOOK_EVERY_S):
-                come = _bytes_in(folder) - before
-                tell(come if total is None else min(come, total), total)
+                done = _bytes_in(folder) - before
+                update(done if total is None else min(done, total), total)
 
-        looker = threading.Thread(target=look, name="embedreg-download", daemon=True)
-        looker.start()
+        poller = threading.Thread(target=poll, name="embedreg-download", daemon=True)
+        poller.start()
         try:
             yield
         finally:
             ended.set()
-            looker.join()
+            poller.join()
         if total is not None:
-            tell(total, total)
+            update(total, total)
 
 
 def _bytes_in(folder: Path | None) -> int:
     found = 0
-    with contextlib.suppress(OSError):  # not there yet, or a part that has just become a whole
+    with contextlib.suppress(OSError):  # it does not exist yet, or a finished file has just been renamed
         for path in folder.iterdir() if folder is not None else ():
             found += path.stat().st_size
     return found

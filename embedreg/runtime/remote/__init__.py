@@ -1,4 +1,4 @@
-"""What every remote function shares: batches, order, several requests at a time, retries, and whose fault a refusal is.
+"""The base classes of remote functions: batches, concurrent requests, retries, and isolating refused inputs.
 
 A remote function is a subclass of `RemoteTextFunction`, or for other inputs than texts of `RemoteFunction`, with
 `ndims()` and `request(batch, role)`.

@@ -1,4 +1,4 @@
-"""What a remote service answered: the vectors in it, what a refusal means, and whether its words repeat an input."""
+"""Interprets a remote service's responses: the vectors, the meaning of a refusal, and messages that repeat an input."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ __all__ = [
     "span",
 ]
 
-ECHO_CHARACTERS = 16  # long enough not to strike by chance, short enough to lie between two escaped characters
+ECHO_CHARACTERS = 16  # long enough to avoid chance matches, short enough to fit between two escaped characters
 
 Batch: TypeAlias = list[tuple[int, Any]]
-"""Inputs of one request: their numbers in the call, and what is sent for them."""
+"""Inputs of one request: their row numbers in the call, and the values to send."""
 
 
 Fault: TypeAlias = Literal["row", "call", "unknown"]
 
 
 class Refusal(NamedTuple):
-    """What an answer means that would be the same the next time.
+    """The meaning of an error response that a retry would not change.
 
     Attributes:
-        fault: "row", an input of the batch cannot be embedded; "call", no input is to blame; "unknown", either.
-        message: the server's words; left out of errors where they repeat an input.
+        fault: the cause: "row", an input of the batch; "call", not an input; "unknown", either.
+        message: the server's message; omitted from errors if it repeats an input.
         hint: what to do about it.
     """
 
@@ -55,7 +55,7 @@ MEANING: dict[int, tuple[Fault, str | None]] = {
     400: ("unknown", None),
     401: ("call", _KEY_HINT),
     402: ("call", "the account has no credit: see the provider's billing page"),
-    403: ("call", _KEY_HINT.changed(lambda said: f"the key may not use this model or endpoint; {said}")),
+    403: ("call", _KEY_HINT.changed(lambda hint: f"the key may not use this model or endpoint; {hint}")),
     404: ("call", "check the model's name and the endpoint"),
     405: ("call", "check the endpoint"),
     413: ("unknown", "choose a smaller batch_size or max_batch_tokens"),
@@ -64,20 +64,20 @@ MEANING: dict[int, tuple[Fault, str | None]] = {
 
 
 class AnswerError(VectorError):
-    """An answer that says "success" and holds no vectors: empty, cut off, or of another shape. It is tried again."""
+    """A successful response without valid vectors: empty, cut off, or of another shape. It is tried again."""
 
 
 def hint_for(status: int | None) -> str:
-    """Return what to do about a request that failed for good."""
+    """Return the hint for a request that failed after all retries."""
     if status == 429:
-        return "the rate limit holds on: a smaller concurrency, more max_retries, or a higher limit at the provider"
+        return "the rate limit persists: a smaller concurrency, more max_retries, or a higher limit at the provider"
     if status is not None:
         return "the server fails; try again later, or raise max_retries and deadline_s"
-    return "check the network and the endpoint; timeout_s, max_retries and deadline_s say how patient to be"
+    return "check the network and the endpoint; timeout_s, max_retries and deadline_s set the limits"
 
 
 def kind_of(batch: Sequence[tuple[int, Any]]) -> str:
-    """Return what a message calls the inputs of a batch."""
+    """Return the noun for the inputs of a batch in messages: "text" or "input"."""
     return "text" if are_texts(batch) else "input"
 
 
@@ -87,7 +87,7 @@ def are_texts(batch: Sequence[tuple[int, Any]]) -> bool:
 
 
 def host_of(url: str) -> str | None:
-    """Return the host and port of a URL, without its user and password; None where it has none."""
+    """Return the host and port of a URL, without its user and password; None if it has no host."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -97,16 +97,16 @@ def host_of(url: str) -> str | None:
 
 
 def rows_of(result: Any, m: int, what: str) -> Any:
-    """Turn what `request` returned into (m, d) float32, or a list of m where rows failed.
+    """Convert the result of `request` to (m, d) float32, or to a list of m if rows failed.
 
     Args:
-        what: what a message calls an input, as of `kind_of`.
+        what: the noun for an input in messages, from `kind_of`.
     """
     import numpy as np
 
     if isinstance(result, str | bytes | Mapping | Set) or not hasattr(result, "__iter__"):
         raise VectorError(
-            f"request() gave {type(result).__name__} for {m} {what}s.", f"return one vector for each {what}"
+            f"request() returned {type(result).__name__} for {m} {what}s.", f"return one vector for each {what}"
         )
     if not isinstance(result, np.ndarray):
         result = list(result)
@@ -117,16 +117,16 @@ def rows_of(result: Any, m: int, what: str) -> Any:
     try:
         matrix = np.asarray(result)
         if matrix.dtype.kind not in "fiuO" or any(isinstance(item, str | bytes) for item in _items(matrix)):
-            raise TypeError  # numpy would read numbers out of texts
+            raise TypeError  # numpy would parse numbers in strings
         with np.errstate(over="ignore"):
             matrix = matrix.astype(np.float32, copy=False)
     except (OverflowError, TypeError, ValueError):
-        what = "the server gave vectors of different widths, or what are no numbers."
-        raise VectorError(what, "check that the endpoint serves embeddings") from None
+        problem = "the server returned vectors of different widths, or values that are not numbers."
+        raise VectorError(problem, "check that the endpoint serves embeddings") from None
     if matrix.ndim != 2 or len(matrix) != m:
         raise _miscounted(len(matrix) if matrix.ndim == 2 else 0, m, what)
     if not np.isfinite(matrix).all(axis=1).any():
-        refuse_outage(m, lambda: True)  # of a few, whoever called decides
+        refuse_outage(m, lambda: True)  # if only some are not finite, the caller decides
     return matrix
 
 
@@ -135,11 +135,13 @@ def _items(matrix: Any) -> Any:
 
 
 def _miscounted(got: int, m: int, what: str) -> VectorError:
-    return VectorError(f"the server gave {got} vectors for {m} {what}s.", "check that the endpoint serves embeddings")
+    return VectorError(
+        f"the server returned {got} vectors for {m} {what}s.", "check that the endpoint serves embeddings"
+    )
 
 
 def repeats(message: str, batch: Batch) -> bool:
-    """Say whether a server's words hold an input or a piece of one."""
+    """Return whether a server's message contains an input or a part of one."""
     texts = [value for _, value in batch if isinstance(value, str)]
     whole = "\n".join(texts)
     pieces = (message[at : at + ECHO_CHARACTERS] for at in range(0, len(message) - ECHO_CHARACTERS + 1, 4))
@@ -150,7 +152,7 @@ def repeats(message: str, batch: Batch) -> bool:
 
 
 def span(rows: list[int]) -> str:
-    """Write row numbers as ranges: "rows 0-4, 7"."""
+    """Format row numbers as ranges: "rows 0-4, 7"."""
     ranges: list[list[int]] = []
     for row in rows:
         if ranges and row == ranges[-1][1] + 1:

@@ -1,9 +1,9 @@
-"""What every remote function shares: batches, order, several requests at a time, retries, and whose fault a refusal is.
+"""`RemoteFunction`, the base class of remote functions: batches, concurrent requests, retries, isolating bad inputs.
 
 A remote function is a subclass of `RemoteTextFunction`, or for other inputs than texts of `RemoteFunction`, with
 `ndims()` and `request(batch, role)`.
 
-Over 400 lines, since sending, retrying and finding whose fault a refusal is share the state of one call.
+Over 400 lines: sending, retrying and finding the refused input share the state of one call.
 """
 
 from __future__ import annotations
@@ -46,34 +46,34 @@ from embedreg.support.threads import Threads
 
 __all__ = ["AnswerError", "Refusal", "RemoteFunction", "RemoteTextFunction", "client_key", "clients", "release"]
 
-# How many more requests one refused batch may cost. To find a row among 512 by halving takes up to 18: this finds a
-# dozen or more, and a batch that is refused throughout ends in about a minute instead of after a thousand requests.
+# Maximum extra requests for one refused batch. Bisecting 512 rows takes up to 18 requests per bad row, so this finds a
+# dozen or more, and a batch in which every row is refused ends in about a minute instead of after a thousand requests.
 BLAME_REQUESTS = 256
-_CONTROL: Batch = [(-1, "hello")]  # a server that refuses this text embeds nothing
-SHOWN_CHARACTERS = 500  # of a server's words: some answer with a whole page
+_CONTROL: Batch = [(-1, "hello")]  # a server that refuses this text refuses every text
+SHOWN_CHARACTERS = 500  # of a server's message: some respond with a whole page
 
-clients = ModelCache(max_models=32, stays=lambda key: False)
-"""API clients by `client_key`, connections included; a client in use outlives its eviction."""
+clients = ModelCache(max_models=32, survives_fork=lambda key: False)
+"""API clients by `client_key`, with their connections; an evicted client stays alive while it is in use."""
 
 
 def client_key(*parts: Hashable) -> Hashable:
-    """Return a key for `clients` that holds in this process only: connections do not survive a fork."""
+    """Return a key for `clients` that is valid in this process only, since connections do not survive a fork."""
     return (os.getpid(), *parts)
 
 
 def release() -> int:
-    """Let go of every client and its connections; return how many there were. The next use connects anew."""
+    """Release every client and its connections; return their number. The next use connects again."""
     return clients.release()
 
 
-_LEAST_S = 1.0  # what a last attempt gets where the deadline is near: less would be none
+_LEAST_S = 1.0  # minimum time of the last attempt before the deadline: less would fail always
 _requests = Threads("embedreg-request", computes=False)
 _NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 _ADDRESSES = ("base_url", "endpoint", "api_base", "url", "host")
 
 
 class _Refused(EmbedregError):
-    """Carries a failure that is no use repeating; its cause is the client library's error."""
+    """A failure that a retry would not change; its cause is the client library's error."""
 
     def __init__(self, refusal: Refusal, status: int | None, kind: str = "") -> None:
         super().__init__(refusal.message, refusal.hint)
@@ -82,12 +82,12 @@ class _Refused(EmbedregError):
 
 
 class _Stopped(CallError):
-    """Ends a request that is no longer wanted."""
+    """Ends a request whose result is no longer needed."""
 
 
 @dataclass
 class _Call:
-    """One call of a function: in what role, and whether one of its requests has failed."""
+    """One call of a function: its role, and whether one of its requests has failed."""
 
     role: Role
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -96,19 +96,19 @@ class _Call:
 class RemoteFunction(EmbeddingFunction):
     """An embedding function behind a network call.
 
-    A subclass defines `ndims()`, `request(batch, role)` and its `traits`. Nulls and blank texts are never sent and have
-    no vector; the other inputs go out in batches, several at a time, each tried again while its error may pass; results
-    come back in order. An input that the server refuses costs only its own row: it is found by halving its batch.
+    A subclass defines `ndims()`, `request(batch, role)` and its `traits`. Nulls and blank texts are not sent and have no
+    vector. The other inputs are sent in batches, several concurrently. Transient errors are retried, and results are in
+    the order of the inputs. A refused input is found by bisecting its batch, and only its own row fails.
 
     Attributes:
-        batch_size: inputs in one request, at most.
-        max_batch_tokens: tokens in one request, at most, as `count_tokens` counts; a longer input goes alone.
-        concurrency: requests under way at a time, at most.
-        timeout_s: how long one request may take, from first to last, whatever its server does meanwhile.
-        deadline_s: how long a batch may take with all that is tried again; to find refused texts it has as long again.
+        batch_size: maximum inputs of one request.
+        max_batch_tokens: maximum tokens of one request, by `count_tokens`; a longer input is sent alone.
+        concurrency: maximum concurrent requests.
+        timeout_s: total time limit of one request, connecting and reading included.
+        deadline_s: time limit of a batch, retries included; finding refused texts may take as long again.
     """
 
-    # Several requests' worth of rows at a time; the retries are per request, so the whole call is not tried again.
+    # Rows for several requests at a time; retries are per request, so the whole call is not retried.
     traits: ClassVar[Traits] = Traits(modality="any", remote=True, retry=False, window=8192)
 
     batch_size: int = Field(default=512, ge=1)
@@ -121,25 +121,25 @@ class RemoteFunction(EmbeddingFunction):
     def runtime_keys() -> list[str]:
         return ["concurrency", "deadline_s", "max_batch_tokens"]
 
-    # -- what a subclass says ---------------------------------------------------------------------------------------
+    # -- defined by a subclass --------------------------------------------------------------------------------------
 
     @abstractmethod
     def request(self, batch: list[Any], role: Role) -> Any:
         """Embed one batch with one network call; called from several threads at a time.
 
-        A class whose service embeds queries and sources alike may leave out the role: `request(self, batch)`.
+        A class whose service embeds queries and sources alike may omit the role: `request(self, batch)`.
 
         Args:
             batch: m inputs, none of them null or blank, 1 <= m <= batch_size.
-            role: "source" or "query", of all of them.
+            role: "source" or "query", for the whole batch.
         Returns:
             (m, d) in the order of the batch, or m vectors with None or a RowError for a row that failed.
         Raises:
-            Anything: what `explain` calls a refusal is final, the rest is tried again if it may pass.
+            Exception: any error; one for which `explain` returns a refusal is final, other transient ones are retried.
         """
 
     def explain(self, exc: Exception) -> Refusal | None:
-        """Say what an error of `request` means, or None where it is no refusal; the default goes by the HTTP status."""
+        """Return the refusal that an error of `request` means, or None; the default uses the HTTP status."""
         status = http_status(exc)
         if status is None or status not in MEANING:
             return None
@@ -147,19 +147,19 @@ class RemoteFunction(EmbeddingFunction):
         return Refusal(fault, self.words_of(exc), hint)
 
     def words_of(self, exc: Exception) -> str:
-        """Return the service's own words out of an error of its client library."""
+        """Return the service's message from an error of its client library."""
         return str(exc)
 
     def count_tokens(self, text: Any) -> int:
-        """Return about how many tokens an input has, rather too many than too few; 1 for what is not a text.
+        """Return an upper estimate of the tokens of an input; 1 for an input that is not a text.
 
-        The default takes two UTF-8 bytes for a token: prose has about four, and where a character takes three bytes it
-        is seldom more than one and a half tokens.
+        The default counts a token for two UTF-8 bytes: prose has about four bytes per token, and a character of three
+        bytes is rarely more than one and a half tokens.
         """
         return len(text.encode()) // 2 + 1 if isinstance(text, str) else 1
 
     def row_problem(self, text: Any) -> str | None:
-        """Return why an input cannot be embedded, before it is sent, or None; the default leaves that to the server."""
+        """Return the reason why an input cannot be embedded, before it is sent, or None; the default is None."""
         return None
 
     # -- the contract -----------------------------------------------------------------------------------------------
@@ -168,10 +168,10 @@ class RemoteFunction(EmbeddingFunction):
         """Embed n inputs.
 
         Returns:
-            (n, d) float32; where rows have no vector, a list of n vectors with None (null, blank) and RowError instead.
+            (n, d) float32; if rows have no vector, a list of n vectors, None (null, blank) and RowError.
         Raises:
-            CallError: a request failed; it names the rows by their numbers in this call. VectorError: the answer does
-            not fit the request.
+            CallError: a request failed; it names the rows by their numbers in this call.
+            VectorError: the response does not fit the request.
         """
         return self._embed_rows(inputs, role)
 
@@ -184,7 +184,7 @@ class RemoteFunction(EmbeddingFunction):
         return self._embed_rows([query], "query")
 
     def _sent(self, value: Any, row: int) -> Any:
-        """Return what is sent for an input; None for null and blank."""
+        """Return the value to send for an input; None for null and blank."""
         return None if _is_null(value) or (isinstance(value, str) and not value.strip()) else value
 
     def _embed_rows(self, inputs: Any, role: Role) -> Any:
@@ -233,20 +233,20 @@ class RemoteFunction(EmbeddingFunction):
         if len(batches) <= 1 or self.concurrency == 1:
             return [self._embed(batch, call) for batch in batches]
         pool = ThreadPoolExecutor(min(self.concurrency, len(batches)), thread_name_prefix="embedreg-request")
-        # Each thread works in a copy of the caller's context: scoped variables live there.
+        # Each thread runs in a copy of the caller's context, which contains scoped variables.
         pending = [pool.submit(contextvars.copy_context().run, self._embed, batch, call) for batch in batches]
         try:
             done, _ = wait(pending, return_when=FIRST_EXCEPTION)
             failures = [failure for future in done if (failure := future.exception()) is not None]
             for failure in sorted(failures, key=lambda failure: isinstance(failure, _Stopped)):
-                raise failure  # the one that stopped the others
+                raise failure  # the failure that stopped the others
             return [future.result() for future in pending]
         finally:
             call.stopped.set()
-            # Not waited for: one may be asleep before its next attempt, which it will not make.
+            # Without waiting: a thread may sleep before its next attempt, which it will not make.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    @guarded  # the outermost of its thread, so that the retries inside see the client library's own errors
+    @guarded  # the outermost function of its thread, so that the retries inside see the client library's own errors
     def _embed(self, batch: Batch, call: _Call) -> Any:
         """Embed one batch, and stop the others if it fails: (m, d), or a list of m with RowErrors among them."""
         try:
@@ -254,19 +254,19 @@ class RemoteFunction(EmbeddingFunction):
             if not isinstance(result, _Refused):
                 return result
             until = time.monotonic() + self.deadline_s
-            texts = are_texts(batch)  # for other inputs there is none that every service takes
+            texts = are_texts(batch)  # other kinds of inputs have no value that every service accepts
             if result.fault == "unknown" and texts and isinstance(self._send(_CONTROL, call, until), _Refused):
-                result.fault = "call"  # it is not about these texts
+                result.fault = "call"  # the texts are not the cause
             if result.fault == "call":
                 raise self._call_error(result, batch)
             found: list[Any] = []
-            self._halve(batch, result, call, found, [BLAME_REQUESTS], until)
+            self._bisect(batch, result, call, found, [BLAME_REQUESTS], until)
             return found
         except BaseException:
-            call.stopped.set()  # here, not where it is waited for: that thread may be slow to wake
+            call.stopped.set()  # here, not in the waiting thread, which may be slow to wake
             raise
 
-    def _halve(
+    def _bisect(
         self,
         batch: Batch,
         refused: _Refused,
@@ -275,18 +275,18 @@ class RemoteFunction(EmbeddingFunction):
         left: list[int],
         until: float,
     ) -> None:
-        """Split a refused batch until only single rows are refused; `left` holds the requests that remain."""
+        """Split a refused batch until only single rows are refused; `left` is the number of requests that remain."""
         if len(batch) == 1:
-            found.append(RowError(self._said(f"the server refused this {kind_of(batch)}", refused, batch)))
+            found.append(RowError(self._failure_text(f"the server refused this {kind_of(batch)}", refused, batch)))
             return
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
             if not left[0]:
                 where, what = span([row for row, _ in half]), kind_of(batch)
                 raise CallError(
-                    f"so many {what}s are refused that {BLAME_REQUESTS} more requests could not tell them apart, "
-                    f"{where} of this call among them; {self._said('the last answer', refused, batch)}.",
-                    "shorten or drop them first; with batch_size=64 every one is found, by more requests",
+                    f"too many {what}s are refused: {BLAME_REQUESTS} more requests did not find all of them; they are "
+                    f"among {where} of this call; {self._failure_text('the last response', refused, batch)}.",
+                    "shorten or drop them first; batch_size=64 finds all of them, with more requests",
                 )
             left[0] -= 1
             result = self._send(half, call, until)
@@ -295,24 +295,24 @@ class RemoteFunction(EmbeddingFunction):
             elif result.fault == "call":
                 raise self._call_error(result, half)
             else:
-                self._halve(half, result, call, found, left, until)
+                self._bisect(half, result, call, found, left, until)
 
     def _send(self, batch: Batch, call: _Call, until: float) -> Any:
-        """Send one request, again while its error may pass: (m, d), a list of m, or a refusal.
+        """Send one request and retry transient errors: (m, d), a list of m, or a refusal.
 
         Args:
-            until: when it is over, by `time.monotonic`.
+            until: the deadline, by `time.monotonic`.
         Raises:
-            CallError: it failed for good.
+            CallError: it failed after all retries.
         """
-        ask = functools.partial(_asked(type(self).request), self.request, [value for _, value in batch], call.role)
+        ask = functools.partial(_caller(type(self).request), self.request, [value for _, value in batch], call.role)
 
         def attempt() -> Any:
             if call.stopped.is_set():
                 raise _Stopped("another request of the same call has failed.")
             try:
-                # In a thread that can be left: a client's own timeouts begin anew with each byte, and none of them
-                # covers the look-up of a name.
+                # In a thread that can be abandoned: a client's own timeouts restart with each byte, and none of them
+                # covers name resolution.
                 limit_s = min(self.timeout_s, max(_LEAST_S, until - time.monotonic()))
                 return _requests.call(carried(ask), timeout_s=limit_s)
             except EmbedregError:
@@ -328,18 +328,18 @@ class RemoteFunction(EmbeddingFunction):
                 attempt,
                 max_retries=self.max_retries,
                 deadline_s=max(0.0, until - time.monotonic()),
-                transient=_passes,
+                transient=_is_transient,
             )
         except _Refused as refused:
-            return refused.with_traceback(None)  # a value from here on
+            return refused.with_traceback(None)  # used as a value from here on
         except EmbedregError:
             raise
         except Exception as exc:
             status = http_status(exc)
-            if status is None and not _passes(exc) and not isinstance(exc, OSError):
-                raise  # a mistake in `request`: its own traceback says more
+            if status is None and not _is_transient(exc) and not isinstance(exc, OSError):
+                raise  # a bug in `request`: its own traceback is more useful
             if isinstance(exc, _NO_JSON):
-                refusal = Refusal("call", "the answer is not JSON", MEANING[405][1])
+                refusal = Refusal("call", "the response is not JSON", MEANING[405][1])
             else:
                 refusal = Refusal("call", self.words_of(exc), hint_for(status))
             address = self._address() if status is None else None
@@ -351,7 +351,7 @@ class RemoteFunction(EmbeddingFunction):
         raise self._call_error(failure, batch)
 
     def _address(self) -> str | None:
-        """Return the host and port that requests go to, where a field says them; for errors."""
+        """Return the host and port of the requests, if a field contains them; for error messages."""
         for name in _ADDRESSES:
             value = getattr(self, name, None) if name in type(self).model_fields else None
             if isinstance(value, str) and (found := host_of(value)) is not None:
@@ -361,27 +361,27 @@ class RemoteFunction(EmbeddingFunction):
     # -- errors -----------------------------------------------------------------------------------------------------
 
     def _call_error(self, refused: _Refused, batch: Batch) -> CallError:
-        """Build the error for a failed request; the client library's error is its cause, unless that repeats inputs."""
+        """Return the error for a failed request; its cause is the client library's error unless that repeats inputs."""
         rows = [row for row, _ in batch if row >= 0]
         what = f"{span(rows)} of this call could not be embedded" if rows else "the service cannot be used"
-        error = CallError(f"{self._said(what, refused, batch)}.", refused.hint)
+        error = CallError(f"{self._failure_text(what, refused, batch)}.", refused.hint)
         if not repeats(str(refused.__cause__), batch):
             error.__cause__ = refused.__cause__
         error.__suppress_context__ = True
         return error
 
-    def _said(self, what: str, refused: _Refused, batch: Batch) -> str:
-        """Say what happened in the server's words, unless they repeat an input; no secret is in them."""
-        words = " ".join(refused.message.split()).rstrip(".")
+    def _failure_text(self, what: str, refused: _Refused, batch: Batch) -> str:
+        """Return a message with the server's own, unless that repeats an input; secrets are redacted."""
+        detail = " ".join(refused.message.split()).rstrip(".")
         if repeats(refused.message, batch):
-            words = "the server's words repeat an input and are left out"
-        elif len(words) > SHOWN_CHARACTERS:
-            words = f"{words[:SHOWN_CHARACTERS]}..."
-        said = f"{what} ({refused.where})" if refused.where else what
-        return redact(f"{said}: {words}" if words else said, self._held_secrets())
+            detail = "the server's message repeats an input and is omitted"
+        elif len(detail) > SHOWN_CHARACTERS:
+            detail = f"{detail[:SHOWN_CHARACTERS]}..."
+        message = f"{what} ({refused.where})" if refused.where else what
+        return redact(f"{message}: {detail}" if detail else message, self._held_secrets())
 
 
-class RemoteTextFunction(TextEmbeddingFunction, RemoteFunction):  # type: ignore[misc]  # what one calls texts
+class RemoteTextFunction(TextEmbeddingFunction, RemoteFunction):  # type: ignore[misc]  # parameter names differ
     """A text embedding function behind a network call: a `RemoteFunction` whose inputs are texts.
 
     A subclass defines `ndims()` and `request(batch, role)`.
@@ -390,22 +390,22 @@ class RemoteTextFunction(TextEmbeddingFunction, RemoteFunction):  # type: ignore
     traits: ClassVar[Traits] = Traits(remote=True, retry=False, window=8192)
 
     def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
-        """Embed texts, as `generate_embeddings` does; `request` is told the role."""
+        """Embed texts, as `generate_embeddings` does, and pass the role to `request`."""
         return EmbeddingFunction.compute_embeddings(self, inputs, role)  # LanceDB's methods, which a subclass overrides
 
     def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
         """Embed n texts.
 
         Returns:
-            (n, d) float32; where rows have no vector, a list of n vectors with None (null, blank) and RowError instead.
+            (n, d) float32; if rows have no vector, a list of n vectors, None (null, blank) and RowError.
         Raises:
             InputError: a row is not text. CallError: a request failed; it names the rows by their numbers in this call.
-            VectorError: the answer does not fit the request.
+            VectorError: the response does not fit the request.
         """
         return self._embed_rows(self.sanitize_input(texts), role_of(self))
 
     def vector_traits(self) -> dict[str, Any]:
-        """Return what is true of the vectors; `prompts` is None where `request` is not told the role."""
+        """Return the traits of the vectors; `prompts` is None if `request` has no parameter for the role."""
         alike = {} if takes_role(type(self).request) else {"prompts": None}
         return {**super().vector_traits(), **alike}
 
@@ -414,21 +414,21 @@ class RemoteTextFunction(TextEmbeddingFunction, RemoteFunction):  # type: ignore
 
 
 @functools.lru_cache(maxsize=256)
-def _asked(request: Any) -> Callable[[Callable[..., Any], list[Any], Role], Any]:
-    """Return how a class's `request` is called with a batch and a role: it may have no parameter for the role."""
+def _caller(request: Any) -> Callable[[Callable[..., Any], list[Any], Role], Any]:
+    """Return a function that calls a class's `request` with a batch, and with the role if it has a parameter for it."""
     if takes_role(request):
         return lambda bound, batch, role: bound(batch, role=role)
     try:
         inspect.signature(request).bind("self", "batch")
-    except TypeError:  # a second one that it needs, of whatever name
+    except TypeError:  # it has a second required parameter, under another name
         return lambda bound, batch, role: bound(batch, role)
     except ValueError:  # a callable without a signature
         pass
     return lambda bound, batch, role: bound(batch)
 
 
-def _passes(exc: BaseException) -> bool:
-    """Say whether an error of a request may pass by itself; what claims success and is no answer may too."""
+def _is_transient(exc: BaseException) -> bool:
+    """Return whether an error of a request is transient; a successful response without a valid body is too."""
     status = http_status(exc)
     return (
         isinstance(exc, (AnswerError, *_NO_JSON)) or is_transient(exc) or (status is not None and 200 <= status < 300)
@@ -436,7 +436,7 @@ def _passes(exc: BaseException) -> bool:
 
 
 def _is_null(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)  # NaN is pandas' null
+    return value is None or (isinstance(value, float) and value != value)  # pandas represents null as NaN
 
 
 def _text_of(value: Any, row: int) -> str | None:
@@ -445,4 +445,4 @@ def _text_of(value: Any, row: int) -> str | None:
         return None
     if not isinstance(value, str):
         raise InputError(f"row {row} is {type(value).__name__}, not text.", "convert the column to text first")
-    return str(value) if value.strip() else None  # numpy's str_ is no JSON
+    return str(value) if value.strip() else None  # numpy's str_ is not a JSON type

@@ -1,1 +1,1 @@
-"""Many callers, one model: micro-batches and a pool of buffers."""
+"""Serves many callers with one model: a micro-batcher and a buffer pool."""

@@ -1,7 +1,7 @@
-"""Memory for matrices that come and go: taken once, lent again when nothing looks at it any longer.
+"""A buffer pool for matrices: memory is allocated once and used again when no array references it.
 
-A server fills and sends a matrix of some megabytes many times a second. From the allocator each comes as fresh pages,
-which the kernel clears one by one: for vectors that are ready, that took as long as all the rest.
+A server fills and sends matrices of some megabytes many times a second. The allocator returns fresh pages for each,
+which the kernel clears one by one: for cached vectors, that took as long as the rest of the call.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Blocks"]
+__all__ = ["BufferPool"]
 
-KEPT = 3  # blocks, while nobody uses them
-SMALLEST, LARGEST = 1 << 20, 32 << 20  # bytes of a block that is kept
+KEPT = 3  # maximum number of unused blocks in the pool
+SMALLEST, LARGEST = 1 << 20, 32 << 20  # bytes of a block that is pooled
 
 
-class Blocks:
-    """Lends (n, d) float32 matrices.
+class BufferPool:
+    """Allocates (n, d) float32 matrices from a pool of blocks.
 
-    A matrix may be sliced, handed to Arrow and kept for as long as it is wanted: its memory is lent again only after
-    the last array or buffer over it is gone.
+    A matrix may be sliced, passed to Arrow and kept for any time: its block returns to the pool only after the last
+    array or buffer that references it is freed.
     """
 
     def __init__(self) -> None:
-        # no lock: what it does is one step each, and a matrix may go at any moment, in any thread
+        # no lock: deque operations are atomic, and a matrix may be freed at any moment, in any thread
         self._free: deque[np.ndarray] = deque(maxlen=KEPT)
 
     def __len__(self) -> int:
         return len(self._free)
 
     def empty(self, n: int, d: int) -> np.ndarray:
-        """Return (n, d) float32 of any content."""
+        """Return an uninitialised (n, d) float32 matrix."""
         import numpy as np
 
         size = n * d
@@ -45,11 +45,11 @@ class Blocks:
                 block = self._free.pop()
         except IndexError:
             block = np.empty(size, np.float32)
-        return np.asarray(_Lent(self._free, block, n, d))
+        return np.asarray(_BlockOwner(self._free, block, n, d))
 
 
-class _Lent:
-    """Stands under every array over a block, and gives it back when the last of them is gone."""
+class _BlockOwner:
+    """The base object of every array that references a block; returns the block to the pool when it is freed."""
 
     def __init__(self, free: deque[np.ndarray], block: np.ndarray, n: int, d: int) -> None:
         self._free, self._block = free, block

@@ -1,7 +1,8 @@
-"""Requests that arrive together share a pass: many small calls of a model become few larger ones.
+"""The micro-batcher: joins small requests that arrive together into one batch of the model.
 
-Nobody waits who is alone: a request that finds the model idle starts at once. What arrives while a pass runs makes the
-next one; and since the callers of a shared pass come back together, the next pass waits a few milliseconds for them.
+A request that finds the model idle starts at once. Requests that arrive while a micro-batch runs form the next one. The
+callers of a shared micro-batch send their next requests at about the same time, so the next one waits a few
+milliseconds for them.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-__all__ = ["Abandoned", "Coalescer", "Pass", "Ticket"]
+__all__ = ["Abandoned", "MicroBatch", "MicroBatcher", "Ticket"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-POLL_S = 0.05  # how often a waiting caller looks whether it is still wanted
-MAX_LOST = 4  # passes that never ended whose place another worker took; more are refused one
-_CLOSED = "the coalescer is closed"
+POLL_S = 0.05  # interval at which a waiting caller checks whether its result is still needed
+MAX_LOST = 4  # maximum number of hung micro-batches whose workers are replaced
+_CLOSED = "the micro-batcher is closed"
 
 
 class Abandoned(BaseException):
-    """Ends a pass that nobody waits for. No Exception, so that no model's own handler takes it for a failure."""
+    """Ends a micro-batch that no caller waits for. A BaseException, so that a model's handlers do not catch it."""
 
 
 class Ticket(Generic[T, R]):
-    """One request: what it brings, and later what it gets."""
+    """One request: its item, and later its result."""
 
-    def __init__(self, owner: Coalescer[T, R], item: T, weight: float) -> None:
+    def __init__(self, owner: MicroBatcher[T, R], item: T, weight: float) -> None:
         self.item, self.weight = item, weight
         self.left = False
         self._owner = owner
@@ -39,23 +40,22 @@ class Ticket(Generic[T, R]):
 
     @property
     def small(self) -> bool:
-        """Whether it may share a pass."""
+        """Whether it may share a micro-batch."""
         return self.weight < 1
 
     def wait(self, check: Callable[[], None] | None = None) -> R:
         """Return the result of this request.
 
         Args:
-            check: called now and then while waiting; an error that it raises ends the wait, and the others of a shared
-                pass do not notice.
+            check: called periodically while waiting; an error that it raises ends the wait of this request only.
         Raises:
-            What the pass raised, the same error to each that shared it.
+            The error of the micro-batch, the same for each request in it.
         """
         try:
             while not self._done.wait(POLL_S):
                 if check is not None:
                     check()
-                self._owner.tend()
+                self._owner.supervise()
         except BaseException:
             self._owner.leave(self)
             raise
@@ -64,14 +64,14 @@ class Ticket(Generic[T, R]):
         return self._result  # type: ignore[return-value]  # set with the event
 
     def settle(self, result: R | None, error: BaseException | None = None) -> None:
-        """Hand the result over."""
+        """Set the result or the error, and wake the caller."""
         self._result, self._error = result, error
         self._done.set()
 
 
 @dataclass
-class Pass(Generic[T, R]):
-    """One run over the requests of some tickets."""
+class MicroBatch(Generic[T, R]):
+    """The tickets whose requests run together."""
 
     tickets: list[Ticket[T, R]]
     began: float = field(default_factory=time.monotonic)
@@ -79,95 +79,95 @@ class Pass(Generic[T, R]):
 
     @property
     def small(self) -> bool:
-        """Whether it is one of small requests."""
+        """Whether its requests are small."""
         return self.tickets[0].small
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for it any longer."""
+        """Whether no caller waits for it."""
         return all(ticket.left for ticket in self.tickets)
 
     def check(self) -> None:
-        """Raise `Abandoned` if nobody waits for this pass any longer: for the work to call between its steps."""
+        """Raise `Abandoned` if no caller waits for this micro-batch; the work calls it between its steps."""
         if self.abandoned:
             raise Abandoned
 
 
-class Coalescer(Generic[T, R]):
-    """Runs requests in passes, small ones together, large ones by themselves, in the order of their arrival.
+class MicroBatcher(Generic[T, R]):
+    """Runs requests in micro-batches, small ones together, each large one separately, in order of arrival.
 
-    One pass of small requests runs at a time: what two of them have in common, the second can take from the first.
+    Only one micro-batch of small requests runs at a time, so that the next one can use the vectors that it cached.
 
     Args:
-        run: does one pass: from the items of its requests to as many results. Called in worker threads.
-        passes: how many run at a time. With several, one place is kept for the small requests.
-        window_s: how long a pass may wait for requests, in seconds, if the pass before it was shared.
-        give_up_s: a pass that nobody waits for and that is older than this is taken for one that never ends, and
-            another worker takes its place.
-        isolate: says of an error of a shared pass whether it may be one request's fault alone; then each is run anew,
-            by itself.
+        run: runs one micro-batch: returns one result for each item. Called in worker threads.
+        max_workers: maximum number of micro-batches that run in parallel. With several, one worker is reserved for
+            small requests.
+        window_s: maximum time that a micro-batch waits for requests, in seconds, if the previous one was shared.
+        give_up_s: a micro-batch that no caller waits for counts as hung after this time, and its worker is replaced.
+        isolate: returns whether an error of a shared micro-batch may be caused by one request; each request then runs
+            again, separately.
         name: of the threads.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[T], Pass[T, R]], Sequence[R]],
+        run: Callable[[Sequence[T], MicroBatch[T, R]], Sequence[R]],
         *,
-        passes: int = 1,
+        max_workers: int = 1,
         window_s: float = 0.003,
         give_up_s: float = 600.0,
         isolate: Callable[[BaseException], bool] = lambda exc: False,
-        name: str = "embedreg-pass",
+        name: str = "embedreg-batch",
     ) -> None:
         self._run, self._isolate = run, isolate
-        self.passes, self.window_s, self.give_up_s = passes, window_s, give_up_s
+        self.max_workers, self.window_s, self.give_up_s = max_workers, window_s, give_up_s
         self._name = name
         self._changed = threading.Condition()
         self._waiting: list[Ticket[T, R]] = []
-        self._running: list[Pass[T, R]] = []
+        self._running: list[MicroBatch[T, R]] = []
         self._lost = 0
         self._idle = self._workers = 0
-        self._company = 1  # small requests that are there, or soon back from the pass before
+        self._expected_callers = 1  # small requests that wait, or are likely to follow the previous micro-batch
         self._closed = False
 
     def submit(self, item: T, weight: float) -> Ticket[T, R]:
-        """Ask for an item to be run.
+        """Add a request to the queue.
 
         Args:
-            weight: its share of what a pass should hold; from 1 on it has a pass for itself.
+            weight: its share of a full micro-batch; a request of 1 or more runs separately.
         Raises:
-            RuntimeError: it is closed.
+            RuntimeError: the micro-batcher is closed.
         """
         ticket = Ticket(self, item, weight)
         with self._changed:
             if self._closed:
                 raise RuntimeError(_CLOSED)
             self._waiting.append(ticket)
-            self._staff()
+            self._start_worker()
             self._changed.notify_all()
         return ticket
 
     def leave(self, ticket: Ticket[T, R]) -> None:
-        """Take back a request; a pass that runs goes on for the others in it."""
+        """Cancel a request; a running micro-batch continues for its other requests."""
         with self._changed:
             ticket.left = True
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
 
-    def tend(self) -> None:
-        """Replace the workers of passes that seem never to end, if requests wait for them."""
+    def supervise(self) -> None:
+        """Replace the workers of hung micro-batches, if requests wait for a worker."""
         with self._changed:
             if not self._waiting:
                 return
             for each in self._running:
-                over = time.monotonic() - each.began > self.give_up_s
-                if over and not each.lost and self._lost < MAX_LOST and each.abandoned:
+                expired = time.monotonic() - each.began > self.give_up_s
+                if expired and not each.lost and self._lost < MAX_LOST and each.abandoned:
                     each.lost, self._lost = True, self._lost + 1
                     self._workers -= 1
-            self._staff()
+            self._start_worker()
 
     def close(self) -> None:
-        """Take no more requests; those that wait fail, passes that run end for themselves."""
+        """Refuse new requests and fail the waiting ones; running micro-batches finish."""
         with self._changed:
             self._closed = True
             dropped, self._waiting = self._waiting, []
@@ -177,16 +177,16 @@ class Coalescer(Generic[T, R]):
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a pass."""
+        """Number of requests in the queue."""
         return len(self._waiting)
 
     # -- the workers ------------------------------------------------------------------------------------------------
 
-    def _staff(self) -> None:
-        """Start a worker if there is work for one more."""
-        if self._workers < self.passes and self._idle < len(self._waiting):
+    def _start_worker(self) -> None:
+        """Start a worker if requests wait and no worker is idle."""
+        if self._workers < self.max_workers and self._idle < len(self._waiting):
             self._workers += 1
-            # a daemon: a model that never answers must not keep the process
+            # a daemon: a model that hangs must not keep the process alive
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
 
     def _work(self) -> None:
@@ -195,14 +195,14 @@ class Coalescer(Generic[T, R]):
             with self._changed:
                 self._running.remove(each)
                 if each.small:
-                    self._company = len(each.tickets) + sum(ticket.small for ticket in self._waiting)
-                self._changed.notify_all()  # a large request may have waited for its place
+                    self._expected_callers = len(each.tickets) + sum(ticket.small for ticket in self._waiting)
+                self._changed.notify_all()  # a large request may have waited for this worker
                 if each.lost:
                     self._lost -= 1
                     return
 
-    def _next(self) -> Pass[T, R] | None:
-        """Wait for work; return the next pass, or None for the end."""
+    def _next(self) -> MicroBatch[T, R] | None:
+        """Wait for requests; return the next micro-batch, or None once the micro-batcher is closed."""
         with self._changed:
             while True:
                 first = self._first()
@@ -214,8 +214,8 @@ class Coalescer(Generic[T, R]):
                     self._idle -= 1
                     continue
                 if first.small and not self._gathered():
-                    continue  # somebody else took them meanwhile
-                each = Pass(self._taken())
+                    continue  # another worker has taken them meanwhile
+                each = MicroBatch(self._taken())
                 if each.tickets:
                     self._running.append(each)
                     return each
@@ -223,23 +223,23 @@ class Coalescer(Generic[T, R]):
     def _first(self) -> Ticket[T, R] | None:
         """Return the first request that may run now."""
         running = [each.small for each in self._running if not each.lost]
-        room = {True: running.count(True) < 1, False: running.count(False) < max(1, self.passes - 1)}
+        room = {True: running.count(True) < 1, False: running.count(False) < max(1, self.max_workers - 1)}
         return next((ticket for ticket in self._waiting if room[ticket.small]), None)
 
     def _gathered(self) -> bool:
-        """Wait until those of the last pass are back, if it was shared; say whether there is still a request."""
-        over = time.monotonic() + self.window_s
+        """Wait for the callers of the last micro-batch if it was shared; return whether there is still a request."""
+        deadline = time.monotonic() + self.window_s
         while not self._closed:
             small = [ticket for ticket in self._waiting if ticket.small]
-            left_s = over - time.monotonic()
+            left_s = deadline - time.monotonic()
             full = sum(ticket.weight for ticket in small) >= 1
-            if not small or full or len(small) >= self._company or left_s <= 0:
+            if not small or full or len(small) >= self._expected_callers or left_s <= 0:
                 break
             self._changed.wait(left_s)
         return self._first() is not None
 
     def _taken(self) -> list[Ticket[T, R]]:
-        """Take the requests of the next pass out of the queue."""
+        """Take the requests of the next micro-batch out of the queue."""
         first = self._first()
         if first is None:
             return []
@@ -253,15 +253,15 @@ class Coalescer(Generic[T, R]):
             self._waiting.remove(ticket)
         return taken
 
-    def _settle(self, each: Pass[T, R]) -> None:
-        """Run a pass and hand out what came of it."""
+    def _settle(self, each: MicroBatch[T, R]) -> None:
+        """Run a micro-batch and pass the results to the callers."""
         try:
             results = self._run([ticket.item for ticket in each.tickets], each)
             pairs = list(zip(each.tickets, results, strict=True))
-        except BaseException as exc:  # noqa: BLE001  # whatever it is, those who wait must get it
+        except BaseException as exc:  # noqa: BLE001  # every error must reach the waiting callers
             if len(each.tickets) > 1 and not isinstance(exc, Abandoned) and self._isolate(exc):
                 for ticket in each.tickets:
-                    self._settle(Pass([ticket]))
+                    self._settle(MicroBatch([ticket]))
                 return
             for ticket in each.tickets:
                 ticket.settle(None, exc)

@@ -1,1 +1,1 @@
-"""Texts through a local model: tokenized once, planned over tokens, run in batches."""
+"""Embeds texts with a local model: tokenize once, plan batches by tokens, run them."""

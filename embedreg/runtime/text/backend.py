@@ -1,4 +1,4 @@
-"""Back ends: what the runtime needs of a model of texts, and the table of ways to run a sentence-transformers model.
+"""Back ends: the protocol of a text model, and the table of back ends that run a sentence-transformers model.
 
 A new back end is one file with a class and one line in `BACKENDS`.
 """
@@ -26,7 +26,7 @@ BACKENDS = {
 """Name -> "module:Class" of a `ModelBackend`; the module is imported when the back end is first used."""
 
 AUTO = "auto"
-DEFAULT = "torch"  # what "auto" is: another library that is installed must not change what runs
+DEFAULT = "torch"  # the meaning of "auto": installing another library must not change what runs
 
 
 class Backend(Protocol):
@@ -34,7 +34,7 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """Return "cpu", or the torch device that `forward` wants its tensors on."""
+        """Return "cpu", or the torch device that `forward` expects its tensors on."""
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Tokenize texts, without padding; called in one thread at a time."""
@@ -53,9 +53,8 @@ class ModelBackend(Backend, Protocol):
     Attributes:
         label: its name in messages.
         devices: the devices that it runs on, as `device.resolve` names them; empty for all.
-        compiles: whether it runs a compiled form that `compile` makes, and not the model itself. Then the model is
-            loaded in float32, whatever the precision, and a single query in float32 is left to torch, which has all
-            cores at work on it and agrees.
+        compiles: whether it runs a compiled form from `compile` instead of the model. The model is then loaded in
+            float32 for every precision, and torch runs a single query in float32, since it uses all cores and agrees.
     """
 
     label: ClassVar[str]
@@ -64,11 +63,11 @@ class ModelBackend(Backend, Protocol):
 
     @property
     def prompt(self) -> str:
-        """Return what is put before each text."""
+        """Return the text that is prepended to each text."""
 
     @property
     def task(self) -> str | None:
-        """Return the role as the library calls it: "query", "document", or None for neither."""
+        """Return the library's name of the role: "query", "document", or None for neither."""
 
     def __init__(
         self,
@@ -83,16 +82,16 @@ class ModelBackend(Backend, Protocol):
 
     @classmethod
     def compile(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Any:
-        """Compile a model; called once for all roles. What it returns has the bytes that it holds as `size`.
+        """Compile a model; called once for all roles. The attribute `size` of the result is the bytes that it holds.
 
         Args:
-            precision: what to compute in.
-            threads: how many batches are computed side by side, on a core each.
-            identity: of the model's files, for a copy on the disk; None where none may be kept.
+            precision: number type of the computation.
+            threads: number of batches computed in parallel, on one core each.
+            identity: of the model's files, as the key of a copy on disk; None if no copy may be stored.
         """
 
     def usable(self, texts: list[str]) -> bool:
-        """Return whether this model goes through the runtime with the vectors that the library gives."""
+        """Return whether the runtime can run this model with the same vectors as the library."""
 
     def one(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Embed one text in this thread: (1, d) float32, and (1,) bool: whether it was truncated."""

@@ -1,9 +1,9 @@
-"""Batches on devices: each has its own copy of the model and a thread that feeds it, and is waited for late.
+"""Runs batches on devices: each device has its own copy of the model and one worker thread that queues its batches.
 
-A device worker queues its batches one after the other without waiting for any: pinned memory there and back, and one
-synchronisation a window, when the next window is queued already. One device is one worker; there is no other way.
+A device worker queues batches without waiting for their results. It copies through pinned memory in both directions and
+synchronises once per chunk of rows, when the next chunk is already queued. One device uses the same code as several.
 
-The tests run all of this on torch's CPU device, with one worker and with several.
+The tests run this module on torch's CPU device, with one worker and with several.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ __all__ = ["DeviceWorkers"]
 
 log = logging.getLogger("embedreg")
 
-BUDGET = 32_768  # padded tokens: what keeps a large device busy for longer than the launches take
-LEAST = 4096  # padded tokens: so little is not worth another device
+BUDGET = 32_768  # padded tokens: a batch that keeps a large device busy for longer than its kernel launches take
+LEAST = 4096  # padded tokens: smaller batches are not worth another device
 
-_learnt: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # the budget that fitted, by model
+_fitting_budgets: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # after out-of-memory, by model
 
 
 class DeviceWorkers:
-    """Devices side by side.
+    """Devices that run in parallel.
 
     Args:
-        backends: the same model on each device; the devices are taken to be equally fast.
-        budget: padded tokens of a batch; None for what suits a large device, or what had to do for this model before.
+        backends: the same model on each device; the devices are assumed to be equally fast.
+        budget: padded tokens of a batch; None for the default, or the budget that fitted this model before.
     """
 
     least = LEAST
-    start_cost = None  # the plan is made while the device is at work, and has to be quick
+    start_cost = None  # planning runs while the device computes, and has to be fast
 
     def __init__(self, backends: Sequence[Backend], budget: int | None) -> None:
         self._workers = [_DeviceWorker(backend, budget) for backend in backends]
@@ -66,10 +66,10 @@ class DeviceWorkers:
             worker.thread.shutdown(wait=True, cancel_futures=True)
 
     def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: np.ndarray) -> Callable[[], None]:
-        """Deal batches out to the device workers, which queue them on their devices.
+        """Distribute batches to the device workers, which queue them on their devices.
 
         Returns:
-            What to call to wait for them: it fills the rows of (n, d) `vectors` that the batches name.
+            A function that waits for them and fills their rows of (n, d) `vectors`.
         """
         pending = [
             (worker, worker.thread.submit(contextvars.copy_context().run, worker.queue, tokens, part, vectors.shape[1]))
@@ -90,14 +90,14 @@ class DeviceWorkers:
 
 @dataclass(frozen=True)
 class _Queued:
-    """Work that a device may not have done yet.
+    """Batches that a device may not have finished yet.
 
     Attributes:
-        rows: (m,) the rows of the window.
-        made: (m, d) float32 on the host, to be read after `done`.
+        rows: (m,) the rows of the chunk.
+        made: (m, d) float32 on the host, valid after `done`.
         padded: their tokens, padding included.
         began: when the first of them was queued.
-        done: the CUDA event after the last of them; None where there is nothing to wait for.
+        done: the CUDA event after the last of them; None if there is nothing to wait for.
     """
 
     rows: np.ndarray
@@ -108,20 +108,20 @@ class _Queued:
 
 
 class _DeviceWorker:
-    """One device; memory that runs out halves its batches, once a call."""
+    """One device; on out-of-memory its batches are halved, once per call."""
 
     def __init__(self, backend: Backend, budget: int | None) -> None:
         self.backend = backend
-        self.cuda = backend.device.startswith("cuda")  # elsewhere copies are not asynchronous, or not to be relied on
+        self.cuda = backend.device.startswith("cuda")  # on other devices asynchronous copies are not reliable
         self.model = getattr(backend, "model", backend)
         self.budget = budget or BUDGET
-        self.budget = min(self.budget, _learnt.get(self.model, self.budget))
+        self.budget = min(self.budget, _fitting_budgets.get(self.model, self.budget))
         self.halved = False
         self.idle_since = 0.0
         self.thread = ThreadPoolExecutor(1, f"embedreg-{backend.device}")
 
     def queue(self, tokens: Tokens, batches: list[np.ndarray], ndims: int) -> _Queued:
-        """Queue batches; in the worker's own thread."""
+        """Queue batches; runs in the worker's thread."""
         import numpy as np
         import torch
 
@@ -141,22 +141,22 @@ class _DeviceWorker:
         return _Queued(order, made, padded, began, done)
 
     def wait(self, queued: _Queued) -> float:
-        """Wait until the device has done it; return for how long it was at work on it, in seconds."""
+        """Wait until the device has finished; return the seconds that it computed."""
         if queued.done is not None:
             queued.done.synchronize()
         now = time.perf_counter()
-        took = now - max(queued.began, self.idle_since)  # the next window is queued before this one is done
+        took = now - max(queued.began, self.idle_since)  # the next chunk is queued before this one is finished
         self.idle_since = now
         return took
 
     def _current(self) -> contextlib.AbstractContextManager[Any]:
         import torch
 
-        # some kernels run on the thread's current device, wherever their tensors are
+        # some kernels run on the thread's current device, not on that of their tensors
         return torch.cuda.device(self.backend.device) if self.cuda else contextlib.nullcontext()
 
     def _forward(self, tokens: Tokens, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield rows and their vectors, in one piece, or in several where memory is short."""
+        """Yield rows and their vectors, as one batch, or as several if memory is short."""
         import numpy as np
         import torch
 
@@ -169,9 +169,9 @@ class _DeviceWorker:
                 if self.halved or len(rows) == 1:
                     raise
                 self.halved, self.budget = True, max(size // 2, 1)
-                _learnt[self.model] = self.budget
-                log.warning("%s has no memory for a batch; going on with half of it", self.backend.device)
-            if self.cuda:  # outside the except block, whose error holds on to what the batch had taken
+                _fitting_budgets[self.model] = self.budget
+                log.warning("%s is out of memory for a batch; continuing with half of it", self.backend.device)
+            if self.cuda:  # outside the except block, whose traceback keeps the batch's memory alive
                 torch.cuda.empty_cache()
         for part in np.array_split(rows, min(-(-size // self.budget), len(rows))):
             yield part, self._embed(tokens, part)

@@ -1,7 +1,7 @@
-"""From texts to vectors: tokenize once, plan, run the batches, scatter into one matrix.
+"""Embeds texts: tokenize once, plan batches, run them, scatter the vectors into one matrix.
 
-On a CPU, batches run in worker threads of one core each (`workers`), on GPUs they are dealt out to the devices
-(`devices`). The next window is tokenized while this one is in the model.
+On a CPU, batches run in worker threads of one core each (`workers`); on GPUs they are distributed to the devices
+(`devices`). The next chunk of rows is tokenized while the model runs the current one.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Made", "embed_texts"]
 
-CPU_BUDGET = 1024  # padded tokens: a batch's activations stay in the caches; 8192 is a fifth slower
-WINDOW = 8192  # rows planned at once: from a few thousand on, next to no padding is left
-_FIRST = 1024  # rows of the first window on devices, which stand idle until it is tokenized
-_TOKENIZED = 512  # rows a call of the tokenizer, which one thread at a time may use: a query must not wait for long
-_ALONE = 192  # padded tokens: so few are quicker in one thread, on all cores
+CPU_BUDGET = 1024  # padded tokens: a batch's activations stay in the caches; 8192 is 20% slower
+CHUNK = 8192  # rows planned at once: with a few thousand or more there is almost no padding
+_FIRST = 1024  # rows of the first chunk on devices, which are idle until it is tokenized
+_TOKENIZED = 512  # rows per tokenizer call, which one thread at a time may use: a query must not wait for long
+_ALONE = 192  # padded tokens: fewer are faster in one thread on all cores
 
 
 @dataclass(frozen=True)
 class Made:
-    """Vectors, and what was lost on the way.
+    """Vectors, and which rows were truncated.
 
     Attributes:
-        vectors: (n, d) float32; rows that were left out are zeros.
-        truncated: (n,) bool, the rows that lost tokens to the model's limit.
+        vectors: (n, d) float32; rows that were skipped are zeros.
+        truncated: (n,) bool, the rows that exceed the model's limit of tokens.
     """
 
     vectors: np.ndarray
@@ -62,10 +62,10 @@ def embed_texts(
         backend: the model; or the same model on several devices, which share the work.
         texts: n texts.
         ndims: d, the width of its vectors.
-        budget: padded tokens of a batch; None for what suits the device.
-        max_rows: the most rows of a batch; None for no bound.
+        budget: padded tokens of a batch; None for the default of the device.
+        max_rows: maximum rows of a batch; None for no limit.
         threads: worker threads on a CPU; None for one per core that torch may use.
-        whole: whether rows that would be truncated are left out.
+        whole: whether rows that would be truncated are skipped.
     Returns:
         The vectors in the order of the texts.
     """
@@ -73,12 +73,13 @@ def embed_texts(
 
     backends = list(backend) if isinstance(backend, Sequence) else [backend]
     on_cpu = len(backends) == 1 and backends[0].device == "cpu"
-    runner = _CpuWorkers(backends[0], threads or workers.lanes(), budget) if on_cpu else DeviceWorkers(backends, budget)
+    threads = threads or (workers.worker_threads() if on_cpu else 1)
+    runner = _CpuWorkers(backends[0], threads, budget) if on_cpu else DeviceWorkers(backends, budget)
     vectors = np.zeros((len(texts), ndims), np.float32)
     truncated = np.zeros(len(texts), bool)
     finish = _nothing
     with runner:
-        for start, tokens, took in _tokenized(backends[0], texts, WINDOW if on_cpu else _FIRST):
+        for start, tokens, took in _tokenized(backends[0], texts, CHUNK if on_cpu else _FIRST):
             stop = start + len(tokens)
             progress.report(Step(tokenize_s=took))
             if tokens.truncated is not None:
@@ -93,7 +94,7 @@ def embed_texts(
                 start_cost=runner.start_cost,
             )
             queued = runner.start(tokens, [wanted[rows] for rows in batches], vectors[start:stop])
-            finish()  # the window before, while the devices are at work on this one
+            finish()  # the previous chunk, while the devices compute this one
             finish = queued
             if skipped := len(tokens) - len(wanted):
                 progress.report(Step(rows=skipped))
@@ -102,12 +103,12 @@ def embed_texts(
 
 
 def _tokenized(backend: Backend, texts: list[str], first: int) -> Iterator[tuple[int, Tokens, float]]:
-    """Yield (first row, tokens, seconds) of each window, the next one being tokenized meanwhile.
+    """Yield (first row, tokens, seconds) of each chunk, while a thread tokenizes the next one.
 
     Args:
-        first: rows of the first window, at most; the others have `WINDOW`.
+        first: maximum rows of the first chunk; the others have `CHUNK`.
     """
-    starts = [0, *range(min(first, WINDOW), len(texts), WINDOW)] if texts else []
+    starts = [0, *range(min(first, CHUNK), len(texts), CHUNK)] if texts else []
 
     def tokenize(number: int) -> tuple[Tokens, float]:
         began = time.perf_counter()
@@ -120,21 +121,19 @@ def _tokenized(backend: Backend, texts: list[str], first: int) -> Iterator[tuple
             yield start, *tokenize(number)
         return
     with ThreadPoolExecutor(1, "embedreg-tokenize") as ahead:
-        coming = ahead.submit(tokenize, 0)
+        pending = ahead.submit(tokenize, 0)
         for number, start in enumerate(starts):
-            tokens, took = coming.result()
+            tokens, took = pending.result()
             if number + 1 < len(starts):
-                coming = ahead.submit(tokenize, number + 1)
+                pending = ahead.submit(tokenize, number + 1)
             yield start, tokens, took
 
 
 class _CpuWorkers:
-    """Batches in worker threads, each of one core."""
+    """Runs batches in worker threads of one core each."""
 
     least = MIN_BUDGET
-    start_cost = (
-        32  # tokens: measured with MiniLM, where a batch of 8 to 1,024 tokens costs its tokens and 26 to 60 more
-    )
+    start_cost = 32  # tokens: measured with MiniLM, where a batch of 8 to 1,024 tokens costs 26 to 60 more
 
     def __init__(self, backend: Backend, threads: int, budget: int | None) -> None:
         self.backend, self.workers, self.budget = backend, threads, budget or CPU_BUDGET
@@ -143,10 +142,10 @@ class _CpuWorkers:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Leave the workers as they are: they belong to the process."""
+        """Do nothing: the workers belong to the process."""
 
     def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: np.ndarray) -> Callable[[], None]:
-        """Fill the rows of `vectors` that the batches name; there is nothing left to wait for."""
+        """Run the batches and fill their rows of `vectors`; the returned function does nothing."""
         threads = self.workers
 
         def work(rows: np.ndarray) -> Step:
@@ -168,4 +167,4 @@ class _CpuWorkers:
 
 
 def _nothing() -> None:
-    """Wait for nothing."""
+    """Do nothing: there is no work to wait for."""

@@ -1,4 +1,4 @@
-"""The sentence-transformers library where the runtime needs it whole: to load a model, and for its own `encode`."""
+"""Calls of the sentence-transformers library: loading a model, its own `encode`, and the model's token limit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["count_tokens", "encode", "flops_per_token", "load", "max_tokens", "transformers", "truncated"]
 
-BATCH = 32  # rows, its own default
-# The library leaves the prompt out of these models' pooling by their name, which a folder does not tell it.
+BATCH = 32  # rows, the library's default
+# The library excludes the prompt from these models' pooling by their name, which a path does not contain.
 PROMPT_NOT_POOLED = frozenset({"hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"})
 
 
@@ -27,13 +27,13 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool,
     """Load a `SentenceTransformer`, ready to be called from several threads.
 
     Args:
-        name: what the user calls it.
-        device: as `device.resolve` names it.
+        name: the name in the user's configuration, for messages.
+        device: as `device.resolve` returns it.
         code: whether code that comes with the model may run.
-        revision: which one the user asked for.
+        revision: the requested revision.
         own: whether the user's own code names the folder, so that pickled weights and parts of other models may load.
     Raises:
-        UntrustedError: what it would run or read is not allowed. CallError: it cannot be loaded.
+        UntrustedError: it would run code or read files that are not allowed. CallError: it cannot be loaded.
         MissingExtraError: the library is not installed.
     """
     integrity.check_safe(found.path, name, code=code, pickles=own, revision=revision)
@@ -56,13 +56,13 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool,
         ) from exc
     if found.repository in PROMPT_NOT_POOLED:
         model.set_pooling_include_prompt(include_prompt=False)
-    model.eval()  # encode would; the runtime calls the modules themselves
+    model.eval()  # `encode` does this; the runtime calls the modules directly
     serialise_tokenizing(model)
     return model
 
 
 def encode(model: Any, rows: list[Any], method: str, **options: Any) -> np.ndarray:
-    """Embed rows of text with a method of the library, for a model that the runtime cannot run itself.
+    """Embed texts with a method of the library, for a model that the runtime cannot run.
 
     Args:
         method: "encode", "encode_query" or "encode_document".
@@ -73,27 +73,27 @@ def encode(model: Any, rows: list[Any], method: str, **options: Any) -> np.ndarr
     import numpy as np
 
     if not set(getattr(model, "modalities", ("text",))) <= {"text"}:
-        rows = [{"text": row} for row in rows]  # else it would fetch what reads like the address of a picture
+        rows = [{"text": row} for row in rows]  # otherwise the library fetches a text that looks like an image URL
     vectors = getattr(model, method)(rows, show_progress_bar=False, convert_to_numpy=True, **options)
     return np.asarray(vectors, np.float32)
 
 
 def count_tokens(model: Any, text: str) -> int:
-    """Return how many tokens a text has, what frames it included, before any is cut off."""
+    """Return the number of tokens of a text before truncation, special tokens included."""
     tokenizer = model.tokenizer
-    if not callable(tokenizer):  # a static model holds the bare tokenizer
+    if not callable(tokenizer):  # a static model has a `tokenizers.Tokenizer`
         return len(tokenizer.encode(text, add_special_tokens=False).ids)  # as such a model tokenizes
     return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
 
 def max_tokens(model: Any) -> int | None:
-    """Return how many tokens of a text a model reads; None where there is no limit."""
+    """Return the maximum number of tokens that a model reads of a text; None if there is no limit."""
     limit = model.get_max_seq_length()
     return None if limit is None or math.isinf(limit) else int(limit)
 
 
 def truncated(model: Any, texts: list[str], n: int) -> np.ndarray:
-    """Return which texts lose tokens to the model's limit: (n,) bool; none of them where no texts are given."""
+    """Return which texts exceed the model's limit of tokens: (n,) bool; all False if no texts are given."""
     import numpy as np
 
     limit = max_tokens(model)
@@ -103,13 +103,13 @@ def truncated(model: Any, texts: list[str], n: int) -> np.ndarray:
 
 
 def transformers(model: Any) -> list[Any]:
-    """Return the transformers among a model's modules, those that hold weights."""
+    """Return a model's transformer modules that have weights."""
     named = [part for part in model.modules() if type(part).__name__ == "Transformer"]
     return [part for part in named if next(part.parameters(), None) is not None]
 
 
 def flops_per_token(model: Any) -> float | None:
-    """Return the operations of the transformers' matrix products for a token, without attention's own; or None."""
+    """Return the operations of the transformers' matrix products per token, without attention scores; or None."""
     matrices = [
         module.weight
         for part in transformers(model)
@@ -121,7 +121,7 @@ def flops_per_token(model: Any) -> float | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar over a load that takes a moment."""
+    """Disable the progress bar of transformers, which is only useful for a long load."""
     logging = attempt_import_or_raise("transformers.utils.logging", "transformers", extra=EXTRA)
     shown = logging.is_progress_bar_enabled()
     if shown:

@@ -1,7 +1,7 @@
-"""The OpenVINO back end for CPUs: a model's transformer compiled, its other modules as they are.
+"""The OpenVINO back end for CPUs: it compiles a model's transformer and runs the other modules with torch.
 
-Exact by default: OpenVINO would compute in bfloat16 wherever the processor can, and say nothing, so the precision is
-always set. A converted model is compared with the original before it is used.
+The precision is always set: by default OpenVINO silently computes in bfloat16 if the processor supports it. A converted
+model is compared with the original before it is used.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ _TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}  # of unit vec
 
 
 class Compiled:
-    """A transformer compiled for this processor; each thread has its own requests.
+    """A transformer compiled for this processor; each thread has its own infer request.
 
     Args:
-        model: a `SentenceTransformer` that starts with a transformer of text; it is not changed.
-        precision: what OpenVINO computes in.
-        streams: how many batches are computed side by side, on a core each.
-        identity: of the model's files; its conversion is kept on the disk under it. None: not kept.
+        model: a `SentenceTransformer` whose first module is a text transformer; it is not changed.
+        precision: number type of OpenVINO's computation.
+        streams: number of batches computed in parallel, on one core each.
+        identity: of the model's files, the key of its conversion on disk. None: the conversion is not stored.
     Raises:
-        ConfigError: a model of other parts. CallError: OpenVINO cannot convert it, or gives other vectors.
+        ConfigError: the first module is not a text transformer.
+        CallError: OpenVINO cannot convert the model, or its vectors differ.
         MissingExtraError: OpenVINO is not installed.
     """
 
@@ -53,7 +54,7 @@ class Compiled:
         first = model[0]
         text = getattr(first, "modality_config", {}).get("text", {})
         if type(first).__name__ != "Transformer" or text.get("method") != "forward":
-            raise ConfigError("the model does not start with a transformer of text.", "backend='torch'")
+            raise ConfigError("the model's first module is not a text transformer.", "backend='torch'")
         openvino = _library()
         features = model.preprocess(_SAMPLE[:2])
         self.kinds = [kind for kind, value in features.items() if hasattr(value, "numpy")]
@@ -65,8 +66,8 @@ class Compiled:
             "INFERENCE_NUM_THREADS": streams,
             "ENABLE_CPU_PINNING": False,  # other work may be on these cores
         }
-        kept = None if identity is None else conversions.find(identity, _made_of(first, self.kinds))
-        if kept is not None and self._works(openvino, kept, model, precision):
+        stored = None if identity is None else conversions.find(identity, _dependencies(first, self.kinds))
+        if stored is not None and self._load(openvino, stored, model, precision):
             return
         try:
             made = _convert(first.auto_model, self.kinds, features)
@@ -77,16 +78,16 @@ class Compiled:
             ) from exc
         self._compare(model, precision)
         if identity is not None:
-            conversions.keep(identity, _made_of(first, self.kinds), functools.partial(_save, openvino, made))
+            conversions.keep(identity, _dependencies(first, self.kinds), functools.partial(_save, openvino, made))
 
-    def _works(self, openvino: Any, kept: Path, model: Any, precision: Precision) -> bool:
-        """Compile what an earlier process converted; say whether it gives the model's vectors."""
+    def _load(self, openvino: Any, stored: Path, model: Any, precision: Precision) -> bool:
+        """Compile a stored conversion; return whether its vectors agree with the model's."""
         try:
-            self._compile(openvino, openvino.Core().read_model(kept / _FILE))
+            self._compile(openvino, openvino.Core().read_model(stored / _FILE))
             self._compare(model, precision)
-        except Exception as exc:  # noqa: BLE001 (a damaged file may raise anything; it is made anew)
-            log.warning("a converted model in %s cannot be used (%s): converting anew", kept, type(exc).__name__)
-            conversions.drop(kept)
+        except Exception as exc:  # noqa: BLE001 (a damaged file may raise any error; the model is converted again)
+            log.warning("a converted model in %s cannot be used (%s): converting again", stored, type(exc).__name__)
+            conversions.drop(stored)
             return False
         return True
 
@@ -95,7 +96,7 @@ class Compiled:
         self._requests = threading.local()
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
-        """Return the features with the transformer's output, which lasts until this thread's next call."""
+        """Return the features with the transformer's output, which is valid until this thread's next call."""
         import torch
 
         request = getattr(self._requests, "mine", None)
@@ -104,7 +105,7 @@ class Compiled:
         inputs = [features[kind].numpy() for kind in self.kinds]
         made = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a view that may not be written to, and is not
+            warnings.simplefilter("ignore", UserWarning)  # a read-only view, which nothing writes to
             hidden = torch.from_numpy(made)
         return {**features, self.output: hidden}
 
@@ -112,14 +113,14 @@ class Compiled:
         theirs = TextPipeline(model, "cpu", "", None, True, None)
         ours = OpenVinoPipeline(model, "cpu", "", None, True, None, compiled=self)
         features = model.preprocess(_SAMPLE)
-        apart = float((theirs.vectors(dict(features)) - ours.vectors(dict(features))).abs().max())
-        if not apart <= _TOLERANCE[precision]:  # nan is not
-            raise CallError(f"OpenVINO gives other vectors for this model, by {apart:.2g}.", "backend='torch'")
+        difference = float((theirs.vectors(dict(features)) - ours.vectors(dict(features))).abs().max())
+        if not difference <= _TOLERANCE[precision]:  # also true for nan
+            raise CallError(f"OpenVINO's vectors for this model differ by {difference:.2g}.", "backend='torch'")
 
 
 @dataclass(frozen=True)
 class OpenVinoPipeline(TextPipeline):
-    """A model in one role, its transformer compiled."""
+    """A model in one role, with a compiled transformer."""
 
     label: ClassVar[str] = "OpenVINO"
     devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
@@ -127,7 +128,7 @@ class OpenVinoPipeline(TextPipeline):
 
     @classmethod
     def compile(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Compiled:
-        """Convert and compile the transformer, or take the conversion that an earlier process kept."""
+        """Convert and compile the transformer, or load a stored conversion."""
         return Compiled(model, precision, threads, identity)
 
     def _run(self, features: dict[str, Any]) -> Any:
@@ -138,21 +139,21 @@ class OpenVinoPipeline(TextPipeline):
 
 
 def _library() -> ModuleType:
-    """Import OpenVINO without the part that reports the import over the network, from a forked process, unasked."""
-    reporting = "openvino_telemetry"
-    if "openvino" in sys.modules or reporting in sys.modules:
-        return attempt_import_or_raise("openvino", extra=EXTRA)  # its user has decided
-    sys.modules[reporting] = None  # type: ignore[assignment]  # None makes an import fail, and OpenVINO does without
+    """Import OpenVINO without its telemetry, which would report the import over the network from a forked process."""
+    telemetry = "openvino_telemetry"
+    if "openvino" in sys.modules or telemetry in sys.modules:
+        return attempt_import_or_raise("openvino", extra=EXTRA)  # the user's own code has imported it
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # None makes an import fail, which OpenVINO accepts
     try:
         return attempt_import_or_raise("openvino", extra=EXTRA)
     finally:
-        del sys.modules[reporting]
+        del sys.modules[telemetry]
 
 
 def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> Any:
     """Trace a Hugging Face model and convert the trace.
 
-    The frontend itself, and not `openvino.convert_model`, which reports its use over the network.
+    It calls the frontend directly, since `openvino.convert_model` reports its use over the network.
     """
     import torch
 
@@ -175,8 +176,8 @@ def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> An
         return frontend.convert(frontend.load(decoder))
 
 
-def _made_of(first: Any, kinds: list[str]) -> dict[str, Any]:
-    """Name what a conversion depends on beside the model's files."""
+def _dependencies(first: Any, kinds: list[str]) -> dict[str, Any]:
+    """Return what a conversion depends on beside the model's files."""
     libraries = ("openvino", "sentence-transformers", "torch", "transformers")
     attention = getattr(getattr(first.auto_model, "config", None), "_attn_implementation", None)
     return {"kinds": kinds, "attention": attention, **{name: metadata.version(name) for name in libraries}}
@@ -188,13 +189,13 @@ def _save(openvino: Any, made: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep the remarks on tracing to ourselves: the trace is compared with the model afterwards."""
-    remarks = logging.getLogger("transformers.modeling_utils")
-    level = remarks.level
-    remarks.setLevel(logging.ERROR)
+    """Suppress the warnings about tracing: the trace is compared with the model afterwards."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        remarks.setLevel(level)
+        logger.setLevel(level)

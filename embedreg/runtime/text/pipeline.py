@@ -1,8 +1,8 @@
-"""A sentence-transformers model as a back end of the runtime: its own preprocessing, its own modules, our batches.
+"""The torch back end: a sentence-transformers model with its own preprocessing and modules, run in planned batches.
 
-What the library does between texts and vectors is asked of the library: prompts, truncation, routes, pooling, heads.
-Only padding is ours, and it is compared with the library's, once for each model and prompt. A model that is no plain
-chain from text tokens is left to the library's `encode`.
+Prompts, truncation, routes, pooling and heads are the library's. Only padding is embedreg's, and it is compared with
+the library's once for each model and prompt. A model that is not a plain chain of modules from text tokens is run by
+the library's `encode`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["TextPipeline", "serialise_tokenizing"]
 
 log = logging.getLogger("embedreg")
 
-# The library takes these for one call since 5.5: rows as they are, without padding.
+# The library accepts these per call since 5.5: no padding, no tensors.
 _UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
-# Their frequencies depend on the longest text so far, which neighbours and threads would change under each other.
+# Their frequencies depend on the longest text so far, so that other rows and threads would change a vector.
 _STATEFUL_ROPE = frozenset({"dynamic", "longrope"})
 
 _checked: weakref.WeakKeyDictionary[Any, dict[tuple[str, str | None], bool]] = weakref.WeakKeyDictionary()
@@ -42,10 +42,10 @@ class TextPipeline:
     Attributes:
         model: a `SentenceTransformer`.
         device: where it is.
-        prompt: what is put before each text; "" for nothing.
-        task: "query", "document", or None for neither, as the library calls it.
-        normalize: whether vectors get unit length.
-        truncate_dim: how many leading dimensions are kept; None for what the model says.
+        prompt: text that is prepended to each text; "" for none.
+        task: "query", "document", or None for neither: the library's name of the role.
+        normalize: whether vectors are scaled to unit length.
+        truncate_dim: number of leading dimensions to keep; None for the model's own setting.
         compiled: what `compile` returned; None for a back end that runs the model itself.
     """
 
@@ -63,14 +63,14 @@ class TextPipeline:
 
     @classmethod
     def compile(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Any:
-        """Return what a back end that compiles runs in place of the model: see `ModelBackend`."""
+        """Return the compiled form that the back end runs instead of the model: see `ModelBackend`."""
         raise NotImplementedError(f"{cls.label} runs the model itself")
 
     def usable(self, texts: list[str]) -> bool:
-        """Return whether this model goes through the runtime with the vectors that the library gives.
+        """Return whether the runtime can run this model with the same vectors as the library.
 
         Args:
-            texts: at least one, to compare the padding on.
+            texts: at least one, for the comparison of the padding.
         """
         with _lock:
             known = _checked.setdefault(self.model, {})
@@ -78,7 +78,7 @@ class TextPipeline:
         if key not in known:
             known[key] = _plain(self.model, self.task) and self._pads_alike(texts)
             if not known[key]:
-                log.debug("a model of parts that the runtime does not know: left to the library's encode")
+                log.debug("the runtime cannot run this model: using the library's encode")
         return known[key]
 
     def tokenize(self, texts: list[str]) -> Tokens:
@@ -108,7 +108,7 @@ class TextPipeline:
         return self.vectors(features)
 
     def one(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Embed one text in this thread, with nothing around it.
+        """Embed one text in this thread, without planning or padding.
 
         Returns:
             (1, d) float32, and (1,) bool: whether the text was truncated.
@@ -123,7 +123,7 @@ class TextPipeline:
         return made, np.array([encodings is not None and bool(encodings[0].overflowing)])
 
     def vectors(self, features: dict[str, Any]) -> Any:
-        """Run the modules on tensors: (b, d) float32, cut and normalised as asked."""
+        """Run the modules on tensors: (b, d) float32, truncated and normalised as configured."""
         import torch
 
         with torch.inference_mode():
@@ -131,7 +131,7 @@ class TextPipeline:
             width = self.truncate_dim if self.truncate_dim is not None else self.model.truncate_dim
             if width is not None:
                 made = made[..., :width]
-            made = made.float()  # numpy has no bfloat16, and lengths want the digits
+            made = made.float()  # numpy has no bfloat16, and normalising needs the precision
             return torch.nn.functional.normalize(made, p=2, dim=1) if self.normalize else made
 
     def _run(self, features: dict[str, Any]) -> Any:
@@ -141,17 +141,17 @@ class TextPipeline:
         return {} if self.task is None else {"task": self.task}
 
     def _preprocess(self, texts: list[str], **options: Any) -> dict[str, Any]:
-        """Return the library's features; the tokenizer's own account of the rows, where there is one, under ""."""
+        """Return the library's features, and under "" the tokenizer's encodings of the rows if it has them."""
         made = self.model.preprocess(texts, prompt=self.prompt or None, **self._kwargs(), **options)
         encodings = getattr(made, "encodings", None)
         return {**made, "": encodings} if encodings is not None else dict(made)
 
     def _pads_alike(self, texts: list[str]) -> bool:
-        """Compare our padding with the library's, on the shortest and the longest of some texts."""
+        """Return whether the runtime pads as the library does, on the shortest and the longest of some texts."""
         import numpy as np
 
         some = sorted(texts[:512], key=len)
-        # an odd length too: rounding up to a multiple of eight must not go unseen
+        # odd lengths too, which detect padding to a multiple of eight
         for sample in ([some[0], some[-1]], [some[0]], ["odd", some[-1] + " and one more"], ["even odd"]):
             try:
                 ours = self.tokenize(sample)
@@ -179,7 +179,7 @@ def _first(model: Any, task: str | None) -> Any:
 
 
 def _plain(model: Any, task: str | None) -> bool:
-    """Return whether a model takes text alone, tokenized by a fast tokenizer, into a torch module with no state."""
+    """Return whether a model takes only text, with a fast tokenizer and a stateless torch module."""
     first = _first(model, task)
     config = getattr(first, "config", None)
     tokenizer = getattr(first, "tokenizer", None)
@@ -200,10 +200,10 @@ def _plain(model: Any, task: str | None) -> bool:
 
 
 def serialise_tokenizing(model: Any) -> None:
-    """Let one thread at a time tokenize; the forward pass, where the time goes, stays parallel.
+    """Let one thread at a time tokenize; the forward pass, which takes most of the time, stays parallel.
 
-    A fast tokenizer keeps its padding and truncation in itself: changed by one thread while another uses it, it raises
-    "Already borrowed" or pads wrongly.
+    A fast tokenizer stores its padding and truncation settings: if one thread changes them while another tokenizes, it
+    raises "Already borrowed" or pads wrongly.
     """
     lock = ForkSafeLock()
 
@@ -215,7 +215,7 @@ def serialise_tokenizing(model: Any) -> None:
 
         return call
 
-    for name in ("preprocess", "tokenize"):  # the first since 5.4, the second before
+    for name in ("preprocess", "tokenize"):  # `preprocess` since 5.4, `tokenize` before
         method = getattr(model, name, None)
         if method is not None:
             setattr(model, name, serialised(method))

@@ -1,7 +1,7 @@
-"""Which rows go through the model together: sorted by token count, cut by a budget of padded tokens.
+"""Plans batches: rows are sorted by their number of tokens and cut by a budget of padded tokens.
 
-A batch costs what its padded tokens cost, so rows of about one length belong together, and a batch of short rows may
-hold more of them than one of long rows. Over a few thousand rows next to no padding is left.
+The cost of a batch is its padded tokens, so rows of similar length are batched together, and a batch of short rows
+holds more rows than one of long rows. With a few thousand rows there is almost no padding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["padded_tokens", "plan", "share"]
 
-# Below this a batch is too small for its matrix products to be quick, and cutting a small call finer gains nothing.
+# Padded tokens; the matrix products of smaller batches are slow, so cutting a small call finer gains nothing.
 MIN_BUDGET = 128
 
 
@@ -27,18 +27,18 @@ def plan(
     least: int = MIN_BUDGET,
     start_cost: int | None = None,
 ) -> list[np.ndarray]:
-    """Cut rows into batches, longest rows first: what needs most memory fails at once or never.
+    """Cut rows into batches, longest rows first, so that running out of memory shows in the first batch.
 
     Args:
         lengths: (n,) tokens of each row.
-        budget: the most padded tokens (rows times the longest of them) of a batch; a longer row is a batch by itself.
-        max_rows: the most rows of a batch; None for no bound.
-        workers: how many batches run side by side; the batches are cut so that no worker is idle at the end.
-        least: padded tokens; no batch is cut finer than this to keep the workers busy.
-        start_cost: what a batch costs beside its padded tokens, in tokens: batches are then cut where that and the
-            padding together are least. None: they are filled up to the budget, which is quicker to plan.
+        budget: maximum padded tokens (rows times the longest row) of a batch; a longer row is a batch of its own.
+        max_rows: maximum rows of a batch; None for no limit.
+        workers: number of batches that run in parallel; batches are cut so that no worker is idle at the end.
+        least: padded tokens; no batch is made smaller than this to keep the workers busy.
+        start_cost: fixed cost of a batch, in tokens: batches are then cut to minimise this cost plus the padding.
+            None: they are filled up to the budget, which is faster to plan.
     Returns:
-        The row numbers of each batch; each row is in exactly one.
+        The row numbers of each batch; each row is in exactly one batch.
     """
     import numpy as np
 
@@ -48,7 +48,7 @@ def plan(
     sizes = np.maximum(lengths[order], 1)
     part = -(-int(sizes.sum()) // max(workers, 1))
     rounds = -(-part // budget)
-    even = -(-part // rounds) + int(sizes[-1]) - 1  # room for a row that would just not fit
+    even = -(-part // rounds) + int(sizes[-1]) - 1  # a row that exceeds the even size slightly still fits
     budget = min(budget, max(even, least))
     most = len(order) if max_rows is None else max_rows
     cuts = _filled(sizes, budget, most) if start_cost is None else _cheapest(sizes, budget, most, start_cost)
@@ -56,7 +56,7 @@ def plan(
 
 
 def _filled(sizes: np.ndarray, budget: int, most: int) -> list[int]:
-    """Return where batches begin, and the end: each takes as many rows as the budget has room for."""
+    """Return the starts of the batches, and the end: each batch has as many rows as fit into the budget."""
     cuts = [0]
     while cuts[-1] < len(sizes):
         cuts.append(min(cuts[-1] + min(max(1, budget // int(sizes[cuts[-1]])), most), len(sizes)))
@@ -64,16 +64,16 @@ def _filled(sizes: np.ndarray, budget: int, most: int) -> list[int]:
 
 
 def _cheapest(sizes: np.ndarray, budget: int, most: int, start_cost: int) -> list[int]:
-    """Return where batches begin, and the end, so that padded tokens and starts cost least in all.
+    """Return the starts of the batches, and the end, that minimise padded tokens plus start costs.
 
-    Source: dynamic programming over the last cut; sizes fall, so the first row of a batch is its longest.
+    Source: dynamic programming over the last cut; sizes decrease, so the first row of a batch is its longest.
     """
     import numpy as np
 
     n, long = len(sizes), sizes.tolist()
     cost = np.zeros(n + 1, np.int64)
     came = np.zeros(n + 1, np.int64)
-    counts = np.arange(n, 0, -1)  # of rows, from each start to the end; its tail is that from a start to any stop
+    counts = np.arange(n, 0, -1)  # rows from each start to the end; its tail counts rows up to any stop
     first = 0
     for stop in range(1, n + 1):
         while stop - first > 1 and (stop - first > most or (stop - first) * long[first] > budget):
@@ -88,23 +88,23 @@ def _cheapest(sizes: np.ndarray, budget: int, most: int, start_cost: int) -> lis
 
 
 def share(lengths: np.ndarray, batches: list[np.ndarray], workers: int) -> list[list[np.ndarray]]:
-    """Deal batches out to workers that are equally fast, each next one to the worker with the fewest padded tokens.
+    """Assign batches to workers of equal speed, each batch to the worker with the fewest padded tokens so far.
 
-    Dealt out beforehand, and not taken as workers get free: one that queues its work on a device is free at once.
+    The assignment is static, since a worker that queues its work on a device is always free to take more.
 
     Returns:
-        The batches of each worker, in their order; a worker may get none.
+        The batches of each worker, in order; a worker may have none.
     Source: Graham 1969, "Bounds on multiprocessing timing anomalies" (longest processing time first).
     """
-    dealt: list[list[np.ndarray]] = [[] for _ in range(workers)]
+    assigned: list[list[np.ndarray]] = [[] for _ in range(workers)]
     loads = [0] * workers
     for rows in batches:
         worker = loads.index(min(loads))
-        dealt[worker].append(rows)
+        assigned[worker].append(rows)
         loads[worker] += padded_tokens(lengths, [rows])
-    return dealt
+    return assigned
 
 
 def padded_tokens(lengths: np.ndarray, batches: list[np.ndarray]) -> int:
-    """Return how many tokens the batches hold once each is padded to its longest row."""
+    """Return the number of tokens of the batches when each is padded to its longest row."""
     return sum(len(rows) * int(lengths[rows].max()) for rows in batches)

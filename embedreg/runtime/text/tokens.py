@@ -1,4 +1,4 @@
-"""Tokenized texts without padding: tokenized once, counted for the plan, padded when their batch has its turn."""
+"""`Tokens`: tokenized texts without padding, which are counted for the plan and padded when their batch runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Tokens"]
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of n texts, each kind of them joined into one array.
+    """The tokens of n texts, one concatenated array for each kind of token.
 
     Attributes:
         joined: kind ("input_ids", "attention_mask", ...) -> (sum of lengths,) int64, row after row.
         lengths: (n,) tokens of each row.
-        pads: kind -> what a missing token is filled with.
-        left: whether the padding goes before the tokens.
-        extras: what goes to the model with every batch as it is.
-        truncated: (n,) bool, the rows that lost tokens to the model's limit.
+        pads: kind -> the padding value.
+        left: whether the padding is on the left.
+        extras: other inputs of the model, passed unchanged with every batch.
+        truncated: (n,) bool, the rows that exceed the model's limit of tokens.
     """
 
     joined: Mapping[str, np.ndarray]
@@ -46,10 +46,10 @@ class Tokens:
         """Join rows of tokens.
 
         Args:
-            rows: kind -> n rows of tokens; each kind has as many in each row.
+            rows: kind -> n rows of tokens; all kinds have the same lengths.
             pads, left, extras, truncated: as the attributes.
         Raises:
-            ValueError: no kinds, kinds that differ in length, or one without a padding value.
+            ValueError: there are no kinds, their lengths differ, or one has no padding value.
         """
         import numpy as np
 
@@ -69,7 +69,7 @@ class Tokens:
 
     @classmethod
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
-        """Put the rows of several behind each other; all but the rows is the first one's."""
+        """Concatenate the rows of several; the other attributes are those of the first."""
         import numpy as np
 
         first = parts[0]
@@ -90,7 +90,7 @@ class Tokens:
         return len(self.lengths)
 
     def padded(self, rows: np.ndarray) -> dict[str, Any]:
-        """Return a batch: each kind (b, t) int64, t the longest of the rows, and the extras."""
+        """Return a padded batch: each kind (b, t) int64, t the length of the longest row, and the extras."""
         import numpy as np
 
         lengths = self.lengths[rows]

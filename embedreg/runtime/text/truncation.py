@@ -1,4 +1,4 @@
-"""What becomes of a text that is longer than a model takes: one policy for every local function of text."""
+"""The truncation policy of local text functions, for texts that exceed the model's limit of tokens."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Truncate: TypeAlias = Literal["warn", "error", "silent"]
 
 
 def settled(vectors: np.ndarray, truncated: np.ndarray, policy: Truncate, limit: int | None, name: str) -> Any:
-    """Return vectors under the policy for truncated rows: an array, or a list with a RowError for each of them.
+    """Apply the policy to truncated rows: return an array, or a list with a RowError for each truncated row.
 
     Args:
         vectors: (n, d) float32.
-        truncated: (n,) bool, the rows that lost tokens to the model's limit.
-        limit: how many tokens of a text the model takes.
+        truncated: (n,) bool, the rows that exceed the model's limit of tokens.
+        limit: maximum number of tokens that the model reads of a text.
         name: the model's name.
     """
     count, rows = int(truncated.sum()), len(truncated)
     if count and policy == "error":
         problem = RowError(
             f"it is longer than the {limit} tokens that the model {name!r} takes",
-            "cut it into passages, or truncate='warn' to embed its beginning",
+            "split it into passages, or truncate='warn' to embed its beginning",
         )
         return [problem if cut else row for row, cut in zip(vectors, truncated, strict=True)]
     if count and policy == "warn":

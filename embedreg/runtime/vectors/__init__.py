@@ -1,1 +1,1 @@
-"""Vectors kept: on disk, in memory, of recent queries."""
+"""Caches of vectors: on disk, in memory, and of recent queries."""

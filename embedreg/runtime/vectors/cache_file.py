@@ -1,4 +1,4 @@
-"""A bounded file of vectors by key, for several threads and processes: SQLite in WAL mode, and no pickle."""
+"""The file of the vector cache: vectors by key in SQLite (WAL mode), for several threads and processes, no pickle."""
 
 from __future__ import annotations
 
@@ -16,46 +16,49 @@ from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["MIN_BYTES", "CacheFile"]
 
-APPLICATION = 0x656D6263  # "embc", in the header of the file: a database of somebody else's is never written to
+APPLICATION = 0x656D6263  # "embc", in the header of the file: databases of other applications are never written to
 FORMAT = 1
-MIN_BYTES = 2**20  # room for a few hundred vectors and the pages of three trees
+MIN_BYTES = 2**20  # a few hundred vectors and the pages of three trees
 WAIT_S = 10.0  # for another process's transaction, which takes a tenth of a second
-REFRESH_S = 3600.0  # how exactly a use is remembered: a finer clock would turn every read into a write
+REFRESH_S = 3600.0  # resolution of the time of last use: a finer one would turn every read into a write
 KEYS = 512  # looked up in one statement
-ROW_BYTES = 160  # what a row takes beside its vector: its key twice, and its numbers
-FILLED = 2 / 3  # of a page, at worst, for the usual widths
-LOG_PAGES = 4000  # the log is copied into the file when it has as many; fewer would mean a flush for every window
+ROW_BYTES = 160  # overhead of a row: its key twice, and its numbers
+FILLED = 2 / 3  # fill ratio of a page, at worst, for the usual widths
+LOG_PAGES = 4000  # checkpoint interval of the write-ahead log; a smaller one would flush for every chunk of rows
 CHECK_BYTES = 4
 
-MAX_VALUE = 16 * 2**20  # bytes of one value that SQLite may read: far more than any vector's
-STATEMENT_S = 60.0  # for one call, which takes seconds at most: a hostile file could make it go on for ever
+MAX_VALUE = 16 * 2**20  # bytes of one value that SQLite may read: far more than any vector needs
+STATEMENT_S = 60.0  # limit of one call, which takes seconds at most: a hostile file could make it run forever
 
 _HEADER = b"SQLite format 3\0"
-_NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # how a rollback journal ends that names one of several databases
+# the last bytes of a rollback journal that names a super-journal (a transaction over several databases)
+_SUPER_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _TABLES = (
     "CREATE TABLE entries (id INTEGER PRIMARY KEY, key BLOB NOT NULL, used REAL NOT NULL, vector BLOB NOT NULL)",
     "CREATE UNIQUE INDEX by_key ON entries (key)",
     "CREATE INDEX by_use ON entries (used)",
 )
-_ANOTHER = "choose another path; nothing was touched"
-_abandoned: list[sqlite3.Connection] = []  # of the parent: closing one in a forked child would harm the parent's
+_OTHER_PATH = "choose another path; nothing was changed"
+_abandoned: list[sqlite3.Connection] = []  # the parent's: closing one in a forked child would break the parent's locks
 
 
 class CacheFile:
-    """Vectors as raw little-endian float32 by key, the longest unused out first.
+    """Vectors as raw little-endian float32 by key; the least recently used are evicted first.
 
     Args:
-        path: the file; made where there is none.
-        max_bytes: how large it may become; the log beside it (`-wal`) takes some 20 MB more, or a quarter of it.
+        path: the file; created if it does not exist.
+        max_bytes: maximum size; the log beside it (`-wal`) takes about 20 MB more, or a quarter of max_bytes.
     Raises:
-        StorageError: the path holds something else, or a damaged cache, or it cannot be written; nothing is deleted.
-        ConfigError: a bound below `MIN_BYTES`.
-        sqlite3.Error: for now it cannot be used: the disk is full, or somebody holds a lock.
+        StorageError: the path is not a cache, is a damaged cache, or cannot be written; nothing is deleted.
+        ConfigError: max_bytes is below `MIN_BYTES`.
+        sqlite3.Error: temporarily unavailable: the disk is full, or the database is locked.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < MIN_BYTES:
-            raise ConfigError(f"max_bytes={max_bytes!r} leaves no room for a cache.", f"max_bytes={2**30}")
+            raise ConfigError(
+                f"invalid max_bytes={max_bytes!r}: expected an integer of at least {MIN_BYTES}.", f"max_bytes={2**30}"
+            )
         self.path, self.max_bytes = path, max_bytes
         self.evicted = 0
         self._lock = ForkSafeLock()
@@ -69,9 +72,9 @@ class CacheFile:
     # -- reading and writing --------------------------------------------------------------------------------------
 
     def find(self, keys: Iterable[bytes], ndims: int) -> dict[bytes, bytes]:
-        """Return what is there: key -> the bytes of a vector of `ndims` dimensions.
+        """Return the cached vectors: key -> the bytes of a vector of `ndims` dimensions.
 
-        A row that is not as it was written counts as absent.
+        A row whose checksum does not match counts as a miss.
 
         Raises:
             sqlite3.Error: the file cannot be read.
@@ -85,7 +88,7 @@ class CacheFile:
             for start in range(0, len(wanted), KEYS):
                 some = wanted[start : start + KEYS]
                 places = ",".join("?" * len(some))
-                # the length stands before the value, which is not read where it cannot be right
+                # SQLite stores the length before the value, so a value of the wrong length is not read
                 rows = connection.execute(
                     f"SELECT id, key, used, vector FROM entries WHERE key IN ({places}) "
                     f"AND typeof(vector) = 'blob' AND length(vector) = {size}",
@@ -93,7 +96,7 @@ class CacheFile:
                 )
                 for row, key, used, stored in rows.fetchall():
                     vector = stored[CHECK_BYTES:]
-                    # an index that a stranger wrote may lead from a key to a row of another one, of any type
+                    # a tampered index may lead to the row of another key, of any type
                     if isinstance(key, bytes) and stored[:CHECK_BYTES] == _check(key, vector):
                         found[key] = vector
                         if not (isinstance(used, float) and now - REFRESH_S <= used <= now):
@@ -103,17 +106,17 @@ class CacheFile:
         return found
 
     def store(self, vectors: Mapping[bytes, bytes]) -> int:
-        """Keep vectors, in one transaction, and return how many.
+        """Store vectors in one transaction, and return their number.
 
         Raises:
-            sqlite3.Error: the file cannot be written; it is as it was before.
+            sqlite3.Error: the file cannot be written; it is unchanged.
         """
         now = time.time()
         rows, need = [], 0
         for key, vector in vectors.items():
             need += int((len(vector) + ROW_BYTES) / FILLED)
             if need > self.max_bytes // 2:
-                break  # the rest would only drive this out
+                break  # storing the rest would only evict these
             rows.append((key, now, _check(key, vector) + vector))
         if rows:
             with self._lock, self._transaction() as connection:
@@ -123,7 +126,7 @@ class CacheFile:
         return len(rows)
 
     def close(self) -> None:
-        """Let go of the file, for good."""
+        """Close the file for good."""
         with self._lock:
             self._closed = True
             if self._connection is not None and self._process == os.getpid():
@@ -137,7 +140,7 @@ class CacheFile:
     # -- the bound --------------------------------------------------------------------------------------------------
 
     def _make_room(self, connection: sqlite3.Connection, need: int, row_bytes: int) -> None:
-        """Delete what was not used for longest until `need` bytes fit; some more, so that not every window deletes."""
+        """Evict the least recently used rows until `need` bytes fit, and some more, so that not every write evicts."""
         page_bytes = _number(connection, "page_size")
 
         def excess(limit: int) -> int:
@@ -154,7 +157,7 @@ class CacheFile:
             self.evicted += deleted
 
     def _shrink(self) -> None:
-        """Give pages back to the disk where the file was larger: the bound may have been lowered."""
+        """Return free pages to the disk if the file exceeds its maximum size, which may have been lowered."""
         with self._lock:
             connection = self._connect()
             pages = self.max_bytes // _number(connection, "page_size")
@@ -163,7 +166,7 @@ class CacheFile:
                 connection.executescript(f"PRAGMA incremental_vacuum({over})")  # `execute` would do one page
 
     def _refresh(self, rows: list[int], now: float) -> None:
-        """Note that rows were used; where somebody else is writing just now, the next use notes it."""
+        """Update the time of last use of rows; skipped if another process is writing."""
         with (
             contextlib.suppress(sqlite3.OperationalError),
             self._lock,
@@ -188,7 +191,7 @@ class CacheFile:
     def _connect(self) -> sqlite3.Connection:
         """Return this process's connection; the lock is held."""
         if self._closed:
-            raise sqlite3.ProgrammingError("it is closed")
+            raise sqlite3.ProgrammingError("the cache is closed")
         if self._connection is not None and self._process != os.getpid():
             _abandoned.append(self._connection)
             self._connection = None
@@ -204,7 +207,7 @@ class CacheFile:
 
 
 class _Clock:
-    """Interrupts what takes SQLite longer than `STATEMENT_S`; the error is `sqlite3.OperationalError`."""
+    """Interrupts SQLite calls that take longer than `STATEMENT_S`; the error is `sqlite3.OperationalError`."""
 
     def __init__(self) -> None:
         self._end = 0.0
@@ -217,7 +220,7 @@ class _Clock:
 
 
 def _check(key: bytes, vector: bytes) -> bytes:
-    """Return four bytes that tie a vector to its key: SQLite itself does not notice a flipped bit."""
+    """Return a checksum of a key and its vector: SQLite itself does not detect a flipped bit."""
     return zlib.crc32(vector, zlib.crc32(key)).to_bytes(CHECK_BYTES, "little")
 
 
@@ -229,7 +232,7 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
 
 
 def _open(path: Path, clock: _Clock) -> sqlite3.Connection:
-    """Open a cache, or make one.
+    """Open a cache, or create one.
 
     Raises:
         StorageError, sqlite3.Error: as `CacheFile`.
@@ -237,7 +240,7 @@ def _open(path: Path, clock: _Clock) -> sqlite3.Connection:
     _refuse_foreign(path)
     try:
         if not path.exists():
-            path.touch(0o600)  # vectors tell of the texts behind them
+            path.touch(0o600)  # vectors reveal something about their texts
         connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
     except OSError as exc:
         raise _unusable(path, exc.strerror or str(exc), "choose a path on a local disk that can be written") from exc
@@ -257,83 +260,82 @@ def _open(path: Path, clock: _Clock) -> sqlite3.Connection:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse what is no cache of this user's; it, and the log that SQLite keeps beside it, are trusted from here on."""
+    """Refuse a path that is not a cache of this user; afterwards the file and SQLite's logs beside it are trusted."""
     try:
         if path.is_symlink() and not path.exists():
             raise _unusable(path, "it is a link to a file that does not exist", f"choose another path, or: rm {path}")
         real = Path(os.path.realpath(path))
         for end in ("", "-wal", "-shm", "-journal"):
-            with contextlib.suppress(FileNotFoundError):  # there is none, or its last user has just deleted it
-                _refuse_others(path, real.with_name(real.name + end), beside=bool(end))
+            with contextlib.suppress(FileNotFoundError):  # it does not exist, or has just been deleted
+                _check_file(path, real.with_name(real.name + end), beside=bool(end))
         if path.exists():
             with path.open("rb") as file:
                 head = file.read(len(_HEADER))
-            if path.is_symlink() and not head:  # nothing is made behind a link
+            if path.is_symlink() and not head:  # no cache is created through a link
                 raise _unusable(path, "it is a link to an empty file", f"choose another path, or: rm {path}")
             if head not in (b"", _HEADER):
-                raise _unusable(path, "something else is there", _ANOTHER)
+                raise _unusable(path, "the file is not an SQLite database", _OTHER_PATH)
     except StorageError:
         raise
     except OSError as exc:
         raise _unusable(path, exc.strerror or str(exc), "choose a path on a local disk that can be written") from exc
 
 
-def _refuse_others(path: Path, each: Path, *, beside: bool) -> None:
+def _check_file(path: Path, each: Path, *, beside: bool) -> None:
+    """Raise StorageError unless a file is a plain one that only this user can write."""
     found = each.lstat()
     what = f"the file {each.name!r} beside it" if beside else "it"
     if not stat.S_ISREG(found.st_mode):
-        raise _unusable(path, f"something else is there: {what} is not a plain file", _ANOTHER)
-    if each.name.endswith("-journal") and _names_another(each):
+        raise _unusable(path, f"{what} is not a regular file", _OTHER_PATH)
+    if each.name.endswith("-journal") and _names_super_journal(each):
         raise _unusable(
             path,
             f"{what} names another file, which SQLite would delete; a cache of embedreg has no such journal",
-            _ANOTHER,
+            _OTHER_PATH,
         )
     if os.name == "nt":
         return
     if found.st_uid != os.geteuid():
-        raise _unusable(path, f"{what} belongs to another user, who could have written any vector into it", _ANOTHER)
+        raise _unusable(path, f"{what} belongs to another user, who could have written any vector into it", _OTHER_PATH)
     if found.st_mode & 0o022:
         raise _unusable(
             path,
-            f"others can write to {what}, and could have written any vector into it",
-            f"choose another path; or, if nobody else has: chmod 600 {each}",
+            f"other users can write to {what}, and could have written any vector into it",
+            f"choose another path; or, if no other user has written to it: chmod 600 {each}",
         )
 
 
-def _names_another(journal: Path) -> bool:
-    """Return whether a rollback journal is that of a transaction over several files: of a cache's, none is.
+def _names_super_journal(journal: Path) -> bool:
+    """Return whether a rollback journal belongs to a transaction over several files; a cache never has one.
 
-    SQLite plays such a journal back when it opens the database, and then deletes the file that the journal names.
+    SQLite replays such a journal when it opens the database, and then deletes the file that the journal names.
     """
     with journal.open("rb") as file:
         length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - len(_NAMES_ANOTHER)))
-        return file.read() == _NAMES_ANOTHER
+        file.seek(max(0, length - len(_SUPER_JOURNAL_MAGIC)))
+        return file.read() == _SUPER_JOURNAL_MAGIC
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if not _number(connection, "application_id") and not _tables(connection):
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("BEGIN IMMEDIATE")
-        if not _tables(connection):  # else another process was quicker
+        if not _tables(connection):  # otherwise another process has created them
             for statement in (*_TABLES, f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {FORMAT}"):
                 connection.execute(statement)
         connection.execute("COMMIT")
     if _number(connection, "application_id") != APPLICATION:
-        raise _unusable(path, "it is a database of something else", _ANOTHER)
+        raise _unusable(path, "it is a database of another application", _OTHER_PATH)
     if (version := _number(connection, "user_version")) != FORMAT:
-        raise _unusable(
-            path, f"it has format {version}, this embedreg knows {FORMAT}", "choose another path, or update embedreg"
-        )
-    # before anything is asked of its tables: a view, a trigger or a computed column would run what somebody else wrote
+        raise _unusable(path, f"it has format {version}, expected {FORMAT}", "choose another path, or update embedreg")
+    # before any table is queried: a view, a trigger or a computed column would run SQL of an untrusted file
     made = connection.execute("SELECT sql FROM sqlite_schema ORDER BY rowid LIMIT 9").fetchall()
     if sorted(map(str, made)) != sorted(str((statement,)) for statement in _TABLES):
-        raise _unusable(path, "its tables are not those of a cache", _ANOTHER)
+        raise _unusable(path, "its tables are not those of a cache", _OTHER_PATH)
     _write_ahead(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last vectors, never the file
+    connection.execute("PRAGMA synchronous = NORMAL")  # a power failure may lose the last vectors, never the file
     for column in ("id", "key", "used"):
-        for order in ("ASC", "DESC"):  # a file that was cut off shows here, mostly
+        for order in ("ASC", "DESC"):  # detects most truncated files
             connection.execute(f"SELECT id FROM entries ORDER BY {column} {order} LIMIT 1").fetchone()
 
 
@@ -342,7 +344,7 @@ def _tables(connection: sqlite3.Connection) -> int:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch to WAL, which is kept in the file; SQLite does not wait here for a process that does the same."""
+    """Switch to WAL mode, which the file records; SQLite does not wait here for a process that does the same."""
     deadline = time.monotonic() + WAIT_S
     while True:
         try:
@@ -355,7 +357,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 
 def _damaged(path: Path) -> StorageError:
-    return _unusable(path, "it is damaged", f"rm {path}*  # only time is lost: it holds what can be computed again")
+    return _unusable(path, "it is damaged", f"rm {path}*  # its vectors can be computed again")
 
 
 def _unusable(path: Path, why: str, hint: str) -> StorageError:

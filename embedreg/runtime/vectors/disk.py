@@ -1,7 +1,7 @@
-"""The vector cache: what was embedded before, by whatever run, is read from a file and not computed again.
+"""The vector cache on disk: inputs that an earlier run embedded are read from a file and not computed again.
 
-Opt-in, and for the whole process while it is open: an engine calls from threads of its own. A key is a digest of the
-function (configuration and weights), the role and the content of the input; nothing of the input can be read from it.
+It is opt-in, and applies to the whole process while it is open, since an engine calls from its own threads. A key is a
+digest of the function (configuration and weights), the role and the input; it does not reveal the input.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["MAX_BYTES", "VectorCache", "current", "use", "vector_cache"]
 log = logging.getLogger("embedreg")
 
 MAX_BYTES = 4 * 2**30  # two and a half million vectors of 384 dimensions
-PROBE_BITS = 10  # of a probe that count: what is less is the noise of another batch or processor
+PROBE_BITS = 10  # significant bits of a probe: the others vary with the batch and the processor
 
 _open: list[VectorCache] = []
 _lock = ForkSafeLock()
@@ -47,13 +47,13 @@ _paused: contextvars.ContextVar[bool] = contextvars.ContextVar("embedreg_cache_p
 
 @contextlib.contextmanager
 def use(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Iterator[VectorCache]:
-    """Keep the vectors of everything that this process embeds meanwhile, and take from there what is known.
+    """Cache the vectors of everything that this process embeds inside the block, and reuse the cached ones.
 
     Args:
-        path: a file on a local disk; made where there is none. Several processes may use it at once.
-        max_bytes: how large it may become; what was not used for longest goes first.
+        path: a file on a local disk; created if it does not exist. Several processes may use it at once.
+        max_bytes: maximum size; the least recently used vectors are evicted first.
     Raises:
-        StorageError: the path holds something else or a damaged cache, or cannot be written.
+        StorageError: the path is not a cache, is a damaged cache, or cannot be written.
     """
     cache = VectorCache(Path(path), max_bytes)
     with _lock:
@@ -71,7 +71,7 @@ vector_cache = use  # its name in `embedreg`
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-    """Compute everything in this block anew: no cache is read or written by this thread."""
+    """Bypass the cache in this block: this thread neither reads nor writes it."""
     token = _paused.set(True)
     try:
         yield
@@ -80,7 +80,7 @@ def paused() -> Iterator[None]:
 
 
 def current() -> VectorCache | None:
-    """Return the cache that was opened last and is open still."""
+    """Return the most recently opened cache that is still open, or None."""
     if _paused.get():
         return None
     with _lock:
@@ -88,13 +88,13 @@ def current() -> VectorCache | None:
 
 
 class VectorCache:
-    """One open cache; it counts what it saved.
+    """One open cache, with counts of hits and misses.
 
-    A disk that fills up or a lock that stays costs the cache, never the run: one warning, and everything is computed.
+    A full disk or a held lock never fails the run: the cache is disabled with one warning.
 
     Attributes:
-        hits: vectors that came from the file.
-        misses: inputs that it did not know.
+        hits: vectors that were read from the file.
+        misses: inputs that were not in the file.
         stored: vectors that were added.
     """
 
@@ -112,7 +112,7 @@ class VectorCache:
 
     @property
     def evicted(self) -> int:
-        """How many vectors had to make room."""
+        """Number of evicted vectors."""
         return 0 if self._file is None else self._file.evicted
 
     def __len__(self) -> int:
@@ -132,23 +132,23 @@ class VectorCache:
         function: EmbeddingFunction,
         role: Role,
         ndims: int,
-        window: Any,
+        chunk: Any,
         compute: Callable[[Any], Vectors],
     ) -> tuple[Vectors, int]:
-        """Return the vectors of a window of inputs: the known ones from the file, the others computed and kept.
+        """Return the vectors of a chunk of inputs: hits from the file, misses computed and stored.
 
         Args:
-            window: m inputs, none of them null: an Arrow array or a list.
-            compute: gives the (m, d) vectors of some inputs, which are valid, and why the others are not.
+            chunk: m inputs, none of them null: an Arrow array or a list.
+            compute: returns the (m, d) vectors of some inputs, which of them are valid, and why the others are not.
         Returns:
-            What `compute` would give for all of them, and how many came from the file.
+            What `compute` would return for all of them, and the number of hits.
         """
         import numpy as np
 
-        kinds = _contents(window, _takes_text(function, role)) if self._readable else None
+        kinds = _contents(chunk, _takes_text(function, role)) if self._readable else None
         owner = None if kinds is None else self._owner(function, role)
         if kinds is None or owner is None:
-            return compute(window), 0
+            return compute(chunk), 0
         keys = [_key(owner, *content) for content in kinds]
         found = self._find(keys, ndims)
         missing = [row for row, key in enumerate(keys) if key not in found]
@@ -156,7 +156,7 @@ class VectorCache:
             self.hits += len(keys) - len(missing)
             self.misses += len(missing)
         if not found:
-            vectors = compute(window)
+            vectors = compute(chunk)
             self._keep(keys, *vectors[:2])
             return vectors, 0
         matrix, valid = np.empty((len(keys), ndims), np.float32), np.ones(len(keys), bool)
@@ -164,7 +164,7 @@ class VectorCache:
         matrix[hits] = np.frombuffer(b"".join(found[keys[row]] for row in hits), "<f4").reshape(-1, ndims)
         reasons: dict[int, str] = {}
         if missing:
-            some = window.take(missing) if hasattr(window, "take") else [window[row] for row in missing]
+            some = chunk.take(missing) if hasattr(chunk, "take") else [chunk[row] for row in missing]
             rows, good, why = compute(some)
             matrix[missing], valid[missing] = rows, good
             reasons = {missing[row]: reason for row, reason in why.items()}
@@ -183,7 +183,7 @@ class VectorCache:
             return {}
 
     def _keep(self, keys: list[bytes], matrix: np.ndarray, valid: np.ndarray) -> None:
-        """Keep the vectors of inputs that have one; a bad row is tried again the next time."""
+        """Store the vectors of valid rows; a bad row is tried again the next time."""
         if self._file is None or not self._writable:
             return
         rows = matrix.astype("<f4", copy=False)
@@ -196,23 +196,23 @@ class VectorCache:
                 self.stored += stored
 
     def _give_up(self, exc: sqlite3.Error, writing: bool = False) -> None:
-        """Do without the file, or without writing to it, from here on; say so once."""
+        """Stop using the file, or stop writing to it, and log one warning."""
         with self._lock:
-            told, self._writable = not self._writable, False
+            warned, self._writable = not self._writable, False
             self._readable = self._readable and writing
-        if not told:
+        if not warned:
             what = "written to" if writing else "used"
-            log.warning("the vector cache %s is not %s any more: %s. The run goes on.", self.path, what, exc)
+            log.warning("the vector cache %s is no longer %s: %s. The run continues.", self.path, what, exc)
 
     # -- functions --------------------------------------------------------------------------------------------------
 
     def _owner(self, function: EmbeddingFunction, role: Role) -> bytes | None:
-        """Return the digest of a function in a role; None for one whose vectors cannot be told from another's."""
+        """Return the digest of a function in a role; None if its vectors cannot be distinguished from another's."""
         try:
             configuration = fingerprint(function)
-        except EmbedregError:  # it can be used and not be stored
+        except EmbedregError:  # a function that can be used but not be stored
             return None
-        address = id(function)  # not by value: a class that was defined anew has equal instances
+        address = id(function)  # not by value: instances of a redefined class compare equal
         with self._lock:
             if address not in self._owners:
                 reference = weakref.ref(function, lambda _: self._owners.pop(address, None))
@@ -220,17 +220,17 @@ class VectorCache:
             known = self._owners[address][1]
         name = configuration, role
         if name not in known:
-            parts = _distinguished(function, role)
+            parts = _identity(function, role)
             text = None if parts is None else json.dumps([configuration, role, *parts])
             known[name] = None if text is None else hashlib.blake2b(text.encode(), digest_size=32).digest()
         return known[name]
 
 
-def _distinguished(function: EmbeddingFunction, role: Role) -> list[str] | None:
-    """Return what tells a function from others of its configuration, or None.
+def _identity(function: EmbeddingFunction, role: Role) -> list[str] | None:
+    """Return what distinguishes a function from others of the same configuration, or None.
 
-    Its model's identity. Where there is none: of a remote function nothing more than its class; of a local one its
-    vector of the probe, since weights and code may change under one name.
+    This is its model identity. Without one it is the class of a remote function, and the probe's vector of a local one,
+    since weights and code may change under the same name.
     """
     cls = type(function)
     home = f"{cls.__module__}:{cls.__qualname__}"
@@ -242,8 +242,8 @@ def _distinguished(function: EmbeddingFunction, role: Role) -> list[str] | None:
         probe = drift.probe_vector(function, role)
     except CallError:
         raise
-    except Exception as exc:  # noqa: BLE001  # it takes no such input: then nothing of it can be told
-        log.debug("%s is not cached: its probe gives %s", cls.__name__, type(exc).__name__)
+    except Exception as exc:  # noqa: BLE001  # the probe is not a valid input for it, so it has no identity
+        log.debug("%s is not cached: its probe raises %s", cls.__name__, type(exc).__name__)
         return None
     if (known := function.model_identity()) is not None:  # the probe has downloaded the model
         return [known]
@@ -259,7 +259,7 @@ def _rounded(probe: np.ndarray) -> str:
 
 
 def _finite(found: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Leave out vectors that no function of ours could have given: they are computed again."""
+    """Drop vectors that are not finite, which no function returns: they are computed again."""
     import numpy as np
 
     if not found:
@@ -276,29 +276,29 @@ def _key(owner: bytes, kind: bytes, content: Any) -> bytes:
 
 
 def _takes_text(function: EmbeddingFunction, role: Role) -> bool:
-    """Return whether a string is a text to the function: it may be a path or an address, behind which things change."""
+    """Return whether a string is a text to the function, not a path or URL, whose content may change."""
     if role == "query":
         return any(each.by_content for each in modality.modalities(function))
     return modality.source_modality(function).by_content
 
 
-def _contents(window: Any, texts: bool) -> list[tuple[bytes, Any]] | None:
-    """Return the kind and the bytes of each input; None where inputs are not what they say.
+def _contents(chunk: Any, texts: bool) -> list[tuple[bytes, Any]] | None:
+    """Return the kind and the bytes of each input; None if the inputs do not contain their own content.
 
     Args:
-        texts: whether strings are texts. Pictures in memory are not cached, nor what paths lead to.
+        texts: whether strings are texts. `PIL` images, and files behind paths, are not cached.
     """
     import pyarrow as pa
 
-    if not isinstance(window, pa.Array):
-        if texts and all(isinstance(value, str) for value in window):
-            return [(b"text", value.encode("utf-8", "surrogatepass")) for value in window]
-        return [(b"bytes", value) for value in window] if all(isinstance(value, bytes) for value in window) else None
-    kind = window.type
+    if not isinstance(chunk, pa.Array):
+        if texts and all(isinstance(value, str) for value in chunk):
+            return [(b"text", value.encode("utf-8", "surrogatepass")) for value in chunk]
+        return [(b"bytes", value) for value in chunk] if all(isinstance(value, bytes) for value in chunk) else None
+    kind = chunk.type
     if texts and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        return [(b"text", content) for content in _slices(window)]
+        return [(b"text", content) for content in _slices(chunk)]
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return [(b"bytes", content) for content in _slices(window)]
+        return [(b"bytes", content) for content in _slices(chunk)]
     return None
 
 

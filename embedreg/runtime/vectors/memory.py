@@ -1,4 +1,4 @@
-"""Vectors of recent inputs in memory: bounded, looked up and kept many at a time."""
+"""Recent vectors in memory: a bounded cache that is read and written in bulk."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Lookup", "RecentVectors", "keys_of"]
 
-KEY_BYTES = 250  # what a key, its entry and its slot take beside the vector
-_SHORT = 64  # characters; a longer input is known by its digest, which is smaller
-_ROUND = 16  # an eviction makes room for one part in so many, since finding the oldest looks at all
+KEY_BYTES = 250  # overhead of an entry: its key, its dict entry and its slot
+_SHORT = 64  # characters; the key of a longer input is its digest, which is smaller
+_ROUND = 16  # an eviction frees at least 1/16 of the slots, since finding the oldest scans all of them
 
 
 class RecentVectors:
-    """Vectors by the key of their input; what was not used for longest goes first.
+    """Vectors by the key of their input; the least recently used are evicted first.
 
-    One matrix holds all of them, so that thousands are read or written in a few array operations. Memory is taken as
-    it fills.
+    One matrix holds all of them, so that thousands are read or written in a few array operations. The matrix takes
+    physical memory only as it fills.
 
     Args:
         ndims: d, the width of a vector.
-        max_rows: the most vectors that are kept; 0 keeps none.
-        max_bytes: the most memory that they and their keys may take.
+        max_rows: maximum number of vectors; 0 disables the cache.
+        max_bytes: maximum memory of the vectors and their keys.
     """
 
     def __init__(self, ndims: int, max_rows: int, max_bytes: int) -> None:
@@ -50,23 +50,23 @@ class RecentVectors:
         return len(self._slots)
 
     def look_up(self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None) -> Lookup:
-        """Look n different inputs up.
+        """Look up n different inputs.
 
         Args:
             keys: of the inputs.
-            empty: makes (n, d) float32 matrices.
+            empty: allocates (n, d) float32 matrices.
         """
         return Lookup(self, keys, *self.get(keys, empty), empty)
 
     def get(
         self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Look n inputs up.
+        """Return the cached vectors of n inputs.
 
         Args:
-            empty: makes the (k, d) float32 matrix that the vectors are put into.
+            empty: allocates the (k, d) float32 matrix of the vectors.
         Returns:
-            (k, d) float32, the vectors of those that are known, in order; and (n,) bool, which those are.
+            (k, d) float32, the vectors of the hits, in order; and (n,) bool, which inputs are hits.
         """
         import numpy as np
 
@@ -83,13 +83,13 @@ class RecentVectors:
             return vectors, known
 
     def put(self, keys: Sequence[Hashable], vectors: np.ndarray) -> None:
-        """Keep the vectors of n inputs, (n, d) float32; of more than there is room for, the last ones."""
+        """Store the vectors of n inputs, (n, d) float32; if they exceed the capacity, only the last ones."""
         if not self.capacity or not keys:
             return
         with self._lock:
             new = {key: row for row, key in enumerate(keys) if key not in self._slots}
             names, rows = list(new)[-self.capacity :], list(new.values())[-self.capacity :]
-            slots = self._room(len(names))
+            slots = self._allocate(len(names))
             self._clock += 1
             self._matrix[slots] = vectors[rows]
             self._used[slots] = self._clock
@@ -97,8 +97,8 @@ class RecentVectors:
             for slot, name in zip(slots, names, strict=True):
                 self._keys[slot] = name
 
-    def _room(self, n: int) -> list[int]:
-        """Return n free slots; where there are not as many, those that were not used for longest are emptied."""
+    def _allocate(self, n: int) -> list[int]:
+        """Return n free slots; evict the least recently used vectors if there are too few."""
         import numpy as np
 
         filled = len(self._keys)
@@ -125,11 +125,11 @@ class RecentVectors:
 
 
 class Lookup:
-    """What is known of n inputs, and what is to be computed.
+    """The hits and misses of n inputs.
 
     Attributes:
-        missing: (m,) int64, the rows whose vectors are not known.
-        whole: whether these are all rows.
+        missing: (m,) int64, the rows that are misses.
+        whole: whether all rows are misses.
     """
 
     def __init__(
@@ -147,21 +147,21 @@ class Lookup:
         self.whole = len(self.missing) == len(keys)
 
     def of_missing(self, values: pa.Array) -> pa.Array:
-        """Return those of the n inputs that are to be computed."""
+        """Return the inputs that are misses."""
         import pyarrow as pa
 
         return values if self.whole else values.take(pa.array(self.missing))
 
     def missing_keys(self) -> Sequence[Hashable]:
-        """Return the keys of the inputs that are to be computed."""
+        """Return the keys of the inputs that are misses."""
         return self._keys if self.whole else [self._keys[row] for row in self.missing.tolist()]
 
     def joined(self, made: Embedded | None, *, keep: bool = True) -> Embedded:
         """Return the vectors of all n inputs.
 
         Args:
-            made: of the missing ones; None where there are none.
-            keep: whether they become recent vectors; a bad row never does.
+            made: vectors of the misses; None if there are none.
+            keep: whether to store them; a bad row is never stored.
         """
         import numpy as np
 
@@ -187,24 +187,24 @@ class Lookup:
 
 
 def keys_of(values: pa.Array) -> list[Any]:
-    """Return a key for each of n inputs, none of them null: equal for equal inputs only.
+    """Return a key for each of n inputs, none of them null; only equal inputs have equal keys.
 
     Args:
-        values: strings or binaries. A short text is its own key; of anything else it is a digest of 16 bytes.
+        values: strings or binaries. The key of a short text is the text; any other key is a digest of 16 bytes.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
         keys: list[Any] = values.to_numpy(zero_copy_only=False).tolist()
-    except (UnicodeDecodeError, pa.ArrowException):  # of texts; what is not Unicode has bytes all the same
+    except (UnicodeDecodeError, pa.ArrowException):  # invalid UTF-8 in a string column: use its bytes
         wide = pa.types.is_large_string(values.type)
         return [_digest(key) for key in values.view(pa.large_binary() if wide else pa.binary()).to_pylist()]
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         if (pc.max(pc.binary_length(values)).as_py() or 0) <= _SHORT:
             return keys
         return [key if len(key) <= _SHORT else _digest(key.encode("utf-8", "surrogatepass")) for key in keys]
-    return [_digest(key) for key in keys]  # every one: a short binary could be another's digest
+    return [_digest(key) for key in keys]  # short ones too: a short binary could equal the digest of another
 
 
 def _digest(content: bytes) -> bytes:

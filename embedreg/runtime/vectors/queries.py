@@ -1,4 +1,4 @@
-"""The vectors of recent queries."""
+"""A cache of the vectors of recent queries."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["QueryCache", "QueryLookup", "recent"]
 
 MAX_QUERIES = 1024  # with 1024 dimensions, 4 MiB
-MAX_KEY_CHARS = 4096  # a longer text is no query that comes again, and would be kept whole
+MAX_KEY_CHARS = 4096  # a longer text is unlikely to be repeated, and its key would hold all of it
 
 
 class QueryCache:
-    """Vectors of queries by configuration and text, least recently used out first; not for functions with secrets."""
+    """Vectors of queries by configuration and text; the least recently used are evicted first."""
 
     def __init__(self, max_queries: int = MAX_QUERIES) -> None:
         self._lock = ForkSafeLock()
@@ -32,17 +32,17 @@ class QueryCache:
         return None if known is None else known.copy()
 
     def put(self, key: Hashable, text: str, vector: np.ndarray) -> None:
-        """Keep a query's vector."""
+        """Store a query's vector."""
         if len(text) <= MAX_KEY_CHARS:
             with self._lock:
                 self._vectors[key, text] = vector.copy()
 
     def look_up(self, key: Hashable, texts: list[str]) -> QueryLookup:
-        """Look the vectors of a batch of queries up."""
+        """Look up the vectors of a batch of queries."""
         return QueryLookup(self, key, texts)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all vectors."""
         with self._lock:
             self._vectors.clear()
 
@@ -51,10 +51,10 @@ class QueryCache:
 
 
 class QueryLookup:
-    """What is known of a batch of queries.
+    """The hits and misses of a batch of queries.
 
     Attributes:
-        missing: the texts whose vectors are to be computed.
+        missing: the texts that are misses.
     """
 
     def __init__(self, cache: QueryCache, key: Hashable, texts: list[str]) -> None:
@@ -64,17 +64,17 @@ class QueryLookup:
         self.missing = [texts[row] for row in self._rows]
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (n, d) vectors, and that none of the texts was cut, where none is missing."""
+        """Return (n, d) vectors and (n,) bool, all False: no cached text was cut. Only if there is no miss."""
         import numpy as np
 
         return np.concatenate(list(self._known.values())), np.zeros(self._n, bool)
 
     def joined(self, vectors: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keep the vectors of the missing texts, and return those of all.
+        """Store the vectors of the misses, and return the vectors of all texts.
 
         Args:
-            vectors: (m, d), of the missing texts.
-            cut: (m,) bool, which of them were cut: these are not kept.
+            vectors: (m, d), of the misses.
+            cut: (m,) bool, which of them were cut: these are not stored.
         Returns:
             (n, d), and (n,) bool, which texts were cut.
         """

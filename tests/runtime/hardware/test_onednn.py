@@ -17,9 +17,9 @@ CLOSE = 2e-6  # of sums of 64 products of numbers about 1
 @pytest.fixture(autouse=True)
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use oneDNN on every processor, be it faster or not."""
-    clear = onednn._tried.cache_clear
+    clear = onednn._verified_product.cache_clear
     clear()
-    monkeypatch.setattr(onednn, "_held_back", lambda: True)
+    monkeypatch.setattr(onednn, "_mkl_without_avx512", lambda: True)
     yield
     clear()
 
@@ -36,7 +36,7 @@ def test_a_layer_gives_what_it_gave(shape: tuple[int, ...]) -> None:
     layers, values = model(), torch.randn(*shape)
     with torch.inference_mode():
         before = layers(values)
-        assert onednn.quicken(layers) == 2
+        assert onednn.use_onednn(layers) == 2
         after = layers(values)
     assert after.shape == before.shape
     torch.testing.assert_close(after, before, rtol=0, atol=CLOSE)
@@ -44,10 +44,10 @@ def test_a_layer_gives_what_it_gave(shape: tuple[int, ...]) -> None:
 
 def test_the_sizes_of_products_are_few() -> None:
     """For each of them oneDNN keeps memory as large as the result."""
-    sizes = [rows + onednn._more(rows) for rows in range(1, 8193)]
+    sizes = [rows + onednn._padding(rows) for rows in range(1, 8193)]
     assert len(set(sizes)) < 80
     assert all(rows <= size < max(rows + 8, 1.125 * rows + 1) for rows, size in enumerate(sizes, 1))
-    assert onednn._more(0) == 0
+    assert onednn._padding(0) == 0
 
 
 GROWTH = """
@@ -55,9 +55,9 @@ import sys, torch
 from embedreg.runtime.hardware import onednn
 
 dtype = getattr(torch, sys.argv[1])
-onednn._held_back = lambda: dtype == torch.float32
+onednn._mkl_without_avx512 = lambda: dtype == torch.float32
 layer = torch.nn.Linear(384, 1536).to(dtype)
-onednn.quicken(layer)
+onednn.use_onednn(layer)
 torch.set_num_threads(1)
 
 def resident():
@@ -89,7 +89,7 @@ def test_values_that_do_not_lie_in_order_are_read_right() -> None:
     layers, values = model(), torch.randn(64, 9)
     with torch.inference_mode():
         before = layers(values.t()), layers(torch.randn(9, 128, generator=torch.Generator().manual_seed(1))[:, ::2])
-        onednn.quicken(layers)
+        onednn.use_onednn(layers)
         after = layers(values.t()), layers(torch.randn(9, 128, generator=torch.Generator().manual_seed(1))[:, ::2])
     for mine, theirs in zip(after, before, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=CLOSE)
@@ -108,7 +108,7 @@ def test_attention_gives_what_it_gave(batch_first: bool, bias: bool, causal: boo
         asked["attn_mask"] = torch.full((11, 11), float("-inf")).triu(1)
     with torch.inference_mode():
         before = layer(values, values, values, **asked)[0]
-        assert onednn.quicken(layer) == 1
+        assert onednn.use_onednn(layer) == 1
         after = layer(values, values, values, **asked)
     assert after[1] is None
     torch.testing.assert_close(after[0], before, rtol=0, atol=CLOSE)
@@ -130,7 +130,7 @@ def test_attention_that_is_asked_for_more_is_torchs_own(asked: dict[str, Any]) -
     layer, values, others = torch.nn.MultiheadAttention(16, 2, batch_first=True).eval(), *torch.randn(2, 2, 5, 16)
     with torch.inference_mode():
         before = layer(values, values, values, **asked), layer(values, others, others, **asked)
-        onednn.quicken(layer)
+        onednn.use_onednn(layer)
         after = layer(values, values, values, **asked), layer(values, others, others, **asked)
     for mine, theirs in zip(after, before, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=CLOSE)
@@ -139,7 +139,7 @@ def test_attention_that_is_asked_for_more_is_torchs_own(asked: dict[str, Any]) -
 def test_gradients_are_torchs_own() -> None:
     """A model in somebody's training goes on as it was."""
     layers = model()
-    onednn.quicken(layers)
+    onednn.use_onednn(layers)
     layers(torch.randn(2, 64)).sum().backward()
     assert all(parameter.grad is not None for parameter in layers.parameters())
 
@@ -148,7 +148,7 @@ def test_gradients_are_torchs_own() -> None:
 def test_a_trace_holds_no_operation_that_others_do_not_know() -> None:
     """OpenVINO reads traces."""
     layers = model()
-    onednn.quicken(layers)
+    onednn.use_onednn(layers)
     with torch.no_grad():
         traced = torch.jit.trace(layers, torch.randn(2, 64))
     assert "mkldnn" not in str(traced.inlined_graph)
@@ -163,14 +163,14 @@ def test_weights_stay_as_and_where_they_are() -> None:
     layers = torch.nn.ModuleDict({"mine": torch.nn.Linear(4, 4), "wide": torch.nn.Linear(4, 4).double()})
     layers["own"] = Own(4, 4)
     before = {name: value.data_ptr() for name, value in layers.state_dict().items()}
-    assert onednn.quicken(layers) == 1
+    assert onednn.use_onednn(layers) == 1
     assert {name: value.data_ptr() for name, value in layers.state_dict().items()} == before
     assert isinstance(layers["mine"], torch.nn.Linear)
     assert (type(layers["wide"]), type(layers["own"])) == (torch.nn.Linear, Own)
 
 
 @pytest.mark.parametrize(
-    ("capability", "maker", "taken"),
+    ("capability", "vendor", "taken"),
     [
         ("AVX512", "AuthenticAMD", True),
         ("AVX512", "GenuineIntel", False),
@@ -178,23 +178,23 @@ def test_weights_stay_as_and_where_they_are() -> None:
         ("DEFAULT", "", False),
     ],
 )
-def test_a_processor_without_need_keeps_torchs_own(
-    monkeypatch: pytest.MonkeyPatch, capability: str, maker: str, taken: bool
+def test_a_processor_that_mkl_uses_fully_keeps_torchs_products(
+    monkeypatch: pytest.MonkeyPatch, capability: str, vendor: str, taken: bool
 ) -> None:
     """MKL leaves AVX-512 unused on other makers' processors only; there alone something is gained."""
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    monkeypatch.setattr(onednn, "_maker", lambda: maker)
+    monkeypatch.setattr(onednn, "_vendor", lambda: vendor)
     layers, narrow = model(), model().to(torch.bfloat16)
-    assert onednn.quicken(layers) == 2 * taken
+    assert onednn.use_onednn(layers) == 2 * taken
     assert (type(layers[0]) is torch.nn.Linear) is not taken
-    assert onednn.quicken(narrow) == 2 * onednn._has_bfloat16(), "in bfloat16 oneDNN multiplies everywhere"
+    assert onednn.use_onednn(narrow) == 2 * onednn._has_bfloat16(), "in bfloat16 oneDNN multiplies everywhere"
 
 
-def test_the_processors_maker_is_known() -> None:
+def test_the_processors_vendor_is_known() -> None:
     """In the words that processors use."""
-    assert onednn._maker() in {"AuthenticAMD", "GenuineIntel", "HygonGenuine", "CentaurHauls"} or not (
+    assert onednn._vendor() in {"AuthenticAMD", "GenuineIntel", "HygonGenuine", "CentaurHauls"} or not (
         Path("/proc/cpuinfo").read_text().count("vendor_id")
     )
 

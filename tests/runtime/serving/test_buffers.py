@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pyarrow as pa
 
-from embedreg.runtime.serving.buffers import KEPT, LARGEST, SMALLEST, Blocks
+from embedreg.runtime.serving.buffers import KEPT, LARGEST, SMALLEST, BufferPool
 
 D = 64
 N = SMALLEST // (4 * D)
@@ -21,7 +21,7 @@ def address(matrix: np.ndarray) -> int:
 
 def test_it_is_a_matrix_like_any_other() -> None:
     """It can be filled and summed, and is contiguous."""
-    matrix = Blocks().empty(N, D)
+    matrix = BufferPool().empty(N, D)
     matrix[:] = 1
     assert (matrix.shape, matrix.dtype, matrix.flags.writeable) == ((N, D), np.float32, True)
     assert matrix.flags.c_contiguous
@@ -30,7 +30,7 @@ def test_it_is_a_matrix_like_any_other() -> None:
 
 def test_memory_is_lent_again_when_its_matrix_is_gone() -> None:
     """The next matrix lies where the last one did."""
-    blocks = Blocks()
+    blocks = BufferPool()
     matrix = blocks.empty(N, D)
     first = address(matrix)
     del matrix
@@ -40,7 +40,7 @@ def test_memory_is_lent_again_when_its_matrix_is_gone() -> None:
 
 def test_memory_is_kept_as_long_as_a_slice_looks_at_it() -> None:
     """A row outlives the matrix it was cut from."""
-    blocks = Blocks()
+    blocks = BufferPool()
     row = blocks.empty(N, D)[7:8]
     row[:] = 3
     other = blocks.empty(N, D)
@@ -50,7 +50,7 @@ def test_memory_is_kept_as_long_as_a_slice_looks_at_it() -> None:
 
 def test_memory_is_kept_as_long_as_arrow_looks_at_it() -> None:
     """So does an Arrow array, which knows only a buffer."""
-    blocks = Blocks()
+    blocks = BufferPool()
     matrix = blocks.empty(N, D)
     matrix[:] = 3
     array = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), D).slice(2, 1)
@@ -65,7 +65,7 @@ def test_memory_is_kept_as_long_as_arrow_looks_at_it() -> None:
 
 def test_memory_that_is_far_too_large_is_not_lent_and_goes() -> None:
     """A small matrix does not hold on to a large block."""
-    blocks = Blocks()
+    blocks = BufferPool()
     blocks.empty(8 * N, D)
     assert len(blocks) == 1
     small = blocks.empty(N, D)
@@ -75,7 +75,7 @@ def test_memory_that_is_far_too_large_is_not_lent_and_goes() -> None:
 
 def test_small_and_huge_matrices_are_the_allocators() -> None:
     """Neither is worth keeping."""
-    blocks = Blocks()
+    blocks = BufferPool()
     for n in (0, 1, N - 1, LARGEST // (4 * D) + 1):
         assert blocks.empty(n, D).shape == (n, D)
     assert len(blocks) == 0
@@ -83,7 +83,7 @@ def test_small_and_huge_matrices_are_the_allocators() -> None:
 
 def test_what_is_kept_is_bounded() -> None:
     """However many came back at once."""
-    blocks = Blocks()
+    blocks = BufferPool()
     many = [blocks.empty(N, D) for _ in range(2 * KEPT)]
     many.clear()
     assert len(blocks) == KEPT
@@ -91,7 +91,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 def test_threads_never_share_a_block() -> None:
     """What one thread wrote, it reads."""
-    blocks, torn = Blocks(), []
+    blocks, torn = BufferPool(), []
 
     def use(mark: int) -> None:
         for _ in range(200):

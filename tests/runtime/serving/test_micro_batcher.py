@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embedreg.runtime.serving.micro_batcher import Abandoned, Coalescer, Pass, Ticket
+from embedreg.runtime.serving.micro_batcher import Abandoned, MicroBatch, MicroBatcher, Ticket
 
 SMALL, LARGE = 1 / 256, 1.0
 
@@ -25,7 +25,7 @@ class Doubling:
         self.running = self.most = 0
         self._lock = threading.Lock()
 
-    def __call__(self, items: Sequence[int], each: Pass[int, int]) -> list[int]:
+    def __call__(self, items: Sequence[int], each: MicroBatch[int, int]) -> list[int]:
         with self._lock:
             self.sizes.append(len(items))
             self.running += 1
@@ -58,10 +58,10 @@ def leave() -> None:
 def test_what_arrives_while_a_pass_runs_makes_the_next_one() -> None:
     """A request that finds the model idle runs at once and alone; the others run together, each with its own result."""
     work = Doubling(held=True)
-    coalescer = Coalescer(work)
-    first = coalescer.submit(1, SMALL)
+    batcher = MicroBatcher(work)
+    first = batcher.submit(1, SMALL)
     assert work.started.acquire(timeout=10)
-    others = [coalescer.submit(k, SMALL) for k in range(2, 17)]
+    others = [batcher.submit(k, SMALL) for k in range(2, 17)]
     work.go.release(2)
     assert [ticket.wait() for ticket in [first, *others]] == [2 * k for k in range(1, 17)]
     assert work.sizes == [1, 15]
@@ -69,22 +69,22 @@ def test_what_arrives_while_a_pass_runs_makes_the_next_one() -> None:
 
 def test_who_is_alone_never_waits_for_company() -> None:
     """The window is for those who shared the pass before: a lone client's passes follow each other without it."""
-    coalescer = Coalescer(Doubling(), window_s=5.0)
+    batcher = MicroBatcher(Doubling(), window_s=5.0)
     began = time.monotonic()
-    assert [coalescer.submit(k, SMALL).wait() for k in range(50)] == [2 * k for k in range(50)]
+    assert [batcher.submit(k, SMALL).wait() for k in range(50)] == [2 * k for k in range(50)]
     assert time.monotonic() - began < 5.0
 
 
 def test_callers_that_come_back_are_waited_for() -> None:
     """Sixteen clients, each with its next request when it has the answer to the last, share nearly every pass."""
     work = Doubling()
-    coalescer = Coalescer(work, window_s=0.1)
+    batcher = MicroBatcher(work, window_s=0.1)
     start = threading.Barrier(16)  # or the first client may be done before the last one's thread has begun
 
     def client(name: int) -> None:
         start.wait()
         for turn in range(20):
-            assert coalescer.submit(100 * name + turn, SMALL).wait() == 2 * (100 * name + turn)
+            assert batcher.submit(100 * name + turn, SMALL).wait() == 2 * (100 * name + turn)
 
     with ThreadPoolExecutor(16) as clients:
         list(clients.map(client, range(16)))
@@ -95,10 +95,10 @@ def test_callers_that_come_back_are_waited_for() -> None:
 def test_a_pass_holds_no_more_than_it_should() -> None:
     """Requests of half a pass go two by two."""
     work = Doubling(held=True)
-    coalescer = Coalescer(work)
-    tickets = [coalescer.submit(k, 0.5) for k in range(7)]
+    batcher = MicroBatcher(work)
+    tickets = [batcher.submit(k, 0.5) for k in range(7)]
     assert work.started.acquire(timeout=10)
-    until(lambda: coalescer.waiting >= 5)
+    until(lambda: batcher.waiting >= 5)
     work.go.release(100)
     assert [ticket.wait() for ticket in tickets] == [2 * k for k in range(7)]
     assert max(work.sizes) == 2
@@ -107,12 +107,12 @@ def test_a_pass_holds_no_more_than_it_should() -> None:
 def test_large_requests_run_alone_and_leave_a_place_for_small_ones() -> None:
     """With two passes at a time, a small request does not wait for a large one, and large ones wait for each other."""
     work = Doubling(held=True)
-    coalescer = Coalescer(work, passes=2)
-    large = [coalescer.submit(k, LARGE) for k in (1, 2)]
+    batcher = MicroBatcher(work, max_workers=2)
+    large = [batcher.submit(k, LARGE) for k in (1, 2)]
     assert work.started.acquire(timeout=10)
-    small = coalescer.submit(3, SMALL)
+    small = batcher.submit(3, SMALL)
     assert work.started.acquire(timeout=10)
-    assert coalescer.waiting == 1
+    assert batcher.waiting == 1
     work.go.release(3)
     assert [ticket.wait() for ticket in [*large, small]] == [2, 4, 6]
     assert work.sizes == [1, 1, 1]
@@ -122,20 +122,20 @@ def test_large_requests_run_alone_and_leave_a_place_for_small_ones() -> None:
 def test_one_pass_at_a_time_means_one() -> None:
     """A function that is not safe in several threads never runs in two."""
     work = Doubling()
-    coalescer = Coalescer(work, passes=1)
+    batcher = MicroBatcher(work, max_workers=1)
     with ThreadPoolExecutor(8) as clients:
         weights = [SMALL, LARGE] * 20
-        assert list(clients.map(lambda weight: coalescer.submit(5, weight).wait(), weights)) == [10] * 40
+        assert list(clients.map(lambda weight: batcher.submit(5, weight).wait(), weights)) == [10] * 40
     assert work.most == 1
 
 
 def test_an_error_reaches_everybody_who_shares_the_pass() -> None:
     """An outage is everybody's: the pass is not tried again for each."""
     work = Doubling(held=True)
-    coalescer = Coalescer(work)
-    blocker = coalescer.submit(0, SMALL)
+    batcher = MicroBatcher(work)
+    blocker = batcher.submit(0, SMALL)
     assert work.started.acquire(timeout=10)
-    tickets = [coalescer.submit(k, SMALL) for k in (1, -1, 2)]
+    tickets = [batcher.submit(k, SMALL) for k in (1, -1, 2)]
     work.go.release(100)
     assert blocker.wait() == 0
     for ticket in tickets:
@@ -147,10 +147,10 @@ def test_an_error_reaches_everybody_who_shares_the_pass() -> None:
 def test_an_error_that_may_be_one_requests_own_stays_with_it() -> None:
     """Under `isolate` the requests of a failed pass are run anew, each by itself."""
     work = Doubling(held=True)
-    coalescer = Coalescer(work, isolate=lambda exc: isinstance(exc, ValueError))
-    blocker = coalescer.submit(0, SMALL)
+    batcher = MicroBatcher(work, isolate=lambda exc: isinstance(exc, ValueError))
+    blocker = batcher.submit(0, SMALL)
     assert work.started.acquire(timeout=10)
-    good, bad, better = (coalescer.submit(k, SMALL) for k in (1, -1, 2))
+    good, bad, better = (batcher.submit(k, SMALL) for k in (1, -1, 2))
     work.go.release(100)
     assert (blocker.wait(), good.wait(), better.wait()) == (0, 2, 4)
     with pytest.raises(ValueError, match="a negative number"):
@@ -159,25 +159,25 @@ def test_an_error_that_may_be_one_requests_own_stays_with_it() -> None:
 
 def test_a_wrong_number_of_results_is_an_error() -> None:
     """Nobody gets another's result."""
-    coalescer: Coalescer[int, int] = Coalescer(lambda items, each: [])
+    batcher: MicroBatcher[int, int] = MicroBatcher(lambda items, each: [])
     with pytest.raises(ValueError, match="zip"):
-        coalescer.submit(1, SMALL).wait()
-    assert coalescer.submit  # and the worker lives on
+        batcher.submit(1, SMALL).wait()
+    assert batcher.submit  # and the worker lives on
     with pytest.raises(ValueError, match="zip"):
-        coalescer.submit(1, SMALL).wait()
+        batcher.submit(1, SMALL).wait()
 
 
 def test_who_leaves_does_not_hold_the_others() -> None:
     """A cancelled request goes out of the queue, or out of a pass that goes on for those who share it."""
     work = Doubling(held=True)
-    coalescer = Coalescer(work)
-    first = coalescer.submit(1, SMALL)
+    batcher = MicroBatcher(work)
+    first = batcher.submit(1, SMALL)
     assert work.started.acquire(timeout=10)
-    queued, other = coalescer.submit(2, SMALL), coalescer.submit(3, SMALL)
+    queued, other = batcher.submit(2, SMALL), batcher.submit(3, SMALL)
     with pytest.raises(TimeoutError):
         queued.wait(leave)
-    assert coalescer.waiting == 1
-    third = coalescer.submit(4, SMALL)
+    assert batcher.waiting == 1
+    third = batcher.submit(4, SMALL)
     work.go.release()
     assert first.wait() == 2
     assert work.started.acquire(timeout=10)
@@ -193,19 +193,19 @@ def test_a_pass_that_nobody_waits_for_ends() -> None:
     ended: list[type[BaseException]] = []
     work = Doubling(held=True)
 
-    def run(items: Sequence[int], each: Pass[int, int]) -> list[int]:
+    def run(items: Sequence[int], each: MicroBatch[int, int]) -> list[int]:
         try:
             return work(items, each)
         except BaseException as exc:
             ended.append(type(exc))
             raise
 
-    coalescer = Coalescer(run)
-    ticket = coalescer.submit(1, LARGE)
+    batcher = MicroBatcher(run)
+    ticket = batcher.submit(1, LARGE)
     assert work.started.acquire(timeout=10)
     with pytest.raises(TimeoutError):
         ticket.wait(leave)
-    follower = coalescer.submit(2, LARGE)
+    follower = batcher.submit(2, LARGE)
     assert work.started.acquire(timeout=10)
     work.go.release()
     assert follower.wait() == 4
@@ -217,33 +217,33 @@ def test_a_pass_that_never_ends_is_replaced() -> None:
     stuck = threading.Event()
     runs: list[int] = []
 
-    def run(items: Sequence[int], each: Pass[int, int]) -> list[int]:
+    def run(items: Sequence[int], each: MicroBatch[int, int]) -> list[int]:
         runs.append(items[0])
         if items[0] == 0:
             assert stuck.wait(30)
         return [2 * item for item in items]
 
-    coalescer: Coalescer[int, int] = Coalescer(run, give_up_s=0.2)
-    hanging = coalescer.submit(0, SMALL)
+    batcher: MicroBatcher[int, int] = MicroBatcher(run, give_up_s=0.2)
+    hanging = batcher.submit(0, SMALL)
     until(lambda: runs == [0])
     with pytest.raises(TimeoutError):
         hanging.wait(leave)
-    assert coalescer.submit(4, SMALL).wait() == 8
+    assert batcher.submit(4, SMALL).wait() == 8
     stuck.set()
-    until(lambda: coalescer._lost == 0)
-    assert coalescer.submit(5, SMALL).wait() == 10
-    assert coalescer._workers == 1
+    until(lambda: batcher._lost == 0)
+    assert batcher.submit(5, SMALL).wait() == 10
+    assert batcher._workers == 1
 
 
 def test_a_closed_one_takes_nothing_more() -> None:
     """Those who wait are told; what runs ends for itself."""
     work = Doubling(held=True)
-    coalescer = Coalescer(work)
-    running = coalescer.submit(1, SMALL)
+    batcher = MicroBatcher(work)
+    running = batcher.submit(1, SMALL)
     assert work.started.acquire(timeout=10)
-    waiting: Ticket[int, int] = coalescer.submit(2, SMALL)
-    coalescer.close()
-    for call in (waiting.wait, lambda: coalescer.submit(3, SMALL)):
+    waiting: Ticket[int, int] = batcher.submit(2, SMALL)
+    batcher.close()
+    for call in (waiting.wait, lambda: batcher.submit(3, SMALL)):
         with pytest.raises(RuntimeError, match="closed"):
             call()
     work.go.release()
@@ -252,13 +252,13 @@ def test_a_closed_one_takes_nothing_more() -> None:
 
 def test_many_clients_get_their_own_results() -> None:
     """Under load from threads that come, go and leave early, no result is lost, late or another's."""
-    coalescer = Coalescer(Doubling(), passes=3, window_s=0.001)
+    batcher = MicroBatcher(Doubling(), max_workers=3, window_s=0.001)
     left = 0
 
     def client(name: int) -> int:
         gone = 0
         for turn in range(60):
-            ticket: Ticket[int, int] = coalescer.submit(1000 * name + turn, SMALL if turn % 5 else LARGE)
+            ticket: Ticket[int, int] = batcher.submit(1000 * name + turn, SMALL if turn % 5 else LARGE)
             check: Any = leave if turn % 7 == 0 else None
             try:
                 assert ticket.wait(check) == 2 * (1000 * name + turn)
@@ -269,4 +269,4 @@ def test_many_clients_get_their_own_results() -> None:
     with ThreadPoolExecutor(24) as clients:
         left = sum(clients.map(client, range(24)))
     assert left <= 24 * 9
-    assert coalescer.waiting == 0
+    assert batcher.waiting == 0

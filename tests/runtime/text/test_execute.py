@@ -58,7 +58,7 @@ def words(n: int) -> list[str]:
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of 100 rows, on devices 40 at first, tokenized 30 at a time."""
-    monkeypatch.setattr(execute, "WINDOW", 100)
+    monkeypatch.setattr(execute, "CHUNK", 100)
     monkeypatch.setattr(execute, "_FIRST", 40)
     monkeypatch.setattr(execute, "_TOKENIZED", 30)
 
@@ -110,7 +110,7 @@ def test_memory_that_runs_out_halves_the_batch_once_with_a_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that cannot hold a batch gets halves, from there on; where halves are too much, the error stays."""
-    monkeypatch.setattr(execute, "WINDOW", 200)
+    monkeypatch.setattr(execute, "CHUNK", 200)
     texts = ["a" * LIMIT] * 600
     backend = Letters("cpu:0", memory=1500)
     with caplog.at_level(logging.WARNING, "embedreg"):
