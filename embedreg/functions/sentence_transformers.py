@@ -193,9 +193,8 @@ class SentenceTransformerEmbeddings(LocalFunction):
         self._check_precision(devices[0])
         threads, group = self.num_threads or workers.worker_threads(), self._cache_key()
         key = (*group, devices[0], self.backend, cache.THREADED, self.precision, threads)
-        identity = (
-            None if self.trust_remote_code else self.model_identity()
-        )  # the identity does not cover the model's own code
+        # the identity does not cover the model's own code
+        identity = None if self.trust_remote_code else self.model_identity()
 
         def compiled() -> Any:
             with progress.stage(f"preparing {self.name} for {kind.label}"):

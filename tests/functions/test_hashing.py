@@ -273,5 +273,5 @@ def test_a_run_of_combining_marks_costs_what_other_text_costs(monkeypatch: pytes
     made = random.Random(0)
     for _ in range(500):
         text = "".join(made.choices(letters, k=40))
-        assert hashing._one_spelling(text) == unicodedata.normalize("NFKC", text)
+        assert hashing._nfkc(text) == unicodedata.normalize("NFKC", text)
     hashing._runs_of_marks.cache_clear()

@@ -161,7 +161,7 @@ def test_dim_asks_for_shorter_vectors(server: EmbeddingServer) -> None:
 
 def test_a_server_that_ignores_dim_is_found_out() -> None:
     """Vectors of another width than asked for are refused, and never stored."""
-    with EmbeddingServer(shortens=False) as server, pytest.raises(VectorError, match="8 dimensions, not 3"):
+    with EmbeddingServer(shortens=False) as server, pytest.raises(VectorError, match="8 dimensions, expected 3"):
         create(server, dim=3).compute_source_embeddings(["abc"])
 
 
@@ -233,7 +233,7 @@ def test_a_token_table_at_hand_refuses_long_rows_unsent(
 
 
 def test_without_a_token_table_the_estimate_does(server: EmbeddingServer) -> None:
-    """Where tiktoken's table cannot be had (no network here), tokens are estimated and nothing fails."""
+    """Where tiktoken's table is not available (no network here), tokens are estimated and nothing fails."""
     ours._tokenizer.cache_clear()
     server.ndims = 1536
     fn = create(server, name="text-embedding-3-small", dim=None)

@@ -189,7 +189,7 @@ def test_a_granted_endpoint_gets_no_key_of_this_environment(
     server.key = "wanted"
     with pytest.raises(CallError, match="HTTP 401") as caught:
         fn.compute_source_embeddings(["a"])
-    assert "no key from this environment" in str(caught.value.hint)
+    assert "keys of this environment are not sent" in str(caught.value.hint)
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"x-mine: {SECRET}")
     sent = len(server.requests)
     with pytest.raises(UntrustedError, match="OPENAI_CUSTOM_HEADERS"):

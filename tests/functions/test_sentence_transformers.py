@@ -366,7 +366,7 @@ def test_wrong_values_are_refused_when_created() -> None:
         create(truncate_dim=0)
     with pytest.raises(errors.ConfigError, match="batch_size"):
         create(batch_size=0)
-    with pytest.raises(errors.ConfigError, match="no device"):
+    with pytest.raises(errors.ConfigError, match="unknown device 'gpu'"):
         create(device="gpu").compute_query_embeddings("x")
 
 

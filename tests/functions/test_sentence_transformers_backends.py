@@ -151,7 +151,7 @@ def test_a_damaged_conversion_is_made_anew(
     with caplog.at_level("WARNING", "embedreg"):
         made = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
     np.testing.assert_allclose(made, expected, atol=1e-6)
-    assert ["converting anew" in record.message for record in caplog.records] == [True]
+    assert ["converting again" in record.message for record in caplog.records] == [True]
     caplog.clear()
     embedreg.release()
     create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
@@ -184,7 +184,7 @@ def test_a_conversion_with_four_changed_word_rows_is_made_anew(
     with caplog.at_level("WARNING", "embedreg"):
         made = create(tiny("mean"), backend="openvino").generate_embeddings(TEXTS)
     np.testing.assert_allclose(made, expected, atol=1e-6)
-    assert ["not as it was written" in record.message for record in caplog.records] == [True]
+    assert ["changed after it was written" in record.message for record in caplog.records] == [True]
 
 
 def write(folder: Path) -> None:
@@ -264,7 +264,7 @@ def test_conversions_are_kept_for_their_versions_only(kept: Path) -> None:
 @pytest.mark.usefixtures("openvino")
 def test_openvino_refuses_what_it_cannot_run(tiny: Callable[[str], Path]) -> None:
     """A model without a transformer is refused, with the back end to use; nothing else runs under its name."""
-    with pytest.raises(errors.ConfigError, match="transformer of text") as caught:
+    with pytest.raises(errors.ConfigError, match="not a text transformer") as caught:
         create(tiny("static"), backend="openvino").generate_embeddings(TEXTS)
     assert caught.value.hint == "backend='torch'"
 

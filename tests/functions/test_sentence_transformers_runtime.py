@@ -395,7 +395,7 @@ def test_a_small_memory_is_lived_with(
     np.testing.assert_allclose(again, expected, atol=2e-6)
     assert failed == [len(TEXTS)]
     assert [record.message for record in caplog.records] == [
-        "cpu:0 has no memory for a batch; going on with half of it"
+        "cpu:0 is out of memory for a batch; continuing with half of it"
     ]
 
 

@@ -96,9 +96,9 @@ class _Call:
 class RemoteFunction(EmbeddingFunction):
     """An embedding function behind a network call.
 
-    A subclass defines `ndims()`, `request(batch, role)` and its `traits`. Nulls and blank texts are not sent and have no
-    vector. The other inputs are sent in batches, several concurrently. Transient errors are retried, and results are in
-    the order of the inputs. A refused input is found by bisecting its batch, and only its own row fails.
+    A subclass defines `ndims()`, `request(batch, role)` and its `traits`. Nulls and blank texts are not sent and have
+    no vector. The other inputs are sent in batches, several concurrently. Transient errors are retried, and results are
+    in the order of the inputs. A refused input is found by bisecting its batch, and only its own row fails.
 
     Attributes:
         batch_size: maximum inputs of one request.

@@ -77,7 +77,7 @@ with torch.inference_mode():
 def test_memory_does_not_grow_with_the_sizes_of_batches(run_python: Callable[..., str], dtype: str) -> None:
     """A stream of texts has batches of every size: 2.9 GiB were held after a thousand of them.
 
-    In bfloat16 on every processor, since there torch multiplies by oneDNN whoever made it.
+    In bfloat16 on every processor, since there torch multiplies by oneDNN of any vendor.
     """
     if dtype == "bfloat16" and not onednn._has_bfloat16():
         pytest.skip("this processor multiplies no bfloat16")
@@ -181,7 +181,7 @@ def test_weights_stay_as_and_where_they_are() -> None:
 def test_a_processor_that_mkl_uses_fully_keeps_torchs_products(
     monkeypatch: pytest.MonkeyPatch, capability: str, vendor: str, taken: bool
 ) -> None:
-    """MKL leaves AVX-512 unused on other makers' processors only; there alone something is gained."""
+    """MKL does not use AVX-512 on other vendors' processors only; only there oneDNN is faster."""
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)

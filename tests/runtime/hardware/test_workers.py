@@ -60,8 +60,8 @@ print(before)
     assert int(run_python(code)) == (threads or torch.get_num_threads())
 
 
-def test_all_items_are_worked_on_and_lanes_bound_how_many_at_once() -> None:
-    """Every item's result comes out once, and never more than the lanes run together."""
+def test_all_items_are_worked_on_and_workers_bound_how_many_at_once() -> None:
+    """Every item's result comes out once, and never more than the workers run together."""
     active: list[int] = []
     peak = []
 

@@ -200,7 +200,7 @@ def test_a_device_without_memory_gets_half_batches(fits: int, caplog: pytest.Log
     made = embed_pictures(model, rows, NDIMS, batch_size=8)
     np.testing.assert_allclose(made, [colour(row) for row in range(32)])
     assert set(model.batches) == {4}
-    assert caplog.messages == ["cpu:0 has no memory for 8 pictures; going on with half"]
+    assert caplog.messages == ["cpu:0 is out of memory for 8 images; continuing with half"]
 
 
 # -- over a network ----------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def served(together: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
 def test_pictures_are_fetched_side_by_side_and_run_in_batches(device: str) -> None:
-    """Eight addresses are asked at once, more than there are lanes; the model runs in its own threads, in batches."""
+    """Eight addresses are asked at once, more than there are workers; the model runs in its own threads, in batches."""
     model = Means(device)
     with served(together=8) as address, embedreg.allow_images(private_hosts=[address.removeprefix("http://")]):
         made = embed_pictures(

@@ -175,12 +175,12 @@ def test_parts_of_another_model_are_refused(tmp_path: Path) -> None:
     """An adapter, or a tokenizer from elsewhere, would make the library read what the files name."""
     integrity.check_safe(whole(tmp_path), "m", code=False, pickles=False)
     write(tmp_path / "sentence_bert_config.json", {"tokenizer_name_or_path": "/home/me/other"})
-    with pytest.raises(errors.UntrustedError, match="parts of another model"):
+    with pytest.raises(errors.UntrustedError, match="refers to files of another model"):
         integrity.check_safe(tmp_path, "m", code=False, pickles=False)
     integrity.check_safe(tmp_path, "m", code=False, pickles=True)
     write(tmp_path / "sentence_bert_config.json", {})
     write(tmp_path / "adapter_config.json", {})
-    with pytest.raises(errors.UntrustedError, match="parts of another model"):
+    with pytest.raises(errors.UntrustedError, match="refers to files of another model"):
         integrity.check_safe(tmp_path, "m", code=False, pickles=False)
 
 

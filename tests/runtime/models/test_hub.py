@@ -103,11 +103,11 @@ def test_a_connection_that_breaks_off_is_taken_up_again(server: Hub, fetch: Call
 @pytest.mark.parametrize(
     ("status", "body", "error", "hint"),
     [
-        (401, b"{}", "the hub refuses it (HTTP 401)", "hf auth login"),
-        (403, b"{}", "the hub refuses it (HTTP 403)", "hf auth login"),
-        (503, b"{}", "the hub fails (HTTP 503)", "try again later"),
-        (429, b"{}", "the hub fails (HTTP 429)", "try again later"),
-        (200, b"<html>please log in</html>", "what answers there is not the hub", "HF_ENDPOINT"),
+        (401, b"{}", "the hub refused it (HTTP 401)", "hf auth login"),
+        (403, b"{}", "the hub refused it (HTTP 403)", "hf auth login"),
+        (503, b"{}", "the hub failed (HTTP 503)", "try again later"),
+        (429, b"{}", "the hub failed (HTTP 429)", "try again later"),
+        (200, b"<html>please log in</html>", "the response is not from the hub", "HF_ENDPOINT"),
     ],
 )
 def test_a_refusal_says_what_it_is(
@@ -160,4 +160,4 @@ def test_a_cache_that_cannot_be_written_is_named(fetch: Callable[..., Any], tmp_
 def test_a_full_disk_is_not_called_the_hubs_fault(failure: OSError, why: str) -> None:
     """The same family of errors comes from disks and from sockets: the number tells them apart."""
     assert ours._is_network(failure)
-    assert why in ours._not_had(failure).why
+    assert why in ours._refusal(failure).why

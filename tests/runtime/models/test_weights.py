@@ -269,7 +269,7 @@ def test_no_hub_is_known_at_once(run_python: Callable[..., str]) -> None:
 
 def test_download_false_asks_nobody() -> None:
     """With download=False a model that is not here is not looked for elsewhere."""
-    with pytest.raises(errors.ModelNotFoundError, match="the hub was not asked"):
+    with pytest.raises(errors.ModelNotFoundError, match="the hub was not queried"):
         resolve_model("me/small", allow_local=False, download=False)
 
 

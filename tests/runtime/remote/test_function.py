@@ -164,7 +164,7 @@ def test_a_single_refused_text_is_told_from_a_service_that_refuses_all() -> None
 
 def test_blame_is_bounded() -> None:
     """When nearly every text is refused, the requests are bounded and the call fails instead of giving nulls."""
-    with pytest.raises(CallError, match="so many texts are refused") as caught:
+    with pytest.raises(CallError, match="too many texts are refused") as caught:
         Lengths(batch_size=2048).generate_embeddings([f"poison {i}" for i in range(2048)])
     assert len(Lengths.seen) <= BLAME_REQUESTS + 2
     assert "batch_size=64" in str(caught.value)
@@ -221,11 +221,11 @@ def test_an_error_never_repeats_an_input() -> None:
         with pytest.raises(CallError) as caught:
             Lengths().generate_embeddings([secret_text])
         assert "confidential" not in str(caught.value)
-        assert "left out" in str(caught.value)
+        assert "repeats an input and is omitted" in str(caught.value)
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__
     Lengths.answers += [Answer(403, "the text 'short' is refused")]
-    with pytest.raises(CallError, match="left out"):
+    with pytest.raises(CallError, match="repeats an input and is omitted"):
         Lengths().generate_embeddings(["short"])
 
 
@@ -250,16 +250,16 @@ def test_a_mistake_in_request_keeps_its_own_traceback() -> None:
         (np.zeros(2), "0 vectors for 2 texts"),
         ([], "0 vectors for 2 texts"),
         ([[1.0, 2.0], [1.0]], "different widths"),
-        ([[1.0, 2.0], ["x", "y"]], "no numbers"),
-        ([["1", "2"], ["3", "4"]], "no numbers"),
-        ([[1j, 2], [3, 4]], "no numbers"),
+        ([[1.0, 2.0], ["x", "y"]], "values that are not numbers"),
+        ([["1", "2"], ["3", "4"]], "values that are not numbers"),
+        ([[1j, 2], [3, 4]], "values that are not numbers"),
         ([None], "1 vectors for 2 texts"),
-        (None, "gave NoneType for 2 texts"),
-        ({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "gave dict for 2 texts"),
+        (None, "returned NoneType for 2 texts"),
+        ({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "returned dict for 2 texts"),
     ],
 )
 def test_an_answer_that_does_not_fit_is_refused(result: Any, match: str) -> None:
-    """Too few or too many vectors, ragged ones and what are no numbers raise; nothing is shifted by a row."""
+    """Too few or too many vectors, ragged ones and values that are not numbers raise; no row is shifted."""
 
     class Odd(RemoteTextFunction):
         def ndims(self) -> int:

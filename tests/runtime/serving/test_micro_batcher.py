@@ -1,4 +1,4 @@
-"""Requests that arrive together share a pass; nobody who is alone waits, and nobody waits for another's fault."""
+"""Requests that arrive together share a micro-batch; a lone request never waits, and a hung one blocks no other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL, LARGE = 1 / 256, 1.0
 
 
 class Doubling:
-    """Doubles numbers, pass by pass; each pass can be held until it is let go."""
+    """Doubles numbers, one micro-batch at a time; each can be held until it is released."""
 
     def __init__(self, held: bool = False) -> None:
         self.sizes: list[int] = []
@@ -55,7 +55,7 @@ def leave() -> None:
     raise TimeoutError("enough")
 
 
-def test_what_arrives_while_a_pass_runs_makes_the_next_one() -> None:
+def test_requests_that_arrive_during_a_batch_form_the_next_one() -> None:
     """A request that finds the model idle runs at once and alone; the others run together, each with its own result."""
     work = Doubling(held=True)
     batcher = MicroBatcher(work)
@@ -67,8 +67,8 @@ def test_what_arrives_while_a_pass_runs_makes_the_next_one() -> None:
     assert work.sizes == [1, 15]
 
 
-def test_who_is_alone_never_waits_for_company() -> None:
-    """The window is for those who shared the pass before: a lone client's passes follow each other without it."""
+def test_a_lone_caller_never_waits_for_others() -> None:
+    """Only callers that shared the previous micro-batch are waited for: a lone client's run without a wait."""
     batcher = MicroBatcher(Doubling(), window_s=5.0)
     began = time.monotonic()
     assert [batcher.submit(k, SMALL).wait() for k in range(50)] == [2 * k for k in range(50)]
@@ -76,7 +76,7 @@ def test_who_is_alone_never_waits_for_company() -> None:
 
 
 def test_callers_that_come_back_are_waited_for() -> None:
-    """Sixteen clients, each with its next request when it has the answer to the last, share nearly every pass."""
+    """Sixteen clients that each send a request after the response to the last share nearly every micro-batch."""
     work = Doubling()
     batcher = MicroBatcher(work, window_s=0.1)
     start = threading.Barrier(16)  # or the first client may be done before the last one's thread has begun
@@ -92,8 +92,8 @@ def test_callers_that_come_back_are_waited_for() -> None:
     assert len(work.sizes) < 80
 
 
-def test_a_pass_holds_no_more_than_it_should() -> None:
-    """Requests of half a pass go two by two."""
+def test_a_batch_holds_no_more_than_its_limit() -> None:
+    """Requests of half a micro-batch run in pairs."""
     work = Doubling(held=True)
     batcher = MicroBatcher(work)
     tickets = [batcher.submit(k, 0.5) for k in range(7)]
@@ -104,8 +104,8 @@ def test_a_pass_holds_no_more_than_it_should() -> None:
     assert max(work.sizes) == 2
 
 
-def test_large_requests_run_alone_and_leave_a_place_for_small_ones() -> None:
-    """With two passes at a time, a small request does not wait for a large one, and large ones wait for each other."""
+def test_large_requests_run_alone_and_leave_a_worker_for_small_ones() -> None:
+    """With two workers, a small request does not wait for a large one, and large ones wait for each other."""
     work = Doubling(held=True)
     batcher = MicroBatcher(work, max_workers=2)
     large = [batcher.submit(k, LARGE) for k in (1, 2)]
@@ -119,7 +119,7 @@ def test_large_requests_run_alone_and_leave_a_place_for_small_ones() -> None:
     assert work.most == 2
 
 
-def test_one_pass_at_a_time_means_one() -> None:
+def test_one_worker_runs_one_batch_at_a_time() -> None:
     """A function that is not safe in several threads never runs in two."""
     work = Doubling()
     batcher = MicroBatcher(work, max_workers=1)
@@ -129,8 +129,8 @@ def test_one_pass_at_a_time_means_one() -> None:
     assert work.most == 1
 
 
-def test_an_error_reaches_everybody_who_shares_the_pass() -> None:
-    """An outage is everybody's: the pass is not tried again for each."""
+def test_an_error_reaches_every_request_of_the_batch() -> None:
+    """An outage fails every request: the micro-batch is not run again for each."""
     work = Doubling(held=True)
     batcher = MicroBatcher(work)
     blocker = batcher.submit(0, SMALL)
@@ -145,7 +145,7 @@ def test_an_error_reaches_everybody_who_shares_the_pass() -> None:
 
 
 def test_an_error_that_may_be_one_requests_own_stays_with_it() -> None:
-    """Under `isolate` the requests of a failed pass are run anew, each by itself."""
+    """Under `isolate` the requests of a failed micro-batch run again, each separately."""
     work = Doubling(held=True)
     batcher = MicroBatcher(work, isolate=lambda exc: isinstance(exc, ValueError))
     blocker = batcher.submit(0, SMALL)
@@ -167,8 +167,8 @@ def test_a_wrong_number_of_results_is_an_error() -> None:
         batcher.submit(1, SMALL).wait()
 
 
-def test_who_leaves_does_not_hold_the_others() -> None:
-    """A cancelled request goes out of the queue, or out of a pass that goes on for those who share it."""
+def test_a_cancelled_request_does_not_hold_the_others() -> None:
+    """A cancelled request leaves the queue, or a micro-batch that continues for its other requests."""
     work = Doubling(held=True)
     batcher = MicroBatcher(work)
     first = batcher.submit(1, SMALL)
@@ -182,14 +182,14 @@ def test_who_leaves_does_not_hold_the_others() -> None:
     assert first.wait() == 2
     assert work.started.acquire(timeout=10)
     with pytest.raises(TimeoutError):
-        third.wait(leave)  # it is in the pass that runs now
+        third.wait(leave)  # it is in the running micro-batch
     work.go.release()
     assert other.wait() == 6
     assert work.sizes == [1, 2]
 
 
-def test_a_pass_that_nobody_waits_for_ends() -> None:
-    """The work hears of it between its steps, and the next request has the model."""
+def test_a_batch_that_no_caller_waits_for_ends() -> None:
+    """The work checks for it between its steps, and the next request gets the model."""
     ended: list[type[BaseException]] = []
     work = Doubling(held=True)
 
@@ -212,8 +212,8 @@ def test_a_pass_that_nobody_waits_for_ends() -> None:
     assert ended == [Abandoned]
 
 
-def test_a_pass_that_never_ends_is_replaced() -> None:
-    """A model that hangs costs one worker, not the service; when it does come back, it is one too many and goes."""
+def test_a_worker_that_hangs_is_replaced() -> None:
+    """A model that hangs costs one worker, not the service; if it returns, that worker ends."""
     stuck = threading.Event()
     runs: list[int] = []
 
@@ -235,8 +235,8 @@ def test_a_pass_that_never_ends_is_replaced() -> None:
     assert batcher._workers == 1
 
 
-def test_a_closed_one_takes_nothing_more() -> None:
-    """Those who wait are told; what runs ends for itself."""
+def test_a_closed_one_refuses_requests() -> None:
+    """Waiting requests fail; a running micro-batch finishes."""
     work = Doubling(held=True)
     batcher = MicroBatcher(work)
     running = batcher.submit(1, SMALL)

@@ -56,18 +56,18 @@ def words(n: int) -> list[str]:
 
 
 @pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 100 rows, on devices 40 at first, tokenized 30 at a time."""
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 100 rows, on devices 40 at first, tokenized 30 at a time."""
     monkeypatch.setattr(execute, "CHUNK", 100)
     monkeypatch.setattr(execute, "_FIRST", 40)
     monkeypatch.setattr(execute, "_TOKENIZED", 30)
 
 
-@pytest.mark.usefixtures("small_windows")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu:0"], ["cpu:0"] * 3])  # with a number, a device like any other
 @pytest.mark.parametrize("n", [0, 1, 2, 39, 40, 41, 99, 100, 101, 450])
 def test_vectors_come_back_in_the_order_of_the_texts(devices: list[str], n: int) -> None:
-    """Over several windows, on worker threads or queued on one or several devices, each text has its own vector."""
+    """Over several chunks, on worker threads or queued on one or several devices, each text has its own vector."""
     backends: list[Backend] = [Letters(device) for device in devices]
     made = embed_texts(backends if len(backends) > 1 else backends[0], words(n), 2, threads=2)
     np.testing.assert_array_equal(made.vectors, expected(words(n)))
@@ -117,7 +117,7 @@ def test_memory_that_runs_out_halves_the_batch_once_with_a_warning(
         made = embed_texts(backend, texts, 2, budget=2000)
     np.testing.assert_array_equal(made.vectors, expected(texts))
     assert [record.message for record in caplog.records] == [
-        "cpu:0 has no memory for a batch; going on with half of it"
+        "cpu:0 is out of memory for a batch; continuing with half of it"
     ]
     assert backend.batches[0] == (100, LIMIT)
     assert {rows for rows, _ in backend.batches[1:]} == {50}
@@ -137,7 +137,7 @@ def test_a_model_that_had_no_room_once_is_not_tried_again(caplog: pytest.LogCapt
     assert sum(rows * longest > 1500 for rows, longest in backend.batches) == 1
 
 
-@pytest.mark.usefixtures("small_windows")
+@pytest.mark.usefixtures("small_chunks")
 def test_devices_share_the_work_evenly() -> None:
     """Of equal batches each device gets its share, each in one thread of its own, and no batch is over the budget."""
     backends = [Letters("cpu:0") for _ in range(3)]
@@ -180,7 +180,7 @@ def test_cuda_devices_give_what_one_gives() -> None:
     np.testing.assert_array_equal(embed_texts(backends, words(30_000), 2).vectors, expected(words(30_000)))
 
 
-@pytest.mark.usefixtures("small_windows")
+@pytest.mark.usefixtures("small_chunks")
 def test_whoever_watches_hears_of_every_row() -> None:
     """Steps add up to the rows and tokens of the call, in the caller's thread, for nested watchers alike."""
     outer: list[Step] = []

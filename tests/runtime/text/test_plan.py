@@ -65,7 +65,7 @@ def test_a_small_call_is_cut_where_lengths_change() -> None:
     assert padded_tokens(lengths, batches) + 32 * len(batches) < 1.2 * tokens
 
 
-def test_no_lane_is_left_over_at_the_end() -> None:
+def test_no_worker_is_left_over_at_the_end() -> None:
     """Rows of one length make a number of batches that the workers share evenly, and not one more."""
     for n in (40, 100, 200, 333, 1000):
         for start_cost in (None, 32):
@@ -74,7 +74,7 @@ def test_no_lane_is_left_over_at_the_end() -> None:
             assert max(loads) < 1.03 * sum(loads) / 2 + 33
 
 
-def test_few_rows_are_shared_among_the_lanes() -> None:
+def test_few_rows_are_shared_among_the_workers() -> None:
     """Less than a budget for each worker is cut finer, down to batches that would be too small."""
     assert len(plan(np.full(16, 64), 1024, workers=2)) == 2
     assert len(plan(np.full(4, 8), 1024, workers=8)) == 1
@@ -88,7 +88,7 @@ def test_no_rows_need_no_batch() -> None:
 
 
 @given(lengths_of, st.integers(1, 4096), st.integers(1, 8))
-def test_every_batch_is_dealt_to_one_lane_and_none_has_much_more(
+def test_every_batch_is_assigned_to_one_worker_and_none_has_much_more(
     lengths: np.ndarray, budget: int, workers: int
 ) -> None:
     """Workers get all batches between them, and the fullest is over the emptiest by no more than one batch."""
@@ -100,6 +100,6 @@ def test_every_batch_is_dealt_to_one_lane_and_none_has_much_more(
     assert max(loads) - min(loads) <= max((padded_tokens(lengths, [rows]) for rows in batches), default=0)
 
 
-def test_lanes_that_cost_more_than_they_bring_are_left_out() -> None:
+def test_workers_that_cost_more_than_they_save_are_not_used() -> None:
     """With `least`, few rows are not cut into crumbs for the sake of more workers."""
     assert len(plan(np.full(40, 50), 32_768, workers=8, least=1000)) == 2
