@@ -145,7 +145,7 @@ def measure(args: argparse.Namespace, weights: Path) -> None:
     before = os.getloadavg()[0]
     taken = interleaved(calls, args.runs)
     report(args, taken, vectors, list(ways))
-    print(f"  load {before:.1f}, then {os.getloadavg()[0]:.1f}; {workers.worker_threads()} lanes")
+    print(f"  load {before:.1f}, then {os.getloadavg()[0]:.1f}; {workers.worker_threads()} workers")
 
 
 def report(args: argparse.Namespace, taken: dict[str, list[float]], vectors: dict[str, Any], ways: list[str]) -> None:
