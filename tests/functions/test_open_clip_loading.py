@@ -110,7 +110,7 @@ def test_no_hub_is_known_at_once() -> None:
         errors.ModelNotFoundError, match=r"was not found locally, and the hub can't be reached"
     ) as caught:
         create().compute_query_embeddings("x")
-    assert "connect once so that it can be downloaded, or name weights" in str(caught.value)
+    assert "connect once so that it can be downloaded, or use local weights" in str(caught.value)
     assert "pretrained='/path/to/open_clip_model.safetensors'" in str(caught.value)
     with pytest.raises(errors.ModelNotFoundError, match=r"hf-hub:me/clip.*can't be reached"):
         create(name="hf-hub:me/clip").ndims()

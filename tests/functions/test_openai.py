@@ -144,7 +144,7 @@ def test_an_unknown_model_is_asked_once(server: EmbeddingServer) -> None:
 def test_a_server_that_cannot_be_asked_says_so() -> None:
     """The error names the model, what failed, and the field that makes asking unnecessary."""
     fn = OpenAIEmbeddings.create(name="letters", base_url="http://127.0.0.1:9/v1", max_retries=0)
-    with pytest.raises(CallError, match="the width of 'letters' is not known") as caught:
+    with pytest.raises(CallError, match="the width of 'letters' is unknown, and querying the server") as caught:
         fn.ndims()
     assert "create(..., dim=...)" in str(caught.value)
 

@@ -349,7 +349,7 @@ def test_an_unfinished_class_is_refused() -> None:
 
     with pytest.raises(TypeError, match="forward"):
         Unfinished()  # type: ignore[abstract]
-    with pytest.raises(errors.ConfigError, match="defines _load, which is embedreg's own"):
+    with pytest.raises(errors.ConfigError, match="defines _load, a private method of embedreg's base class"):
 
         class Taking(LetterMeans):
             def _load(self, on: str) -> Any:

@@ -73,7 +73,7 @@ def test_a_picture_that_cannot_be_opened_fails_alone() -> None:
 def test_several_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are prepared for one device, and the error names one."""
     monkeypatch.setattr(device, "resolve_all", lambda name: ("cuda:0", "cuda:1"))
-    with pytest.raises(errors.ConfigError, match="names 2 devices") as caught:
+    with pytest.raises(errors.ConfigError, match="expected one device, got 2") as caught:
         create(device="cuda:0,1").compute_source_embeddings([png()])
     assert caught.value.hint == "device='cuda:0'"
 

@@ -460,19 +460,19 @@ def refused(path: Path) -> StorageError:
 def test_what_is_no_cache_is_refused_and_left_alone(path: Path) -> None:
     """Another kind of file, another program's database, and a later format: a hint, and not a byte changed."""
     path.write_bytes(b"PAR1 and so on" * 100)
-    assert "something else" in refused(path).message
+    assert "not an SQLite database" in refused(path).message
     path.unlink()
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE entries (key BLOB)")
     other.close()
-    assert "something else" in refused(path).message
+    assert "database of another application" in refused(path).message
     path.unlink()
     CacheFile(path, MIN_BYTES).close()
     later = sqlite3.connect(path)
     later.execute("PRAGMA user_version = 2")
     later.close()
     assert "format 2" in refused(path).message
-    with pytest.raises(StorageError, match="something else"), embedreg.vector_cache(path.parent):
+    with pytest.raises(StorageError, match="is not a regular file"), embedreg.vector_cache(path.parent):
         pass
 
 
