@@ -242,3 +242,10 @@ def test_engines_and_functions_meet_only_through_the_registry() -> None:
     for module, mine in owner.items():
         others = {target for target in own_imports(FILES[module]) & owner.keys() if owner[target] != mine}
         assert not others, f"{module} imports {', '.join(sorted(others))}"
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=name)
+def test_a_long_file_gives_its_reason(file: Path) -> None:
+    """A file of more than 400 lines says why on its first lines."""
+    lines = file.read_text().splitlines()
+    assert len(lines) <= 400 or any("Over 400 lines: " in line for line in lines[:16]), f"{len(lines)} lines"

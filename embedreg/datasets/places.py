@@ -1,4 +1,7 @@
-"""`Place`: the data that a path or URI names: a Lance table, or files of one kind, in a folder or by a pattern."""
+"""`Place`: the data that a path or URI names: a Lance table, or files of one kind, in a folder or by a pattern.
+
+Over 400 lines: one class and the rules by which a path is one kind of data or another.
+"""
 
 from __future__ import annotations
 
