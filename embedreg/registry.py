@@ -39,6 +39,8 @@ BUILTINS = {
 }
 ENTRY_POINT_GROUP = "embedreg.functions"
 
+_LISTED = 24  # names that an error lists; `embedreg functions` shows all
+
 _MODEL = re.compile(r"(?i)minilm|mpnet|bert|^bge-|^e5-|^gte-|-v\d|text-embedding|embed-text")
 
 F = TypeVar("F", bound=type[EmbeddingFunction])
@@ -176,13 +178,15 @@ class EmbeddingFunctionRegistry:
 
     def _unknown(self, name: str) -> UnknownFunctionError:
         known = self.list()
+        left = len(known) - _LISTED
+        registered = f"Registered: {', '.join(known[:_LISTED])}{f' and {left} more' if left > 0 else ''}."
         if "/" in name or _MODEL.search(name):  # a model name instead of a function name
             other = "openai" if name.startswith("text-embedding-") else "sentence-transformers"
             return UnknownFunctionError(
                 f"no embedding function is registered as {name!r}; it reads like a model's name.",
-                f"did you mean get({other!r}).create(name={name!r})? Registered: {', '.join(known)}.",
-            ).for_shell(f"did you mean -f {other} --set name={shlex.quote(name)}? Registered: {', '.join(known)}.")
-        meant = f"{did_you_mean(name, known)}Registered: {', '.join(known)}. If it is your own class,"
+                f"did you mean get({other!r}).create(name={name!r})? {registered}",
+            ).for_shell(f"did you mean -f {other} --set name={shlex.quote(name)}? {registered}")
+        meant = f"{did_you_mean(name, known)}{registered} If it is your own class,"
         return UnknownFunctionError(
             f"no embedding function is registered as {name!r}.",
             f"{meant} import the module that registers it; if it comes with a plug-in, pip install that "

@@ -241,7 +241,7 @@ def test_a_filesystem_of_fsspec_will_do(kind: str, server: int, bucket: str, dat
     job = (f"{root}/in", f"{root}/out", Logged().bind("text", "vector"))
     with Job.open(*job, filesystem=files, **OPTIONS) as opened:
         opened.record(opened.work.run(opened.pending()[0]))
-        with pytest.raises(ConfigError, match="stays in the process"):
+        with pytest.raises(ConfigError, match="cannot be sent to another process"):
             pickle.dumps(opened.work)
     report = embedreg.embed(*job, filesystem=files, **OPTIONS)
     assert (report.reused, report.rows) == (1, 600)

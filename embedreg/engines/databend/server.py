@@ -43,7 +43,7 @@ __all__ = ["Server", "serve"]
 
 log = logging.getLogger("embedreg")
 
-_POLL_S = 0.2  # of `wait`
+_POLL_S = 0.05  # of `wait`
 
 
 class Server:
@@ -110,10 +110,13 @@ class Server:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until the server is shut down, or until a timeout; return whether it is shut down."""
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        # polled: a signal may arrive in a thread of gRPC's, and Python handles it when this thread runs again
-        while not self._over.wait(max(0.0, min(_POLL_S, until - time.monotonic()))):
-            if time.monotonic() >= until:
+        # Polled, for a signal may arrive in a thread of gRPC's, and Python handles it when this thread runs again. Not
+        # by `Event.wait`: an interrupt between its steps could leave the event's lock taken, and `shutdown` would hang.
+        while not self._over.is_set():
+            left = until - time.monotonic()
+            if left <= 0:
                 return False
+            time.sleep(min(_POLL_S, left))
         return True
 
     def shutdown(self, drain_s: float | None = None) -> None:

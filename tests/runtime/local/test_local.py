@@ -293,6 +293,7 @@ def test_a_failure_is_a_failed_call_without_secrets() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning")  # where another test has loaded lance
 def test_a_forked_child_embeds_too() -> None:
     """After the parent has embedded, its child has the weights and workers of its own."""
     function = create(num_threads=2)
