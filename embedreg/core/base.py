@@ -24,7 +24,6 @@ from embedreg.core.value import Value
 from embedreg.core.vouched import vouch
 from embedreg.errors import ConfigError
 from embedreg.security.redaction import called
-from embedreg.support.threads import off_the_loop
 
 if TYPE_CHECKING:
     from typing import Self
@@ -174,6 +173,8 @@ class EmbeddingFunction(Value, ABC):
 
     async def acompute_query_embeddings(self, query: Any) -> Any:
         """Embed a query as `compute_query_embeddings_with_retry` does, without blocking the event loop."""
+        from embedreg.support.threads import off_the_loop
+
         return await off_the_loop(_compute_checked, self, query)
 
     def _with_retry(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from embedreg.core.configured import Configured
@@ -22,14 +21,23 @@ MAX_PROBE = 2**19  # characters: about 98,000 dimensions, more than any model ha
 F = TypeVar("F", bound=Configured)
 
 
-@dataclass
-class Findings:
-    """Results for one instance: the probes that it agrees with, and its own probe and identity."""
+class Findings:  # no dataclass: making one costs a millisecond of `import embedreg`'s first use
+    """Results for one instance: the probes that it agrees with, and its own probe and identity.
 
-    verified: set[str] = field(default_factory=set)
-    learnt: dict[str, str] = field(default_factory=dict)
-    turn: ForkSafeLock = field(default_factory=lambda: ForkSafeLock(outer=True))
-    declared: Mapping[str, Any] | None = None  # the declaration of the column it was read from
+    Attributes:
+        verified: the stored probes that it agrees with.
+        learnt: its own probe and identity, once known.
+        turn: held while it is compared.
+        declared: the declaration of the column it was read from.
+    """
+
+    __slots__ = ("declared", "learnt", "turn", "verified")
+
+    def __init__(self, like: Findings | None = None, declared: Mapping[str, Any] | None = None) -> None:
+        self.verified: set[str] = set() if like is None else like.verified
+        self.learnt: dict[str, str] = {} if like is None else like.learnt
+        self.turn: ForkSafeLock = ForkSafeLock(outer=True) if like is None else like.turn
+        self.declared = declared
 
 
 _states: dict[
@@ -61,7 +69,7 @@ def held_to(function: F, declared: Mapping[str, Any]) -> F:
         return function
     twin = shared(function)
     with _lock:
-        own = Findings(state.verified, state.learnt, state.turn, declared)
+        own = Findings(state, declared)
         key = id(twin)
         _states[key] = weakref.ref(twin, lambda _: _states.pop(key, None)), own
     return twin

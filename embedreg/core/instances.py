@@ -11,7 +11,6 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel
@@ -32,8 +31,7 @@ _gathering = threading.local()
 _AnyInstance = TypeVar("_AnyInstance")
 
 
-@dataclass(slots=True)
-class State:
+class State:  # no dataclass: making one costs milliseconds of the first use
     """The state of an instance beside its fields. It stays in memory: never dumped, pickled or compared.
 
     Attributes:
@@ -53,19 +51,38 @@ class State:
         seen: secrets resolved so far, redacted from every text even after they are unset.
     """
 
-    origin: Origin = "user"
-    alias: str | None = None
-    unknown: dict[str, Any] = field(default_factory=dict)
-    passed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    given: dict[str, Any] = field(default_factory=dict)
-    resolved: dict[str, Any] | None = None
-    converted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    assigned: set[str] = field(default_factory=set)
-    own: set[str] = field(default_factory=set)
-    pending: dict[str, Any] = field(default_factory=dict)
-    stated_ndims: int | None = None
-    cached: dict[str, Any] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    __slots__ = (
+        "alias",
+        "assigned",
+        "cached",
+        "converted",
+        "given",
+        "origin",
+        "own",
+        "passed",
+        "pending",
+        "resolved",
+        "seen",
+        "stated_ndims",
+        "unknown",
+    )
+
+    def __init__(
+        self, origin: Origin = "user", alias: str | None = None, unknown: dict[str, Any] | None = None
+    ) -> None:
+        self.origin: Origin = origin
+        self.alias = alias
+        self.unknown: dict[str, Any] = {} if unknown is None else unknown
+        self.passed: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.given: dict[str, Any] = {}
+        self.resolved: dict[str, Any] | None = None
+        self.converted: dict[str, tuple[Any, Any]] = {}
+        self.assigned: set[str] = set()
+        self.own: set[str] = set()
+        self.pending: dict[str, Any] = {}
+        self.stated_ndims: int | None = None
+        self.cached: dict[str, Any] = {}
+        self.seen: set[str] = set()
 
     def __repr__(self) -> str:
         return f"State(origin={self.origin!r}, alias={self.alias!r})"

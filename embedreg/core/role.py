@@ -15,8 +15,7 @@ import operator
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from embedreg.errors import ConfigError, RowError
 
@@ -54,8 +53,7 @@ def takes_role(method: Any) -> bool:
     return "role" in signature.parameters  # by name: `**options` does not count
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolved:
+class _Resolved(NamedTuple):
     """The methods that a class defines, resolved once.
 
     Attributes:

@@ -7,7 +7,6 @@ import contextvars
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from embedreg.errors import ConfigError, MissingVariableError, Words
@@ -32,8 +31,7 @@ class Reference(NamedTuple):
     default: str | None
 
 
-@dataclass(frozen=True)
-class _Variable:
+class _Variable(NamedTuple):
     """A value or the name of an environment variable, and the functions that may read it."""
 
     value: str | None = None
