@@ -348,6 +348,7 @@ WAITING = """
 import embedreg, os, signal, threading
 from embedreg.engines.databend import serve
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 with serve({"ai_embed": embedreg.get("hashing").create(dim=8)}, bind="127.0.0.1:0") as server:
     # to another thread than the one that waits, as the kernel may choose to
     threading.Timer(0.5, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
