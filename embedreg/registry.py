@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 import re
 import shlex
@@ -23,6 +21,7 @@ from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, Mis
 from embedreg.security import references
 from embedreg.support.forks import ForkSafeLock
 from embedreg.support.imports import did_you_mean, importable
+from embedreg.support.lazy import load
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -146,10 +145,9 @@ class EmbeddingFunctionRegistry:
 
     def _load(self, name: str, who: str, path: str) -> type[EmbeddingFunction]:
         """Import a class and register it, without a lock: the import may wait for an import in another thread."""
-        module, _, attributes = path.partition(":")
         problem: Exception
         try:
-            cls: Any = functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+            cls: Any = load(path)
         except MissingExtraError:
             raise
         except Exception as exc:  # a plug-in's module may fail in any way

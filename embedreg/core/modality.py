@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from embedreg.core.base import EmbeddingFunction
-    from embedreg.core.role import Role
 
 __all__ = [
     "ANY",

@@ -7,7 +7,6 @@ engine is used. An installed distribution adds a line by an entry point of the g
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from embedreg.errors import MissingExtraError, StorageError
+from embedreg.support.lazy import load
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -186,12 +186,11 @@ def _plugins() -> dict[str, str]:
 @functools.cache
 def _made(name: str, target: str) -> Engine | MissingExtraError:
     """Create an engine once; a failure is cached too."""
-    module, _, attribute = target.partition(":")
     try:
-        made = getattr(importlib.import_module(module), attribute)()
+        made = load(target)()
         if isinstance(made, Engine):
             return made
-        reason = f"{attribute} is not a subclass of embedreg.inspection.engines.Engine"
+        reason = f"{target.partition(':')[2]} is not a subclass of embedreg.inspection.engines.Engine"
     except Exception as exc:  # noqa: BLE001  # a plug-in's module may fail in any way
         reason = f"{type(exc).__name__}: {exc}"
     log.warning("the engine %r (%s) cannot be used: %s", name, target, reason)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
+
+
+def load(path: str) -> Any:
+    """Import what a table names as "module:Class"; the name may be dotted.
+
+    Raises:
+        ImportError, AttributeError: it is not there. Anything: the module may fail as it is imported.
+    """
+    module, _, attributes = path.partition(":")
+    return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
 
 
 def index(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -17,7 +28,7 @@ def index(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
         homes: public name -> the module that defines it, relative to the package.
     """
 
-    def load(name: str) -> Any:
+    def attribute(name: str) -> Any:
         try:
             home = homes[name]
         except KeyError:
@@ -29,7 +40,7 @@ def index(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
     def names() -> list[str]:
         return sorted({*homes, *getattr(sys.modules[package], "__all__", ())})
 
-    return load, names
+    return attribute, names
 
 
 def keep_old_modules(package: str, homes: Mapping[str, Mapping[str, str]]) -> None:

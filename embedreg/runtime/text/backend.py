@@ -5,11 +5,12 @@ A new back end is one file with a class and one line in `BACKENDS`.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, cast
 
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from embedreg.support.lazy import load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,8 +104,7 @@ def find(name: str) -> type[ModelBackend]:
     Args:
         name: one of `BACKENDS`, or "auto".
     """
-    module, _, attribute = BACKENDS[DEFAULT if name == AUTO else name].partition(":")
-    return cast("type[ModelBackend]", getattr(import_module(module), attribute))
+    return cast("type[ModelBackend]", load(BACKENDS[DEFAULT if name == AUTO else name]))
 
 
 def _known(name: str) -> str:
