@@ -37,6 +37,7 @@ ORDER = (
     ("testing",),
     ("datasets",),
     ("jobs",),
+    ("columns",),
     ("engines",),
     ("",),
     ("cli",),

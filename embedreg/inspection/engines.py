@@ -28,6 +28,7 @@ __all__ = [
     "Declared",
     "Engine",
     "Statements",
+    "columns_of",
     "comes_from",
     "engine_of",
     "engines",
@@ -128,6 +129,14 @@ class Engine:
         """
         raise NotImplementedError
 
+    def columns(self, data: Any) -> Any:
+        """Return a `ColumnStore` of data, an object or a `Path`, for `embedreg.columns`; None for data of others.
+
+        Raises:
+            StorageError: it is this engine's data, and cannot be opened.
+        """
+        return None
+
     def attachable(self, path: Path) -> Attachable:
         """Open data at a path that it `reads`, for `attach`.
 
@@ -138,6 +147,20 @@ class Engine:
             f"{str(path)!r} keeps no declaration that could be written here.",
             "attach to a Parquet file or a Lance table",
         )
+
+
+def columns_of(data: Any) -> Any:
+    """Return the `embedreg.columns.store.ColumnStore` of an object, or of data at a `Path`; None if no engine has one.
+
+    Raises:
+        StorageError: an engine works on such data, and cannot open it.
+    """
+    for targets in (_table, _plugins):
+        for name, target in targets().items():
+            made = _made(name, target)
+            if isinstance(made, Engine) and (store := made.columns(data)) is not None:
+                return store
+    return None
 
 
 def comes_from(data: Any, *libraries: str) -> bool:

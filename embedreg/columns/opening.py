@@ -1,0 +1,29 @@
+"""Find what works on the columns of some data: an engine of the table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from embedreg.columns.store import ColumnStore
+from embedreg.errors import InputError
+from embedreg.inspection.engines import columns_of
+
+__all__ = ["opened"]
+
+
+def opened(data: Any) -> ColumnStore:
+    """Open data for the calls of `embedreg.columns`.
+
+    Args:
+        data: a path, or an object of an engine.
+    Raises:
+        InputError: no engine works on its columns. StorageError: it cannot be opened.
+    """
+    place = Path(data) if isinstance(data, str | os.PathLike) else data
+    store = columns_of(place)
+    if isinstance(store, ColumnStore):
+        return store
+    what = repr(str(place)) if isinstance(place, Path) else f"a {type(data).__name__}"
+    raise InputError(f"{what} is not a table or dataset whose columns can be changed.", "pass 'DB_DIR/name.lance'")

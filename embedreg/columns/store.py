@@ -1,0 +1,144 @@
+"""`ColumnStore`: what an engine implements so that the calls of `embedreg.columns` work on its data.
+
+An engine hands one out through `Engine.columns(data)`, for a path or an object of its own. The classes here know no
+engine. Each operation raises `ConfigError` where an engine does not support it.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from embedreg.columns.migration import Migration
+from embedreg.columns.results import ColumnReport, ColumnStatus
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.declaration.entries import Entry
+from embedreg.embedding.table import BATCH_ROWS, OnError, Progress
+from embedreg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedreg.inspection.attach import Agreement
+
+__all__ = ["ColumnStore", "Options", "Unstamped"]
+
+Unstamped = Literal["verify", "recompute", "trust"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What most calls take.
+
+    Attributes:
+        on_error, max_bad_rows, batch_rows, progress: as in `embed_batches`.
+        cache: a file that keeps vectors over runs; see `embedreg.vector_cache`.
+        resume: False drops what an earlier, interrupted run of this call staged.
+        digest: whether a new column gets row digests.
+        key: the column that identifies rows, for engines that merge by one.
+        switch_timeout_s: how long a commit is tried again while other writers commit.
+        yes: proceed where the call would refuse and ask.
+    """
+
+    on_error: OnError = "null"
+    max_bad_rows: int | None = None
+    batch_rows: int = BATCH_ROWS
+    cache: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+    resume: bool = True
+    digest: bool = True
+    key: str | None = None
+    switch_timeout_s: float = 60.0
+    yes: bool = False
+
+
+class ColumnStore(ABC):
+    """A table or dataset whose vector columns can be read, and changed where the engine allows it.
+
+    Attributes:
+        shown: its name in messages.
+    """
+
+    shown: str = "the data"
+
+    # -- reading: what `status`, `audit`, `identify` and `compare` need ----------------------------------------------
+
+    @property
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """The schema of the newest version, declarations included."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """The number of rows of that version."""
+
+    @abstractmethod
+    def scan(self, columns: Sequence[str], batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in the order of `take`'s numbers."""
+
+    @abstractmethod
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Return some columns of the rows with these numbers, 0 to `rows` - 1, in this order."""
+
+    @abstractmethod
+    def declared(self) -> list[Entry]:
+        """Return the stored declarations."""
+
+    def previous(self, vector: str) -> Entry | None:
+        """Return the declaration that a migration replaced, while it can still be rolled back; else None."""
+        return None
+
+    @abstractmethod
+    def status(self) -> list[ColumnStatus]:
+        """Classify the rows of each declared column, without running a model."""
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def add(self, declaration: EmbeddingFunctionConfig, options: Options) -> ColumnReport:
+        """Add a vector column for all rows."""
+        raise self._unsupported("add a vector column")
+
+    def fill(self, vector: str, options: Options) -> ColumnReport:
+        """Embed the rows that have a source and no vector."""
+        raise self._unsupported("fill a vector column")
+
+    def refresh(
+        self, vector: str, options: Options, *, unstamped: Unstamped, sample: int, dry_run: bool
+    ) -> ColumnReport:
+        """Embed the rows that are not fresh."""
+        raise self._unsupported("refresh a vector column")
+
+    def migrate(
+        self,
+        vector: str,
+        function: EmbeddingFunction,
+        options: Options,
+        *,
+        name: str | None,
+        switch: bool,
+        index: str,
+        keep: bool,
+    ) -> Migration:
+        """Change the model of a column, or go on with that."""
+        raise self._unsupported("change the model of a column")
+
+    def migrations(self) -> list[Migration]:
+        """Return the migrations that are not finished."""
+        return []
+
+    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
+        """Replace a column's declaration by one of the same vectors."""
+        raise self._unsupported("change a declaration")
+
+    def detach(self, vector: str, *, drop: bool) -> None:
+        """Remove a column's declaration, and with `drop` the column."""
+        raise self._unsupported("remove a declaration")
+
+    def _unsupported(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{self.shown} cannot {what} here.", "open the data with an engine that can: a LanceDB table"
+        )
