@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from embedreg.errors import ConfigError, RowError
 from embedreg.images import allowances, fetching, files, memory
 from embedreg.images.allowances import ImagePolicy
+from embedreg.images.png_text import without_text
 from embedreg.support.forks import ForkSafeLock
 from embedreg.support.imports import attempt_import_or_raise
 
@@ -124,7 +125,7 @@ def _decode(data: bytes, policy: ImagePolicy, draft: tuple[int, int] | None) -> 
         raise RowError("the image is empty: it has no bytes")
     with _quiet():
         try:
-            pixels, orientation = _loaded(data, policy, draft)
+            pixels, orientation = _loaded(without_text(data), policy, draft)
             return _upright(pixels.convert("RGB") if pixels.mode == "L" else pixels, orientation)
         except (RowError, ConfigError, MemoryError):
             raise

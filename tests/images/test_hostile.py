@@ -203,6 +203,61 @@ def test_any_damage_is_an_image_or_a_rows_error(data: bytes, draft: tuple[int, i
     opened(image)
 
 
+PACKED = {char: zlib.compress(char.encode() * (2**20 // len(char.encode()) - 1)) for char in "xé\0"}
+
+
+TEXTS = {
+    "packed": lambda word, char: (b"zTXt", word + b"\0\0" + PACKED[char]),
+    "packed Unicode": lambda word, char: (b"iTXt", word + b"\0\1\0\0\0" + PACKED[char]),
+    "plain": lambda word, char: (b"tEXt", word + b"\0" + char.encode() * 99),
+    "damaged": lambda word, char: (b"zTXt", word + b"\0\0" + char.encode()),
+    "without a keyword": lambda word, char: (b"iTXt", char.encode()),
+}
+
+
+def text_chunk(how: str, word: bytes, char: str) -> bytes:
+    """Return a text chunk of a PNG; its checksum is put right later."""
+    kind, body = TEXTS[how](word, char)
+    return struct.pack(">I", len(body)) + kind + body + bytes(4)
+
+
+@given(
+    chunks=st.lists(
+        st.tuples(
+            st.sampled_from(sorted(TEXTS)),
+            st.sampled_from([b"Comment", b"Raw profile type exif", b"XML:com.adobe.xmp", b"exif", b"xmp"]),
+            st.sampled_from(sorted(PACKED)),
+            st.integers(1, 70),
+            st.sampled_from([b"IDAT", b"IEND"]),
+        ),
+        max_size=4,
+    ),
+    turned=st.integers(1, 8),
+    end=st.none() | st.integers(0, 200),
+)
+@settings(EXAMPLES, max_examples=60)
+def test_text_in_a_png_takes_no_memory(
+    chunks: list[tuple[str, bytes, str, int, bytes]], turned: int, end: int | None
+) -> None:
+    """Text before and after the pixels, 64 MiB of it when unpacked, changes no pixel and is not kept; EXIF is read."""
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    file = io.BytesIO()
+    picture("RGB", (6, 4)).save(file, "PNG", exif=exif)
+    data = plain = file.getvalue()
+    for how, word, char, times, before in chunks:
+        at = data.rindex(before) - 4
+        data = data[:at] + text_chunk(how, word, char) * times + data[at:]
+    image = opened(bytes(with_sums(bytearray(data)))[: None if end is None else -end or None])
+    assert end or image is not None
+    if image is not None:
+        expected = opened(plain)
+        assert expected is not None
+        assert image.tobytes() == expected.tobytes()
+        kept = [value for value in image.info.values() if isinstance(value, str | bytes)]
+        assert sum(len(value) for value in kept) <= 4 * 2**20  # one of each that may turn it
+
+
 FILLED = zlib.compress(bytes(2**24))  # enough for a tile of 4096 x 4096
 
 
