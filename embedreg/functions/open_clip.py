@@ -20,7 +20,7 @@ from embedreg.errors import InputError, RowError
 from embedreg.runtime import progress
 from embedreg.runtime.hardware import workers
 from embedreg.runtime.hardware.precision import Precision
-from embedreg.runtime.image import clip, clip_files
+from embedreg.runtime.image import clip, clip_config, clip_files
 from embedreg.runtime.image.execute import embed_picture
 from embedreg.runtime.local import LocalImageFunction
 from embedreg.runtime.text import truncation
@@ -62,7 +62,7 @@ class OpenClipEmbeddings(LocalImageFunction):
         LocalImageFunction.traits,
         modality="image+text",
         requires=("open_clip", "PIL"),
-        extra=clip_files.EXTRA,
+        extra=clip_config.EXTRA,
         stock_fields=frozenset({"name", "pretrained", "device", "batch_size", "normalize", "max_retries"}),
     )
 
@@ -88,10 +88,10 @@ class OpenClipEmbeddings(LocalImageFunction):
             return
         # a stored relative path would be wrong in any other working directory
         fields = self.raw_fields()
-        if not is_reference(fields["name"]) and fields["name"].startswith(clip_files.FOLDER_PREFIX):
+        if not is_reference(fields["name"]) and fields["name"].startswith(clip_config.FOLDER_PREFIX):
             folder = clip_files.names_folder(fields["name"])
             if folder is not None and not folder.is_absolute():
-                self.name = f"{clip_files.FOLDER_PREFIX}{os.path.abspath(folder)}"
+                self.name = f"{clip_config.FOLDER_PREFIX}{os.path.abspath(folder)}"
         weights = fields["pretrained"]
         named = isinstance(weights, str) and not is_reference(weights) and weights.endswith(clip_files.WEIGHTS_SUFFIXES)
         if named and os.path.isfile(weights):
@@ -194,7 +194,7 @@ class OpenClipEmbeddings(LocalImageFunction):
     # -- the model --------------------------------------------------------------------------------------------------
 
     def _path(self) -> str:
-        return self.name if self.name.startswith(clip_files.FOLDER_PREFIX) else self.pretrained or ""
+        return self.name if self.name.startswith(clip_config.FOLDER_PREFIX) else self.pretrained or ""
 
     def _find_files(self, *, download: bool) -> clip_files.ClipFiles:
         return clip_files.resolve(

@@ -301,6 +301,19 @@ def test_a_configuration_names_no_code_and_no_other_files(
         create(name=f"local-dir:{made}").ndims()
 
 
+def test_stored_metadata_loads_no_pickle(folder: Path, tmp_path: Path) -> None:
+    """A checkpoint of numbers that the path of a declaration names, though granted: safetensors only."""
+    import torch
+
+    checkpoint = folder / "open_clip_pytorch_model.bin"
+    torch.save({}, checkpoint)
+    with embedreg.trust(paths=[tmp_path]):
+        for model in ({"name": f"local-dir:{folder}"}, {"pretrained": str(checkpoint)}):
+            with pytest.raises(errors.UntrustedError, match="are pickles, which can run code when loaded"):
+                stored(reset=False, **model).compute_query_embeddings("x")
+    assert create(pretrained=str(checkpoint)).model_identity() is not None
+
+
 def test_an_old_torch_unpickles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before 2.6 a crafted checkpoint got past weights_only=True; safetensors load with any."""
     import torch

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.hardware import onednn, workers
 from embedreg.runtime.hardware.precision import Precision
-from embedreg.runtime.image.clip_files import CONFIG, EXTRA, FOLDER_PREFIX, ClipFiles, library
+from embedreg.runtime.image.clip_config import CONFIG, EXTRA, FOLDER_PREFIX, library
+from embedreg.runtime.image.clip_files import ClipFiles
 from embedreg.runtime.image.preprocess import Preprocess
 from embedreg.runtime.models.folders import read_object
 from embedreg.runtime.text.execute import Made
@@ -178,13 +179,15 @@ def _tokenizer(open_clip: Any, name: str, files: ClipFiles) -> Any:
     if files.folder is None:
         return open_clip.get_tokenizer(name.replace("/", "-"))
     text = read_object(files.folder / CONFIG)["model_cfg"]["text_cfg"]
-    if files.origin == "local" or files.own_tokenizer() or not text.get("hf_tokenizer_name"):
+    if not text.get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(f"{FOLDER_PREFIX}{files.folder}")
-    # the tokenizer of another repository, as the library loads it for a hub model
+    # as get_tokenizer makes it; for a hub model that has none, the tokenizer of another repository
+    own = files.origin == "local" or files.own_tokenizer()
     return open_clip.tokenizer.HFTokenizer(
-        text["hf_tokenizer_name"],
+        str(files.folder) if own else text["hf_tokenizer_name"],
         context_length=text.get("context_length", 77),
         tokenizer_mode=text.get("tokenizer_mode"),
+        trust_remote_code=False,  # the default would ask at the terminal
         **(text.get("tokenizer_kwargs") or {}),
     )
 

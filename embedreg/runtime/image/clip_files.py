@@ -7,33 +7,38 @@ up a pretrained tag imports open_clip and torch.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
+from embedreg.core.fields import MAX_NDIMS
 from embedreg.errors import ConfigError, ModelNotFoundError, UntrustedError, Words
+from embedreg.runtime.image.clip_config import (
+    CONFIG,
+    EXTRA,
+    FOLDER_PREFIX,
+    HUB_PREFIX,
+    config_in,
+    library,
+    model_config,
+    refuse_larger,
+)
 from embedreg.runtime.models import hub, integrity
 from embedreg.runtime.models.folders import broken, read_object
 from embedreg.security import grants
 from embedreg.security.addresses import local_path
-from embedreg.support.imports import attempt_import_or_raise, did_you_mean
+from embedreg.support.imports import did_you_mean
 
-__all__ = ["ClipFiles", "library", "model_config", "names_folder", "resolve"]
+__all__ = ["ClipFiles", "names_folder", "ndims", "resolve"]
 
-EXTRA = "open-clip"
 COPY = Words(
     "use local weights: pretrained='/path/to/open_clip_model.safetensors' or name='local-dir:/path/to/it'",
     "use local weights: --set pretrained=/path/to/open_clip_model.safetensors or --set name=local-dir:/path/to/it",
 )
-HUB_PREFIX = "hf-hub:"
-FOLDER_PREFIX = "local-dir:"
-CONFIG = "open_clip_config.json"
+SAFE_SUFFIX = ".safetensors"
 SAFE_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PICKLED_WEIGHTS = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
 # In the library's order; next to its own files, these are often the same model for another library.
@@ -48,11 +53,6 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
     "*.model",
-)
-# Options that a configuration may pass to a tokenizer: cleaning and truncation of texts, but no file names or code.
-TOKENIZER_OPTIONS = frozenset(
-    {"add_prefix_space", "additional_special_tokens", "clean", "language", "padding_side", "reduction_mask"}
-    | {"strip_sep_token", "use_fast"}
 )
 
 
@@ -74,17 +74,21 @@ class ClipFiles:
 
     def identity(self) -> str:
         """Return a digest of everything that determines the vectors, except the library's own configuration."""
-        if self.folder is None:
-            return f"sha256:{integrity.digest(self.weights)}"
-        parts = {"weights": integrity.digest(self.weights), "config": read_object(self.folder / CONFIG)}
-        if self.own_tokenizer():
-            for pattern in TOKENIZER_FILES:
-                parts |= {path.name: integrity.digest(path) for path in sorted(self.folder.glob(pattern))}
+        try:
+            if self.folder is None:
+                return f"sha256:{integrity.digest(self.weights)}"
+            parts = {"weights": integrity.digest(self.weights), "config": read_object(self.folder / CONFIG)}
+            if self.own_tokenizer():
+                for pattern in TOKENIZER_FILES:
+                    found = sorted(path for path in self.folder.glob(pattern) if path.is_file())
+                    parts |= {path.name: integrity.digest(path) for path in found}
+        except OSError as exc:
+            raise broken(self.weights) from exc
         return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 
     def own_tokenizer(self) -> bool:
         """Return whether the folder has a Hugging Face tokenizer that its configuration uses."""
-        if self.folder is None or not (_config_in(self.folder).get("text_cfg") or {}).get("hf_tokenizer_name"):
+        if self.folder is None or not (config_in(self.folder).get("text_cfg") or {}).get("hf_tokenizer_name"):
             return False
         return any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")) or any(
             self.folder.glob("*.model")
@@ -93,12 +97,10 @@ class ClipFiles:
     def stamp(self) -> int:
         """Return the time of the last change of its files, in nanoseconds, since a model may be trained further."""
         paths = [self.weights, *([] if self.folder is None else [self.folder / CONFIG])]
-        return max(path.stat().st_mtime_ns for path in paths)
-
-
-def library() -> ModuleType:
-    """Import open_clip; raise MissingExtraError with the way to install it."""
-    return attempt_import_or_raise("open_clip", "open-clip-torch", extra=EXTRA)
+        try:
+            return max(path.stat().st_mtime_ns for path in paths)
+        except OSError as exc:
+            raise broken(self.weights) from exc
 
 
 def names_folder(name: str) -> Path | None:
@@ -106,66 +108,6 @@ def names_folder(name: str) -> Path | None:
     if not name.startswith(FOLDER_PREFIX):
         return None
     return Path(local_path(name) or name.removeprefix(FOLDER_PREFIX))
-
-
-def model_config(name: str) -> dict[str, Any]:
-    """Return the library's own configuration of a model, without importing the library.
-
-    Raises:
-        ModelNotFoundError: the library has no such model. MissingExtraError: it is not installed.
-    """
-    plain = name.replace("/", "-")  # as the library reads it
-    if "open_clip" in sys.modules:  # the user's code may have registered more models
-        known = library().get_model_config(plain)
-        if known is not None:
-            return dict(known)
-    folder = _configs()
-    path = folder / f"{plain}.json"
-    if Path(plain).name != plain or not path.is_file():
-        names = [each.stem for each in folder.glob("*.json")]
-        raise ModelNotFoundError(
-            f"open_clip has no model {name!r}.",
-            f"{did_you_mean(name, names)}name={HUB_PREFIX + 'owner/model'!r} is a model of the hub, "
-            f"{FOLDER_PREFIX + '/path'!r} a folder; open_clip.list_models() lists the library's models",
-        )
-    return read_object(path)
-
-
-def _configs() -> Path:
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None or not spec.submodule_search_locations:
-        library()  # raises MissingExtraError
-        raise ConfigError("the installed open_clip has no files.", "pip install --force-reinstall open-clip-torch")
-    return Path(next(iter(spec.submodule_search_locations))) / "model_configs"
-
-
-def _config_in(folder: Path) -> dict[str, Any]:
-    """Read the `model_cfg` of a folder, and refuse one that would read other files or run code.
-
-    Raises:
-        ConfigError: it is not an open_clip configuration. UntrustedError: it refers to other files or code.
-    """
-    config = read_object(folder / CONFIG).get("model_cfg")
-    if not isinstance(config, dict) or not all(
-        isinstance(config.get(part), dict) for part in ("text_cfg", "vision_cfg")
-    ):
-        raise broken(folder / CONFIG)
-    options = config["text_cfg"].get("tokenizer_kwargs") or {}
-    odd = [f"tokenizer_kwargs {key!r}" for key in options if key not in TOKENIZER_OPTIONS]
-    for part, name in (
-        ("text_cfg", "hf_tokenizer_name"),
-        ("text_cfg", "hf_model_name"),
-        ("vision_cfg", "timm_model_name"),
-    ):
-        value = config[part].get(name)
-        if value and (not isinstance(value, str) or hub.HUB_ID.fullmatch(value) is None):
-            odd.append(f"{name} {value!r}")
-    if odd:
-        raise UntrustedError(
-            f"{CONFIG} of the model has settings that are not allowed: {', '.join(sorted(odd))}.",
-            "remove them if the model does not need them, or use another model",
-        )
-    return config
 
 
 def ndims(files_of: Any, name: str) -> int:
@@ -179,9 +121,9 @@ def ndims(files_of: Any, name: str) -> int:
     folder = names_folder(name)
     if folder is None and name.startswith(HUB_PREFIX):
         folder = files_of().folder
-    config = model_config(name) if folder is None else _config_in(folder)
+    config = model_config(name) if folder is None else config_in(folder)
     width = config.get("embed_dim")
-    if not isinstance(width, int):
+    if isinstance(width, bool) or not isinstance(width, int) or not 0 < width <= MAX_NDIMS:
         raise ConfigError(f"the configuration of {name!r} has no embed_dim.", "use another model")
     return width
 
@@ -195,49 +137,64 @@ def resolve(
         name: a model of the library, `hf-hub:<owner>/<model>` or `local-dir:<folder>`.
         pretrained: a tag of the library, or a file of weights; ignored for `hf-hub:` and `local-dir:`.
         allow_local: whether local paths are allowed; False for ungranted paths of stored metadata.
-        safe_only: whether the weights of an `hf-hub:` repository must be in safetensors.
+        safe_only: whether weights must be in safetensors, and a folder must not lead outside of it; True for stored
+            metadata, even where its path has been granted.
         download: whether the hub may be queried.
     Raises:
-        ModelNotFoundError: it is not available. UntrustedError: a local path is not allowed.
-        ConfigError: an invalid name or tag.
+        ModelNotFoundError: it is not available. ConfigError: an invalid name, tag or configuration.
+        UntrustedError: a local path is not allowed, or under `safe_only` leads to pickles or files elsewhere.
     """
     folder = names_folder(name)
     if folder is not None:
         if not allow_local:
             raise _ungranted("name", name)
-        return _in_folder(folder)
+        return _in_folder(folder, name, safe_only)
     if name.startswith(HUB_PREFIX):
         repository = name.removeprefix(HUB_PREFIX)
         if hub.HUB_ID.fullmatch(repository) is None or "/" not in repository:
             raise ModelNotFoundError(f"invalid model name {name!r}.", f"name={HUB_PREFIX + 'owner/model'!r}")
         pickled = () if safe_only else PICKLED_WEIGHTS[:1]
-        return _Repository(name, repository, (*SAFE_WEIGHTS, *pickled), whole=True).find(download)
+        found = _Repository(name, repository, (*SAFE_WEIGHTS, *pickled), whole=True).find(download)
+        if safe_only and found.folder is not None:
+            integrity.refuse_outside_names(found.folder, name)
+            refuse_larger(found.folder, config_in(found.folder), found.weights)
+        return found
     model_config(name)
-    return _weights(name, pretrained, allow_local, download)
+    return _weights(name, pretrained, allow_local, safe_only, download)
 
 
 def _ungranted(field_name: str, value: str) -> UntrustedError:
     return grants.path_refusal(f"stored metadata sets {field_name} to a local path, which has not been granted.", value)
 
 
-def _in_folder(folder: Path) -> ClipFiles:
+def _in_folder(folder: Path, name: str, safe_only: bool) -> ClipFiles:
     folder = folder.resolve()
+    if safe_only and folder.is_dir():  # before anything is read
+        integrity.refuse_links(folder, name)
+        integrity.refuse_outside_names(folder, name)
     if not (folder / CONFIG).is_file():
         raise ModelNotFoundError(
             f"{str(folder)!r} is not an open_clip model: it has no {CONFIG}.",
             "put its configuration there, as open_clip writes it for the hub",
         )
-    _config_in(folder)
-    found = [folder / name for name in (*SAFE_WEIGHTS, *PICKLED_WEIGHTS, *OTHER_WEIGHTS)]
+    config = config_in(folder)
+    found = [folder / file for file in (*SAFE_WEIGHTS, *PICKLED_WEIGHTS, *OTHER_WEIGHTS)]
     for suffix in (".safetensors", ".bin", ".pth"):
         found += sorted(folder.glob(f"*{suffix}"))
-    weights = next((path for path in found if path.is_file()), None)
-    if weights is None:
+    there = [path for path in found if path.is_file()]
+    if not there:
         raise ModelNotFoundError(f"{str(folder)!r} contains no weights.", f"put {SAFE_WEIGHTS[0]} there")
-    return ClipFiles(weights, folder, "local")
+    if safe_only:
+        there = [path for path in there if path.suffix == SAFE_SUFFIX] or [_refuse_pickles(name)]
+        refuse_larger(folder, config, there[0])
+    return ClipFiles(there[0], folder, "local")
 
 
-def _weights(name: str, pretrained: str | None, allow_local: bool, download: bool) -> ClipFiles:
+def _refuse_pickles(name: str) -> NoReturn:
+    raise UntrustedError(f"the weights of {name!r} are pickles, which can run code when loaded.", integrity.PICKLES)
+
+
+def _weights(name: str, pretrained: str | None, allow_local: bool, safe_only: bool, download: bool) -> ClipFiles:
     """Find the weights of a model that the library has the configuration of."""
     if not pretrained:
         raise ConfigError(
@@ -262,6 +219,8 @@ def _weights(name: str, pretrained: str | None, allow_local: bool, download: boo
         raise _ungranted("pretrained", pretrained)
     path = Path(local_path(pretrained) or pretrained)
     if allow_local and path.is_file():
+        if safe_only and path.suffix != SAFE_SUFFIX:
+            _refuse_pickles(pretrained)
         return ClipFiles(path.resolve(), None, "local")
     if grants.is_path(pretrained) or path.suffix in WEIGHTS_SUFFIXES:
         raise ModelNotFoundError(

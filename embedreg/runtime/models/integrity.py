@@ -12,13 +12,22 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from embedreg.errors import Grant, ModelNotFoundError, UntrustedError, Words
+from embedreg.errors import ConfigError, Grant, ModelNotFoundError, UntrustedError, Words
 from embedreg.runtime.models import hub
 from embedreg.runtime.models.folders import CONFIG_NAMES, Module, broken, flat, modules, read_json, read_object
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
 
-__all__ = ["check_safe", "digest", "missing", "refuse_links", "stamp", "weights_identity"]
+__all__ = [
+    "PICKLES",
+    "check_safe",
+    "digest",
+    "missing",
+    "refuse_links",
+    "refuse_outside_names",
+    "stamp",
+    "weights_identity",
+]
 
 # They depend on who saved the files last; none of them changes a vector.
 _INCIDENTAL = frozenset(
@@ -43,6 +52,22 @@ _CONFIGS = (
 )
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "bpe.codes")
 
+# Files whose values the transformers library may take for names of files, and the keys that it does so with.
+_NAMING = frozenset(
+    {
+        "config.json",
+        "generation_config.json",
+        "open_clip_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+    }
+)
+_FILE_KEY = re.compile(r"(?:.*_)?(?:backbone|dir|directory|files?|folder|paths?|spm)|.*name_or_path|hf_.*_name")
+_MAX_PATH = 4096  # characters; a longer text is no path
+_MAX_ENTRIES = 100_000  # of a model's folder, which are all looked at
+
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 # Options that may have a string value when a Transformer's configuration passes them to the transformers library.
 _STRING_OPTIONS = frozenset({"attn_implementation", "dtype", "padding_side", "torch_dtype", "truncation_side"})
@@ -50,6 +75,12 @@ _CODE_OPTIONS = frozenset({"trust_remote_code", "use_kernels"})  # they load cod
 
 _digests: LRUCache[tuple[str | int, ...], str] = LRUCache(maxsize=4096)
 _lock = ForkSafeLock()
+
+# The hint of a refusal of pickled weights.
+PICKLES = Words(
+    "use a model with safetensors weights, or a folder that your own code names: name='/path/to/folder'",
+    "use a model with safetensors weights, or a folder that you name: --set name=/path/to/folder",
+)
 
 
 def missing(folder: Path, known_absent: Callable[[str], bool], *, code: bool = False) -> list[str]:
@@ -107,6 +138,7 @@ def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: 
     """
     if not pickles:
         refuse_links(folder, name)
+        refuse_outside_names(folder, name)
     for module in flat(modules(folder)):
         if not module.own and not code:
             needed = Grant(remote_code=(name if revision is None else f"{name}@{revision}",))
@@ -122,11 +154,7 @@ def check_safe(folder: Path, name: str, *, code: bool, pickles: bool, revision: 
         if pickled and not _has_safe_weights(module):
             raise UntrustedError(
                 f"the weights of {name!r} are pickles, which can run code when loaded.",
-                Words(
-                    "use a model with safetensors weights, or a folder that your own code names: "
-                    "name='/path/to/folder'",
-                    "use a model with safetensors weights, or a folder that you name: --set name=/path/to/folder",
-                ),
+                PICKLES,
             )
         own = [read_object(path) for path in module.files("sentence_*_config.json")]
         if os.path.isfile(module.folder / "adapter_config.json") or any(
@@ -155,7 +183,7 @@ def refuse_links(folder: Path, name: str) -> None:
         UntrustedError: there is such a link.
     """
     root = folder.resolve()
-    for path in (each for pattern in ("*", "*/*", "*/*/*", "*/*/*/*") for each in root.glob(pattern)):
+    for path in _entries(root, name):
         if not path.is_symlink():
             continue
         target = Path(os.path.realpath(path))
@@ -164,6 +192,77 @@ def refuse_links(folder: Path, name: str) -> None:
                 f"{path.relative_to(root).as_posix()!r} of the model {name!r} is a link out of the model's folder.",
                 f"replace it by the file, or if you trust it: embedreg.trust(paths=[{str(target)!r}])",
             )
+
+
+def refuse_outside_names(folder: Path, name: str) -> None:
+    """Raise UntrustedError if a configuration of a model's folder names a file on this machine outside of the folder.
+
+    The transformers library may open the `vocab_file` of a `tokenizer_config.json`, for example. A path of another
+    machine does no harm, and is common. A hub's name is refused if the working directory has a folder of that name,
+    since the library would read it.
+
+    Raises:
+        UntrustedError: there is such a name. ConfigError: invalid files.
+    """
+    root = folder.resolve()
+    for path in _entries(root, name):
+        if path.name not in _NAMING or not path.is_file():
+            continue
+        for key, value in _texts(read_json(path)):
+            if ("/" in value or os.sep in value or _FILE_KEY.fullmatch(key)) and _is_outside(value, path.parent, root):
+                raise UntrustedError(
+                    f"{path.relative_to(root).as_posix()!r} of the model {name!r} names a file outside of the model's "
+                    f"folder in {key!r}.",
+                    "remove the entry if the model does not need it, or use another model",
+                )
+
+
+def _entries(root: Path, name: str) -> Iterator[Path]:
+    """Yield every file, folder and link below a model's folder, those next to its root first; links are not followed.
+
+    Raises:
+        ConfigError: too many, so that this is not a model's folder.
+    """
+    waiting, seen = [root], 0
+    for folder in waiting:
+        try:
+            found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as exc:
+            raise broken(folder) from exc
+        seen += len(found)
+        if seen > _MAX_ENTRIES:
+            raise ConfigError(
+                f"the folder of the model {name!r} contains over {_MAX_ENTRIES:,} files.",
+                "give a folder that contains the model alone",
+            )
+        for entry in found:
+            yield Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(Path(entry.path))
+
+
+def _texts(content: Any) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a JSON value, each with the closest key."""
+    waiting = [("", content)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            waiting += [(name, each) for name, each in value.items() if name not in _INCIDENTAL - {"tokenizer_file"}]
+        elif isinstance(value, list):
+            waiting += [(key, each) for each in value]
+
+
+def _is_outside(value: str, folder: Path, root: Path) -> bool:
+    """Return whether a value names something on this machine, from a folder or from here, that is not below a root."""
+    if not value or len(value) > _MAX_PATH or "\0" in value:
+        return False
+    try:
+        found = [os.path.realpath(path) for path in (folder / value, Path(value)) if os.path.lexists(path)]
+    except ValueError:  # half a surrogate pair
+        return False
+    return not all(Path(path).is_relative_to(root) or _is_blob(Path(path)) for path in found)
 
 
 def _unsafe_options(config: dict[str, Any]) -> Iterator[str]:
