@@ -1,4 +1,4 @@
-"""Find what works on the columns of some data: an engine of the table."""
+"""Find what works on the columns of some data: an engine of the table, or the files themselves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from embedreg.columns.files.store import open_files
 from embedreg.columns.store import ColumnStore
 from embedreg.errors import InputError
 from embedreg.inspection.engines import columns_of
@@ -23,7 +24,12 @@ def opened(data: Any) -> ColumnStore:
     """
     place = Path(data) if isinstance(data, str | os.PathLike) else data
     store = columns_of(place)
+    if store is None and isinstance(place, Path):
+        store = open_files(place)
     if isinstance(store, ColumnStore):
         return store
     what = repr(str(place)) if isinstance(place, Path) else f"a {type(data).__name__}"
-    raise InputError(f"{what} is not a table or dataset whose columns can be changed.", "pass 'DB_DIR/name.lance'")
+    raise InputError(
+        f"{what} is not a table or dataset whose columns can be changed.",
+        "pass 'DB_DIR/name.lance', or a Parquet or Arrow file or a folder of them",
+    )

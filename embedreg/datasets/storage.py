@@ -356,6 +356,18 @@ class Storage:
                 check()
             confined.move(self._base, old, new)
 
+    def move(self, path: str, target: Storage, to: str, check: Callable[[], object]) -> None:
+        """Rename a complete file of this folder, of this machine, to a name in this folder or one above it.
+
+        An earlier file of that name is replaced.
+        """
+        with target._errors(to):
+            if self.local is None or self._base.absolute() != target._base.absolute():
+                raise StorageError(f"{self.uri} is not a folder in {target.uri}.", AGAIN)
+            check()
+            old, new = (*self.inner, *confined.parts(path)), (*target.inner, *confined.parts(to))
+            confined.move(self._base, old, new)
+
     def swap(self, folder: str, target: Storage, path: str, check: Callable[[], object]) -> None:
         """Replace a folder of `target` by a subfolder of this one; the old one is moved to scratch, then removed."""
         scratch = (*self.inner, *confined.parts(SCRATCH))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Agreement", "attach"]
+__all__ = ["Agreement", "attach", "compared", "refuse_other_vectors"]
 
 SAMPLE = 100  # rows: finds a share of 1/30 of other vectors with a probability of 97%
 PIECES = 32  # row groups in a sample; each is read from its start
@@ -95,7 +95,7 @@ def attach(
             "`embedreg inspect` shows it; take the entry out of the metadata first if it is wrong",
         )
     cosines, rows = _compare(found, declaration, sample, seed)
-    _refuse_other_vectors(cosines, rows, declaration)
+    refuse_other_vectors(cosines, rows, declaration)
     written = None
     if not known:
         drift.learn(declaration.function, {})
@@ -122,10 +122,7 @@ def _says(declaration: EmbeddingFunctionConfig, entry: codec.Entry) -> bool:
 def _compare(
     data: Attachable, declaration: EmbeddingFunctionConfig, sample: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embed a sample anew: (n,) cosines with the stored vectors, and the relative difference of their lengths.
-
-    The cosine is -1 for a row without a new vector.
-    """
+    """Embed a sample anew and compare it, as `compared`."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -136,16 +133,34 @@ def _compare(
         pieces.append(piece.filter(pc.and_(piece[source].is_valid(), piece[vector].is_valid())))
     rows = pa.concat_tables(pieces, promote_options="permissive")
     rows = rows.take(np.random.default_rng(seed).permutation(len(rows))[:sample]).combine_chunks()
-    with disk.paused():  # the cache must not answer with stored vectors
-        made = embed_column(declaration.function, rows[source], zero_vectors="keep")
-    blank = ~made.valid
-    blank[list(made.reasons)] = False
-    if blank.all():
+    found = compared(declaration, rows[source].combine_chunks(), rows[vector].combine_chunks())
+    if not len(found[0]):
         raise InputError(
             f"no row of {str(data.path)!r} has both {source!r} and {vector!r}, so nothing can be compared.",
             "embed it: embedreg embed",
         )
-    given, broken = given_vectors(rows[vector].chunk(0), declaration.function.ndims(), vector)
+    return found
+
+
+def compared(declaration: EmbeddingFunctionConfig, source: pa.Array, vector: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Embed rows anew: (m,) cosines with their vectors, and (m,) relative differences of the lengths.
+
+    The cosine is -1 for a row without a new vector; rows with a blank source are left out.
+
+    Args:
+        source, vector: (n,) inputs and vectors, without nulls.
+    Raises:
+        VectorError: the vectors have another width. EmbedregError: as `embed_column`.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    with disk.paused():  # the cache must not answer with stored vectors
+        made = embed_column(declaration.function, source, zero_vectors="keep")
+    blank = ~made.valid
+    blank[list(made.reasons)] = False
+    one = vector.combine_chunks() if isinstance(vector, pa.ChunkedArray) else vector
+    given, broken = given_vectors(one, declaration.function.ndims(), declaration.vector_column)
     stored, now = given.matrix.astype(np.float64), made.matrix.astype(np.float64)
     lengths = np.linalg.norm(stored, axis=1), np.linalg.norm(now, axis=1)
     products, longest = lengths[0] * lengths[1], np.maximum(*lengths)
@@ -154,7 +169,8 @@ def _compare(
     return cosines[~blank], (np.abs(lengths[0] - lengths[1]) / np.where(longest > 0, longest, 1))[~blank]
 
 
-def _refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration: EmbeddingFunctionConfig) -> None:
+def refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration: EmbeddingFunctionConfig) -> None:
+    """Raise `DriftError` if a function gives other vectors than those compared, see `compared`."""
     import numpy as np
 
     name = canonical.persisted_name(declaration.function)

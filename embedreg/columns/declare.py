@@ -1,0 +1,59 @@
+"""Declarations of a column's life: of a new column with its digests, and of other functions for the same vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from embedreg.columns import digest as digests
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.declaration import codec, drift
+from embedreg.declaration.entries import Entry
+from embedreg.registry import get_registry
+from embedreg.support import strict_json
+
+__all__ = ["columns_of", "entry_for", "rebuilt", "repointed"]
+
+
+def entry_for(function: EmbeddingFunction, source: str, vector: str, *, digest: bool) -> Entry:
+    """Return the declaration of a new column, with its probe; this loads the model.
+
+    Args:
+        digest: whether it names a column of row digests.
+    Raises:
+        ConfigError: the function cannot be declared. CallError: the call failed.
+    """
+    drift.learn(function, {})
+    item = codec.entry_of(function.bind(source, vector))
+    if digest:
+        item["model"][codec.RESERVED][digests.KEY] = digests.column_name(vector)
+    return _entry(item)
+
+
+def repointed(old: Entry, function: EmbeddingFunction) -> Entry:
+    """Return the declaration of another function for the same vectors: what is recorded of them stays."""
+    item = codec.entry_of(function.bind(old.source_column, old.vector_column))
+    kept = {name: old.reserved[name] for name in ("probe", "identity", digests.KEY, "dtype") if name in old.reserved}
+    if (before := old.reserved.get(digests.MADE_BY, old.reserved.get("fingerprint"))) is not None:
+        kept[digests.MADE_BY] = before  # the digests of the rows keep it
+    item["model"][codec.RESERVED] = {**item["model"][codec.RESERVED], **kept}
+    return _entry({**item, **old.extra})
+
+
+def rebuilt(entry: Entry) -> EmbeddingFunctionConfig:
+    """Rebuild the function of a declaration, under the trust rules.
+
+    Raises:
+        EmbedregError: it cannot be rebuilt, or needs a grant.
+    """
+    return get_registry().parse_functions({codec.KEY: f"[{entry.raw}]"})[entry.vector_column]
+
+
+def columns_of(entry: Entry) -> tuple[str, ...]:
+    """Return the columns that a declaration's vectors take: of vectors, and of digests."""
+    digest = digests.column_of(entry.reserved)
+    return (entry.vector_column, *([digest] if digest is not None else []))
+
+
+def _entry(item: Any) -> Entry:
+    [made] = codec.entries({codec.KEY: f"[{strict_json.dumps(item)}]"})
+    return made

@@ -1,0 +1,260 @@
+"""`FilesMigration`: another model for the column of a dataset, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from embedreg.columns import digest as digests
+from embedreg.columns.declare import columns_of, rebuilt
+from embedreg.columns.files import rows as by_row
+from embedreg.columns.files.changes import Change, stage
+from embedreg.columns.files.records import Migrating, entry_of
+from embedreg.columns.files.staging import MIGRATION, PREVIOUS, Staging, key_of
+from embedreg.columns.migration import Migration
+from embedreg.columns.results import ColumnReport, MigrationStatus
+from embedreg.columns.store import Options
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.declaration import codec
+from embedreg.declaration.entries import Entry
+from embedreg.embedding.table import BATCH_ROWS
+from embedreg.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from embedreg.columns.files.changes import Known
+    from embedreg.columns.files.folder import DataFiles
+
+__all__ = ["FilesMigration"]
+
+
+class FilesMigration(Migration):
+    """The migration of a dataset's column; a dataset has one at a time.
+
+    Args:
+        function: the new function, where the caller has it; else it is rebuilt from the declaration.
+    """
+
+    def __init__(self, staging: Staging, options: Options, function: EmbeddingFunction | None = None) -> None:
+        self._staging, self._files, self._options, self._function = staging, staging.files, options, function
+        self._id = self._facts().id
+        self._last: MigrationStatus | None = None
+
+    def _facts(self) -> Migrating:
+        found = self._staging.migrating()
+        if found is None:
+            raise StorageError(
+                "the migration is no longer there: it was finished, rolled back or abandoned.",
+                "embedreg.columns.status(data)",
+            )
+        return found
+
+    @property
+    def status(self) -> MigrationStatus:
+        found = self._staging.migrating()
+        if found is None and self._last is not None:
+            return self._last
+        return self._status(self._facts())
+
+    def _status(self, facts: Migrating) -> MigrationStatus:
+        files = self._files
+        counted = [(name, sum(unit.rows or 0 for unit in files.scan(name).units)) for name in files.names()]
+        staged = [each for each in counted if self._staged(facts, each[0])]
+        notes = []
+        if (listed := self._staging.publishing()) is not None:
+            left = sum(1 for name in listed.files if self._staging.done(name) is not None)
+            notes.append(f"the switch was interrupted: {left:,} of {len(listed.files):,} files are left; run it again")
+        return MigrationStatus(
+            facts.id,
+            facts.state,
+            facts.vector,
+            facts.name,
+            self._new(facts).name,
+            sum(rows for _, rows in staged),
+            sum(rows for _, rows in counted),
+            len(staged),
+            len(counted),
+            tuple(notes),
+        )
+
+    def _staged(self, facts: Migrating, name: str) -> bool:
+        if facts.state in ("switched", "settled"):
+            return name in facts.published
+        return self._staging.done(name) is not None
+
+    def _new(self, facts: Migrating) -> Entry:
+        return entry_of(facts.new, "the record of the migration")
+
+    def _old(self, facts: Migrating) -> Entry:
+        return entry_of(facts.old, "the record of the migration")
+
+    def _config(self, entry: Entry) -> EmbeddingFunctionConfig:
+        if self._function is not None:
+            return codec.recorded(entry, self._function)
+        return rebuilt(entry)
+
+    def _forward(self, facts: Migrating) -> Change:
+        old, new = self._old(facts), self._new(facts)
+        return Change(
+            "stage",
+            key_of("migrate", facts.id),
+            new,
+            lambda: self._config(new),
+            leave_out=columns_of(old),
+            anew=True,
+        )
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> ColumnReport:
+        with self._staging.held():
+            facts = self._facts()
+            if facts.state not in ("staging", "ready"):
+                raise ConfigError(f"the migration is {facts.state}: nothing is left to stage.", "settle, or finish")
+            report, _ = stage(self._staging, self._forward(facts), self._options)
+            self._to(facts, "ready")
+            return report
+
+    def switch(self) -> int:
+        with self._staging.held():
+            facts = self._facts()
+            if facts.state in ("switched", "settled"):
+                return len(facts.published)
+            change = self._forward(facts)
+            _, entries = stage(self._staging, change, self._options)  # what is new or has changed since `run`
+            self._staging.list_renames(change.key, entries, keep=facts.keep, state="switched")
+            self._staging.publish()
+            return len(self._facts().published)
+
+    def settle(self) -> ColumnReport:
+        with self._staging.held():
+            facts = self._facts()
+            if facts.state not in ("switched", "settled"):
+                raise ConfigError(f"the migration is {facts.state}: there is nothing to settle.", "switch it first")
+            new = self._new(facts)
+            wanted = frozenset(
+                {"stale", "foreign", "empty", "unstamped"} if digests.column_of(new.reserved) else {"empty"}
+            )
+            change = Change("settle", key_of("settle", facts.id), new, lambda: self._config(new), wanted=wanted)
+            change = dataclasses.replace(
+                change, leave_out=tuple(set(columns_of(self._old(facts))) - set(columns_of(new)))
+            )
+            report, entries = stage(self._staging, change, self._options)
+            self._staging.list_renames(change.key, entries)
+            changed = self._staging.publish()
+            if not changed:
+                self._to(self._facts(), "settled")
+            return dataclasses.replace(report, commits=1)
+
+    def finish(self) -> None:
+        with self._staging.held():
+            facts = self._facts()
+            if facts.state != "settled":
+                raise StorageError(f"the migration is {facts.state}, not settled.", "settle it first").for_shell(
+                    "embedreg column settle"
+                )
+            last = dataclasses.replace(self._status(facts), state="finished")
+            self._staging.forget()
+            self._last = last
+
+    def _to(self, facts: Migrating, state: str) -> None:
+        self._staging.write(MIGRATION, Migrating(**facts.model_dump() | {"state": state}))
+
+    # -- back --------------------------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        with self._staging.held():
+            facts = self._facts()
+            if facts.state not in ("staging", "ready"):
+                raise ConfigError(f"the migration is {facts.state} already.", "rollback gives the old vectors back")
+            last = dataclasses.replace(self._status(facts), state="abandoned")
+            self._staging.drop()
+            self._staging.forget()
+            self._last = last
+
+    def rollback(self) -> None:
+        before = dataclasses.replace(self.status, state="rolled back")
+        with self._staging.held():
+            facts = self._staging.migrating()
+            if facts is None:  # the renames of an interrupted rollback were completed just now
+                self._last = before
+                return
+            if facts.state not in ("switched", "settled"):
+                raise ConfigError(f"the migration is {facts.state}: nothing was switched.", "abandon it").for_shell(
+                    "embedreg column abandon"
+                )
+            old, new = self._old(facts), self._new(facts)
+            last = dataclasses.replace(self._status(facts), state="rolled back")
+
+            def untouched(name: str) -> bool:
+                return self._files.stamp(name) == facts.published.get(name) and self._staging.previous(name)
+
+            change = Change(
+                "rollback",
+                key_of("rollback", facts.id),
+                old,
+                lambda: rebuilt(old),
+                leave_out=columns_of(new),
+                anew=True,
+                known=self._known(old),
+                previous=untouched,
+            )
+            _, entries = stage(self._staging, change, self._options)
+            self._staging.list_renames(change.key, entries, state="rolled back")
+            self._staging.publish()
+            self._last = last
+
+    def _known(self, old: Entry) -> Known:
+        """Return a look-up of the vectors in the files that the switch replaced; they are read when first needed."""
+        found: list[_Kept] = []
+
+        def known(source: pa.Array) -> tuple[pa.Array, pa.Array, np.ndarray]:
+            if not found:
+                found.append(_Kept(self._files, self._staging, old))
+            return found[0].look_up(source)
+
+        return known
+
+
+class _Kept:
+    """The vectors of the files that a switch replaced, by the digests of their sources."""
+
+    def __init__(self, files: DataFiles, staging: Staging, old: Entry) -> None:
+        import pyarrow as pa
+
+        self.prefix = digests.prefix_stored(old.reserved) or ":"
+        kept = dataclasses.replace(files, data=staging.root.inside(PREVIOUS))
+        names = [file.path.removeprefix(f"{PREVIOUS}/") for file in staging.root.listing(PREVIOUS)]
+        vectors: list[Any] = []
+        stored: list[Any] = []
+        keys: list[str | None] = []
+        digest = digests.column_of(old.reserved)
+        for name in names:
+            columns = [old.source_column, *columns_of(old)]
+            for batch in kept.batches(name, columns, BATCH_ROWS):
+                source, vector = batch.column(old.source_column), batch.column(old.vector_column)
+                has = digest is not None and digest in batch.schema.names
+                stamps = batch.column(digest) if has else pa.nulls(len(source), pa.string())
+                classes = by_row.classes(source, vector, stamps, self.prefix)
+                good = pa.array(classes["fresh"] | classes["unstamped"])
+                vectors.append(vector.filter(good))
+                stored.append(stamps.cast(pa.string()).filter(good))
+                keys += digests.digests(source.filter(good), self.prefix).to_pylist()
+        self.places = {key: place for place, key in enumerate(keys) if key is not None}
+        self.vectors = pa.chunked_array(vectors) if vectors else None
+        self.stored = pa.chunked_array(stored, pa.string())
+
+    def look_up(self, source: pa.Array) -> tuple[pa.Array, pa.Array, np.ndarray]:
+        """Return (n,) vectors, (n,) digests, and (n,) bool, whether each is known."""
+        import numpy as np
+        import pyarrow as pa
+
+        places = [self.places.get(key or "") for key in digests.digests(source, self.prefix).to_pylist()]
+        rows = pa.array(places, pa.int64())
+        if self.vectors is None:
+            return None, pa.nulls(len(source), pa.string()), np.zeros(len(source), bool)
+        taken = self.vectors.take(rows).combine_chunks()
+        stamps = self.stored.take(rows).combine_chunks()
+        return taken, stamps, np.asarray(rows.is_valid())
