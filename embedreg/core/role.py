@@ -37,7 +37,6 @@ _FILLED = "__embedreg_filled__"
 _BASES = "embedreg.core.base"  # methods of this module's classes are fallbacks, not definitions of a subclass
 
 _known: weakref.WeakKeyDictionary[type, _Resolved] = weakref.WeakKeyDictionary()
-_local = threading.local()
 
 
 # -- which method ------------------------------------------------------------------------------------------------------
@@ -165,14 +164,16 @@ def compute(function: Any, inputs: Any, role: Role, *, retry: bool = True) -> An
     cls = type(function)
     resolved = _resolved(cls)
     if resolved.call_for(role) != "batch":
-        return _fall_back(function, inputs, role, RETRY if retry else "", resolved)
+        return fall_back(function, inputs, role, RETRY if retry else "")
     return (resolved.again if retry else resolved.once).__get__(function, cls)(inputs, role=role)
 
 
 def compute_with_retry(function: Any, inputs: Any, role: Role) -> Any:
     """Embed a batch with retries: the default of `compute_embeddings_with_retry`."""
-    if _call_for(type(function), role) == "batch":
-        return function._with_retry(functools.partial(compute_once, function), inputs, role)
+    cls = type(function)
+    resolved = _resolved(cls)
+    if resolved.call_for(role) == "batch":
+        return function._with_retry(resolved.once.__get__(function, cls), inputs, role=role)
     return fall_back(function, inputs, role, RETRY)
 
 
@@ -188,10 +189,7 @@ def fall_back(function: Any, inputs: Any, role: Role, retry: str = "") -> Any:
     Args:
         retry: the suffix of the method names to call.
     """
-    return _fall_back(function, inputs, role, retry, _resolved(type(function)))
-
-
-def _fall_back(function: Any, inputs: Any, role: Role, retry: str, resolved: _Resolved) -> Any:
+    resolved = _resolved(type(function))
     by_query = resolved.call_for(role) != "source" and role == "query" and resolved.queries
     if by_query and not _is_under_way(function, QUERY):  # otherwise the class's own method is calling
         return _one_by_one(function, inputs, getattr(function, QUERY + retry))
@@ -241,10 +239,17 @@ def _one_by_one(function: Any, queries: Any, embed: Callable[[Any], Any]) -> Any
 # stack of its calls: (instance, method name or "" for a call that is about to start, role).
 
 
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str, Role]] = []
+
+
+_local = _Local()
+
+
 def _calls() -> list[tuple[int, str, Role]]:
     """Return this thread's calls, the innermost last; a function, since `entered` is pickled with its globals."""
-    calls: list[tuple[int, str, Role]] = _local.__dict__.setdefault("calls", [])
-    return calls
+    return _local.calls
 
 
 class asked:  # noqa: N801 (used as contextlib's are, at a third of a generator's cost)
@@ -268,7 +273,8 @@ def role_of(function: Any) -> Role:
 
 
 def _is_under_way(function: Any, *names: str) -> bool:
-    return any(instance == id(function) and method in names for instance, method, _ in _calls())
+    mine = id(function)
+    return any(instance == mine and method in names for instance, method, _ in _calls())
 
 
 def _entered_role(function: Any, name: str) -> Role:

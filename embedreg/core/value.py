@@ -210,6 +210,15 @@ class Value(BaseModel):
             return persisted_name(self)
         return value
 
+    def __getattr__(self, name: str) -> Any:
+        # a private attribute, as pydantic returns it, in a third of the time
+        attributes = _get(self, "__private_attributes__")
+        if name in attributes and not hasattr(attributes[name].default, "__get__"):
+            held = _get(self, "__pydantic_private__")
+            if held is not None and name in held:
+                return held[name]
+        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from checkers
+
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
             if not hasattr(type(self), name):
@@ -435,7 +444,7 @@ def _wrap(cls: type[Value]) -> None:
         if isinstance(method, FunctionType) and method is not ours and not redaction.is_guarded(method):
             setattr(cls, name, showing.shown(method))
     if cls.model_config.get("extra") == "allow":
-        cls.__getattr__ = _extra_or_private  # type: ignore[attr-defined]
+        cls.__getattr__ = _extra_or_private  # type: ignore[method-assign]
 
 
 def _checked_ndims(self: Value, ndims: Any) -> Any:

@@ -215,11 +215,13 @@ def embed_query(
     if query is None or (isinstance(query, str) and not query.strip()) or (isinstance(query, bytes) and not query):
         raise InputError("the query is empty.", "search for some text")
     _refuse_several(function, query)
-    zeros = zero_policy(function, zero_vectors)
+    if zero_vectors is not None:
+        zero_policy(function, zero_vectors)  # raises for an unknown value
     drift.verify_once(function, declared)
     call = functools.partial(contract.compute, function, role="query")
     (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], call)
-    if valid[0] and zeros != "keep" and len(zero_rows(rows)):
+    # in this order: a model's metric is read from its files, which takes longer than a cached query
+    if valid[0] and not rows[0].any() and zero_policy(function, zero_vectors) != "keep":
         valid, why = np.zeros(1, bool), {0: ALL_ZEROS}
     if not valid[0]:
         message = changed(why.get(0, "no reason was given"), lambda reason: f"the query has no vector: {reason}.")

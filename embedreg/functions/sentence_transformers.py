@@ -210,14 +210,14 @@ class SentenceTransformerEmbeddings(LocalFunction):
 
     def _prompts(self) -> tuple[str, str]:
         """Return the prompts of queries and of sources; the model's files are read once."""
-        model, stock = self._files(), self._as_stock()
-        if stock not in self._known_prompts:
+        model, stock, kept = self._files(), self._as_stock(), self._known_prompts
+        if stock not in kept:
             known, default = folders.prompts(model.path)
             alike = known.get(default or "", "")
             query = known["query"] if self.query_prompt is None else self.query_prompt
             document = known["document"] if self.document_prompt is None else self.document_prompt
-            self._known_prompts[stock] = (alike, alike) if stock else (query, document)
-        return self._known_prompts[stock]
+            kept[stock] = (alike, alike) if stock else (query, document)
+        return kept[stock]
 
     def _backend(self, on: str, role: Role, *, alone: bool = False) -> ModelBackend:
         query, document = self._prompts()

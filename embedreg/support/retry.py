@@ -109,20 +109,27 @@ def call_with_retry(
     """
     if max_retries <= 0:
         return function(*args, **kwargs)
+    started, wanted = time.monotonic(), transient or is_transient
+    try:
+        return function(*args, **kwargs)  # before stamina's loop, which takes as long as a cheap call
+    except Exception as exc:
+        if not wanted(exc):
+            raise
+        failure = exc
     import stamina
 
-    started = time.monotonic()
     attempts = max_retries + 1 if stamina.is_active() else 1
-    failure: Exception | None = None
     try:
         for attempt in stamina.retry_context(on=_wait_of, attempts=attempts, timeout=None):
             with attempt:
                 try:
+                    if attempt.num == 1:
+                        raise failure
                     return function(*args, **kwargs)
                 except Exception as exc:
                     wait_s = _next_wait_s(exc, attempt.num)
                     over = time.monotonic() - started + wait_s > deadline_s
-                    if attempt.num >= attempts or over or not (transient or is_transient)(exc):
+                    if attempt.num >= attempts or over or not wanted(exc):
                         raise
                     if on_retry is not None:
                         on_retry(exc, wait_s)
@@ -136,7 +143,6 @@ def call_with_retry(
                 raise stand_in  # outside the except block, so that the error itself is not its context
     except _Transient:  # stamina's test mode allows fewer attempts than requested
         pass
-    assert failure is not None  # only a failed attempt leads here
     try:
         raise failure
     finally:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 
 import embedreg
 from embedreg import get_registry
@@ -281,3 +281,34 @@ def test_any_value_can_be_a_configuration() -> None:
     assert hash(Many()) == hash(Many(tags={"a"}, inner={"items": [1]}))
     assert Many() == Many(tags={"a"}, inner={"items": [1]})
     assert Many() != Many(inner={"items": [2]})
+
+
+class Doubled:
+    """A descriptor."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return 2 * instance.ndims()
+
+
+def test_private_attributes_are_those_of_pydantic() -> None:
+    """Plain ones, descriptors, ones that a subclass overrides with a property, and missing ones."""
+
+    class Private(Lengths):
+        _plain: int = PrivateAttr(default=1)
+        _doubled: Any = PrivateAttr(default=Doubled())
+        _late: int = PrivateAttr()
+
+    class Over(Private):
+        @property
+        def _plain(self) -> int:  # type: ignore[override]
+            return 7
+
+    fn = Private()
+    assert (fn._plain, fn._doubled, Over()._plain) == (1, 2 * fn.ndims(), 7)
+    fn._plain = 3
+    assert fn._plain == 3
+    for made, name in ((fn, "_late"), (fn, "_other"), (fn, "other"), (Private.__new__(Private), "other")):
+        with pytest.raises(AttributeError, match=f"'Private' object has no attribute '{name}'"):
+            getattr(made, name)
+    fn._late = 4
+    assert fn._late == 4

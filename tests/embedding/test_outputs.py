@@ -585,6 +585,19 @@ def test_an_unknown_policy_is_refused() -> None:
         embed_column(gives(zeros), ["a"], zero_vectors="drop")  # type: ignore[arg-type]
 
 
+def test_a_query_reads_the_metric_only_for_a_vector_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's metric is read from its files, which takes longer than a cached query."""
+    read = []
+    monkeypatch.setattr(Gives, "vector_traits", lambda self: read.append(self) or {"metric": "dot"})
+    fn = gives(zeros)
+    assert embed_query(fn, "one").tolist() == [0, 2, 3]
+    assert not read
+    assert embed_query(fn, "zero").tolist() == [0, 0, 0]
+    assert read
+    with pytest.raises(ConfigError, match="zero_vectors='drop'"):
+        embed_query(fn, "one", zero_vectors="drop")  # type: ignore[arg-type]
+
+
 def given(vectors: Any, kind: Any = None) -> pa.Table:
     """Return a table of texts with vectors of its own."""
     return pa.table({"text": ["one", "zero", "two"], "vector": pa.array(vectors, kind or pa.list_(pa.float32(), 3))})

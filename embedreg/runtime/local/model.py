@@ -157,9 +157,10 @@ class LocalModel(EmbeddingFunction):
     def _cache_key(self, *, download: bool = True) -> tuple[Hashable, ...]:
         if self._files(download=download) is None:
             return self.weights_key()
-        if self._files_key is None:
-            self._files_key = self.weights_key()
-        return self._files_key
+        key = self._files_key
+        if key is None:
+            key = self._files_key = self.weights_key()
+        return key
 
     def _devices(self) -> tuple[str, ...]:
         try:

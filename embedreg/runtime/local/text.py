@@ -162,7 +162,9 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         return *self._cache_key(), self._vector_fields()
 
     def _settled(self, made: Made) -> Any:
-        limit = self.max_tokens() if made.truncated.any() else None
+        if not made.truncated.any():
+            return made.vectors
+        limit = self.max_tokens()
         return truncation.settled(made.vectors, made.truncated, self.truncate, limit, self._model_name())
 
     def _try(self, model: Any, on: str) -> None:
