@@ -16,7 +16,7 @@ from embedreg.arrow.values import Defaults
 from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
-from embedreg.declaration import codec, drift
+from embedreg.declaration import codec, digest, drift
 from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import (
@@ -43,6 +43,7 @@ from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 __all__ = ["BadRow", "Report", "embed_batches", "embed_column", "embed_query", "embed_table"]
@@ -264,6 +265,7 @@ class _Plan:
             if config.vector_column not in own.names and total != 0:
                 # the function will be called anyway; given vectors need no model
                 drift.learn(config.function, self.recorded(config))
+        self.digests = {config.vector_column: self._digest_column(config, fields) for config in configs}
         self.schema = self.declare(pa.schema(list(fields.values()), metadata=own.metadata))
 
     def declare(self, schema: pa.Schema) -> pa.Schema:
@@ -278,6 +280,17 @@ class _Plan:
         entry = next((entry for entry in self.kept if entry.vector_column == config.vector_column), None)
         own = codec.declared_by(config)
         return entry.reserved if not own and entry is not None and codec.says_same(config, entry) else own
+
+    def _digest_column(self, config: EmbeddingFunctionConfig, fields: dict[str, pa.Field]) -> tuple[str, str] | None:
+        """Return the digest column that a declaration names, which the output gets, and the function's prefix."""
+        import pyarrow as pa
+
+        recorded = self.recorded(config)
+        name, prefix = digest.column_of(recorded), digest.prefix_stored(recorded)
+        own = None if name is None else fields.setdefault(name, pa.field(name, pa.string()))
+        if name is None or prefix is None or own is None or not digest.is_stored(own):
+            return None
+        return name, prefix
 
     def refuse_mixture(self, config: EmbeddingFunctionConfig) -> None:
         """Raise if another function made the existing vectors of a column: it would mix two kinds of vectors."""
@@ -427,8 +440,10 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, run: _Run) -> pa.RecordBatch | Non
     strict: set[str] = set()  # non-nullable columns that would need a null
     on_window = run.progress_callback(len(plan.configs))
     for config in plan.configs:
-        filled, why = _fill_column(batch, config, plan, run, on_window)
+        filled, why, todo = _fill_column(batch, config, plan, run, on_window)
         columns[config.vector_column] = filled
+        if (named := plan.digests[config.vector_column]) is not None:
+            columns[named[0]] = _stamped(batch, config, *named, plan, why, todo)
         if why and not plan.schema.field(config.vector_column).nullable:
             strict.add(config.vector_column)
         if why and broken_texts(batch.column(config.source_column)) is not None:
@@ -462,8 +477,8 @@ def _fill_column(
     plan: _Plan,
     run: _Run,
     on_window: Callable[[int], None] | None,
-) -> tuple[pa.Array, dict[int, str]]:
-    """Return a vector column with its null vectors computed, and the reasons of failed rows."""
+) -> tuple[pa.Array, dict[int, str], np.ndarray | None]:
+    """Fill a vector column; return it, the reasons of failed rows, and the rows that were computed (None: all)."""
     import numpy as np
     import pyarrow as pa
 
@@ -480,7 +495,7 @@ def _fill_column(
                 run.report.zeros += zeros
                 if on_window is not None:
                     on_window(len(own))
-                return own, {}
+                return own, {}, np.zeros(0, np.int64)
         given, reasons = given_vectors(own, ndims, config.vector_column, target.type.value_type)
         zero = zero_rows(given.matrix)
         zero = zero[given.valid[zero]]
@@ -520,7 +535,35 @@ def _fill_column(
     if given is not None:
         given.matrix[rows], given.valid[rows] = embedded.matrix, embedded.valid
         embedded = given
-    return to_arrow(embedded.matrix, embedded.valid, target.type), reasons
+    return to_arrow(embedded.matrix, embedded.valid, target.type), reasons, todo
+
+
+def _stamped(
+    batch: pa.RecordBatch,
+    config: EmbeddingFunctionConfig,
+    name: str,
+    prefix: str,
+    plan: _Plan,
+    failed: dict[int, str],
+    todo: np.ndarray | None,
+) -> pa.Array:
+    """Return a digest column: computed rows get theirs, failed ones none; a given vector keeps what the data says."""
+    import numpy as np
+    import pyarrow as pa
+
+    rows = np.arange(batch.num_rows) if todo is None else todo
+    rows = rows[~np.isin(rows, list(failed))] if failed else rows
+    kind = plan.schema.field(name).type
+    own = batch.column(name).cast(kind) if name in batch.schema.names else pa.nulls(batch.num_rows, kind)
+    if not len(rows):
+        return own
+    made = own.to_pylist()
+    source = layouts.taken(batch.column(config.source_column), rows)
+    for row, text in zip(rows.tolist(), digest.digests(source, prefix).to_pylist(), strict=True):
+        made[row] = text
+    for row in failed:
+        made[row] = None
+    return pa.array(made, kind)
 
 
 def _embed_rows(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedreg.inspection.engines import Attachable, Engine
+from embedreg.inspection.engines import Attachable, Engine, comes_from
 
 __all__ = ["LanceDB"]
 
@@ -23,6 +23,14 @@ class LanceDB(Engine):
         from embedreg.engines.lancedb.folders import schema_at
 
         return schema_at(data).metadata or {}
+
+    def columns(self, data: Any) -> Any:
+        if not self.reads(data) and not (comes_from(data, "lancedb", "lance") and hasattr(data, "schema")):
+            return None
+        from embedreg.engines.lancedb.columns.place import Place, place_of
+        from embedreg.engines.lancedb.columns.store import LanceColumns
+
+        return LanceColumns(Place(data) if isinstance(data, Path) else place_of(data))
 
     def attachable(self, path: Path) -> Attachable:
         from embedreg.engines.lancedb.folders import Table

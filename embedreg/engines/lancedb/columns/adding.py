@@ -1,0 +1,198 @@
+"""`add`: a new vector column, staged per fragment and added by one commit; no other column is rewritten."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from embedreg.columns.declare import entry_for
+from embedreg.columns.results import ColumnReport
+from embedreg.columns.store import Options
+from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.declaration import codec, digest
+from embedreg.declaration.entries import Entry
+from embedreg.embedding import schema as schemas
+from embedreg.engines.lancedb.columns import declared
+from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance
+from embedreg.engines.lancedb.columns.making import Maker
+from embedreg.engines.lancedb.columns.place import Place
+from embedreg.engines.lancedb.columns.staging import Staging, bytes_of, data_files
+from embedreg.errors import ConfigError, MissingColumnError, SchemaError, StorageError, option
+from embedreg.support import strict_json
+from embedreg.support.imports import did_you_mean
+
+__all__ = ["add", "new_fields", "reported", "resumed", "typed", "with_entry"]
+
+SHOWN_BAD_ROWS = 1000
+LATE_ROWS = 2000  # of late fragments that a switch stages at once; more are staged by another round
+
+
+def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> ColumnReport:
+    """Add a vector column; arguments and errors as `embedreg.columns.add`."""
+    import pyarrow as pa
+
+    started = time.perf_counter()
+    vector, source = config.vector_column, config.source_column
+    dataset = place.newest()
+    with place.locked() as lock:
+        place.remove_branches()
+        record = place.kept.record()
+        if vector in dataset.schema.names and not _is_done(record, dataset, vector):
+            raise SchemaError(
+                f"table {place.name!r} has a column {vector!r}.",
+                "fn.bind('source', 'other_name') adds another; columns.fill or columns.migrate work on this one",
+            )
+        _refuse(place, dataset.schema, config, options)
+        entry = entry_for(config.function, source, vector, digest=options.digest)
+        if _is_done(record, dataset, vector):
+            place.kept.drop()
+            return ColumnReport(vector, "add", rows=dataset.count_rows(), notes=("an earlier run had added it",))
+        record = resumed(place, record, options, kind="add", vector=vector, name=vector, source=source, entry=entry)
+        maker = Maker(lambda: config, entry, options)
+        field = pa.field(vector, maker.field.type)
+        entry = typed(entry, field)
+        staging = Staging(
+            place, source, maker, progress=options.progress, batch_rows=options.batch_rows, check=lock.check
+        )
+        staging.run()
+        fields = new_fields(field, entry)
+        made, tries = _commit(place, staging, record, entry, fields, options)
+        staging.republish(made)
+        added = bytes_of(place, data_files(made) - data_files(dataset))
+        place.kept.drop()
+        place.remove_branches()
+    report = reported(vector, "add", maker, made, started)
+    return _replace(report, written=maker.report.rows, bytes_written=added, commits=1, retries=tries)
+
+
+def _replace(report: ColumnReport, **values: Any) -> ColumnReport:
+    from dataclasses import replace
+
+    return replace(report, **values)
+
+
+def _is_done(record: dict[str, Any] | None, dataset: Any, vector: str) -> bool:
+    """Return whether a killed run's commit has added the column: the table's own declaration decides."""
+    if record is None or record["kind"] != "add" or record["vector"] != vector:
+        return False
+    return any(
+        entry.vector_column == vector and entry.reserved.get("fingerprint") == record["to"]
+        for entry in codec.entries(dataset.schema.metadata)
+    )
+
+
+def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options: Options) -> None:
+    vector, source = config.vector_column, config.source_column
+    if source not in schema.names:
+        raise MissingColumnError(
+            f"table {place.name!r} has no column {source!r}.",
+            f"{did_you_mean(source, schema.names)}columns: {', '.join(schema.names)}",
+        )
+    declared.refuse_computed(schema, [source])
+    if "`" in source or "`" in vector:
+        raise ConfigError("a column's name holds a backtick, which Lance's SQL cannot quote.", "rename the column")
+    mark = digest.column_name(vector)
+    if options.digest and mark in schema.names:
+        raise SchemaError(f"table {place.name!r} has a column {mark!r}.", "drop it, or digest=False")
+    others = [name for name in declared.vector_columns(schema) if name != vector]
+    if others and not options.yes:
+        raise ConfigError(
+            f"table {place.name!r} has a vector column {others[0]!r}: with a second one, table.search('text') without "
+            "vector_column_name fails from now on.",
+            option("--yes adds it all the same", "yes=True"),
+        )
+
+
+def resumed(
+    place: Place,
+    record: dict[str, Any] | None,
+    options: Options,
+    *,
+    kind: str,
+    vector: str,
+    name: str,
+    source: str,
+    entry: Entry,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the record of an interrupted run of the same operation, or begin one.
+
+    Raises:
+        StorageError: another operation is unfinished.
+    """
+    facts = {"kind": kind, "vector": vector, "name": name, "source": source, "to": entry.reserved.get("fingerprint")}
+    if record is not None and all(record.get(key) == value for key, value in facts.items()) and options.resume:
+        return record
+    if record is not None and (options.resume or record["state"] in ("switched", "settled")):
+        raise StorageError(
+            f"table {place.name!r}: {record['kind']} of column {record['vector'][:80]!r} is unfinished "
+            f"({record['state']}).",
+            option("run its command again, or drop it with `embedreg column abandon`", "Migration.abandon()"),
+        )
+    place.kept.drop()
+    return place.kept.begin(state="staging", entry=entry.raw, **facts, **more)
+
+
+def new_fields(field: Any, entry: Entry) -> Any:
+    """Return the Arrow fields that a staged column gets: the vector, and the digests that its entry names."""
+    import pyarrow as pa
+
+    named = digest.column_of(entry.reserved)
+    return pa.schema([field, *([] if named is None else [pa.field(named, pa.string())])])
+
+
+def typed(entry: Entry, field: Any) -> Entry:
+    """Return the declaration of a column with the type of its values, as its field says."""
+    item = json.loads(entry.raw)
+    item["model"][codec.RESERVED]["dtype"] = schemas.value_name(field.type.value_type)
+    (made,) = codec.entries({codec.KEY: f"[{strict_json.dumps(item)}]"})
+    return made
+
+
+def with_entry(schema: Any, entry: Entry, replaced: str | None = None) -> str:
+    """Return a table's declarations with one added, or put in the place of a column's; others stay byte for byte."""
+    found = codec.entries(schema.metadata)
+    gone = {replaced, entry.vector_column}
+    at = next((number for number, each in enumerate(found) if each.vector_column in gone), len(found))
+    raw = [each.raw for each in found if each.vector_column not in gone]
+    raw.insert(min(at, len(raw)), entry.raw)
+    return f"[{', '.join(raw)}]"
+
+
+def _commit(
+    place: Place, staging: Staging, record: dict[str, Any], entry: Entry, fields: Any, options: Options
+) -> tuple[Any, int]:
+    """Commit the staged column; return the new version, and how often other writers were first."""
+    schemas_of, attempts = Schemas(place, f"embedreg-{record['id']}"), Attempts(options.switch_timeout_s)
+    while True:
+        dataset = place.newest()
+        if missing := staging.missing(dataset):
+            staging.stage_all(dataset, missing)
+        if entry.vector_column in dataset.schema.names:
+            raise SchemaError(f"another writer added a column {entry.vector_column!r}.", "choose another name")
+        schema = schemas_of.changed(dataset, [], fields, {codec.KEY: with_entry(dataset.schema, entry)})
+        ids = [field_ids(schema)[item.name] for item in fields]
+        operation = lance().LanceOperation.Merge(staging.published(dataset, ids), schema)
+        try:
+            return commit(place, operation, dataset.version, f"add {record['id']}"), attempts.tries
+        except (OSError, RuntimeError, ValueError) as exc:
+            newest = place.newest()
+            if _is_done(record, newest, entry.vector_column):
+                return newest, attempts.tries
+            attempts.failed(place, dataset.version, exc)
+
+
+def reported(vector: str, what: str, maker: Maker, dataset: Any, started: float) -> ColumnReport:
+    """Return the report of what a maker did."""
+    made = maker.report
+    return ColumnReport(
+        vector,
+        what,
+        rows=int(dataset.count_rows()),
+        embedded=made.embedded,
+        cached=made.cached,
+        bad_rows=len(made.bad),
+        bad=tuple(made.bad[:SHOWN_BAD_ROWS]),
+        seconds=time.perf_counter() - started,
+    )

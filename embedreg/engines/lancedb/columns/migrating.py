@@ -1,0 +1,380 @@
+"""A migration of a column of a Lance table: staged beside it, switched by one commit, settled, and undone if wanted.
+
+Whether the switch has happened is what the table's own metadata says: a crash between the commit and its record leaves
+the record behind, never the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from embedreg.columns.declare import entry_for, rebuilt
+from embedreg.columns.migration import Migration
+from embedreg.columns.results import ColumnReport, MigrationStatus
+from embedreg.columns.store import Options
+from embedreg.core.base import EmbeddingFunction
+from embedreg.declaration import codec, digest
+from embedreg.declaration.entries import Entry
+from embedreg.declaration.fingerprint import fingerprint
+from embedreg.engines.lancedb.columns import refreshing
+from embedreg.engines.lancedb.columns.adding import reported, resumed, typed
+from embedreg.engines.lancedb.columns.commits import write_metadata
+from embedreg.engines.lancedb.columns.comparing import agrees
+from embedreg.engines.lancedb.columns.declared import MARK, Mark, chosen, columns_of, counts_of, mark_of
+from embedreg.engines.lancedb.columns.making import Files, Maker
+from embedreg.engines.lancedb.columns.place import BACK, Place
+from embedreg.engines.lancedb.columns.staging import Staging, data_files
+from embedreg.engines.lancedb.columns.switching import switched, went_back
+from embedreg.errors import ConfigError, DriftError, SchemaError, StorageError, option
+from embedreg.jobs.lock import Lock
+from embedreg.runtime.vectors import disk
+
+__all__ = ["LanceMigration", "found", "migrate"]
+
+PROVEN = 100  # staged vectors that are compared with the function before a switch
+
+
+def migrate(
+    place: Place,
+    vector: str,
+    function: EmbeddingFunction,
+    options: Options,
+    *,
+    name: str | None,
+    switch: bool,
+    index: str,
+    keep: bool,
+) -> LanceMigration:
+    """Begin a migration or go on with it; arguments and errors as `embedreg.columns.migrate`."""
+    made = LanceMigration(place, options)
+    made.begin(vector, function, name=name or vector, index=index, keep=keep)
+    if made.state in ("begun", "staging"):
+        made.run()
+    if switch:
+        if made.state == "ready":
+            made.switch()
+        if made.state == "switched":
+            made.settle()
+    return made
+
+
+def found(place: Place) -> LanceMigration | None:
+    """Return what is unfinished on a table; None if nothing is.
+
+    Raises:
+        StorageError: the mark in the metadata, or the record beside the table, is not as embedreg writes it.
+    """
+    if mark_of(place.newest().schema) is None and place.kept.record() is None:
+        return None
+    return LanceMigration(place, Options())
+
+
+class LanceMigration(Migration):
+    """The migration of a Lance table; it is found by the table alone, since a table has one at most."""
+
+    def __init__(self, place: Place, options: Options) -> None:
+        self._place, self._options = place, options
+        self._function: EmbeddingFunction | None = None
+        self._last: MigrationStatus | None = None  # of one that has ended
+
+    # -- where it stands ---------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> MigrationStatus:
+        dataset = self._place.newest()
+        mark, record = mark_of(dataset.schema), self._place.kept.record()
+        if mark is None and record is None:
+            if self._last is None:
+                raise StorageError(f"table {self._place.name!r} has no migration.", "embedreg.columns.migrate(...)")
+            return self._last
+        if mark is not None:
+            ours = record is not None and record["id"] == mark.id
+            entry = columns_of(dataset.schema).get(mark.name)
+            total = int(dataset.count_rows())
+            fragments = len(dataset.get_fragments())
+            settled = ours and record is not None and record["state"] == "settled"
+            made = MigrationStatus(
+                mark.id,
+                "settled" if settled else "switched",
+                mark.vector,
+                mark.name,
+                None if entry is None else entry.entry.name,
+                total,
+                total,
+                fragments,
+                fragments,
+                ("it is being rolled back",) if ours and record is not None and record.get("back") is True else (),
+            )
+        else:
+            made = self._staged(dataset, record or {})
+        self._last = made
+        return made
+
+    def _staged(self, dataset: Any, record: dict[str, Any]) -> MigrationStatus:
+        state = record["state"]
+        if state in ("switched", "settled"):  # the table has no mark: a killed run had ended it
+            state = "rolled back" if record.get("back") is True else "finished"
+        name = codec.entries({codec.KEY: f"[{record['entry']}]"})[0].name
+        counts = Staging(self._place, record["source"], None).counts(dataset)
+        notes = ("a column is being added",) if record["kind"] == "add" else ()
+        return MigrationStatus(record["id"], state, record["vector"], record["name"], name, *counts, notes)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[Lock]:
+        with contextlib.ExitStack() as stack:
+            if self._options.cache is not None and disk.current() is None:
+                stack.enter_context(disk.use(self._options.cache))
+            lock = stack.enter_context(self._place.locked())
+            self._place.remove_branches()
+            yield lock
+        self._place.follow()
+
+    def _recorded(self) -> tuple[Mark | None, dict[str, Any] | None]:
+        """Return the table's mark and the record beside it; a record whose migration has ended is removed.
+
+        Call it with the lock held.
+        """
+        mark, record = mark_of(self._place.newest().schema), self._place.kept.record()
+        ended = record is not None and record["kind"] == "migrate" and record["state"] in ("switched", "settled")
+        if mark is None and ended:
+            self._place.kept.drop()
+            record = None
+        if mark is not None and record is not None and record["id"] != mark.id:
+            raise StorageError(
+                f"{self._place.beside.shown()} belongs to another table than {self._place.name!r}.",
+                "remove that folder; the table is intact",
+            )
+        if mark is not None and (record is None or record["state"] not in ("switched", "settled")):
+            entry = columns_of(self._place.newest().schema)[mark.name].entry
+            record = {
+                "format": 1,
+                "id": mark.id,
+                "kind": "migrate",
+                "vector": mark.vector,
+                "name": mark.name,
+                "source": entry.source_column,
+                "to": mark.to,
+                "entry": entry.raw,
+                **(record or {}),
+                "state": "switched",
+            }
+            self._place.kept.write(record)
+        return mark, record
+
+    # -- staging -----------------------------------------------------------------------------------------------------
+
+    def begin(self, vector: str, function: EmbeddingFunction, *, name: str, index: str, keep: bool) -> None:
+        """Record a new migration, or find the one that is unfinished.
+
+        Raises:
+            StorageError: another one is unfinished. Otherwise as `embedreg.columns.migrate`.
+        """
+        self._function = function
+        with self._locked():
+            mark, record = self._recorded()
+            to = fingerprint(function)
+            if mark is not None:
+                if (mark.vector, mark.name, mark.to) != (vector, name, to):
+                    raise StorageError(
+                        f"column {mark.name!r} of table {self._place.name!r} is being migrated.",
+                        option("`embedreg column finish` or `rollback` first", "Migration.finish() or .rollback()"),
+                    )
+                return
+            schema = self._place.newest().schema
+            column = chosen(schema, vector, f"table {self._place.name!r}")
+            if column.entry.reserved.get("fingerprint") == to and name == vector:
+                raise ConfigError(
+                    f"column {vector!r} is declared with this function already.", "columns.refresh embeds what is stale"
+                )
+            if name != vector and (name in schema.names or "`" in name):
+                raise SchemaError(f"the new column cannot be named {name!r}.", "choose another name")
+            entry = entry_for(function, column.source, name, digest=self._options.digest)
+            resumed(
+                self._place,
+                record,
+                self._options,
+                kind="migrate",
+                vector=vector,
+                name=name,
+                source=column.source,
+                entry=entry,
+                keep=keep,
+                index=index,
+            )
+
+    def _work(self, record: dict[str, Any], lock: Lock) -> tuple[Maker, Staging, Entry]:
+        """Return what stages the new vectors; the function is the caller's, or a granted one of the record."""
+        options, name = self._options, record["name"]
+        if self._function is None:
+            (entry,) = codec.entries({codec.KEY: f"[{record['entry']}]"})
+            if (entry.source_column, entry.vector_column) != (record["source"], name):
+                raise StorageError("the record of the migration does not fit its declaration.", "abandon it")
+            self._function = rebuilt(entry).function
+        if fingerprint(self._function) != record["to"]:
+            raise StorageError("the migration was begun with another function.", "abandon it, or pass that one")
+        config = self._function.bind(record["source"], name)
+        digests = digest.KEY in codec.entries({codec.KEY: f"[{record['entry']}]"})[0].reserved
+        entry = entry_for(self._function, record["source"], name, digest=digests)
+        maker = Maker(lambda: config, entry, options)
+        entry = typed(entry, maker.field)
+        keep = record["vector"] if record.get("keep") is True else None
+        staging = Staging(
+            self._place,
+            record["source"],
+            maker,
+            keep=keep,
+            progress=options.progress,
+            batch_rows=options.batch_rows,
+            check=lock.check,
+        )
+        return maker, staging, entry
+
+    def run(self) -> ColumnReport:
+        started = time.perf_counter()
+        with self._locked() as lock:
+            mark, record = self._recorded()
+            if mark is not None or record is None or record["kind"] != "migrate":
+                raise StorageError(f"{self.state}: there is nothing to stage.", "embedreg.columns.migrate begins one")
+            maker, staging, _ = self._work(record, lock)
+            dataset = staging.run()
+            self._prove(maker, staging, dataset)
+            self._place.kept.write({**record, "state": "ready"})
+            report = reported(record["vector"], "stage", maker, dataset, started)
+            written = sum(path.stat().st_size for path in staging.files())
+        return replace(report, written=maker.report.rows, bytes_written=written)
+
+    def _prove(self, maker: Maker, staging: Staging, dataset: Any) -> None:
+        """Compare staged vectors with the function.
+
+        Raises:
+            DriftError: they differ: the model has changed since they were staged.
+        """
+        for source, vectors in staging.sampled(dataset, PROVEN):
+            good, rows = agrees(maker, source, vectors)
+            if good < rows:
+                raise DriftError(
+                    f"{good} of {rows} staged vectors of a fragment are what the function gives now.",
+                    option("`embedreg column abandon`, and begin again", "Migration.abandon(), then migrate again"),
+                )
+
+    # -- the switch --------------------------------------------------------------------------------------------------
+
+    def switch(self) -> int:
+        with self._locked() as lock:
+            mark, record = self._recorded()
+            if mark is not None:
+                return int(self._place.newest().version)
+            if record is None or record["kind"] != "migrate" or record["state"] != "ready":
+                raise StorageError(f"{self.state}: not all rows are staged.", "Migration.run() stages them")
+            _, staging, entry = self._work(record, lock)
+            made = switched(self._place, staging, record, entry, lock, self._options.switch_timeout_s)
+            staging.republish(made)
+            self._place.kept.write({**record, "state": "switched"})
+            self._place.remove_branches()
+            return int(made.version)
+
+    def settle(self) -> ColumnReport:
+        started = time.perf_counter()
+        with self._locked():
+            mark, record = self._recorded()
+            if mark is None or record is None:
+                raise StorageError(f"{self.state}: nothing was switched.", "Migration.switch()")
+            reports = [
+                refreshing.refresh(self._place, mark.name, self._options, unstamped="recompute", sample=1)
+                for _ in range(2)
+            ]
+            dataset = self._place.newest()
+            column = chosen(dataset.schema, mark.name, f"table {self._place.name!r}")
+            counts = counts_of(dataset, column)
+            failed = reports[-1].bad_rows
+            if counts["stale"] + counts["foreign"] == 0 and counts["empty"] <= failed:
+                self._place.kept.write({**record, "state": "settled"})
+        written = sum(each.written for each in reports)
+        notes = (f"{written:,} rows were written by others since they were staged; settled",) if written else ()
+        return replace(
+            reports[-1],
+            what="settle",
+            written=written,
+            embedded=sum(each.embedded for each in reports),
+            cached=sum(each.cached for each in reports),
+            commits=sum(each.commits for each in reports),
+            retries=sum(each.retries for each in reports),
+            bytes_written=sum(each.bytes_written or 0 for each in reports),
+            seconds=time.perf_counter() - started,
+            notes=notes,
+        )
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        with self._locked():
+            mark, record = self._recorded()
+            if mark is None:
+                if record is not None:
+                    raise StorageError(f"{self.state}: nothing was switched.", "Migration.abandon() drops it")
+                return
+            last = self.status
+            if record is None or record["state"] != "settled":
+                raise StorageError(
+                    f"column {mark.name!r} is not settled: rows may have vectors of the old model.",
+                    option("`embedreg column settle` first", "Migration.settle()"),
+                )
+            write_metadata(self._place, lambda dataset: _unmarked(dataset, mark.id))
+            self._place.kept.drop()
+            self._last = replace(last, state="finished")
+
+    def abandon(self) -> None:
+        with self._locked():
+            mark, record = self._recorded()
+            if mark is not None:
+                raise StorageError(
+                    f"column {mark.name!r} has the new vectors already.",
+                    option("`embedreg column rollback` gives the old ones back", "Migration.rollback()"),
+                )
+            if record is None:
+                return
+            last = self.status
+            Staging(self._place, record["source"], None).withdraw(data_files(self._place.newest()))
+            self._place.kept.drop()
+            self._last = replace(last, state="abandoned")
+
+    def rollback(self) -> None:
+        with self._locked() as lock:
+            mark, record = self._recorded()
+            if mark is None or record is None:
+                raise StorageError(
+                    f"{self.state}: nothing was switched.", option("`embedreg column abandon`", "Migration.abandon()")
+                )
+            last = self.status
+            record = {**record, "back": True}
+            self._place.kept.write(record)
+            maker = Maker(
+                lambda: rebuilt(mark.before), mark.before, self._options, mark.old.field(0).with_nullable(True)
+            )
+            before = Staging(self._place, mark.before.source_column, None).previous()
+            maker.earlier = [Files(before)] if before else []
+            staging = Staging(
+                self._place,
+                mark.before.source_column,
+                maker,
+                old_fields=mark.fields,
+                progress=self._options.progress,
+                batch_rows=self._options.batch_rows,
+                check=lock.check,
+                folder=BACK,
+            )
+            staging.run()
+            made = went_back(self._place, staging, mark, lock, self._options.switch_timeout_s)
+            staging.republish(made)
+            self._place.kept.drop()
+            self._place.remove_branches()
+            self._last = replace(last, state="rolled back")
+
+
+def _unmarked(dataset: Any, mark_id: str) -> dict[str, None] | None:
+    mark = mark_of(dataset.schema)
+    return {MARK: None} if mark is not None and mark.id == mark_id else None

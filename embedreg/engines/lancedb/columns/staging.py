@@ -1,0 +1,380 @@
+"""Staging: for each fragment a file with its new vectors and digests, outside the schema until one commit adds it.
+
+A fragment's rows never change: updates and deletes mark rows as deleted and write others to new fragments. So a staged
+file stays valid as long as its fragment keeps the data file of the source column; compaction ends that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedreg.declaration import digest
+from embedreg.embedding.table import Progress
+from embedreg.engines.lancedb.columns.commits import field_ids, lance, lance_errors
+from embedreg.engines.lancedb.columns.making import Files, Maker
+from embedreg.engines.lancedb.columns.place import FILES, PIECES, Place
+from embedreg.errors import StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+__all__ = ["Staging", "bytes_of", "data_files", "offsets_of"]
+
+ROUNDS = 20
+_ENOUGH = 0.01  # of the rows may be left for the switch itself, which stages them at once
+_CHUNK = 8192  # rows
+
+
+@dataclass
+class Staging:
+    """The staged files of one operation.
+
+    Attributes:
+        place: the table.
+        source: the source column.
+        maker: makes vectors and digests; None to look only.
+        keep: the vector column whose values are kept beside the new ones, by the digests of their sources; or None.
+        old_fields: ids of fields whose files are listed again, where a fragment still has them, instead of staging.
+        progress: called with rows staged and in all.
+        batch_rows: rows that are embedded at a time.
+        check: raises if this run no longer holds the lock.
+        folder: where its records lie.
+        staged: fragments staged by this run.
+        nulls: files of nulls that this run published.
+    """
+
+    place: Place
+    source: str
+    maker: Maker | None
+    keep: str | None = None
+    old_fields: tuple[int, ...] = ()
+    progress: Progress | None = None
+    batch_rows: int = _CHUNK
+    check: Callable[[], object] = bool
+    folder: str = PIECES
+    staged: int = 0
+    nulls: list[str] = field(default_factory=list)
+    _pieces: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for piece in self.place.kept.pieces(self.folder):
+            entry = self.place.beside.entry(f"{FILES}/{piece['file']}")
+            if entry is not None and entry.kind == "file" and entry.size == piece["size"]:
+                self._pieces[piece["fragment"], piece["source_file"]] = piece
+
+    @property
+    def _using(self) -> Maker:
+        if self.maker is None:
+            raise StorageError("nothing can be staged without a function.", "run the command again")
+        return self.maker
+
+    # -- what is staged ----------------------------------------------------------------------------------------------
+
+    def piece(self, dataset: Any, fragment: Any) -> dict[str, Any] | None:
+        """Return the record of a fragment's staged file; None if it has none that is valid."""
+        found = self._pieces.get((fragment.fragment_id, self._source_file(dataset, fragment)))
+        return found if found is not None and found["rows"] == fragment.metadata.physical_rows else None
+
+    def _source_file(self, dataset: Any, fragment: Any) -> str:
+        ids = field_ids(dataset.lance_schema)
+        if self.source not in ids:
+            raise StorageError(
+                f"the source column {self.source!r} is not in the table any more.", "abandon it: Migration.abandon()"
+            )
+        return _file_of(fragment.metadata, ids[self.source])[0]
+
+    def _old(self, fragment: Any) -> list[tuple[str, int]]:
+        """Return the files and columns of the old fields, if the fragment still has all of them."""
+        found = [_file_of(fragment.metadata, each) for each in self.old_fields]
+        return found if all(path for path, _ in found) else []
+
+    def missing(self, dataset: Any) -> list[Any]:
+        """Return the fragments of a version that have neither a staged nor an old file."""
+        found = dataset.get_fragments()
+        return [each for each in found if not self._old(each) and self.piece(dataset, each) is None]
+
+    def counts(self, dataset: Any) -> tuple[int, int, int, int]:
+        """Return rows staged and in all, fragments staged and in all."""
+        found = dataset.get_fragments()
+        missing = self.missing(dataset)
+        total = sum(each.count_rows() for each in found)
+        return total - sum(each.count_rows() for each in missing), total, len(found) - len(missing), len(found)
+
+    def files(self) -> list[Path]:
+        """Return the staged files, kept vectors not counted."""
+        return [Path(self.place.beside.uri, FILES, piece["file"]) for piece in self._pieces.values()]
+
+    def previous(self) -> list[Path]:
+        """Return the files of kept vectors, in no order."""
+        named = [piece["previous"] for piece in self._pieces.values() if piece["previous"] is not None]
+        return [Path(self.place.beside.uri, FILES, name) for name in named]
+
+    # -- staging -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Any:
+        """Stage the newest version, again and again until little is left; return the last version that was seen."""
+        for number in range(ROUNDS):
+            dataset = self.place.newest()
+            missing = self.missing(dataset)
+            rows, total = sum(each.count_rows() for each in missing), dataset.count_rows()
+            if not missing or (number and rows < _ENOUGH * total):
+                return dataset
+            self.stage_all(dataset, missing)
+        return self.place.newest()
+
+    def stage_all(self, dataset: Any, fragments: Sequence[Any]) -> None:
+        """Stage some fragments of a version."""
+        self._reuse(dataset)
+        total = dataset.count_rows()
+        done = total - sum(each.count_rows() for each in fragments)
+        for fragment in fragments:
+            self._stage(dataset, fragment, done, total)
+            done += fragment.count_rows()
+
+    def _reuse(self, dataset: Any) -> None:
+        """Take vectors from staged files of fragments that are gone, by the digests of their sources."""
+        here = {each.fragment_id for each in dataset.get_fragments()}
+        gone = [piece["file"] for (fragment, _), piece in self._pieces.items() if fragment not in here]
+        maker = self._using
+        known = [each for each in maker.earlier if not isinstance(each, _Gone)]
+        again = next((each for each in maker.earlier if isinstance(each, _Gone) and each.names == gone), None)
+        if gone:
+            known.append(again or _Gone([Path(self.place.beside.uri, FILES, name) for name in gone], gone))
+        maker.earlier = known
+
+    def _stage(self, dataset: Any, fragment: Any, done: int, total: int) -> None:
+        """Write and record the file of one fragment."""
+        self.check()
+        source_file, version = self._source_file(dataset, fragment), dataset.data_storage_version
+        maker = self._using
+        rows, name, previous = fragment.metadata.physical_rows, f"{uuid.uuid4().hex}.lance", None
+        with contextlib.ExitStack() as stack:
+            new = stack.enter_context(self._writing(name, maker.field.type, version))
+            old = None
+            if self.keep is not None:
+                previous = f"{uuid.uuid4().hex}.lance"
+                kind = dataset.schema.field(self.keep).type
+                old = stack.enter_context(self._writing(previous, kind, version))
+            for batch, offsets in self._rows(dataset, fragment):
+                source = batch.column(0)
+                vectors, digests = maker.make(source)
+                new.place(vectors, digests, offsets)
+                if old is not None:
+                    old.put(batch.column(1), digest.digests(source, maker.prefix))
+                done += len(source)
+                if self.progress is not None:
+                    self.progress(done, total)
+            new.end(rows)
+        piece = {
+            "format": 1,
+            "fragment": fragment.fragment_id,
+            "source_file": source_file,
+            "rows": rows,
+            "file": name,
+            "size": self.place.staged(name).stat().st_size,
+            "previous": previous,
+        }
+        self.check()
+        self.place.kept.keep(piece, self.folder)
+        self._pieces[fragment.fragment_id, source_file] = piece
+        self.staged += 1
+
+    def _rows(self, dataset: Any, fragment: Any) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """Yield the live rows of a fragment, source and kept column, with their places in it."""
+        import pyarrow as pa
+
+        wanted = [self.source, *([self.keep] if self.keep is not None else [])]
+        what = f"table {self.place.name!r} cannot be read"
+        with lance_errors(what):
+            scanner = dataset.scanner(
+                columns=wanted, fragments=[fragment], with_row_address=True, batch_size=self.batch_rows
+            )
+            batches = iter(scanner.to_batches())
+        while True:
+            with lance_errors(what):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            columns = [batch.column(name) for name in wanted]
+            yield pa.RecordBatch.from_arrays(columns, wanted), offsets_of(batch.column("_rowaddr"))
+
+    @contextlib.contextmanager
+    def _writing(self, name: str, kind: pa.DataType, version: str) -> Iterator[_Writer]:
+        """Write a file of `vector` and `digest` beside the table; it has its name once it is whole and on the disk."""
+        import pyarrow as pa
+
+        lance()
+        from lance.file import LanceFileWriter
+
+        schema = pa.schema({"vector": kind, "digest": pa.string()})
+        with self.place.beside.publish(f"{FILES}/{name}", self.check) as growing:
+            with lance_errors("a staged file cannot be written"):
+                writer = LanceFileWriter(str(growing), schema, version=version)
+            yield _Writer(writer, schema)
+            with lance_errors("a staged file cannot be written"):
+                writer.close()
+
+    # -- publishing --------------------------------------------------------------------------------------------------
+
+    def published(self, dataset: Any, ids: Sequence[int], *, nulls: bool = False) -> list[Any]:
+        """Publish the staged files of a version's fragments; return these fragments with the files added.
+
+        Args:
+            ids: the new field ids: of the vector alone, or of vector and digest.
+            nulls: whether a fragment that is not staged gets a file of nulls, which are filled later.
+        Raises:
+            StorageError: a fragment is not staged, or a staged file is missing.
+        """
+        lance()
+        from lance.fragment import DataFile
+
+        made = []
+        for fragment in dataset.get_fragments():
+            metadata, added = fragment.metadata, []
+            major, minor = metadata.files[0].file_major_version, metadata.files[0].file_minor_version
+            if old := self._old(fragment):
+                sizes = {str(each.path): each.file_size_bytes for each in metadata.files}
+                for path in dict.fromkeys(path for path, _ in old):
+                    pairs = [(new, at) for new, (other, at) in zip(ids, old, strict=True) if other == path]
+                    numbers = [new for new, _ in pairs], [at for _, at in pairs]
+                    added.append(DataFile(path, *numbers, major, minor, sizes[path]))
+            else:
+                piece = self.piece(dataset, fragment)
+                if piece is None and nulls:
+                    piece = self._empty(dataset, fragment)
+                if piece is None:
+                    raise StorageError("a fragment is not staged.", "run the same command again")
+                self.place.publish(piece["file"])
+                added.append(DataFile(piece["file"], list(ids), list(range(len(ids))), major, minor, piece["size"]))
+            made.append(dataclasses.replace(metadata, files=[*metadata.files, *added]))
+        return made
+
+    def _empty(self, dataset: Any, fragment: Any) -> dict[str, Any]:
+        """Write a file of nulls for a fragment; it is not recorded, so that it never counts as staged."""
+        name = f"{uuid.uuid4().hex}.lance"
+        with self._writing(name, self._using.field.type, dataset.data_storage_version) as new:
+            new.end(fragment.metadata.physical_rows)
+        self.nulls.append(name)
+        return {"file": name, "size": self.place.staged(name).stat().st_size}
+
+    def republish(self, dataset: Any) -> None:
+        """Restore published files that another writer's clean-up took for unused, right after the commit."""
+        used = data_files(dataset)
+        for name in (*(piece["file"] for piece in self._pieces.values()), *self.nulls):
+            if name in used:
+                self.place.publish(name)
+
+    def withdraw(self, used: set[str]) -> None:
+        """Remove published files that no version names.
+
+        Args:
+            used: the data files of the newest version.
+        """
+        for name in (*(piece["file"] for piece in self._pieces.values()), *self.nulls):
+            if name not in used:
+                self.place.withdraw(name)
+
+    def sampled(self, dataset: Any, rows: int) -> Iterator[tuple[pa.Array, pa.Array]]:
+        """Yield sources and staged vectors of about `rows` rows, spread over the fragments."""
+        import pyarrow as pa
+
+        lance()
+        from lance.file import LanceFileReader
+
+        found = [(each, self.piece(dataset, each)) for each in dataset.get_fragments()]
+        staged = [(each, piece) for each, piece in found if piece is not None and each.count_rows()]
+        some = staged[:: max(1, len(staged) // rows)][:rows]
+        for fragment, piece in some:
+            count = max(1, rows // len(some))
+            start = max(0, fragment.count_rows() // 2 - count // 2)
+            taken = dataset.scanner(
+                columns=[self.source], fragments=[fragment], with_row_address=True, limit=count, offset=start
+            ).to_table()
+            places = offsets_of(taken["_rowaddr"].combine_chunks())
+            reader = LanceFileReader(str(self.place.staged(piece["file"])), columns=["vector"])
+            vectors = [each.column(0) for each in reader.take_rows(places.tolist()).to_batches()]
+            yield taken[self.source].combine_chunks(), pa.concat_arrays(vectors)
+
+
+class _Gone(Files):
+    """Vectors in staged files of fragments that are gone."""
+
+    def __init__(self, paths: Sequence[Path], names: list[str]) -> None:
+        super().__init__(paths)
+        self.names = names
+
+
+class _Writer:
+    """Writes rows to a column file."""
+
+    def __init__(self, writer: Any, schema: pa.Schema) -> None:
+        self._writer, self._schema, self._at = writer, schema, 0
+
+    def place(self, vectors: pa.Array, digests: pa.Array, offsets: np.ndarray) -> None:
+        """Write rows at their places; places in between, of deleted rows, are null."""
+        import numpy as np
+        import pyarrow as pa
+
+        if not len(offsets):
+            return
+        stop = int(offsets[-1]) + 1
+        if stop - self._at != len(offsets):
+            index = np.full(stop - self._at, -1, np.int64)
+            index[offsets - self._at] = np.arange(len(offsets))
+            places = pa.array(index, mask=index < 0)
+            vectors, digests = vectors.take(places), digests.take(places)
+        self.put(vectors, digests)
+        self._at = stop
+
+    def end(self, rows: int) -> None:
+        """Write nulls up to a number of rows."""
+        import pyarrow as pa
+
+        while self._at < rows:
+            some = min(rows - self._at, _CHUNK)
+            self.put(pa.nulls(some, self._schema.field(0).type), pa.nulls(some, pa.string()))
+            self._at += some
+
+    def put(self, vectors: pa.Array, digests: pa.Array) -> None:
+        """Write rows one after another."""
+        import pyarrow as pa
+
+        with lance_errors("a staged file cannot be written"):
+            self._writer.write_batch(pa.RecordBatch.from_arrays([vectors, digests], schema=self._schema))
+
+
+def offsets_of(addresses: pa.Array) -> np.ndarray:
+    """Return the places in their fragment of row addresses: (n,) int64."""
+    import numpy as np
+
+    return (np.asarray(addresses).astype(np.uint64) & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def _file_of(metadata: Any, field_id: int) -> tuple[str, int]:
+    """Return the data file of a fragment that holds a field, and the column's index in it; "" if none does."""
+    for each in metadata.files:
+        if field_id in each.fields:
+            return str(each.path), int(each.column_indices[list(each.fields).index(field_id)])
+    return "", 0
+
+
+def data_files(dataset: Any) -> set[str]:
+    """Return the names of the data files of a version."""
+    return {str(each.path) for fragment in dataset.get_fragments() for each in fragment.metadata.files}
+
+
+def bytes_of(place: Place, names: set[str]) -> int:
+    """Return the size of data files, as far as they are there."""
+    total = 0
+    for name in names:
+        with contextlib.suppress(OSError):
+            total += os.stat(place.path / "data" / name).st_size
+    return total

@@ -1,0 +1,101 @@
+"""The commits of a migration: the switch and the way back, each one `Merge` while others write."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from embedreg.declaration import codec
+from embedreg.declaration.entries import Entry
+from embedreg.engines.lancedb.columns.adding import LATE_ROWS, new_fields, with_entry
+from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance
+from embedreg.engines.lancedb.columns.declared import MARK, Mark, chosen, columns_of, mark_of, marked
+from embedreg.engines.lancedb.columns.place import Place
+from embedreg.engines.lancedb.columns.staging import Staging
+from embedreg.errors import SchemaError
+from embedreg.jobs.lock import Lock
+
+__all__ = ["switched", "went_back"]
+
+_PATIENCE = 5  # attempts that stage late rows; after these they get nulls, which `settle` or `refresh` fills
+
+
+def switched(place: Place, staging: Staging, record: dict[str, Any], entry: Entry, lock: Lock, timeout_s: float) -> Any:
+    """Commit the switch while others write, and return its version."""
+    import pyarrow as pa
+
+    maker = staging.maker
+    assert maker is not None
+    fields = new_fields(pa.field(record["name"], maker.field.type), entry)
+    schemas_of = Schemas(place, f"embedreg-{record['id']}")
+    attempts, first = Attempts(timeout_s), int(place.newest().version)
+    while True:
+        dataset = place.newest()
+        missing = staging.missing(dataset)
+        late = sum(each.count_rows() for each in missing)
+        nulls = attempts.tries >= _PATIENCE
+        if missing and not nulls:
+            staging.stage_all(dataset, missing)
+            if late > LATE_ROWS:
+                continue  # others have written meanwhile, most likely
+        column = chosen(dataset.schema, record["vector"], f"table {place.name!r}")
+        gone = [column.vector, *([column.digest] if column.digest is not None else [])]
+        if clash := [name for name in fields.names if name in dataset.schema.names and name not in gone]:
+            raise SchemaError(f"the table has a column {clash[0]!r}.", "drop or rename it")
+        ids, old = field_ids(dataset.lance_schema), [dataset.schema.field(name) for name in gone]
+        mark = Mark(
+            record["id"],
+            column.vector,
+            record["name"],
+            first,
+            column.entry,
+            tuple(ids[name] for name in gone),
+            pa.schema(old),
+            record["to"],
+        )
+        # the same text for each attempt on a version with this schema: the schema is then made once
+        changes = {codec.KEY: with_entry(dataset.schema, entry, column.vector)}
+        schema = schemas_of.changed(dataset, gone, fields, {**changes, MARK: marked(mark, _now())})
+        new = [field_ids(schema)[name] for name in fields.names]
+        operation = lance().LanceOperation.Merge(staging.published(dataset, new, nulls=nulls), schema)
+        lock.check()
+        try:
+            return commit(place, operation, dataset.version, f"migrate {record['id']}")
+        except (OSError, RuntimeError, ValueError) as exc:
+            newest = place.newest()
+            done = mark_of(newest.schema)
+            if done is not None and done.id == record["id"]:
+                return newest
+            attempts.failed(place, dataset.version, exc)
+
+
+def went_back(place: Place, staging: Staging, mark: Mark, lock: Lock, timeout_s: float) -> Any:
+    """Commit the way back while others write, and return its version."""
+    import pyarrow as pa
+
+    fields = pa.schema([item.with_nullable(True) for item in mark.old])
+    schemas_of = Schemas(place, f"embedreg-{mark.id}")
+    attempts = Attempts(timeout_s)
+    while True:
+        dataset = place.newest()
+        if (missing := staging.missing(dataset)) and attempts.tries < _PATIENCE:
+            staging.stage_all(dataset, missing)
+        now = columns_of(dataset.schema).get(mark.name)
+        digests = None if now is None else now.digest
+        gone = [name for name in (mark.name, digests) if name is not None and name in dataset.schema.names]
+        changes = {codec.KEY: with_entry(dataset.schema, mark.before, mark.name), MARK: None}
+        schema = schemas_of.changed(dataset, gone, fields, changes)
+        ids = [field_ids(schema)[name] for name in fields.names]
+        fragments = staging.published(dataset, ids, nulls=attempts.tries >= _PATIENCE)
+        lock.check()
+        try:
+            return commit(place, lance().LanceOperation.Merge(fragments, schema), dataset.version, f"back {mark.id}")
+        except (OSError, RuntimeError, ValueError) as exc:
+            newest = place.newest()
+            if mark_of(newest.schema) is None:
+                return newest
+            attempts.failed(place, dataset.version, exc)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
