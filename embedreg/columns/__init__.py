@@ -3,6 +3,8 @@
     status(data)                                        # which rows are fresh, stale, foreign, unstamped or empty
     add(data, fn.bind("text", "vector"))                # a new vector column
     refresh(data)                                       # embed what is not fresh
+    audit(data)                                         # whether the declared function made the vectors; if not, why
+    compare(data, "vector", other_function)             # what another model would find, and cost
     migrate(data, "vector", other_function)             # another model for the same column, with a way back
 
 `data` is the path of a table or dataset, or a table object of an engine, which is brought to its newest version.
@@ -15,24 +17,28 @@ from typing import TYPE_CHECKING
 from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
-    from embedreg.columns.audit import audit, identify
+    from embedreg.columns.auditing import audit
     from embedreg.columns.calls import add, detach, fill, migrate, migrations, refresh, repoint, status
-    from embedreg.columns.compare import compare
+    from embedreg.columns.comparing import compare
+    from embedreg.columns.findings import Audit
+    from embedreg.columns.identifying import Guess, identify
     from embedreg.columns.migration import Migration
     from embedreg.columns.results import ColumnReport, ColumnStatus
 else:
     __getattr__, __dir__ = index(
         __name__,
         {
+            "Audit": "findings",
             "ColumnReport": "results",
             "ColumnStatus": "results",
+            "Guess": "identifying",
             "Migration": "migration",
             "add": "calls",
-            "audit": "audit",
-            "compare": "compare",
+            "audit": "auditing",
+            "compare": "comparing",
             "detach": "calls",
             "fill": "calls",
-            "identify": "audit",
+            "identify": "identifying",
             "migrate": "calls",
             "migrations": "calls",
             "refresh": "calls",
@@ -42,8 +48,10 @@ else:
     )
 
 __all__ = [
+    "Audit",
     "ColumnReport",
     "ColumnStatus",
+    "Guess",
     "Migration",
     "add",
     "audit",

@@ -1,0 +1,304 @@
+"""Why stored vectors disagree with the declared function: each cause is tried on the rows, and named if it fits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from embedreg.columns import cuts
+from embedreg.columns.candidates import PROMPTS, Vectors, described, each_role, installed, unprompted
+from embedreg.columns.sampling import Rows
+from embedreg.columns.scan import Readable
+from embedreg.columns.vectors import SAME, cosines
+from embedreg.core.base import EmbeddingFunction
+from embedreg.core.role import Role
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["EDITED", "KINDS", "OTHER_FUNCTION", "OTHER_TEXT", "Cause", "Search"]
+
+KINDS = {
+    "edited": "the text was changed after its vector was made",
+    "cut": "the vector is that of the text's beginning",
+    "text": "the vector is that of the text in another form",
+    "prompt": "the vector was made with another prompt",
+    "previous": "the vector is of the function before the migration",
+    "candidate": "the vector is of another function",
+    "foreign": "the row's digest names another function",
+    "moved": "the vector is that of another row's text",
+    "near": "the vector is near its text's, and no known cause fits",
+    "unexplained": "the vector has nothing to do with its text, as far as the declared function goes",
+}
+"""The kinds of causes, in words."""
+
+EDITED = "text changed since (row digest)"
+OTHER_TEXT = frozenset({"edited", "cut", "text", "near"})  # the declared function made these, of another text
+OTHER_FUNCTION = frozenset({"prompt", "previous", "candidate", "foreign", "unexplained"})
+NAMED = 0.95  # share of the disagreeing rows that a cause of all of them explains
+
+_TRIAL = 12  # rows that a cause is tried on first
+_PROMPTED = 4  # rows that each of many prompts is tried on first
+_SHIFTED = 8  # rows up and down that a vector may have moved
+_LOOKED_AROUND = 4  # rows whose neighbours are embedded
+_TELLING = 20  # rows among which the nearest text tells something
+_CUT_ROWS = 3  # rows in which a cut is looked for
+
+TEXT_FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("text without white space at its ends", str.strip),
+    ("text in lower case", str.lower),
+    ("text without its final punctuation", lambda text: text.rstrip().rstrip(".!?;:,…")),
+    ("text with a full stop added", lambda text: f"{text.rstrip()}."),
+    ("text with each run of white space as one blank", lambda text: " ".join(text.split())),
+)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A cause of disagreement.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        label: what exactly, on one line.
+        rows: rows of the sample by row number that it explains.
+        long_rows: the same of the longest sources.
+        share: of all rows that disagree.
+        named: whether it explains at least 95% of them, or proves itself otherwise.
+    """
+
+    kind: str
+    label: str
+    rows: int
+    long_rows: int
+    share: float
+    named: bool
+
+
+class Search:
+    """The search for the causes of the disagreeing rows of a sample of texts.
+
+    Args:
+        data: the rows by number.
+        source: the source column.
+        own: the declared function's vectors.
+        rows: the whole sample, with m disagreeing rows.
+        stored: (n, d) stored vectors of length 1.
+        made: (n, d) the declared function's vectors of the same texts, of length 1.
+        wrong: (m,) indices of the disagreeing rows.
+    """
+
+    def __init__(
+        self,
+        data: Readable,
+        source: str,
+        own: Vectors,
+        rows: Rows,
+        stored: np.ndarray,
+        made: np.ndarray,
+        wrong: Sequence[int],
+    ) -> None:
+        self._data, self._source, self._own = data, source, own
+        self._rows, self._stored, self._made = rows, stored, made
+        self._wrong = list(wrong)
+        self._texts = {index: rows.text(index) for index in self._wrong}
+        self.found: dict[int, tuple[str, str]] = {}
+        """index in the sample -> (kind, label)"""
+
+    def run(self, previous: EmbeddingFunction | None, candidates: Sequence[EmbeddingFunction] | None) -> None:
+        """Try every cause on the rows that no earlier one explained.
+
+        Args:
+            previous: the function before a migration.
+            candidates: other functions; None for those that are installed, which are not loaded where every row is near
+                its text's new vector, as no other model's are.
+        """
+        self._moved()
+        self._try_forms()
+        if self._only_long():
+            self._cut()
+        self._other_prompts()
+        if previous is not None:
+            self._try_function("previous", previous)
+        if candidates is None:
+            some = self._open()
+            apart = len(self._rows) < _TELLING or len(self._near(some)) < len(some)
+            candidates = installed(self._stored.shape[1]) if apart else ()
+        for candidate in candidates:
+            self._try_function("candidate", candidate)
+        for prompt in PROMPTS if self._near(self._open()) else ():
+            self._try_texts("prompt", f"{prompt!r} before each text", prompt.__add__, _PROMPTED)
+        self._shifted()
+        self._cut()
+
+    def settle(self, foreign: Sequence[int]) -> None:
+        """Label the rows that no cause explained.
+
+        Args:
+            foreign: indices of the rows whose digest names another function.
+        """
+        other = set(foreign)
+        near = self._near(self._open())
+        for index in self._open():
+            if index in other:
+                self.found[index] = ("foreign", "made by another function (row digest)")
+            elif index in near:
+                self.found[index] = ("near", "near its text's vector, no known cause")
+            else:
+                self.found[index] = ("unexplained", "no known cause")
+
+    def causes(self, uniform: int) -> tuple[Cause, ...]:
+        """Return what was found, most rows first.
+
+        Args:
+            uniform: the first so many rows are the sample by row number.
+        """
+        counts = Counter(self.found[index] for index in self._wrong)
+        first = Counter(self.found[index] for index in self._wrong if index < uniform)
+        total, made = len(self._wrong), []
+        for found, rows in counts.most_common():
+            named = rows >= NAMED * total or self._proven(found[0], rows)
+            made.append(Cause(*found, first[found], rows - first[found], rows / total, named))
+        return tuple(made)
+
+    def _proven(self, kind: str, rows: int) -> bool:
+        """Return whether vectors were shuffled over the whole: as many fit other sampled texts as that would give."""
+        expected = len(self._wrong) * len(self._rows) / max(self._data.rows, 1)
+        return kind == "moved" and rows >= 3 and rows >= expected / 2
+
+    # -- trying ------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> list[int]:
+        return [index for index in self._wrong if index not in self.found]
+
+    def _try(self, kind: str, label: str, make: Callable[[list[int]], np.ndarray], trial: int = _TRIAL) -> None:
+        """Compare a cause's vectors with the stored ones: first on some rows, then, if any fits, on all."""
+        import numpy as np
+
+        rows = self._open()
+        some = rows if len(rows) <= 2 * trial else [rows[int(at)] for at in np.linspace(0, len(rows) - 1, trial)]
+        rest = [index for index in rows if index not in set(some)]
+        for part in (some, rest):
+            if not part:
+                return
+            vectors = make(part)
+            fits = (cosines(vectors, self._stored[part]) >= SAME) & vectors.any(axis=1)
+            self.found |= {index: (kind, label) for index, fit in zip(part, fits.tolist(), strict=True) if fit}
+            if not fits.any():
+                return
+
+    def _try_texts(self, kind: str, label: str, form: Callable[[str], str | None], trial: int = _TRIAL) -> None:
+        def make(part: list[int]) -> np.ndarray:
+            return self._of_changed(self._own, part, form)
+
+        self._try(kind, label, make, trial)
+
+    def _of_changed(self, vectors: Vectors, part: list[int], form: Callable[[str], str | None]) -> np.ndarray:
+        """Embed texts in another form; (m, d), zeros where that form is the same, empty, or not to be had."""
+        import numpy as np
+
+        made = np.zeros((len(part), self._stored.shape[1]))
+        changed = [form(self._texts[index]) for index in part]
+        new = [
+            at
+            for at, (index, text) in enumerate(zip(part, changed, strict=True))
+            if text is not None and text.strip() and text != self._texts[index]
+        ]
+        if new:
+            made[new] = vectors.of([str(changed[at]) for at in new])
+        return made
+
+    def _try_function(self, kind: str, function: EmbeddingFunction) -> None:
+        if function.ndims() == self._stored.shape[1]:
+            name = described(function)
+            self._try_roles(kind, Vectors(function), {"source": name, "query": f"{name}, as queries"})
+
+    def _try_roles(self, kind: str, vectors: Vectors, labels: Mapping[Role, str]) -> None:
+        """Try the vectors of a function in the roles that have a label, if they are others than of documents."""
+        for role in each_role(vectors.function):
+            if role in labels:
+
+                def make(part: list[int], role: Role = role) -> np.ndarray:
+                    return vectors.of([self._texts[index] for index in part], role)
+
+                self._try(kind, labels[role], make)
+
+    # -- causes ------------------------------------------------------------------------------------------------------
+
+    def _moved(self) -> None:
+        """Match stored vectors with all sampled texts."""
+        import numpy as np
+
+        rows = self._open()
+        fits = np.flatnonzero((self._stored[rows] @ self._made.T).max(axis=1) >= SAME)
+        self.found |= {rows[at]: ("moved", "vectors of other rows' texts") for at in fits.tolist()}
+
+    def _try_forms(self) -> None:
+        for label, form in TEXT_FORMS:
+            self._try_texts("text", label, form)
+
+    def _only_long(self) -> bool:
+        """Return whether all rows that no cause explained are longer than most of those that agree."""
+        rows, wrong = self._open(), set(self._wrong)
+        agreeing = sorted(len(self._rows.text(index)) for index in range(len(self._rows)) if index not in wrong)
+        return bool(rows and agreeing) and min(len(self._texts[row]) for row in rows) > agreeing[len(agreeing) // 2]
+
+    def _shifted(self) -> None:
+        """Match stored vectors with the texts of rows nearby; a shift that fits some is tried on all."""
+        rows = self._open()
+        own = self._near(rows)
+        rows = [index for index in rows if index not in own][:_LOOKED_AROUND]
+        shifts = [shift for shift in range(-_SHIFTED, _SHIFTED + 1) if shift]
+        fitting: Counter[int] = Counter()
+        for index in rows:
+            near = [shift for shift in shifts if 0 <= self._rows.numbers[index] + shift < self._data.rows]
+            vectors = self._of_rows([int(self._rows.numbers[index]) + shift for shift in near])
+            fitting.update(
+                shift for shift, cosine in zip(near, vectors @ self._stored[index], strict=True) if cosine >= SAME
+            )
+        for shift, _ in fitting.most_common(1):
+
+            def make(part: list[int], shift: int = shift) -> np.ndarray:
+                return self._of_rows([int(self._rows.numbers[index]) + shift for index in part])
+
+            self._try("moved", f"vectors of the text {abs(shift)} row(s) {'below' if shift > 0 else 'above'}", make)
+
+    def _of_rows(self, numbers: list[int]) -> np.ndarray:
+        """Embed the sources of rows by number; zeros for rows that do not exist or have none."""
+        import numpy as np
+
+        made = np.zeros((len(numbers), self._stored.shape[1]))
+        inside = [at for at, number in enumerate(numbers) if 0 <= number < self._data.rows]
+        texts = self._data.take([numbers[at] for at in inside], [self._source]).column(0).to_pylist()
+        filled = [(at, str(text)) for at, text in zip(inside, texts, strict=True) if text is not None and text.strip()]
+        if filled:
+            made[[at for at, _ in filled]] = self._own.of([text for _, text in filled])
+        return made
+
+    def _other_prompts(self) -> None:
+        plain = unprompted(self._own.function)
+        if plain is not None:
+            self._try_roles("prompt", Vectors(plain), {"source": "without the document prompt"})
+        self._try_roles("prompt", self._own, {"query": "embedded as queries"})
+
+    def _near(self, rows: Sequence[int]) -> set[int]:
+        """Return the rows whose stored vector is nearer to its own text's new vector than to any other text's."""
+        import numpy as np
+
+        if not len(rows):
+            return set()
+        products = self._stored[list(rows)] @ self._made.T
+        own = products[np.arange(len(rows)), list(rows)]
+        return {row for row, mine, best in zip(rows, own, products.max(axis=1), strict=True) if mine >= best - 1e-9}
+
+    def _cut(self) -> None:
+        """Look for a length that long texts were cut at."""
+        for cut in cuts.token_cuts(self._own.function):
+            self._try_texts("cut", str(cut), cut.applied)
+        near = self._near(self._open())
+        for index in sorted(near, key=lambda index: -len(self._texts[index]))[:_CUT_ROWS]:
+            if index in self.found:
+                continue
+            for cut in cuts.found_in(self._texts[index], self._stored[index], self._own):
+                self._try_texts("cut", str(cut), cut.applied)
