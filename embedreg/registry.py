@@ -31,10 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["BUILTINS", "EmbeddingFunctionRegistry", "get", "get_registry", "register"]
 
 BUILTINS = {
+    "colbert": "embedreg.functions.sentence_transformers.huggingface:ColbertEmbeddings",
+    "gte-text": "embedreg.functions.sentence_transformers.gte_text:GteEmbeddings",
     "hashing": "embedreg.functions.hashing:HashingEmbeddings",
+    "huggingface": "embedreg.functions.sentence_transformers.huggingface:TransformersEmbeddings",
+    "instructor": "embedreg.functions.sentence_transformers.instructor:InstructorEmbeddings",
     "open-clip": "embedreg.functions.open_clip:OpenClipEmbeddings",
     "openai": "embedreg.functions.openai:OpenAIEmbeddings",
     "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
+    "static": "embedreg.functions.static:StaticEmbeddings",
 }
 ENTRY_POINT_GROUP = "embedreg.functions"
 

@@ -405,9 +405,17 @@ def differences(old: Any, new: Any, at: str = "") -> dict[str, str]:
     if isinstance(old, list) and isinstance(new, list):
         if len(old) == len(new) and not all(isinstance(item, str) for item in [*old, *new]):
             return differences(dict(enumerate(old)), dict(enumerate(new)), at)
+        if (before := _by_name(old)) and (after := _by_name(new)):
+            return differences(before, after, at)
         lines = difflib.unified_diff([*map(_shown, old)], [*map(_shown, new)], n=0, lineterm="")
         return {at: "\n".join(["", *list(lines)[2:]])}
     return {at: f"{_shown(old)} -> {_shown(new)}"}
+
+
+def _by_name(items: list[Any]) -> dict[str, Any]:
+    """Return a list of objects that each have a name of their own by these names; {} for any other list."""
+    named = {item["name"]: item for item in items if isinstance(item, dict) and isinstance(item.get("name"), str)}
+    return named if len(named) == len(items) else {}
 
 
 def _shown(value: Any) -> str:

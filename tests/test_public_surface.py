@@ -18,6 +18,8 @@ STORED = ROOT / "tests" / "fixtures" / "v0" / "surface.json"
 WRITTEN_ON = "`sentence-transformers` and `open-clip` are written on them, and have their methods"
 # The start of a path in the surface -> words of the entry in CHANGELOG.md that says so, and what the end of the change
 # has to be as `make surface` prints it; "" takes whatever it is, for help that is worded anew.
+JAVASCRIPT = "(`Traits.javascript_defaults`)"
+
 ALLOWED: dict[str, tuple[str, str]] = {
     "modules / embedreg / embed_column / signature": (
         "`embed_column` has no parameter `probing` any more",
@@ -32,6 +34,27 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "modules / embedreg.engines.ray / run_job / signature": (
         "`engines.ray.run_job` calls its further arguments `options`",
         "-> (job: Job, **options: Any) -> JobReport",
+    ),
+    **{
+        f"{owner} / {name}": (words, "added")
+        for owner in ("functions", "outputs / doctor / functions", "outputs / functions")
+        for words, names in (
+            (
+                "LanceDB's local text functions `huggingface`, `colbert`, `gte-text` and `instructor`",
+                ("colbert", "gte-text", "huggingface", "instructor"),
+            ),
+            ("`static`: model2vec's models", ("static",)),
+        )
+        for name in names
+    },
+    **{
+        f"functions / {name} / traits / javascript_defaults": (JAVASCRIPT, "added")
+        for name in ("hashing", "open-clip", "openai", "sentence-transformers")
+    },
+    "modules / embedreg / Traits / fields / javascript_defaults": (JAVASCRIPT, "added"),
+    "modules / embedreg / Traits / signature": (
+        JAVASCRIPT,
+        "stored_names: Mapping[str, str] = <factory>, javascript_defaults: Mapping[str, Any] = <factory>) -> None",
     ),
     "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
     "help": (

@@ -70,6 +70,7 @@ class Traits:
         concurrency: the number of concurrent calls that a server may make; 1 if the function may not be thread-safe.
         stock_fields: the fields of LanceDB's own function of this name; None if LanceDB has none.
         stored_names: other names in stored configurations (JavaScript's option names) -> field names.
+        javascript_defaults: the defaults of LanceDB's JavaScript client, where they differ from the fields'.
     """
 
     modality: str = "text"
@@ -82,6 +83,7 @@ class Traits:
     concurrency: int = 1
     stock_fields: frozenset[str] | None = None
     stored_names: Mapping[str, str] = field(default_factory=dict)
+    javascript_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EmbeddingFunction(Value, ABC):

@@ -220,7 +220,16 @@ def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[
         raise ConfigError(
             f"{where}: the module of {alias!r} cannot be imported: {type(exc).__name__}: {exc}.", "update its package"
         ) from exc
-    return rebuild(cls, alias, entry.model)
+    return rebuild(cls, alias, _as_meant(cls, entry))
+
+
+def _as_meant(cls: type[EmbeddingFunction], entry: Entry) -> dict[str, Any]:
+    """Return a stored configuration with the defaults of the client that wrote it, where they are not the class's."""
+    usual = cls.traits.javascript_defaults
+    if not (usual and entry.javascript) or entry.reserved:
+        return entry.model
+    known, _ = _known_fields(cls, entry.model)
+    return {**{name: value for name, value in usual.items() if name not in known}, **entry.model}
 
 
 def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) -> tuple[EmbeddingFunction, list[str]]:
@@ -496,7 +505,7 @@ def says_same(config: Any, entry: Entry) -> bool:
     if name is None or name != entry.name:
         return False
     try:
-        stored, unknown = _known_fields(cls, entry.model)
+        stored, unknown = _known_fields(cls, _as_meant(cls, entry))
     except MetadataError:
         return False
     if unknown:

@@ -32,6 +32,7 @@ class Entry:
         source_column, vector_column: the columns, in either client's spelling.
         raw: its exact text.
         extra: the other keys.
+        javascript: whether LanceDB's JavaScript client wrote it.
     """
 
     name: str | None
@@ -40,6 +41,7 @@ class Entry:
     vector_column: str
     raw: str
     extra: dict[str, Any] = field(default_factory=dict)
+    javascript: bool = False
 
     @property
     def reserved(self) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _entry(index: int, item: Any, raw: str) -> Entry:
         raise _corrupt(f"the configuration of entry {index} is not an object")
     if not (isinstance(source, str) and isinstance(vector, str) and source and vector):
         raise _corrupt(f"entry {index} does not name its columns")
-    return Entry(function, model or {}, source, vector, raw, values)
+    return Entry(function, model or {}, source, vector, raw, values, not _JS_NAMES.keys().isdisjoint(item))
 
 
 def shown(name: str) -> str:

@@ -61,6 +61,23 @@ def _plain(folder: Path, causal: bool = False) -> Path:
     return folder
 
 
+def _t5(folder: Path) -> Path:
+    """Save a T5 encoder, whose tokenizer adds an end token and nothing in front."""
+    import torch
+    from tokenizers import processors
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = _tokenizer(128, causal=True)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [SEP]", special_tokens=[("[SEP]", 3)]
+    )
+    torch.manual_seed(13)
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2}
+    T5EncoderModel(T5Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=3, **size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _build(kind: str, base: Path) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
@@ -88,6 +105,8 @@ def _build(kind: str, base: Path) -> Any:
         modules = [Transformer(str(_plain(base, causal=True))), Pooling(WIDTH, "lasttoken")]
     elif kind == "two-pools":
         modules = [Transformer(str(_plain(base))), Pooling(WIDTH, ("cls", "mean")), LayerNorm(2 * WIDTH)]
+    elif kind == "instructor":  # without `include_prompt`, as a folder that is not on the hub
+        modules = [Transformer(str(_t5(base))), Pooling(16, "mean"), Dense(16, 12, bias=False), Normalize()]
     elif kind == "static":
         modules = [static(24)]
     elif kind == "routed":
@@ -101,7 +120,8 @@ def _build(kind: str, base: Path) -> Any:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give the folder of a tiny model by its kind.
 
-    "mean", "cls-dense" (with prompts), "causal", "two-pools", "static", "routed", or "plain" (no modules.json).
+    "mean", "cls-dense" (with prompts), "causal", "two-pools", "instructor", "static", "routed", or "plain" (no
+    modules.json).
     """
     made: dict[str, Path] = {}
 

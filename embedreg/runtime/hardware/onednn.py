@@ -44,8 +44,8 @@ def use_onednn(model: Any) -> int:
     for module in model.modules():
         weight = getattr(module, "weight", None)
         weight = getattr(module, "in_proj_weight", None) if weight is None else weight
-        kind = kinds.get(type(module))
-        suitable = weight is not None and weight.device.type == "cpu" and wanted.get(weight.dtype, False)
+        kind = kinds.get(type(module))  # quantized layers, whose `weight` is a method, are of other types
+        suitable = torch.is_tensor(weight) and weight.device.type == "cpu" and wanted.get(weight.dtype, False)
         if kind is not None and suitable:
             module.__class__ = kind
             count += 1

@@ -25,6 +25,8 @@ from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["Loaded", "LocalModel", "ModelFiles"]
 
+_BUILT_IN = "embedreg.functions."
+
 
 class ModelFiles(Protocol):
     """The files of a model, found on this machine."""
@@ -74,7 +76,11 @@ class LocalModel(EmbeddingFunction):
         Listings and stored declarations then begin with the model's name, not with the fields of this class.
         """
         fields = cls.__pydantic_fields__
-        for name in [name for name in vars(cls).get("__annotations__", {}) if name in fields]:
+        names = [name for name in vars(cls).get("__annotations__", {}) if name in fields]
+        parent: Any = cls.__mro__[1]
+        if cls.__module__.startswith(_BUILT_IN) and parent.__module__.startswith(_BUILT_IN):
+            names = list(dict.fromkeys([*parent.__pydantic_fields__, *names]))  # its order, and new fields last
+        for name in names:
             fields[name] = fields.pop(name)
         return super().__get_pydantic_core_schema__(source, handler)
 

@@ -21,7 +21,7 @@ from embedreg.runtime.vectors import queries
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["LocalFunction"]
+__all__ = ["LocalFunction", "texts_of"]
 
 ROWS_A_DEVICE = 512  # fewer rows are not worth a copy of the weights on another device
 _HOOKS = frozenset({"tokenize", "forward"})
@@ -107,7 +107,7 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         """
         import numpy as np
 
-        rows = _texts(self.sanitize_input(inputs))
+        rows = texts_of(self.sanitize_input(inputs))
         ndims = self.ndims()
         if not rows:
             return np.empty((0, ndims), np.float32)
@@ -237,7 +237,8 @@ def _tokens(made: Any, limit: int | None) -> Tokens:
     return Tokens.from_rows(kinds, dict.fromkeys(kinds, 0), truncated=cut)
 
 
-def _texts(values: Any) -> list[str]:
+def texts_of(values: Any) -> list[str]:
+    """Return rows as a list of texts; raise InputError for a row that is not text."""
     rows = [values] if isinstance(values, str) else list(values)
     bad = next((index for index, row in enumerate(rows) if not isinstance(row, str)), None)
     if bad is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "Module",
     "ends_normalized",
     "flat",
+    "hidden_size",
     "is_plain",
     "modules",
     "ndims",
@@ -30,6 +31,7 @@ __all__ = [
     "read_object",
     "refuse_other_kinds",
     "routed",
+    "table_width",
 ]
 
 DENSE = "SentenceTransformer"
@@ -154,6 +156,20 @@ def ndims(folder: Path) -> int | None:
     return None if width is None else min(widths)
 
 
+def hidden_size(folder: Path) -> int | None:
+    """Return the width of a plain Hugging Face model's hidden states; None if its configuration does not have it.
+
+    Raises:
+        ConfigError: files that cannot be read.
+    """
+    config = read_object(folder / "config.json")
+    for part in (config, config.get("text_config") or {}):
+        found = next((part[name] for name in _HIDDEN_SIZE if isinstance(part.get(name), int)), None)
+        if found is not None and not isinstance(found, bool) and 0 < found <= MAX_NDIMS:
+            return int(found)
+    return None
+
+
 def prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     """Return the prompts of a model folder by name, and the name of the default prompt."""
     config = {} if is_plain(folder) else read_object(folder / "config_sentence_transformers.json")
@@ -260,6 +276,21 @@ def _cnn_width(module: Module, _width: int | None) -> int | None:
     config = module.config()
     channels, kernels = config.get("out_channels"), config.get("kernel_sizes")
     return None if channels is None or not kernels else int(channels) * len(kernels)
+
+
+def table_width(folder: Path) -> int | None:
+    """Return the width of the table of token vectors in a folder of a static model; None if it has none.
+
+    Raises:
+        ConfigError: files that cannot be read.
+    """
+    try:
+        width = _table_width(Module("StaticEmbedding", folder, True), None)
+    except (LookupError, TypeError, ValueError) as exc:
+        raise broken(folder / "model.safetensors") from exc
+    if width is not None and not 0 < width <= MAX_NDIMS:
+        raise broken(folder / "model.safetensors")
+    return width
 
 
 def _table_width(module: Module, _width: int | None) -> int | None:

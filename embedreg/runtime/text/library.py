@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import CallError, MissingExtraError
@@ -23,7 +24,16 @@ BATCH = 32  # rows, the library's default
 PROMPT_NOT_POOLED = frozenset({"hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"})
 
 
-def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool, revision: str | None = None) -> Any:
+def load(
+    found: ResolvedModel,
+    name: str,
+    device: str,
+    *,
+    code: bool,
+    own: bool,
+    revision: str | None = None,
+    plain: bool = False,
+) -> Any:
     """Load a `SentenceTransformer`, ready to be called from several threads.
 
     Args:
@@ -32,6 +42,7 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool,
         code: whether code that comes with the model may run.
         revision: the requested revision.
         own: whether the user's own code names the folder, so that pickled weights and parts of other models may load.
+        plain: whether the modules of the folder are ignored: its transformer, and the mean over all tokens.
     Raises:
         UntrustedError: it would run code or read files that are not allowed. CallError: it cannot be loaded.
         MissingExtraError: the library is not installed.
@@ -40,13 +51,14 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool,
     try:
         with _quiet():
             library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
-            model = library.SentenceTransformer(
-                str(found.path),
-                device=device,
-                trust_remote_code=code,
-                local_files_only=not code,  # a model's code may lie in another repository
-                model_kwargs=None if own else {"use_safetensors": True},
-            )
+            options = {"trust_remote_code": code, "local_files_only": not code}  # code may lie in another repository
+            weights = {} if own else {"use_safetensors": True}
+            if plain:
+                model = library.SentenceTransformer(modules=_plain(found.path, options, weights), device=device)
+            else:
+                model = library.SentenceTransformer(
+                    str(found.path), device=device, model_kwargs=weights or None, **options
+                )
     except MissingExtraError:
         raise
     except Exception as exc:
@@ -59,6 +71,17 @@ def load(found: ResolvedModel, name: str, device: str, *, code: bool, own: bool,
     model.eval()  # `encode` does this; the runtime calls the modules directly
     serialise_tokenizing(model)
     return model
+
+
+def _plain(path: Path, options: dict[str, Any], weights: dict[str, Any]) -> list[Any]:
+    """Return the modules of a plain Hugging Face model: `AutoModel`, and the mean of its last hidden states."""
+    modules = attempt_import_or_raise("sentence_transformers.sentence_transformer.modules", extra=EXTRA)
+    first = modules.Transformer(
+        str(path), model_kwargs={**options, **weights}, processor_kwargs=dict(options), config_kwargs=dict(options)
+    )
+    if first.tokenizer.pad_token is None:  # of a generative model: what is padded is masked
+        first.tokenizer.pad_token = first.tokenizer.eos_token
+    return [first, modules.Pooling(first.get_embedding_dimension(), "mean")]
 
 
 def encode(model: Any, rows: list[Any], method: str, **options: Any) -> np.ndarray:

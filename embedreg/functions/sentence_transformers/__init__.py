@@ -96,10 +96,34 @@ class SentenceTransformerEmbeddings(LocalFunction):
             # a stored relative path would be wrong, or mean a model on the hub, in any other working directory
             self.name = os.path.abspath(name)
 
+    # -- overridden by the other functions of this library's models ---------------------------------------------------
+
+    def _model_id(self) -> str:
+        """Return the model to load: a name of the hub, or a folder."""
+        return self.name
+
+    def _unit(self) -> bool:
+        """Return whether vectors are scaled to unit length."""
+        return self.normalize
+
+    def _width(self, path: Path) -> int | None:
+        """Return the width of the model's vectors from its files; None if they do not determine it."""
+        return folders.ndims(path)
+
+    def _ends_normalized(self, path: Path) -> bool:
+        """Return whether the model's last module normalises the vectors."""
+        return folders.ends_normalized(path)
+
+    def _own_prompts(self, path: Path) -> tuple[dict[str, str], str | None]:
+        """Return the prompts in the model's files by name, and the name of the default prompt."""
+        return folders.prompts(path)
+
+    # -- the contract -------------------------------------------------------------------------------------------------
+
     def ndims(self) -> int:
         """Return the width of the vectors from the model's files; load the model only if it has unknown modules."""
         if self._ndims is None:
-            width = folders.ndims(self._files().path)
+            width = self._width(self._files().path)
             if width is None:
                 width = int(workers.alone(library.encode, self._loaded(), ["x"], "encode").shape[1])
             self._ndims = width if self.truncate_dim is None else min(width, self.truncate_dim)
@@ -108,7 +132,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
     def vector_traits(self) -> dict[str, Any]:
         """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
         path = self._files().path
-        unit = self.normalize or (folders.ends_normalized(path) and self.truncate_dim is None)
+        unit = self._unit() or (self._ends_normalized(path) and self.truncate_dim is None)
         query, document = self._prompts()
         alike = query == document == "" and not folders.routed(path)
         return {
@@ -147,7 +171,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
         found = weights.resolve_model(
-            self.name,
+            self._model_id(),
             self.revision,
             allow_local=self._may_read(),
             trust_remote_code=self.trust_remote_code,
@@ -155,8 +179,11 @@ class SentenceTransformerEmbeddings(LocalFunction):
         )
         if found.origin == "local" and self.from_metadata:
             integrity.refuse_links(found.path, self.name)  # before anything is read
-        folders.refuse_other_kinds(found.path, self.name)
+        self._refuse_other_kinds(found.path)
         return found
+
+    def _refuse_other_kinds(self, path: Path) -> None:
+        folders.refuse_other_kinds(path, self.name)
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder and the settings that change its weights: prompts, width and back end do not."""
@@ -212,7 +239,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
         """Return the prompts of queries and of sources; the model's files are read once."""
         model, stock, kept = self._files(), self._as_stock(), self._known_prompts
         if stock not in kept:
-            known, default = folders.prompts(model.path)
+            known, default = self._own_prompts(model.path)
             alike = known.get(default or "", "")
             query = known["query"] if self.query_prompt is None else self.query_prompt
             document = known["document"] if self.document_prompt is None else self.document_prompt
@@ -227,7 +254,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
         by_torch = kind.compiles and alone and self.precision == "float32"  # see ModelBackend.compiles
         compiled = self._compiled(model) if kind.compiles and not by_torch else None
         made = backend.find(backend.AUTO) if by_torch else kind
-        return made(model, on, prompt, task, self.normalize, self.truncate_dim, compiled)
+        return made(model, on, prompt, task, self._unit(), self.truncate_dim, compiled)
 
     def _embed_otherwise(self, first: ModelBackend, rows: list[str], role: Role) -> Made | None:
         """Embed rows with the library's `encode` if the runtime cannot run the model."""
@@ -244,9 +271,9 @@ class SentenceTransformerEmbeddings(LocalFunction):
                 model,
                 rows,
                 "encode" if self._as_stock() else f"encode_{TASKS[role]}",
-                prompt=self.query_prompt if role == "query" else self.document_prompt,
+                prompt=first.prompt,
                 batch_size=self.batch_size or library.BATCH,
-                normalize_embeddings=self.normalize,
+                normalize_embeddings=self._unit(),
                 truncate_dim=self.truncate_dim,
             )
             vectors = workers.alone(encode)
@@ -254,5 +281,5 @@ class SentenceTransformerEmbeddings(LocalFunction):
             return Made(vectors, library.truncated(model, [first.prompt + text for text in counted], len(rows)))
 
     def _vector_key(self, first: ModelBackend) -> Hashable:
-        options = (self.normalize, self.truncate_dim, self.precision)
+        options = (self._unit(), self.truncate_dim, self.precision)
         return self._cache_key(), first.prompt, first.task, *options
