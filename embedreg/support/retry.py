@@ -70,6 +70,30 @@ _PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENA
 # Header, and its units per second; a plain dict of headers is case-sensitive.
 _RETRY_AFTER = (("retry-after-ms", 1000.0), ("retry-after", 1.0), ("Retry-After", 1.0))
 _PERMANENT_NAMES = frozenset({"OutOfMemoryError"})  # torch's, not imported here: waiting does not free memory
+# Missing credentials, refused parameters and settings of clients, which have no status: library -> base classes, and
+# the classes below them that are errors of the network after all.
+_LASTING: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "boto3": (frozenset({"Boto3Error"}), frozenset()),
+    "botocore": (
+        frozenset({"BotoCoreError"}),
+        frozenset(
+            {
+                "ChecksumError",
+                "ConnectionError",
+                "CredentialRetrievalError",
+                "EventStreamError",
+                "HTTPClientError",
+                "IncompleteReadError",
+                "MetadataRetrievalError",
+            }
+        ),
+    ),
+    "cohere": (frozenset({"ApiError"}), frozenset()),
+    "google": (frozenset({"DefaultCredentialsError", "MalformedError"}), frozenset()),
+    "httpx": (frozenset({"InvalidURL", "LocalProtocolError", "UnsupportedProtocol"}), frozenset()),
+    "httpx2": (frozenset({"InvalidURL", "LocalProtocolError", "UnsupportedProtocol"}), frozenset()),
+    "voyageai": (frozenset({"AuthenticationError", "InvalidRequestError", "MalformedRequestError"}), frozenset()),
+}
 
 
 class _Transient(Exception):
@@ -167,8 +191,8 @@ def is_transient(exc: BaseException) -> bool:
     """Return whether an error is transient, so that a retry may succeed.
 
     Transient errors are connection errors, timeouts, HTTP 408, 409, 425, 429 and 5xx, and unknown exception types. Not
-    transient are programming errors, refused requests or keys, missing memory, disk space or files, and embedreg's own
-    errors, except a `CallError` that is marked as transient.
+    transient are programming errors, refused requests, missing or refused keys, missing memory, disk space or files, and
+    embedreg's own errors, except a `CallError` that is marked as transient.
     """
     if isinstance(exc, CallError):
         return exc.transient
@@ -179,9 +203,23 @@ def is_transient(exc: BaseException) -> bool:
         return status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_5XX)
     if isinstance(exc, _TRANSIENT_TYPES):
         return True
-    if isinstance(exc, _PERMANENT_TYPES) or type(exc).__name__ in _PERMANENT_NAMES:
+    if isinstance(exc, _PERMANENT_TYPES) or type(exc).__name__ in _PERMANENT_NAMES or _is_lasting(type(exc)):
         return False
+    retryable = getattr(exc, "retryable", None)  # google-auth's errors
+    if isinstance(retryable, bool):
+        return retryable
     return not (isinstance(exc, OSError) and exc.errno in _PERMANENT_ERRNO)
+
+
+def _is_lasting(kind: type[BaseException]) -> bool:
+    """Return whether an error class derives from a client library's class for errors that last."""
+    names = {(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__}
+    libraries = {library for library, _ in names} & _LASTING.keys()
+    for library in libraries:
+        lasting, passing = ({(library, name) for name in group} for group in _LASTING[library])
+        if names & lasting and not names & passing:
+            return True
+    return False
 
 
 def is_outage(exc: BaseException) -> bool:
@@ -193,27 +231,45 @@ def http_status(exc: BaseException) -> int | None:
     """Return the HTTP status that an error of any client library carries, or None."""
     response = getattr(exc, "response", None)
     for holder, name in (
-        (exc, "status_code"),  # openai, anthropic, cohere
+        (exc, "status_code"),  # openai, anthropic, cohere, ollama
+        (exc, "http_status"),  # voyageai, older openai
         (response, "status_code"),  # requests, httpx, huggingface_hub
         (exc, "status"),  # aiohttp, urllib3
         (response, "status"),
-        (exc, "code"),  # urllib
+        (exc, "code"),  # urllib, google-genai
     ):
         value = getattr(holder, name, None)
         if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599:
             return int(value)
-    return None
+    status = _of_botocore(exc).get("HTTPStatusCode")
+    return status if isinstance(status, int) and 100 <= status <= 599 else None
+
+
+def _of_botocore(exc: BaseException) -> dict[str, Any]:
+    """Return what botocore keeps of a response in its errors, a dict in a dict; empty for other errors."""
+    response = getattr(exc, "response", None)
+    found = response.get("ResponseMetadata") if isinstance(response, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def retry_after_s(exc: BaseException) -> float | None:
-    """Return the seconds that a server asked to wait, 0 or more; None if there is no valid header.
+    """Return the seconds that a server asked to wait, 0 or more; None if it did not.
+
+    An error's own attribute `retry_after_s` comes first, for services that ask in the body of the response.
 
     Source: RFC 9110, section 10.2.3 (seconds or an HTTP date); `retry-after-ms` is OpenAI's and Azure's.
     """
+    own = getattr(exc, "retry_after_s", None)
+    if isinstance(own, int | float) and not isinstance(own, bool) and math.isfinite(own) and own >= 0:
+        return float(own)
     if isinstance(exc, CallError):
-        return exc.retry_after_s
-    for holder in (getattr(exc, "response", None), exc):
-        headers = getattr(holder, "headers", None)
+        return None
+    response = getattr(exc, "response", None)
+    for headers in (
+        getattr(response, "headers", None),
+        getattr(exc, "headers", None),
+        _of_botocore(exc).get("HTTPHeaders"),
+    ):
         get = getattr(headers, "get", None)
         if get is None:
             continue
