@@ -40,6 +40,33 @@ BUILTINS = {
     "openai": "embedreg.functions.openai:OpenAIEmbeddings",
     "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
     "static": "embedreg.functions.static:StaticEmbeddings",
+    "azure-openai": "embedreg.functions.openai:AzureOpenAIEmbeddings",
+    "bedrock-text": "embedreg.functions.bedrock_text:BedrockTextEmbeddings",
+    "cohere": "embedreg.functions.cohere:CohereEmbeddings",
+    "gemini-text": "embedreg.functions.gemini_text:GeminiTextEmbeddings",
+    "hashing": "embedreg.functions.hashing:HashingEmbeddings",
+    "huggingface-inference": "embedreg.functions.huggingface_inference:HuggingFaceInferenceEmbeddings",
+    "jina": "embedreg.functions.jina:JinaEmbeddings",
+    "litellm": "embedreg.functions.litellm:LiteLLMEmbeddings",
+    "mistral": "embedreg.functions.mistral:MistralEmbeddings",
+    "ollama": "embedreg.functions.ollama:OllamaEmbeddings",
+    "open-clip": "embedreg.functions.open_clip:OpenClipEmbeddings",
+    "openai": "embedreg.functions.openai:OpenAIEmbeddings",
+    "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
+    "tei": "embedreg.functions.tei:TextEmbeddingsInference",
+    "vertex": "embedreg.functions.vertex:VertexEmbeddings",
+    "voyageai": "embedreg.functions.voyageai:VoyageAIEmbeddings",
+    "watsonx": "embedreg.functions.watsonx:WatsonxEmbeddings",
+}
+# Functions of LanceDB's that are not built in: what they are. Their declarations are kept, and explained.
+RECOGNISED = {
+    "colbert": "the mean of a transformer's token vectors",
+    "colpali": "images of pages with a vector for each patch (late interaction)",
+    "gte-text": "the sentence-transformers model thenlper/gte-large",
+    "huggingface": "the mean of a transformer's token vectors",
+    "imagebind": "images, texts and sounds in one space, with a library that needs torch 1.13",
+    "instructor": "sentence-transformers models that read an instruction with each text",
+    "siglip": "images and texts in one space, with a transformers model",
 }
 ENTRY_POINT_GROUP = "embedreg.functions"
 
@@ -189,6 +216,11 @@ class EmbeddingFunctionRegistry:
                 f"no embedding function is registered as {name!r}; it reads like a model's name.",
                 f"did you mean get({other!r}).create(name={name!r})? {registered}",
             ).for_shell(f"did you mean -f {other} --set name={shlex.quote(name)}? {registered}")
+        if name in RECOGNISED:
+            return UnknownFunctionError(
+                f"{name!r} is a function of LanceDB's that embedreg does not have: {RECOGNISED[name]}.",
+                f"its declaration stays as it is; a class of your own can be registered for it: @register({name!r})",
+            ).for_shell("its declaration stays as it is; a class of your own can stand for it: --import FILE.py")
         meant = f"{did_you_mean(name, known)}{registered} If it is your own class,"
         return UnknownFunctionError(
             f"no embedding function is registered as {name!r}.",

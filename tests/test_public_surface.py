@@ -15,6 +15,22 @@ from tests import public_surface
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "fixtures" / "v0" / "surface.json"
 
+ADDED = "The functions `cohere`, `gemini-text`, `ollama`, `voyageai`, `jina`, `bedrock-text` and `watsonx`"
+ADDED_FUNCTIONS = (
+    "azure-openai",
+    "bedrock-text",
+    "cohere",
+    "gemini-text",
+    "huggingface-inference",
+    "jina",
+    "litellm",
+    "mistral",
+    "ollama",
+    "tei",
+    "vertex",
+    "voyageai",
+    "watsonx",
+)
 WRITTEN_ON = "`sentence-transformers` and `open-clip` are written on them, and have their methods"
 # The start of a path in the surface -> words of the entry in CHANGELOG.md that says so, and what the end of the change
 # has to be as `make surface` prints it; "" takes whatever it is, for help that is worded anew.
@@ -106,6 +122,13 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "-> method (self: Any, texts: Any, *args: Any, **kwargs: Any) -> Any",
     ),
     "functions / open-clip / bases": (WRITTEN_ON, "@@ -0,0 +1 @@\n+LocalImageFunction"),
+    **{
+        f"{section} / {name}": (ADDED, "added")
+        for section in ("functions", "outputs / doctor / functions")
+        for name in ADDED_FUNCTIONS
+    },
+    "outputs / functions": (ADDED, ""),  # one line of JSON for each function
+    "functions / openai / members / at": ("`OpenAIEmbeddings.at(server)`", "added"),
     **{
         f"functions / {owner} / members / {name}": (WRITTEN_ON, "added")
         for owner, names in (

@@ -159,6 +159,10 @@ class EmbeddingFunction(Value, ABC):
         """
         return fall_back(self, inputs, role)
 
+    def _remarks(self) -> list[str]:
+        """Return what a reader of the stored declaration should know, such as a model that its vendor switched off."""
+        return []
+
     # -- for callers ------------------------------------------------------------------------------------------------
 
     def compute_embeddings_with_retry(self, inputs: Any, role: Role = "source") -> Any:

@@ -267,9 +267,8 @@ def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) 
             f"the stored configuration of {alias!r} was refused by its class: {type(exc).__name__}.",
             "inspect it with `embedreg inspect`",
         ) from (None if holds_secret else exc)
-    return function, (
-        [f"unknown fields of {alias!r} were kept: {', '.join(map(shown, sorted(unknown)))}"] if unknown else []
-    )
+    notes = [f"unknown fields of {alias!r} were kept: {', '.join(map(shown, sorted(unknown)))}"] if unknown else []
+    return function, [*notes, *function._remarks()]
 
 
 def _of_its_class(

@@ -5,19 +5,15 @@ Over 400 lines: a request, its token limits and the client that sends it share o
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import re
-import sys
 import threading
-import time
 import weakref
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -25,8 +21,18 @@ from pydantic import Field, model_validator
 from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
-from embedreg.errors import CallError, ConfigError, MissingVariableError, UntrustedError, VectorError
-from embedreg.runtime.remote.answers import AnswerError, Refusal, host_of
+from embedreg.errors import CallError, ConfigError, MissingVariableError, UntrustedError, VectorError, Words
+from embedreg.runtime.remote import http
+from embedreg.runtime.remote.answers import (
+    AnswerError,
+    Refusal,
+    Usage,
+    count_of,
+    decode,
+    host_of,
+    in_order,
+    report_usage,
+)
 from embedreg.runtime.remote.function import RemoteTextFunction, client_key, clients
 from embedreg.support.imports import attempt_import_or_raise
 from embedreg.support.retry import http_status
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["OpenAIEmbeddings"]
+__all__ = ["SERVERS", "AzureOpenAIEmbeddings", "OpenAIEmbeddings"]
 
 log = logging.getLogger("embedreg")
 
@@ -47,8 +53,6 @@ NDIMS = {
     "text-embedding-3-large": (3072, True),
 }
 MAX_ROW_TOKENS = 8192  # of each model in NDIMS; other servers reject long texts themselves
-
-MAX_ANSWER_BYTES = 256 * 2**20  # more than 2,048 vectors of 4,096 numbers in JSON
 
 NO_KEY = "no-key"  # the SDK requires a key; a server without accounts ignores it
 
@@ -70,6 +74,8 @@ _TOO_LONG = re.compile(
     r"(?i)maximum (context|input|sequence) length|context[ _]length|too (long|many tokens)|max_tokens_per"
 )
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+
+_NUMBERS = Words("create(..., encoding_format='float')", "--set encoding_format=float")
 
 TOKENIZER_WAIT_S = 10.0  # tiktoken downloads its table once; without it tokens are estimated
 SHORT = 256  # characters: tokens of a shorter row are estimated, since the number of rows limits the request first
@@ -137,6 +143,22 @@ class OpenAIEmbeddings(RemoteTextFunction):
         """Return the models with a known width."""
         return list(NDIMS)
 
+    @classmethod
+    def at(cls, server: str, **config: Any) -> Self:
+        """Create the function for a server with OpenAI's protocol, at its usual address on this machine.
+
+        Args:
+            server: "infinity", "llama.cpp", "lm-studio", "ollama" or "vllm".
+            config: as for `create`; `name`, and another `base_url` if it is elsewhere.
+        Raises:
+            ConfigError: no such server is known.
+        """
+        if server not in SERVERS:
+            raise ConfigError(
+                f"unknown server {server!r}; expected one of {', '.join(SERVERS)}.", "create(base_url=...)"
+            )
+        return cls.create(**{**SERVERS[server], **config})
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         fields = self.__dict__
@@ -201,8 +223,10 @@ class OpenAIEmbeddings(RemoteTextFunction):
         )
         if isinstance(answer, str) and answer.lstrip().startswith("<"):
             raise CallError("the endpoint returned a web page.", "check base_url: for most servers it ends with /v1")
-        items = _in_order(getattr(answer, "data", None), len(batch))
-        vectors = [_decode(getattr(item, "embedding", None)) for item in items]
+        items = in_order(
+            getattr(answer, "data", None), len(batch), "check that base_url is that of an embeddings endpoint"
+        )
+        vectors = [decode(getattr(item, "embedding", None), _NUMBERS) for item in items]
         widths = {len(vector) for vector in vectors}
         expected = self._known_ndims()
         if len(widths) > 1:
@@ -217,8 +241,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
                 "leave dim out if the server cannot shorten vectors, or check which model it serves",
             )
         self._ndims = widths.pop()
-        usage = getattr(answer, "usage", None)
-        log.debug("%s: %d texts, %s tokens", self.name, len(batch), getattr(usage, "total_tokens", "unknown"))
+        tokens = getattr(getattr(answer, "usage", None), "total_tokens", None)
+        report_usage(Usage(1, len(batch), count_of(tokens)))
         return np.stack(vectors)
 
     def explain(self, exc: Exception) -> Refusal | None:
@@ -279,8 +303,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
         """Return whether stored metadata, not the reader's own code, chose the endpoint."""
         return self.from_metadata and bool(self.base_url or self.default_headers)
 
-    def _client(self) -> Any:
-        """Return the SDK's client for this configuration: one per process, for all threads."""
+    def _settings(self) -> dict[str, Any]:
+        """Return the arguments of the SDK's client."""
         settings: dict[str, Any] = {
             "base_url": self.base_url,
             "default_headers": self.default_headers,
@@ -290,6 +314,11 @@ class OpenAIEmbeddings(RemoteTextFunction):
         }
         if self.use_azure:
             settings["api_version"] = self.api_version
+        return settings
+
+    def _client(self) -> Any:
+        """Return the SDK's client for this configuration: one per process, for all threads."""
+        settings = self._settings()
         environment = [os.environ.get(name) for name in _ENVIRONMENT]
         content = json.dumps([self.use_azure, self._foreign(), settings, environment], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()  # cache keys may be displayed
@@ -330,7 +359,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
     def _connect(self, settings: dict[str, Any]) -> Any:
         openai = attempt_import_or_raise("openai", extra="openai")
         # No redirects: following one would send texts and headers to another host.
-        http_client = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_bound]})
+        http_client = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [http.bound]})
         try:
             # embedreg retries, not the SDK: with a log line, a deadline, and separate handling of bad rows.
             client = (openai.AzureOpenAI if self.use_azure else openai.OpenAI)(
@@ -358,73 +387,58 @@ class OpenAIEmbeddings(RemoteTextFunction):
         return [*super()._held_secrets(), *own, *filter(None, (line.partition(":")[2].strip() for line in lines))]
 
 
+# Servers with the same protocol: where they listen, and what they do not know.
+SERVERS: dict[str, dict[str, Any]] = {
+    "infinity": {"base_url": "http://localhost:7997"},
+    "llama.cpp": {"base_url": "http://localhost:8080/v1", "encoding_format": "float"},
+    "lm-studio": {"base_url": "http://localhost:1234/v1", "encoding_format": "float"},
+    "ollama": {"base_url": "http://localhost:11434/v1", "encoding_format": "float"},
+    "vllm": {"base_url": "http://localhost:8000/v1"},
+}
+
+
+class AzureOpenAIEmbeddings(OpenAIEmbeddings):
+    """OpenAI's embedding models on Azure.
+
+    Attributes:
+        name: the model that the deployment serves, for its width.
+        azure_endpoint: the resource, as https://NAME.openai.azure.com. None: AZURE_OPENAI_ENDPOINT.
+        azure_deployment: the deployment. None: `name`.
+        api_version: the API's version. None: OPENAI_API_VERSION.
+        api_key: a `$var:` reference. None: AZURE_OPENAI_API_KEY.
+    """
+
+    __embedding_function_registry_alias__: ClassVar[str | None] = "azure-openai"
+    traits: ClassVar[Any] = replace(OpenAIEmbeddings.traits, stock_fields=None, stored_names={})
+
+    use_azure: bool = True
+    azure_endpoint: str | None = None
+    azure_deployment: str | None = None
+
+    @staticmethod
+    def guarded_fields() -> list[str]:
+        return [*OpenAIEmbeddings.guarded_fields(), "azure_endpoint"]
+
+    @model_validator(mode="after")
+    def _check_azure(self) -> Self:
+        if self.__dict__["base_url"] is not None and self.__dict__["azure_endpoint"] is not None:
+            raise ValueError("give azure_endpoint or base_url, not both")
+        return self
+
+    def _foreign(self) -> bool:
+        return super()._foreign() or (self.from_metadata and bool(self.azure_endpoint))
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"azure_endpoint": self.azure_endpoint, "azure_deployment": self.azure_deployment}
+        return {**super()._settings(), **{name: value for name, value in own.items() if value is not None}}
+
+    def _address(self) -> str | None:
+        return host_of(self.azure_endpoint) if self.azure_endpoint else super()._address()
+
+
 def _close(http_client: Any, process: int) -> None:
     if os.getpid() == process:
         http_client.close()
-
-
-class _Bounded:
-    """Ends a response that exceeds the maximum size or the time limit of a request."""
-
-    def __init__(self, response: Any) -> None:
-        self._stream, self._left = response.stream, MAX_ANSWER_BYTES
-        limit_s = response.request.extensions.get("timeout", {}).get("read")
-        self._until = math.inf if limit_s is None else time.monotonic() + limit_s
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._stream:
-            self._left -= len(chunk)
-            if self._left < 0:
-                raise CallError(
-                    f"the server's response is longer than {MAX_ANSWER_BYTES // 2**20} MiB.",
-                    "check the endpoint, or choose a smaller batch_size",
-                )
-            if time.monotonic() > self._until:
-                raise TimeoutError("the response is too slow")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _bound(response: Any) -> None:
-    """Limit a response's body; the client is httpx's, or httpx2's in a newer SDK, and needs that library's stream."""
-    library = sys.modules[type(response).__module__.partition(".")[0]]
-    response.stream = type("Bounded", (_Bounded, library.SyncByteStream), {})(response)
-
-
-def _in_order(items: Any, m: int) -> list[Any]:
-    """Return the items of a response in the order of the request, by their `index`, which some servers omit."""
-    if not isinstance(items, list):
-        raise AnswerError(
-            "the server's response contains no vectors.", "check that base_url is that of an embeddings endpoint"
-        )
-    places = [getattr(item, "index", None) for item in items]
-    if len(items) == m and all(place is None for place in places):
-        return items
-    if sorted(place if isinstance(place, int) else -1 for place in places) != list(range(m)):
-        raise AnswerError(
-            f"the server's response has {len(items)} vectors for {m} texts, and their indices do not match.",
-            "check that base_url is that of an embeddings endpoint",
-        )
-    return sorted(items, key=lambda item: int(item.index))
-
-
-def _decode(embedding: Any) -> np.ndarray:
-    """Decode base64 of little-endian float32, or a list of numbers, which some servers return anyway: (d,) float32."""
-    import numpy as np
-
-    try:
-        if isinstance(embedding, str):
-            return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
-        vector = np.asarray(embedding, np.float32)
-    except (TypeError, ValueError):
-        vector = np.empty(0, np.float32)
-    if vector.ndim != 1 or not vector.size:
-        raise AnswerError(
-            "the server's response contains a value that is not a vector.", "create(..., encoding_format='float')"
-        ).for_shell("--set encoding_format=float")
-    return vector
 
 
 @functools.cache

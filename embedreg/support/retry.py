@@ -191,8 +191,8 @@ def is_transient(exc: BaseException) -> bool:
     """Return whether an error is transient, so that a retry may succeed.
 
     Transient errors are connection errors, timeouts, HTTP 408, 409, 425, 429 and 5xx, and unknown exception types. Not
-    transient are programming errors, refused requests, missing or refused keys, missing memory, disk space or files, and
-    embedreg's own errors, except a `CallError` that is marked as transient.
+    transient are programming errors, refused requests, missing or refused keys, missing memory, disk space or files,
+    and embedreg's own errors, except a `CallError` that is marked as transient.
     """
     if isinstance(exc, CallError):
         return exc.transient

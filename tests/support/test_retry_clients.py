@@ -36,7 +36,7 @@ def test_botocore_keeps_them_in_dicts(status: int, passes: bool) -> None:
 
 
 def test_the_attribute_http_status_counts() -> None:
-    """voyageai's errors keep it there: a wrong key is not tried again."""
+    """It is where voyageai's errors keep it: a wrong key is not tried again."""
     error = VoyageError()
     assert (http_status(error), retry_after_s(error), is_transient(error)) == (401, 3.0, False)
 

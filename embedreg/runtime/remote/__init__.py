@@ -11,20 +11,33 @@ from typing import TYPE_CHECKING
 from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
-    from embedreg.runtime.remote.answers import AnswerError, Refusal
-    from embedreg.runtime.remote.function import RemoteFunction, RemoteTextFunction, client_key, clients, release
+    from embedreg.runtime.remote.answers import AnswerError, Refusal, Usage, report_usage
+    from embedreg.runtime.remote.clients import client_key, clients, release
+    from embedreg.runtime.remote.function import RemoteFunction, RemoteTextFunction
 else:
     __getattr__, __dir__ = index(
         __name__,
         {
             "AnswerError": "answers",
             "Refusal": "answers",
+            "Usage": "answers",
             "RemoteFunction": "function",
             "RemoteTextFunction": "function",
-            "client_key": "function",
-            "clients": "function",
-            "release": "function",
+            "client_key": "clients",
+            "clients": "clients",
+            "release": "clients",
+            "report_usage": "answers",
         },
     )
 
-__all__ = ["AnswerError", "Refusal", "RemoteFunction", "RemoteTextFunction", "client_key", "clients", "release"]
+__all__ = [
+    "AnswerError",
+    "Refusal",
+    "RemoteFunction",
+    "RemoteTextFunction",
+    "Usage",
+    "client_key",
+    "clients",
+    "release",
+    "report_usage",
+]

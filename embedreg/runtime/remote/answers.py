@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import base64
+import contextvars
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
@@ -15,13 +18,21 @@ __all__ = [
     "AnswerError",
     "Batch",
     "Refusal",
+    "Usage",
     "are_texts",
+    "count_of",
+    "decode",
     "hint_for",
     "host_of",
+    "in_order",
     "kind_of",
+    "matrix_of",
+    "redirected",
     "repeats",
+    "report_usage",
     "rows_of",
     "span",
+    "usage_reports",
 ]
 
 ECHO_CHARACTERS = 16  # long enough to avoid chance matches, short enough to fit between two escaped characters
@@ -60,11 +71,55 @@ MEANING: dict[int, tuple[Fault, str | None]] = {
     405: ("call", "check the endpoint"),
     413: ("unknown", "choose a smaller batch_size or max_batch_tokens"),
     422: ("unknown", None),
+    424: ("call", "the model behind the endpoint failed, or is not one of embeddings: check its name"),
 }
 
 
 class AnswerError(VectorError):
     """A successful response without valid vectors: empty, cut off, or of another shape. It is tried again."""
+
+
+class Usage(NamedTuple):
+    """What a response cost.
+
+    Attributes:
+        requests: HTTP requests.
+        inputs: inputs in them.
+        tokens: the tokens that the service counted; None if it does not report them.
+    """
+
+    requests: int = 1
+    inputs: int = 0
+    tokens: int | None = None
+
+
+_reported: contextvars.ContextVar[list[Usage] | None] = contextvars.ContextVar("embedreg_usage", default=None)
+
+
+def report_usage(usage: Usage) -> None:
+    """Report what a response cost; called by a function's `request`, once for each response that says so."""
+    if (reports := _reported.get()) is not None:
+        reports.append(usage)
+
+
+@contextmanager
+def usage_reports() -> Iterator[list[Usage]]:
+    """Collect the usage that is reported in this block, and in threads that get a copy of its context."""
+    reports: list[Usage] = []
+    token = _reported.set(reports)
+    try:
+        yield reports
+    finally:
+        _reported.reset(token)
+
+
+def redirected(status: int | None, message: str) -> Refusal | None:
+    """Return the refusal that a redirect means: it is not followed, since texts and keys would go to another host."""
+    if status is None or not 300 <= status < 400:
+        return None
+    return Refusal(
+        "call", message or "the endpoint redirects", "redirects are not followed: set the endpoint's final address"
+    )
 
 
 def hint_for(status: int | None) -> str:
@@ -128,6 +183,78 @@ def rows_of(result: Any, m: int, what: str) -> Any:
     if not np.isfinite(matrix).all(axis=1).any():
         refuse_outage(m, lambda: True)  # if only some are not finite, the caller decides
     return matrix
+
+
+def count_of(value: Any) -> int | None:
+    """Return a number of a response as a count, 0 or more; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def in_order(items: Any, m: int, hint: str) -> list[Any]:
+    """Return the items of a response in the order of the request, by their `index`, which some servers omit.
+
+    Args:
+        items: dicts or objects with `index`, as OpenAI's protocol has them.
+    Raises:
+        AnswerError: not a list of m, or indices that do not fit.
+    """
+    if not isinstance(items, list):
+        raise AnswerError("the server's response contains no vectors.", hint)
+    places = [item.get("index") if isinstance(item, dict) else getattr(item, "index", None) for item in items]
+    if len(items) == m and all(place is None for place in places):
+        return items
+    if sorted(place if isinstance(place, int) else -1 for place in places) != list(range(m)):
+        raise AnswerError(
+            f"the server's response has {len(items)} vectors for {m} texts, and their indices do not match.", hint
+        )
+    return [item for _, item in sorted(zip(places, items, strict=True), key=lambda pair: pair[0] or 0)]
+
+
+def decode(embedding: Any, hint: str) -> Any:
+    """Decode base64 of little-endian float32, or a list of numbers, which some servers return anyway: (d,) float32.
+
+    Raises:
+        AnswerError: anything else.
+    """
+    import numpy as np
+
+    try:
+        if isinstance(embedding, str):
+            vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
+        else:
+            vector = np.asarray(embedding, np.float32)
+    except (OverflowError, TypeError, ValueError):
+        vector = np.empty(0, np.float32)
+    if vector.ndim != 1 or not vector.size:
+        raise AnswerError("the server's response contains a value that is not a vector.", hint)
+    return vector
+
+
+def matrix_of(vectors: Any, m: int, hint: str) -> Any:
+    """Return the vectors of a response as (m, d) float32: m lists of d numbers, or of what `decode` takes.
+
+    Raises:
+        AnswerError: another number, no vectors, or vectors of different widths. VectorError: a vector for each token.
+    """
+    import numpy as np
+
+    if not isinstance(vectors, list | tuple) or isinstance(vectors, str):
+        raise AnswerError("the server's response contains no vectors.", hint)
+    if len(vectors) != m:
+        raise AnswerError(f"the server returned {len(vectors)} vectors for {m} texts.", hint)
+    if all(isinstance(vector, list) and vector and isinstance(vector[0], list) for vector in vectors):
+        raise VectorError(
+            "the server returned a vector for each token, not one for each text.",
+            "choose a model that pools its tokens into one vector",
+        )
+    rows = [decode(vector, hint) for vector in vectors]
+    widths = sorted({len(row) for row in rows})
+    if len(widths) > 1:
+        raise AnswerError(
+            f"the server's response contains vectors of {', '.join(map(str, widths))} dimensions.",
+            "check which model it serves",
+        )
+    return np.stack(rows)
 
 
 def _items(matrix: Any) -> Any:

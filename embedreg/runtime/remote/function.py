@@ -12,11 +12,11 @@ import contextvars
 import functools
 import inspect
 import json
-import os
+import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -26,21 +26,24 @@ from pydantic import Field
 from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, Traits
 from embedreg.core.role import Role, role_of, takes_role
 from embedreg.errors import CallError, EmbedregError, InputError, RowError
-from embedreg.runtime.cache import ModelCache
 from embedreg.runtime.remote.answers import (
     MEANING,
     AnswerError,
     Batch,
     Refusal,
+    Usage,
     are_texts,
     hint_for,
     host_of,
     kind_of,
+    redirected,
     repeats,
     rows_of,
     span,
+    usage_reports,
 )
-from embedreg.security.redaction import carried, guarded, redact
+from embedreg.runtime.remote.clients import client_key, clients, release
+from embedreg.security.redaction import called, carried, guarded, redact
 from embedreg.support.retry import DEADLINE_S, call_with_retry, http_status, is_transient
 from embedreg.support.threads import Threads
 
@@ -52,19 +55,7 @@ BLAME_REQUESTS = 256
 _CONTROL: Batch = [(-1, "hello")]  # a server that refuses this text refuses every text
 SHOWN_CHARACTERS = 500  # of a server's message: some respond with a whole page
 
-clients = ModelCache(max_models=32, survives_fork=lambda key: False)
-"""API clients by `client_key`, with their connections; an evicted client stays alive while it is in use."""
-
-
-def client_key(*parts: Hashable) -> Hashable:
-    """Return a key for `clients` that is valid in this process only, since connections do not survive a fork."""
-    return (os.getpid(), *parts)
-
-
-def release() -> int:
-    """Release every client and its connections; return their number. The next use connects again."""
-    return clients.release()
-
+log = logging.getLogger("embedreg")
 
 _LEAST_S = 1.0  # minimum time of the last attempt before the deadline: less would fail always
 _requests = Threads("embedreg-request", computes=False)
@@ -133,7 +124,8 @@ class RemoteFunction(EmbeddingFunction):
             batch: m inputs, none of them null or blank, 1 <= m <= batch_size.
             role: "source" or "query", for the whole batch.
         Returns:
-            (m, d) in the order of the batch, or m vectors with None or a RowError for a row that failed.
+            (m, d) in the order of the batch, or m vectors with None or a RowError for a row that failed. What it cost
+            goes to `report_usage`, where the service says so.
         Raises:
             Exception: any error; one for which `explain` returns a refusal is final, other transient ones are retried.
         """
@@ -142,7 +134,7 @@ class RemoteFunction(EmbeddingFunction):
         """Return the refusal that an error of `request` means, or None; the default uses the HTTP status."""
         status = http_status(exc)
         if status is None or status not in MEANING:
-            return None
+            return redirected(status, self.words_of(exc))
         fault, hint = MEANING[status]
         return Refusal(fault, self.words_of(exc), hint)
 
@@ -218,15 +210,20 @@ class RemoteFunction(EmbeddingFunction):
         """Cut rows into batches by number and tokens, in order."""
         batch: Batch = []
         total = 0
+        most_rows, most_tokens = self._request_limits()
         for row in rows:
             tokens = self.count_tokens(row[1])
-            if batch and (len(batch) == self.batch_size or total + tokens > self.max_batch_tokens):
+            if batch and (len(batch) == most_rows or total + tokens > most_tokens):
                 yield batch
                 batch, total = [], 0
             batch.append(row)
             total += tokens
         if batch:
             yield batch
+
+    def _request_limits(self) -> tuple[int, int]:
+        """Return the maximum inputs and tokens of one request; a subclass lowers them to its service's."""
+        return self.batch_size, self.max_batch_tokens
 
     def _embed_all(self, batches: list[Batch], call: _Call) -> list[Any]:
         """Embed batches, several at a time; the first failure stops the others and is raised."""
@@ -311,10 +308,7 @@ class RemoteFunction(EmbeddingFunction):
             if call.stopped.is_set():
                 raise _Stopped("another request of the same call has failed.")
             try:
-                # In a thread that can be abandoned: a client's own timeouts restart with each byte, and none of them
-                # covers name resolution.
-                limit_s = min(self.timeout_s, max(_LEAST_S, until - time.monotonic()))
-                return _requests.call(carried(ask), timeout_s=limit_s)
+                return self._exchange(ask, batch, min(self.timeout_s, max(_LEAST_S, until - time.monotonic())))
             except EmbedregError:
                 raise
             except Exception as exc:
@@ -349,6 +343,25 @@ class RemoteFunction(EmbeddingFunction):
         else:
             return rows_of(result, len(batch), kind_of(batch))
         raise self._call_error(failure, batch)
+
+    def _exchange(self, ask: Callable[[], Any], batch: Batch, limit_s: float) -> Any:
+        """Call `request` once: every request of every function leaves here, and its usage is known here.
+
+        Args:
+            limit_s: the total time limit.
+        """
+        with usage_reports() as reports:
+            try:
+                # In a thread that can be abandoned: a client's own timeouts restart with each byte, and none of them
+                # covers name resolution.
+                return _requests.call(carried(ask), timeout_s=limit_s)
+            finally:
+                self._account(reports or [Usage(1, len(batch))])
+
+    def _account(self, used: list[Usage]) -> None:
+        """Record what one call of `request` cost, whether it succeeded or not."""
+        for usage in used:
+            log.debug("%s: %d request(s), %d input(s), %s tokens", called(self), *usage)
 
     def _address(self) -> str | None:
         """Return the host and port of the requests, if a field contains them; for error messages."""

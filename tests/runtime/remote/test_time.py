@@ -17,7 +17,7 @@ import pytest
 
 import embedreg
 from embedreg.errors import CallError
-from embedreg.runtime.remote import RemoteTextFunction
+from embedreg.runtime.remote import RemoteTextFunction, http
 from tests.servers import EmbeddingServer, Reply, alone, create, expected
 
 pytest.importorskip("openai")
@@ -163,9 +163,7 @@ def test_a_column_among_random_faults_is_whole() -> None:
 
 def test_an_answer_that_is_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body beyond all measure is not read to its end."""
-    from embedreg.functions import openai
-
-    monkeypatch.setattr(openai, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1000)
     with EmbeddingServer() as server:
         server.replies.append(Reply("raw", status=200, message=json.dumps({"data": ["x" * 5000]})))
         with pytest.raises(CallError, match="longer than"):

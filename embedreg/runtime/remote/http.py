@@ -1,0 +1,195 @@
+"""One exchange with a service over plain HTTP: no redirects, bounded responses, errors with status and headers.
+
+The connections are shared by all functions of the process. Keys are headers of a single request, cookies are not kept,
+and a proxy of the environment is used for https only, where it cannot read what passes.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.cookiejar
+import json
+import math
+import os
+import sys
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from embedreg._version import __version__
+from embedreg.errors import CallError, ConfigError
+from embedreg.runtime.remote.clients import client_key, clients
+from embedreg.security.addresses import parse_host
+from embedreg.support.imports import attempt_import_or_raise
+
+__all__ = ["MAX_ANSWER_BYTES", "HttpError", "bound", "endpoint", "exchange", "in_path", "message_of"]
+
+MAX_ANSWER_BYTES = 256 * 2**20  # more than 2,048 vectors of 4,096 numbers in JSON
+_LONGEST_MESSAGE = 10_000  # characters of a response that is not JSON
+_MESSAGES = ("message", "msg", "detail", "error", "errors", "error_message", "title")
+_HEADERS = {"User-Agent": f"embedreg/{__version__}", "Accept": "application/json"}
+
+
+class HttpError(Exception):
+    """A response that is not a success.
+
+    Attributes:
+        status_code: the HTTP status.
+        headers: the headers; names are case-insensitive.
+        body: the content as JSON, or as text.
+        retry_after_s: the seconds to wait, if the service states them in the body.
+    """
+
+    def __init__(self, status_code: int, headers: Mapping[str, str], body: Any) -> None:
+        super().__init__(message_of(body))
+        self.status_code, self.headers, self.body = status_code, headers, body
+        self.retry_after_s: float | None = None
+
+
+def message_of(body: Any) -> str:
+    """Return the message in the content of an error response, in the forms that services use."""
+    for _ in range(8):
+        if isinstance(body, list):
+            body = body[0] if body else ""
+        elif isinstance(body, dict):
+            body = next((body[name] for name in _MESSAGES if body.get(name)), "")
+        else:
+            break
+    text = body if isinstance(body, str) else ""
+    return "" if text.lstrip().startswith("<") else text  # a web page
+
+
+def endpoint(text: str, field: str) -> str:
+    """Return the address of a service without a final slash.
+
+    Raises:
+        ConfigError: not http or https, a user name in it, or a host that parsers could read differently.
+    """
+    host = parse_host(text)
+    if host is None or host.scheme not in ("http", "https"):
+        raise ConfigError(
+            f"{field} is not the address of a service: http:// or https:// and a host, without a user name, in ASCII.",
+            f"create(..., {field}='https://host/path')",
+        ).for_shell(f"--set {field}=https://host/path")
+    return text.rstrip("/")
+
+
+def in_path(text: str) -> str:
+    """Return a text as one segment of a URL's path."""
+    return quote(text, safe="")
+
+
+def exchange(
+    url: str,
+    body: Any = None,
+    *,
+    form: Mapping[str, str] | None = None,
+    method: str = "POST",
+    headers: Mapping[str, str],
+    timeout_s: float,
+    extra: str | None = None,
+) -> Any:
+    """Send one request and return the JSON of its response.
+
+    Args:
+        url: from `endpoint`, and a path.
+        body: sent as JSON. form: sent as a form instead.
+        timeout_s: of connecting, and of reading the response.
+        extra: the extra of embedreg that installs the client.
+    Raises:
+        HttpError: the status is not a success; a redirect is one of these, and is not followed.
+        CallError: the response is a web page, or too long.
+        ValueError: the response is not JSON.
+    """
+    client = clients.get(client_key("http"), functools.partial(_connect, extra)).client
+    sent: dict[str, Any] = {"headers": {**headers}, "timeout": timeout_s}
+    if form is not None:
+        sent["data"] = dict(form)
+    elif body is not None:
+        sent["headers"]["Content-Type"] = "application/json"
+        sent["content"] = _json(body)
+    response = client.send(client.build_request(method, url, **sent))
+    content: bytes = response.content
+    if not response.is_success:
+        raise HttpError(response.status_code, response.headers, _lenient(content))
+    if content.lstrip()[:1] == b"<":
+        raise CallError("the endpoint returned a web page.", "check the endpoint's path")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+
+def _json(body: Any) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can only escape
+        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _lenient(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return content[:_LONGEST_MESSAGE].decode("utf-8", "replace")
+
+
+class _Connections:
+    """A client of the library and the process that made it."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+
+def _connect(extra: str | None) -> _Connections:
+    httpx2 = attempt_import_or_raise("httpx2", extra=extra)
+    no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    client = httpx2.Client(
+        headers=_HEADERS,
+        cookies=no_cookies,
+        follow_redirects=False,  # following one would send texts and keys to another host
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),  # `concurrency` is the limit
+        mounts={"http://": httpx2.HTTPTransport(limits=httpx2.Limits(max_connections=None))},  # never through a proxy
+        event_hooks={"response": [bound]},
+    )
+    held = _Connections(client)
+    # Not at exit, when sockets are closed anyway, nor in a forked child, since the parent uses them.
+    weakref.finalize(held, _close, client, os.getpid()).atexit = False
+    return held
+
+
+def _close(client: Any, process: int) -> None:
+    if os.getpid() == process:
+        client.close()
+
+
+class _Bounded:
+    """Ends a response that exceeds the maximum size or the time limit of a request."""
+
+    def __init__(self, response: Any) -> None:
+        self._stream, self._left = response.stream, MAX_ANSWER_BYTES
+        limit_s = response.request.extensions.get("timeout", {}).get("read")
+        self._until = math.inf if limit_s is None else time.monotonic() + limit_s
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise CallError(
+                    f"the server's response is longer than {MAX_ANSWER_BYTES // 2**20} MiB.",
+                    "check the endpoint, or choose a smaller batch_size",
+                )
+            if time.monotonic() > self._until:
+                raise TimeoutError("the response is too slow")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def bound(response: Any) -> None:
+    """Limit a response's body: a hook of httpx's client, or httpx2's, which needs that library's own stream."""
+    library = sys.modules[type(response).__module__.partition(".")[0]]
+    response.stream = type("Bounded", (_Bounded, library.SyncByteStream), {})(response)

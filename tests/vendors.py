@@ -1,0 +1,186 @@
+"""A real HTTP server on loopback that answers in the shape of every vendor, and each function on it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import embedreg
+from embedreg import EmbeddingFunction
+from tests.servers import EmbeddingServer, Received, _Handler, vector_of
+
+KEY = "sk-loopback-0815-4711"
+TOKEN = "token-loopback-1234567890"
+WIDTH = 20
+
+
+@dataclass
+class Case:
+    """A function on the server.
+
+    Attributes:
+        name: of the function.
+        config: its fields, given the server's address; `$var:vendor_key` stands for the key.
+        roles: whether queries are sent in another form than sources.
+        needs: modules beside the core that it needs here.
+    """
+
+    name: str
+    config: Callable[[str], dict[str, Any]]
+    roles: bool = True
+    needs: tuple[str, ...] = ()
+    modules: dict[str, Any] = field(default_factory=dict)
+
+    def create(self, server: VendorServer, **more: Any) -> EmbeddingFunction:
+        """Return the function, as a user creates it."""
+        config = self.config(f"http://{server.host}")
+        made: EmbeddingFunction = embedreg.get(self.name).create(**{**config, **more})
+        return made
+
+
+_KEYED = {"api_key": "$var:vendor_key"}
+_PROMPTS = {"query_prompt": "query: ", "document_prompt": "passage: "}
+CASES = [
+    Case(
+        "azure-openai",
+        lambda url: {
+            **_KEYED,
+            "name": "m",
+            "azure_endpoint": url,
+            "azure_deployment": "d",
+            "api_version": "1",
+            "dim": WIDTH,
+        },
+        roles=False,
+    ),
+    Case("bedrock-text", lambda url: {"name": "cohere.embed-v4:0", "dim": 256, "endpoint_url": url}),
+    Case("cohere", lambda url: {**_KEYED, "name": "embed-v4.0", "dim": 256, "base_url": url}),
+    Case("gemini-text", lambda url: {**_KEYED, "dim": WIDTH, "base_url": url}),
+    Case(
+        "huggingface-inference",
+        lambda url: {**_KEYED, **_PROMPTS, "name": "a/m", "dim": WIDTH, "base_url": url + "/hf"},
+    ),
+    Case("jina", lambda url: {**_KEYED, "dim": WIDTH, "base_url": url + "/v1", "query_task": "retrieval.query"}),
+    Case("mistral", lambda url: {**_KEYED, "name": "m", "dim": WIDTH, "base_url": url + "/v1"}, roles=False),
+    Case("ollama", lambda url: {**_PROMPTS, "name": "m", "dim": WIDTH, "host": url}),
+    Case("tei", lambda url: {**_KEYED, **_PROMPTS, "base_url": url, "dim": WIDTH}),
+    Case("voyageai", lambda url: {**_KEYED, "name": "voyage-m", "dim": WIDTH, "base_url": url + "/v1"}),
+    Case(
+        "watsonx",
+        lambda url: {**_KEYED, **_PROMPTS, "name": "m", "dim": WIDTH, "url": url, "iam_url": url, "project_id": "p"},
+    ),
+]
+
+
+class VendorServer(EmbeddingServer):
+    """The server, as a context manager; `replies` are given to requests for embeddings only.
+
+    Attributes:
+        wrong: "{}", "count", "width", "tokens" (a vector for each token) or None.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH)
+        self.wrong: str | None = None
+
+    @property
+    def asked(self) -> list[Received]:
+        """The requests for embeddings."""
+        return [request for request in self.requests if not request.path.endswith(("/info", "/identity/token"))]
+
+
+def texts_of(path: str, body: Any) -> list[str]:
+    """Return the texts of a request, with what the vendor is told of their role before them."""
+    if "batchEmbedContents" in path or "embedContent" in path:
+        items = body.get("requests", [body])
+        return ["|".join([i.get("taskType", ""), *(p["text"] for p in i["content"]["parts"])]) for i in items]
+    role = body.get("input_type") or body.get("task") or body.get("prompt_name") or ""
+    found = body.get("texts") or body.get("inputs") or body.get("input") or [body.get("inputText")]
+    texts = [i["content"][0]["text"] if isinstance(i, dict) else i[0] if isinstance(i, list) else i for i in found]
+    return [role + text for text in texts]
+
+
+class _Vendors(_Handler):
+    owner: VendorServer
+    disable_nagle_algorithm = True  # else each response waits 40 ms for an acknowledgement
+
+    def do_GET(self) -> None:  # noqa: N802 (the base's name)
+        """Answer what a text-embeddings-inference server says of itself."""
+        with self.owner.lock:
+            self.owner.requests.append(Received(self.path, "", {k.lower(): v for k, v in self.headers.items()}, {}))
+        info = {"model_id": "a/m", "model_sha": "abc123", "max_client_batch_size": 3, "max_batch_tokens": 16_384}
+        self._send(200, json.dumps(info))
+
+    def do_POST(self) -> None:  # noqa: N802 (the base's name)
+        """Answer one request."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = urlsplit(self.path)
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        token = parts.path == "/identity/token"
+        body = parse_qs(content.decode()) if token else json.loads(content)
+        with self.owner.lock:
+            self.owner.requests.append(Received(unquote(parts.path), parts.query, headers, body))
+            reply = self.owner.replies.popleft() if self.owner.replies and not token else None
+        if token:
+            self._send(200, json.dumps({"access_token": TOKEN, "expires_in": 3600}))
+        else:
+            self._answer(parts.path, body, reply)
+
+    def _answer(self, path: str, body: Any, reply: Any) -> None:
+        if reply is not None and reply.kind == "slow":
+            self.owner.closing.wait(reply.delay_s)
+        elif reply is not None and reply.kind != "error":
+            self._misbehave(reply)
+            return
+        elif reply is not None:
+            self._send(reply.status, json.dumps({"message": reply.message}), reply.headers)
+            return
+        self._send(200, json.dumps(self._shaped(path, body)))
+
+    def _shaped(self, path: str, body: Any) -> Any:
+        texts, wrong = texts_of(path, body), self.owner.wrong
+        first = (body.get("requests") or [{}])[0] if isinstance(body, dict) else {}
+        width = body.get("output_dimension") or body.get("dimensions") or first.get("outputDimensionality") or WIDTH
+        vectors: list[Any] = [vector_of(text, width + (wrong == "width")) for text in texts]
+        if wrong == "{}":
+            return {}
+        if wrong == "count":
+            vectors = vectors[:-1]
+        if wrong == "tokens":
+            vectors = [[vector, vector] for vector in vectors]
+        tokens = sum(len(text.split()) for text in texts)
+        if "batchEmbedContents" in path:
+            usage = {"promptTokenCount": tokens}
+            return {"embeddings": [{"values": vector} for vector in vectors], "usageMetadata": usage}
+        if path.endswith("/api/embed"):
+            return {"embeddings": vectors, "prompt_eval_count": tokens}
+        if path.endswith("/v2/embed"):
+            return {"embeddings": {"float": vectors}, "meta": {"billed_units": {"input_tokens": tokens}}}
+        if path.endswith("/v1/embed"):
+            return {"embeddings": vectors, "meta": {"billed_units": {"input_tokens": tokens}}}
+        if path.endswith("/invoke"):
+            if "texts" in body:
+                return {"embeddings": {"float": vectors} if "embedding_types" in body else vectors}
+            return {"embedding": vectors[0] if vectors else None, "inputTextTokenCount": tokens}
+        if path.endswith(("/embed", "/hf")):
+            return vectors
+        if path.startswith("/ml/"):
+            return {"results": [{"embedding": vector} for vector in vectors], "input_token_count": tokens}
+        if path.endswith("/contextualizedembeddings"):
+            data = [{"index": k, "data": [{"index": 0, "embedding": v}]} for k, v in enumerate(vectors)]
+            return {"data": data, "usage": {"total_tokens": tokens}}
+        packed = body.get("encoding_format") == "base64" and wrong != "tokens"
+        data = [{"index": k, "embedding": _packed(v) if packed else v} for k, v in enumerate(vectors)]
+        return {"object": "list", "model": body.get("model"), "data": data[::-1], "usage": {"total_tokens": tokens}}
+
+
+def _packed(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+VendorServer.handler = _Vendors
