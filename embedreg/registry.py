@@ -31,21 +31,16 @@ if TYPE_CHECKING:
 __all__ = ["BUILTINS", "EmbeddingFunctionRegistry", "get", "get_registry", "register"]
 
 BUILTINS = {
-    "colbert": "embedreg.functions.sentence_transformers.huggingface:ColbertEmbeddings",
-    "gte-text": "embedreg.functions.sentence_transformers.gte_text:GteEmbeddings",
-    "hashing": "embedreg.functions.hashing:HashingEmbeddings",
-    "huggingface": "embedreg.functions.sentence_transformers.huggingface:TransformersEmbeddings",
-    "instructor": "embedreg.functions.sentence_transformers.instructor:InstructorEmbeddings",
-    "open-clip": "embedreg.functions.open_clip:OpenClipEmbeddings",
-    "openai": "embedreg.functions.openai:OpenAIEmbeddings",
-    "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
-    "static": "embedreg.functions.static:StaticEmbeddings",
     "azure-openai": "embedreg.functions.openai:AzureOpenAIEmbeddings",
     "bedrock-text": "embedreg.functions.bedrock_text:BedrockTextEmbeddings",
     "cohere": "embedreg.functions.cohere:CohereEmbeddings",
+    "colbert": "embedreg.functions.sentence_transformers.huggingface:ColbertEmbeddings",
     "gemini-text": "embedreg.functions.gemini_text:GeminiTextEmbeddings",
+    "gte-text": "embedreg.functions.sentence_transformers.gte_text:GteEmbeddings",
     "hashing": "embedreg.functions.hashing:HashingEmbeddings",
+    "huggingface": "embedreg.functions.sentence_transformers.huggingface:TransformersEmbeddings",
     "huggingface-inference": "embedreg.functions.huggingface_inference:HuggingFaceInferenceEmbeddings",
+    "instructor": "embedreg.functions.sentence_transformers.instructor:InstructorEmbeddings",
     "jina": "embedreg.functions.jina:JinaEmbeddings",
     "litellm": "embedreg.functions.litellm:LiteLLMEmbeddings",
     "mistral": "embedreg.functions.mistral:MistralEmbeddings",
@@ -53,6 +48,7 @@ BUILTINS = {
     "open-clip": "embedreg.functions.open_clip:OpenClipEmbeddings",
     "openai": "embedreg.functions.openai:OpenAIEmbeddings",
     "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
+    "static": "embedreg.functions.static:StaticEmbeddings",
     "tei": "embedreg.functions.tei:TextEmbeddingsInference",
     "vertex": "embedreg.functions.vertex:VertexEmbeddings",
     "voyageai": "embedreg.functions.voyageai:VoyageAIEmbeddings",
@@ -60,12 +56,8 @@ BUILTINS = {
 }
 # Functions of LanceDB's that are not built in: what they are. Their declarations are kept, and explained.
 RECOGNISED = {
-    "colbert": "the mean of a transformer's token vectors",
     "colpali": "images of pages with a vector for each patch (late interaction)",
-    "gte-text": "the sentence-transformers model thenlper/gte-large",
-    "huggingface": "the mean of a transformer's token vectors",
     "imagebind": "images, texts and sounds in one space, with a library that needs torch 1.13",
-    "instructor": "sentence-transformers models that read an instruction with each text",
     "siglip": "images and texts in one space, with a transformers model",
 }
 ENTRY_POINT_GROUP = "embedreg.functions"
