@@ -68,15 +68,21 @@ class Schemas:
         self, dataset: Any, drop: Sequence[str], add: pa.Schema | None, metadata: Mapping[str, str | None]
     ) -> Iterator[Any]:
         """Yield a branch of a version with that schema; it is removed at the end."""
+        import pyarrow as pa
+
         with lance_errors("the new schema cannot be made"):
             if self._branch in dataset.branches.list():
                 dataset.branches.delete(self._branch)
             made = dataset.create_branch(self._branch)
             try:
+                # added first: ids of dropped columns would be given again, and no commit on the table accepts them
+                named = [] if add is None else [(f"{item.name}__{self._branch}", item) for item in add]
+                if named:
+                    made.add_columns(pa.schema([item.with_name(name) for name, item in named]))
                 if drop:
                     made.drop_columns(list(drop))
-                if add is not None and len(add):
-                    made.add_columns(add)
+                if named:
+                    made.alter_columns(*({"path": name, "name": item.name} for name, item in named))
                 made.update_schema_metadata(dict(metadata))
                 yield made
             finally:

@@ -1,0 +1,704 @@
+"""A vector column of a LanceDB table is added, kept fresh, given another function and given back, on a live table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lance
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import embedreg
+from embedreg import columns
+from embedreg.declaration import codec
+from embedreg.engines.lancedb import add
+from embedreg.errors import (
+    ConfigError,
+    DriftError,
+    EmbedregError,
+    InputError,
+    MissingColumnError,
+    SchemaError,
+    StorageError,
+)
+
+DIGEST = "vector__source_digest"
+D = 8
+
+
+class Counting(embedreg.TextEmbeddingFunction):
+    """A text's hash as a vector; a text "bad" fails. Counts the texts that it embeds."""
+
+    seed: int = 1
+    seen: ClassVar[list[str]] = []
+
+    def ndims(self) -> int:
+        return D
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        from embedreg.core.modality import PROBE_TEXT
+
+        self.seen.extend(text for text in texts if text != PROBE_TEXT)
+        return [embedreg.RowError("it says bad") if text == "bad" else vector_of(text, self.seed) for text in texts]
+
+
+def vector_of(text: str, seed: int) -> np.ndarray:
+    """Return the vector that `Counting` gives a text."""
+    raw = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+    return np.frombuffer(raw, np.uint8)[:D].astype(np.float32) + 1
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """The function, registered, with nothing counted."""
+    embedreg.register("counting")(Counting)
+    Counting.seen.clear()
+    return
+
+
+@pytest.fixture
+def one() -> Counting:
+    return Counting.create(seed=1)
+
+
+@pytest.fixture
+def two() -> Counting:
+    return Counting.create(seed=2)
+
+
+def rows(start: int, stop: int, **more: Any) -> pa.Table:
+    """Return rows with an id and a text, and more columns."""
+    return pa.table({"id": list(range(start, stop)), "text": [f"text {i}" for i in range(start, stop)], **more})
+
+
+@pytest.fixture
+def plain(db: Any) -> Any:
+    """Two fragments of 300 rows, two of these deleted, with an index on the key."""
+    table = db.create_table("t", rows(0, 300))
+    table.add(rows(300, 600))
+    table.delete("id in (5, 400)")
+    table.to_lance().create_scalar_index("id", "BTREE")
+    table.checkout_latest()
+    return table
+
+
+@pytest.fixture
+def table(plain: Any, one: Counting) -> Any:
+    """The same with a vector column."""
+    columns.add(plain, one.bind("text", "vector"))
+    Counting.seen.clear()
+    return plain
+
+
+def without_vectors(table: Any, start: int, stop: int) -> None:
+    """Append rows without vectors, as a writer that knows no functions does."""
+    lance.write_dataset(rows(start, stop), table.to_lance().uri, mode="append")
+    table.checkout_latest()
+
+
+def compacted(table: Any) -> None:
+    """Compact the table and remove every older version and every file that none names, as its user may at any time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lancedb warns of other readers
+        table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+
+
+def seeds(table: Any, name: str = "vector") -> dict[int, int | None]:
+    """Return which function made each row's vector, by id: 1, 2, 0 for neither, None for no vector."""
+    found = table.to_lance().to_table(columns=["id", "text", name]).to_pylist()
+    return {row["id"]: _seed(row["text"], row[name]) for row in found}
+
+
+def _seed(text: str, vector: Any) -> int | None:
+    return None if vector is None else next((n for n in (1, 2) if np.array_equal(vector, vector_of(text, n))), 0)
+
+
+def counts(table: Any) -> dict[str, int]:
+    """Return the rows of each class that has some."""
+    (status,) = columns.status(table)
+    names = ("fresh", "stale", "foreign", "unstamped", "empty", "null_source")
+    return {name: count for name in names if (count := getattr(status, name))}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of the table's data files."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "t.lance/data").iterdir()}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Return what embedreg could have left: branches, tags, folders beside the table and in it."""
+    dataset = lance.dataset(str(folder / "t.lance"))
+    names = [*dataset.branches.list(), *dataset.tags.list()]
+    known = {"_transactions", "_deletions", "_indices", "data", "_versions"}
+    return (
+        names
+        + [path.name for path in (folder / "t.lance").iterdir() if path.name not in known]
+        + [path.name for path in folder.iterdir() if path.name != "t.lance"]
+    )
+
+
+# -- add -------------------------------------------------------------------------------------------------------------
+
+
+def test_add_writes_the_new_columns_only(plain: Any, one: Counting, folder: Path) -> None:
+    """Existing data files stay as they are, and so do indices; all rows have a vector and a digest."""
+    before, index = hashes(folder), plain.index_stats("id_idx")
+    report = columns.add(plain, one.bind("text", "vector"))
+    assert {name: hashes(folder)[name] for name in before} == before
+    assert (report.written, report.embedded, report.bytes_written) == (598, 598, _size(folder, before))
+    assert set(seeds(plain).values()) == {1}
+    assert counts(plain) == {"fresh": 598}
+    assert plain.index_stats("id_idx") == index
+    assert leftovers(folder) == []
+    assert plain.search("text 17").limit(1).to_list()[0]["id"] == 17
+    assert embedreg.check_drift(plain)[0].verdict == "same"
+
+
+def _size(folder: Path, before: dict[str, str]) -> int:
+    data = folder / "t.lance/data"
+    return sum(path.stat().st_size for path in data.iterdir() if path.name not in before)
+
+
+def test_a_digest_is_the_functions_and_the_sources_hash(table: Any, one: Counting) -> None:
+    """8 hex of the fingerprint and 16 hex of the source's sha256; other engines can compute it."""
+    from embedreg.declaration.fingerprint import fingerprint
+
+    row = table.to_lance().to_table(columns=["text", DIGEST], limit=1).to_pylist()[0]
+    assert row[DIGEST] == f"{fingerprint(one)[7:15]}:{hashlib.sha256(row['text'].encode()).hexdigest()[:16]}"
+
+
+def test_add_refuses_what_would_break_the_table(table: Any, plain: Any, two: Counting) -> None:
+    """A column that exists; a second vector column, unless it is wanted; a missing source."""
+    with pytest.raises(SchemaError, match="has a column 'vector'"):
+        columns.add(table, two.bind("text", "vector"))
+    with pytest.raises(ConfigError, match=r"has a vector column 'vector': with a second one, table.search"):
+        columns.add(table, two.bind("text", "other"))
+    with pytest.raises(MissingColumnError, match="no column 'txt'"):
+        columns.add(table, two.bind("txt", "other"))
+    assert columns.add(table, two.bind("text", "other"), yes=True).written == 598
+    assert set(seeds(table, "other").values()) == {2}
+
+
+def test_add_without_digests_can_only_be_filled(plain: Any, one: Counting) -> None:
+    """`digest=False` adds one column; `refresh` fills nulls and says what it cannot see."""
+    columns.add(plain, one.bind("text", "vector"), digest=False)
+    assert plain.schema.names == ["id", "text", "vector"]
+    without_vectors(plain, 600, 602)
+    assert counts(plain) == {"unstamped": 598, "empty": 2}
+    (report,) = columns.refresh(plain)
+    assert report.written == 2
+    assert "no digests" in report.notes[0]
+    assert set(seeds(plain).values()) == {1}
+
+
+def test_bad_and_blank_rows(db: Any, one: Counting, folder: Path) -> None:
+    """A row that fails has neither vector nor digest and is tried again; a blank one has a digest and is done."""
+    table = db.create_table("t", pa.table({"id": [0, 1, 2, 3], "text": ["a", "bad", "", None]}))
+    with pytest.raises(EmbedregError, match="it says bad"):
+        columns.add(table, one.bind("text", "vector"), on_error="raise")
+    report = columns.add(table, one.bind("text", "vector"))
+    assert report.bad_rows == 1
+    assert report.bad[0].reason == "it says bad"
+    assert counts(table) == {"fresh": 2, "empty": 1, "null_source": 1}
+    (again,) = columns.fill(table)
+    assert (again.bad_rows, again.written) == (1, 1)
+    assert counts(table) == {"fresh": 2, "empty": 1, "null_source": 1}
+
+
+# -- who writes digests ----------------------------------------------------------------------------------------------
+
+
+def test_whatever_embeds_writes_the_digest(table: Any, one: Counting, folder: Path, tmp_path: Path) -> None:
+    """`engines.lancedb.add`, `embed_batches` and a job; a given vector has none, for nobody knows who made it."""
+    add(table, {"id": [700, 701], "text": ["new", ""]})
+    assert counts(table) == {"fresh": 600}
+    made = embedreg.embed_table({"id": [1], "text": ["x"]}, table.schema)
+    assert made[DIGEST].to_pylist()[0].endswith(hashlib.sha256(b"x").hexdigest()[:16])
+    given = pa.table({"id": [1], "text": ["x"], "vector": pa.array([[1.0] * D], pa.list_(pa.float32(), D))})
+    assert embedreg.embed_table(given, table.schema)[DIGEST].to_pylist() == [None]
+    embedreg.embed(folder / "t.lance", tmp_path / "copy.lance")
+    assert counts(lancedb.connect(tmp_path).open_table("copy")) == {"fresh": 600}
+
+
+# -- fill and refresh ------------------------------------------------------------------------------------------------
+
+
+def test_refresh_embeds_exactly_what_changed(table: Any, folder: Path) -> None:
+    """After 1% of the texts changed by update, merge_insert and add: these are embedded, once each."""
+    table.update(where="id < 3", values_sql={"text": "'changed ' || cast(id as string)"})
+    changed = pa.table({"id": [10, 11], "text": ["merged 10", "merged 11"]})
+    table.merge_insert("id").when_matched_update_all().execute(changed)
+    without_vectors(table, 600, 601)
+    assert counts(table) == {"fresh": 593, "stale": 5, "empty": 1}
+    size, before = sum(path.stat().st_size for path in (folder / "t.lance/data").iterdir()), hashes(folder)
+    Counting.seen.clear()  # lancedb itself embeds what it merges
+    (report,) = columns.refresh(table)
+    assert sorted(Counting.seen) == sorted([*(f"changed {i}" for i in range(3)), "merged 10", "merged 11", "text 600"])
+    assert (report.written, report.embedded, report.changed_meanwhile) == (6, 6, 0)
+    assert _size(folder, before) < size  # a few rows; the benchmark has the figure for a table of real size
+    assert counts(table) == {"fresh": 599}
+    assert set(seeds(table).values()) == {1}
+    assert columns.refresh(table)[0].written == 0
+
+
+def test_much_of_a_fragment_is_written_as_a_column(table: Any, folder: Path) -> None:
+    """From a fifth of its rows on the column is rewritten, not the rows; other columns' files stay."""
+    table.update(where="id >= 300", values_sql={"text": "text || '!'"})
+    before = hashes(folder)
+    (report,) = columns.refresh(table)
+    assert (report.written, report.embedded) == (299, 299)
+    assert report.bytes_written is not None
+    assert report.bytes_written < 299 * (4 * D + 40) + 4000
+    assert before.items() <= hashes(folder).items()
+    assert set(seeds(table).values()) == {1}
+
+
+def test_equal_texts_are_embedded_once(table: Any) -> None:
+    """The rows of a text are found by the text itself; no key is needed."""
+    table.update(where="id < 20", values={"text": "the same"})
+    (report,) = columns.refresh(table)
+    assert Counting.seen == ["the same"]
+    assert report.written == 19
+    assert columns.refresh(table, key="id")[0].written == 0
+    with pytest.raises(InputError, match="no column 'key'"):
+        columns.refresh(table, key="key")
+
+
+@pytest.mark.parametrize("key", [None, "id"])
+def test_a_text_changed_meanwhile_does_not_get_the_old_vector(
+    table: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    """Another writer changes texts while they are embedded: each row ends with the vector of its own text."""
+    table.update(where="id < 20 or id >= 300", values_sql={"text": "text || '!'"})
+    embed, other, left = Counting.generate_embeddings, lancedb.connect(folder).open_table("t"), [1, 299]
+
+    def slow(self: Counting, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        if left and len(list(texts)) > 5:
+            number = left.pop()
+            other.checkout_latest()
+            other.update(where=f"id = {number + 1} or id = {number + 2}", values={"text": f"later {number}"})
+        return embed(self, texts)
+
+    monkeypatch.setattr(Counting, "generate_embeddings", slow)
+    columns.refresh(table, key=key)
+    assert not left
+    assert set(seeds(table).values()) == {1}
+    assert set(counts(table)) == {"fresh"}
+
+
+def test_a_source_that_became_null_loses_its_vector(table: Any) -> None:
+    """Vector and digest go; the row counts as having nothing to embed."""
+    table.update(where="id < 2", values_sql={"text": "null"})
+    assert counts(table) == {"fresh": 596, "stale": 2}
+    assert columns.refresh(table)[0].written == 2
+    assert counts(table) == {"fresh": 596, "null_source": 2}
+    assert Counting.seen == []
+
+
+def test_dry_run_writes_nothing(table: Any) -> None:
+    """It counts the rows of each class that would be written."""
+    table.update(where="id < 3", values={"text": "changed"})
+    version = table.to_lance().version
+    (report,) = columns.refresh(table, dry_run=True)
+    assert (report.written, report.dry_run, table.to_lance().version) == (3, True, version)
+    assert Counting.seen == []
+
+
+def unstamped(table: Any, count: int, other: int = 0) -> None:
+    """Append rows as LanceDB does, without digests; the last `other` of them with another function's vectors."""
+    texts = [f"plain {i}" for i in range(count)]
+    vectors = [vector_of(text, 2 if i >= count - other else 1) for i, text in enumerate(texts)]
+    data = {
+        "id": list(range(1000, 1000 + count)),
+        "text": texts,
+        "vector": pa.array(vectors, pa.list_(pa.float32(), D)),
+    }
+    table.add(pa.table(data))
+
+
+def test_vectors_without_a_digest_are_stamped_after_a_sample(table: Any) -> None:
+    """1,000 rows by plain `table.add`: 300 of them are embedded, all agree, all are stamped."""
+    unstamped(table, 1000)
+    assert counts(table) == {"fresh": 598, "unstamped": 1000}
+    (report,) = columns.refresh(table)
+    assert len(Counting.seen) == 300
+    assert (report.stamped, report.written) == (1000, 0)
+    assert counts(table) == {"fresh": 1598}
+    assert "300 of 300 sampled vectors agreed" in report.notes[0]
+
+
+def test_a_sample_that_disagrees_has_all_embedded_anew(table: Any) -> None:
+    """5% of the rows have another function's vectors: nobody knows which, so all are embedded."""
+    unstamped(table, 1000, other=50)
+    (report,) = columns.refresh(table)
+    assert (report.stamped, report.written) == (0, 1000)
+    assert set(seeds(table).values()) == {1}
+
+
+def test_unstamped_can_be_trusted_or_computed(table: Any) -> None:
+    """The policy "trust" stamps without a model, "recompute" asks no sample."""
+    unstamped(table, 10)
+    assert columns.refresh(table, unstamped="trust")[0].stamped == 10
+    assert Counting.seen == []
+    unstamped(table, 10)
+    assert columns.refresh(table, unstamped="recompute")[0].written == 10
+    with pytest.raises(ConfigError, match="unstamped='some'"):
+        columns.refresh(table, unstamped="some")  # type: ignore[arg-type]
+
+
+# -- migrating -------------------------------------------------------------------------------------------------------
+
+
+def test_a_migration_and_its_way_back(table: Any, two: Counting, folder: Path) -> None:
+    """New vectors under the old name, then the old ones bit for bit, also for rows that came in between."""
+    before = table.to_lance().to_table(columns=["id", "vector"]).to_pydict()
+    entries = table.schema.metadata[b"embedding_functions"]
+    migration = columns.migrate(table, "vector", two)
+    assert migration.state == "settled"
+    assert set(seeds(table).values()) == {2}
+    assert counts(table) == {"fresh": 598}
+    assert table.search("text 17").limit(1).to_list()[0]["_distance"] == 0
+    assert columns.status(table)[0].migration == migration.status
+    assert [each.id for each in columns.migrations(table)] == [migration.id]
+    add(table, {"id": [900], "text": ["came after"]})
+    migration.rollback()
+    assert migration.state == "rolled back"
+    assert set(seeds(table).values()) == {1}
+    after = table.to_lance().to_table(columns=["id", "vector"], filter="id < 900").to_pydict()
+    assert after == before
+    assert table.schema.metadata[b"embedding_functions"] == entries
+    assert leftovers(folder) == []
+    assert counts(table) == {"fresh": 599}
+    assert columns.migrations(table) == []
+
+
+def test_old_vectors_come_back_after_compaction(table: Any, two: Counting, folder: Path) -> None:
+    """The kept copy gives them back bit for bit: nothing is embedded, not even with the old function gone."""
+    before = table.to_lance().to_table(columns=["id", "vector"]).sort_by("id")
+    migration = columns.migrate(table, "vector", two)
+    compacted(table)
+    Counting.seen.clear()
+    migration.rollback()
+    assert Counting.seen == []
+    assert table.to_lance().to_table(columns=["id", "vector"]).sort_by("id") == before
+
+
+def test_without_a_copy_they_are_embedded(table: Any, two: Counting) -> None:
+    """`keep=False`: after compaction the old function makes them again."""
+    migration = columns.migrate(table, "vector", two, keep=False)
+    compacted(table)
+    Counting.seen.clear()
+    migration.rollback()
+    assert len(Counting.seen) == 598
+    assert set(seeds(table).values()) == {1}
+
+
+def test_a_column_without_digests_gets_them_and_loses_them(plain: Any, one: Counting, two: Counting) -> None:
+    """What stock LanceDB or `attach` declared can be migrated; the way back leads to exactly that."""
+    columns.add(plain, one.bind("text", "vector"), digest=False)
+    before = plain.to_lance().to_table().sort_by("id")
+    migration = columns.migrate(plain, "vector", two)
+    assert plain.schema.names == ["id", "text", "vector", DIGEST]
+    migration.rollback()
+    assert plain.to_lance().to_table().sort_by("id") == before
+
+
+def test_another_width_and_another_name(table: Any, folder: Path) -> None:
+    """The column takes the new name and width; a reader of the old name fails instead of mixing."""
+    wide = embedreg.get("hashing").create(dim=16, seed=1)
+    migration = columns.migrate(table, "vector", wide, name="v2")
+    assert table.schema.names == ["id", "text", "v2", "v2__source_digest"]
+    assert table.schema.field("v2").type == pa.list_(pa.float32(), 16)
+    assert table.search("text 17").limit(1).to_list()[0]["id"] == 17
+    assert columns.status(table)[0].migration is not None
+    migration.finish()
+    assert migration.state == "finished"
+    assert leftovers(folder) == []
+    assert b"embedreg.migration" not in table.schema.metadata
+    assert columns.status(table)[0].migration is None
+
+
+def test_staging_alone_changes_nothing(table: Any, two: Counting, folder: Path) -> None:
+    """`switch=False`: the table is as before, searches work; staged rows are counted; `abandon` leaves nothing."""
+    version = table.to_lance().version
+    migration = columns.migrate(table, "vector", two, switch=False)
+    assert (migration.state, table.to_lance().version) == ("ready", version)
+    assert (migration.status.staged_rows, migration.status.total_rows) == (598, 598)
+    assert table.search("text 17").limit(1).to_list()[0]["id"] == 17
+    with pytest.raises(StorageError, match="nothing was switched"):
+        migration.settle()
+    add(table, {"id": [900], "text": ["late"]})
+    assert columns.migrations(table)[0].status.staged_rows == 598
+    migration.abandon()
+    assert (migration.state, leftovers(folder)) == ("abandoned", [])
+    assert set(seeds(table).values()) == {1}
+
+
+def test_one_step_after_another(table: Any, two: Counting, folder: Path) -> None:
+    """run, switch, settle, finish; each is refused before its time. Rows that came late are embedded at the switch."""
+    migration = columns.migrate(table, "vector", two, switch=False)
+    add(table, {"id": [900], "text": ["late"]})
+    with pytest.raises(StorageError, match="nothing was switched"):
+        migration.finish()
+    version = migration.switch()
+    assert version == table.to_lance().version == migration.switch()
+    assert set(seeds(table).values()) == {2}
+    with pytest.raises(StorageError, match="is not settled"):
+        migration.finish()
+    with pytest.raises(StorageError, match="rollback"):
+        migration.abandon()
+    assert migration.settle().written == 0
+    migration.finish()
+    assert leftovers(folder) == []
+
+
+def test_compaction_while_staged_embeds_nothing_again(table: Any, two: Counting) -> None:
+    """The new fragment takes its vectors from the staged files of those that are gone."""
+    migration = columns.migrate(table, "vector", two, switch=False)
+    table.optimize()
+    Counting.seen.clear()
+    migration.switch()
+    assert Counting.seen == []
+    assert set(seeds(table).values()) == {2}
+
+
+def test_a_stale_handle_is_found_and_settled(table: Any, two: Counting, folder: Path) -> None:
+    """A handle opened before the switch writes the old function's vectors: counted, and then mended."""
+    stale = lancedb.connect(folder).open_table("t")
+    assert stale.search("text 17").limit(1).to_list()
+    migration = columns.migrate(table, "vector", two)
+    texts = ["by a stale writer", "by another"]
+    old = pa.array([vector_of(text, 1) for text in texts], pa.list_(pa.float32(), D))
+    stale.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(
+        pa.table({"id": [17, 950], "text": texts, "vector": old})
+    )
+    table.checkout_latest()
+    found = counts(table)
+    assert found["fresh"] == 597
+    assert sum(found.values()) == 599
+    assert found.get("stale", 0) + found.get("unstamped", 0) + found.get("empty", 0) == 2
+    report = migration.settle()
+    assert report.written == 2
+    assert set(seeds(table).values()) == {2}
+    assert counts(table) == {"fresh": 599}
+
+
+def test_a_reader_of_this_library_is_right_through_the_switch(table: Any, two: Counting, folder: Path) -> None:
+    """A handle that has searched before follows the declaration after the switch, for both consistency settings."""
+    readers = [
+        lancedb.connect(folder, read_consistency_interval=interval).open_table("t") for interval in (None, timedelta(0))
+    ]
+    for reader in readers:
+        assert reader.search("text 17").limit(1).to_list()[0]["_distance"] == 0
+    migration = columns.migrate(table, "vector", two)
+    for reader in readers:
+        reader.checkout_latest()
+        (first,) = reader.search("text 17").limit(1).to_list()
+        assert (first["id"], first["_distance"]) == (17, 0)
+    migration.rollback()
+    for reader in readers:
+        reader.checkout_latest()
+        assert reader.search("text 17").limit(1).to_list()[0]["_distance"] == 0
+
+
+def test_two_migrations_of_one_table_are_refused(table: Any, two: Counting) -> None:
+    """A second one, of another function, while the first is staged or switched; the first goes on."""
+    three = Counting.create(seed=3)
+    migration = columns.migrate(table, "vector", two, switch=False)
+    with pytest.raises(StorageError, match=r"migrate of column 'vector' is unfinished \(ready\)"):
+        columns.migrate(table, "vector", three)
+    migration.switch()
+    with pytest.raises(StorageError, match="is being migrated"):
+        columns.migrate(table, "vector", three)
+    with pytest.raises(StorageError, match="is being migrated"):
+        columns.detach(table, "vector")
+    assert columns.migrate(table, "vector", two).state == "settled"
+
+
+def test_the_same_function_is_no_migration(table: Any, one: Counting) -> None:
+    """Nor is one of a column that is not declared."""
+    with pytest.raises(ConfigError, match="declared with this function already"):
+        columns.migrate(table, "vector", one)
+    with pytest.raises(MissingColumnError, match="no function for column 'vectors'"):
+        columns.migrate(table, "vectors", one)
+
+
+def test_a_migration_goes_on_in_another_process(
+    table: Any, two: Counting, folder: Path, new_process: Callable[..., str]
+) -> None:
+    """What a process knows of it lies beside the table: another one switches it, by the stored declaration."""
+    hashing = embedreg.get("hashing").create(dim=D, seed=3)
+    columns.migrate(table, "vector", hashing, switch=False)
+    code = """
+import lancedb
+from embedreg import columns
+table = lancedb.connect(folder).open_table("t")
+(migration,) = columns.migrations(table)
+migration.switch()
+migration.settle()
+print(migration.state, table.search("text 17").limit(1).to_list()[0]["id"])
+"""
+    assert new_process(code).split() == ["settled", "17"]
+
+
+# -- declarations ----------------------------------------------------------------------------------------------------
+
+
+class Renamed(Counting):
+    """The same vectors under another configuration."""
+
+    host: str = "a"
+
+
+def test_repoint_keeps_vectors_and_digests(table: Any, two: Counting) -> None:
+    """A function of the same vectors takes the declaration over, embedding the sample alone; another is refused."""
+    embedreg.register("renamed")(Renamed)
+    there = Renamed.create(host="b")
+    before = table.to_lance().to_table()
+    agreement = columns.repoint(table, "vector", there)
+    assert (agreement.compared, agreement.lowest >= 0.999, len(Counting.seen)) == (100, True, 100)
+    assert embedreg.functions_in(table)["vector"].function == there
+    assert table.to_lance().to_table() == before
+    assert counts(table) == {"fresh": 598}
+    add(table, {"id": [900], "text": ["after"]})
+    table.update(where="id = 17", values={"text": "changed"})
+    assert counts(table) == {"fresh": 598, "stale": 1}
+    assert columns.refresh(table)[0].written == 1
+    assert embedreg.check_drift(table)[0].verdict == "same"
+    with pytest.raises(DriftError, match="100 of 100 sampled rows have other vectors"):
+        columns.repoint(table, "vector", two)
+
+
+def test_detach_keeps_the_column_or_drops_it(table: Any, two: Counting, folder: Path) -> None:
+    """Plain LanceDB adds rows afterwards; other declarations stay byte for byte."""
+    columns.add(table, two.bind("text", "other"), yes=True)
+    entries = codec.entries(table.schema.metadata)
+    columns.detach(table, "vector")
+    assert [each.raw for each in codec.entries(table.schema.metadata)] == [entries[1].raw]
+    assert table.schema.names == ["id", "text", "vector", DIGEST, "other", "other__source_digest"]
+    table.add(rows(600, 601))
+    columns.detach(table, "other", drop=True)
+    assert table.schema.names == ["id", "text", "vector", DIGEST]
+    assert codec.KEY.encode() not in (table.schema.metadata or {})
+    table.add(rows(601, 602))
+    assert leftovers(folder) == []
+    with pytest.raises(MissingColumnError):
+        columns.detach(table, "vector")
+
+
+def test_detach_keeps_what_another_writes_meanwhile(table: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metadata write of another process between reading and writing: both are there afterwards."""
+    write, others = lance.LanceDataset.update_schema_metadata, [{"owner": "ann"}]
+
+    def second(self: Any, values: Any, **kwargs: Any) -> Any:
+        if others:
+            write(lance.dataset(str(folder / "t.lance")), others.pop())
+        return write(self, values, **kwargs)
+
+    monkeypatch.setattr(lance.LanceDataset, "update_schema_metadata", second)
+    columns.detach(table, "vector")
+    assert not others
+    assert table.schema.metadata == {b"owner": b"ann"}
+
+
+# -- untrusted tables --------------------------------------------------------------------------------------------------
+
+MARKS: dict[str, str | bytes] = {
+    "no JSON": "{",
+    "paths": json.dumps({"format": 1, "id": "../../etc/passwd", "vector": "vector", "files": ["/etc/passwd"]}),
+    "huge": json.dumps({"format": 1, "pad": "x" * (2 << 20)}),
+    "deep": '{"a":' * 200 + "1" + "}" * 200,
+    "unknown": json.dumps({"format": 99, "state": "exploded"}),
+    "numbers": json.dumps(dict.fromkeys(["format", "id", "vector", "name", "from", "from_schema", "to", "version"], 1)),
+}
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_a_hostile_mark_opens_no_file(
+    table: Any, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, two: Counting
+) -> None:
+    """`status` counts the rows all the same and says why; a migration is refused; nothing is opened for it."""
+    table.to_lance().update_schema_metadata({"embedreg.migration": MARKS[name]})
+    table.checkout_latest()
+    before = sorted(folder.rglob("*"))
+    (status,) = columns.status(table)
+    assert status.fresh == 598
+    assert status.migration is None
+    assert "metadata 'embedreg.migration' cannot be read" in (status.problem or "")
+    with pytest.raises(StorageError, match="cannot be read"):
+        columns.migrate(table, "vector", two)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_hostile_digest_writes_no_other_column(table: Any, folder: Path) -> None:
+    """A declaration that names the user's own column as its digests is not followed; `status` says why."""
+    for hostile in ("text", "id", "../vector__source_digest", 7, "other__source_digest"):
+        (entry,) = json.loads(table.schema.metadata[b"embedding_functions"])
+        entry["model"]["embedreg"]["digest"] = hostile
+        table.to_lance().update_schema_metadata({codec.KEY: json.dumps([entry])})
+        table.checkout_latest()
+        before = table.to_lance().to_table()
+        (status,) = columns.status(table)
+        assert re.search("column of digests", status.problem or "")
+        with pytest.raises(StorageError, match="digests"):
+            columns.refresh(table)
+        assert table.to_lance().to_table() == before
+
+
+def test_a_hostile_folder_beside_the_table_is_refused(table: Any, folder: Path, two: Counting, tmp_path: Path) -> None:
+    """Records that name other files, links and pipes lead nowhere; the table stays as it is."""
+    beside = folder / ".t.lance.embedreg"
+    (beside / "files").mkdir(parents=True)
+    (beside / "pieces").mkdir()
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (beside / "migration.json").symlink_to(secret)
+    (status,) = columns.status(table)
+    assert status.fresh == 598
+    assert "link" in (status.problem or "")
+    with pytest.raises(StorageError):
+        columns.migrate(table, "vector", two)
+    (beside / "migration.json").unlink()
+    (beside / "migration.json").write_text(json.dumps({"format": 1, "id": "0" * 12, "kind": "migrate"}))
+    with pytest.raises(StorageError, match="not as embedreg writes it"):
+        columns.migrate(table, "vector", two)
+    (beside / "migration.json").unlink()
+    (beside / "files").mkdir(exist_ok=True)
+    (beside / "pieces").mkdir(exist_ok=True)
+    name = "0" * 32 + ".lance"
+    (beside / "files" / name).symlink_to(secret)
+    source = table.to_lance().get_fragments()[0].metadata.files[0].path
+    piece = {"format": 1, "fragment": 0, "source_file": str(source), "rows": 300, "size": 6, "file": name}
+    (beside / "pieces/0-0.json").write_text(json.dumps({**piece, "previous": None}))
+    assert columns.migrate(table, "vector", two).state == "settled"
+    assert set(seeds(table).values()) == {2}
+    assert secret.read_text() == "secret"
+
+
+def test_stored_functions_are_not_built_without_a_grant(plain: Any, folder: Path) -> None:
+    """A declaration that needs a grant is counted, not run."""
+    entry = {"name": "openai", "model": {"name": "x", "base_url": "http://127.0.0.1:9/"}, "source_column": "text"}
+    plain.to_lance().update_schema_metadata({codec.KEY: json.dumps([{**entry, "vector_column": "vector"}])})
+    plain.checkout_latest()
+    plain.to_lance().add_columns(pa.schema([pa.field("vector", pa.list_(pa.float32(), 4))]))
+    plain.checkout_latest()
+    assert counts(plain) == {"empty": 598}
+    with pytest.raises(EmbedregError, match="base_url"):
+        columns.fill(plain)
+
+
+def test_the_place_of_a_table(table: Any, folder: Path, tmp_path: Path) -> None:
+    """A path, a table object, a pylance dataset; anything else is refused by name."""
+    assert columns.status(str(folder / "t.lance"))[0].fresh == 598
+    assert columns.status(lance.dataset(str(folder / "t.lance")))[0].fresh == 598
+    with pytest.raises(InputError, match="is not a table or dataset"):
+        columns.status(object())
