@@ -23,6 +23,7 @@ _WRITTEN: dict[str, Literal["parquet", "arrow", "lance"]] = {
     ".feather": "arrow",
 }
 _WRITABLE = "end it in .parquet for a file, in / for a folder, or use DB_DIR/name.lance for a LanceDB table"
+MAX_NAME_BYTES = 240  # file systems allow 255, and a job's own folder adds `.` and `.embedreg` to the name
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -76,6 +77,12 @@ def destination(text: str, *, options: Mapping[str, Any] | None = None, filesyst
             _refuse_table_name(text, target.name)
     else:
         raise StorageError(f"{text}: unknown format of output.", _WRITABLE)
+    if len(target.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+        raise StorageError(
+            f"the name of the output has {len(target.name.encode('utf-8', 'surrogateescape'))} bytes, over "
+            f"{MAX_NAME_BYTES}: {target.name[:20]}...",
+            f"give it a shorter name: {text[: len(text) - len(PurePosixPath(text).name)]}embedded{suffix}",
+        )
     if here is not None:
         if target.kind in ("parquet", "arrow") and here.is_dir():
             raise StorageError(f"{text} is a folder.", f"give a file: {here / 'embedded.parquet'}")
@@ -96,7 +103,7 @@ def _refuse_table_name(text: str, name: str) -> None:
         StorageError: its hint is a valid name.
     """
     stem = name[: -len(".lance")]
-    if _TABLE_NAME.fullmatch(stem) and name.endswith(".lance"):
+    if _TABLE_NAME.fullmatch(stem) and stem not in (".", "..") and name.endswith(".lance"):
         return
     plain = unicodedata.normalize("NFKD", stem.replace("\u00df", "ss")).encode("ascii", "ignore").decode()
     works = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip(".") or "table"

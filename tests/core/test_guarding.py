@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, NewType, Optional, TypeVar, Union
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import (
     AnyUrl,
     BaseModel,
@@ -31,6 +33,7 @@ import embedreg
 from embedreg.core.guarding import guard_by_name
 from embedreg.errors import UntrustedError
 from tests.declared import LENGTHS, Base, stored
+from tests.watched import nothing_touched
 
 Folder = NewType("Folder", pathlib.Path)
 Alias = TypeAliasType("Alias", list["pathlib.Path"])
@@ -217,3 +220,83 @@ def test_recorded_traits_hold_no_secret() -> None:
     stored_ = embedreg.get_registry().get_table_metadata([Tells.create().bind("a", "b")])
     assert b"***" in next(iter(stored_.values()))  # type: ignore[union-attr]
     assert b"0123456789" not in next(iter(stored_.values()))  # type: ignore[union-attr]
+
+
+LEAVES = st.sampled_from(
+    [
+        *[
+            (kind, "models", True)
+            for kind in (pathlib.Path, pathlib.PurePath, FilePath, DirectoryPath, Folder, os.PathLike[str])
+        ],
+        (IPvAnyAddress, "10.0.0.1", True),
+        (ipaddress.IPv4Network, "10.0.0.0/8", True),
+        (HttpUrl, "host", True),
+        (ImportString[Any], "os.system", True),
+        (str, "/etc/passwd", True),
+        (str, "http://10.0.0.1/", True),
+        (Any, "../models", True),
+        (int, 3, False),
+        (str, "models", False),
+        (bool, True, False),
+    ]
+)
+WRAPS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
+    "list": lambda kind, value: (list[kind], [value]),  # type: ignore[valid-type]
+    "second": lambda kind, value: (list[kind | None], [None, value]),  # type: ignore[valid-type]
+    "dict": lambda kind, value: (dict[str, kind], {"a": value}),  # type: ignore[valid-type]
+    "mapping": lambda kind, value: (Mapping[str, kind], {"a": value}),  # type: ignore[valid-type]
+    "tuple": lambda kind, value: (tuple[int, kind], [1, value]),  # type: ignore[valid-type]
+    "sequence": lambda kind, value: (Sequence[kind], [value]),  # type: ignore[valid-type]
+    "none": lambda kind, value: (kind | None, value),
+    "union": lambda kind, value: (Union[int, kind], value),  # noqa: UP007
+    "annotated": lambda kind, value: (Annotated[kind, Field(description="a thing")], value),
+    "model": lambda kind, value: (create_model("inner", n=(int, 1), part=(kind, ...)), {"part": value}),
+    "aliased": lambda kind, value: (create_model("inner", part=(kind, Field(alias="Part"))), {"Part": value}),
+    "dataclass": lambda kind, value: (dataclasses.make_dataclass("inner", [("part", kind)]), {"part": value}),
+    "typed dict": lambda kind, value: (TypedDict("inner", {"part": kind}), {"part": value}),  # type: ignore[operator]
+}
+
+
+@pytest.mark.filterwarnings("ignore:'guarded-thing' was")
+@given(leaf=LEAVES, wraps=st.lists(st.sampled_from(sorted(WRAPS)), max_size=4))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_guarded_type_is_found_in_any_type(leaf: tuple[Any, Any, bool], wraps: list[str]) -> None:
+    """Whatever containers, models and unions are around it: a stored path, host or code is refused; else nothing."""
+    kind, value, guarded = leaf
+    for each in wraps:
+        kind, value = WRAPS[each](kind, value)
+    told = declare(kind, value)
+    with nothing_touched():
+        problem = embedreg.functions_in(told).problems.get("vector")
+    assert isinstance(problem, UntrustedError) is guarded, problem
+
+
+SPELL: list[Callable[[list[str]], str]] = [
+    "_".join,
+    "-".join,
+    "".join,
+    lambda words: words[0] + "".join(map(str.title, words[1:])),
+    lambda words: "".join(map(str.title, words)),
+    lambda words: "_".join(words).upper(),
+    lambda words: "_".join(words) + "_2",
+    lambda words: "_" + "_".join(words),
+]
+
+
+@given(
+    before=st.sampled_from([[], ["my"], ["azure"], ["model"], ["remote", "model"]]),
+    last=st.sampled_from(
+        [
+            *((words.split(), "address") for words in ("base url", "endpoint", "api base", "host", "proxy url")),
+            *((words.split(), "path") for words in ("cache dir", "file path", "vocab file", "folder")),
+            *((words.split(), guard) for words, guard in (("headers", "other"), ("prompt", None), ("dim", None))),
+        ]
+    ),
+    spell=st.sampled_from(SPELL),
+)
+def test_any_spelling_of_a_guarded_name_is_guarded(
+    before: list[str], last: tuple[list[str], str | None], spell: Callable[[list[str]], str]
+) -> None:
+    """Words before it, in snake, camel, upper and hyphened case, run together and numbered."""
+    words, guard = last
+    assert guard_by_name(spell([*before, *words])) == guard

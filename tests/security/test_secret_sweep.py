@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -294,3 +296,81 @@ def test_what_a_computed_field_raises_is_ours_and_clean() -> None:
         with pytest.raises(PydanticSerializationError) as other:
             dump()
         assert_clean(str(other.value))
+
+
+def nested(key: str, draw: st.DrawFn) -> Any:
+    """Return a value that has the key somewhere: as a text, a part of one, bytes, a key of a dict, in any container."""
+    held: Any = draw(
+        st.sampled_from([key, f"Bearer {key}", key.encode(), bytearray(key.encode()), Found(key), Answer(header=key)])
+        | st.just(SecretStr(key))
+    )
+    for _ in range(draw(st.integers(0, 3))):
+        wrap: Callable[[Any], Any] = draw(
+            st.sampled_from(
+                [
+                    lambda value: [value, 1],
+                    lambda value: (None, value),
+                    lambda value: {"a": value},
+                    lambda value: {key: value},
+                    lambda value: deque([value]),
+                    lambda value: OrderedDict(a=value),
+                    lambda value: Pair(value, value),
+                ]
+            )
+        )
+        held = wrap(held)
+    return held
+
+
+HOLDERS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {  # a type and a value with the function in it
+    "list": lambda kind, value: (list[kind], [value]),  # type: ignore[valid-type]
+    "dict": lambda kind, value: (dict[str, kind], {"a": value}),  # type: ignore[valid-type]
+    "any": lambda kind, value: (Any, value),
+    "union": lambda kind, value: (int | kind | None, value),
+    "tuple": lambda kind, value: (tuple[int, kind], (1, value)),  # type: ignore[valid-type]
+    "model": lambda kind, value: (made := create_model("made", f=(kind, ...)), made(f=value)),
+    "root": lambda kind, value: (made := RootModel[list[kind]], made([value])),  # type: ignore[valid-type]
+    "dataclass": lambda kind, value: (made := dataclasses.make_dataclass("made", [("f", kind)]), made(value)),
+}
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_class_and_no_holder_shows_a_key(data: st.DataObject) -> None:
+    """Computed fields and serializers of any value, in models, dataclasses and containers of any depth."""
+    get_registry().set_var("key", SECRET)
+    draw = data.draw
+    value = nested(SECRET, draw)  # type: ignore[arg-type]  # it is called alike
+
+    def computed(self: Any) -> Any:
+        return self.api_key and value
+
+    body: dict[str, Any] = {"__annotations__": {}, "__module__": __name__}
+    if draw(st.booleans()):
+        body["extra"] = computed_field(property(computed))
+    how = draw(st.sampled_from(["none", "plain", "wrap", "field"]))
+    if how == "plain":
+        body["_all"] = model_serializer(lambda self: {"a": computed(self)})
+    elif how == "wrap":
+        body["_all"] = model_serializer(mode="wrap")(lambda self, serialize: {**serialize(self), "b": computed(self)})
+    elif how == "field":
+        body["_one"] = field_serializer("api_key")(lambda self, _: computed(self))
+    kind: Any = type("Drawn", (draw(st.sampled_from([Holder, Computed, Private])),), body)
+    typed, held = kind, kind()
+    for _ in range(draw(st.integers(0, 2))):
+        typed, held = HOLDERS[draw(st.sampled_from(sorted(HOLDERS)))](typed, held)
+    adapter: TypeAdapter[Any] = TypeAdapter(typed)
+    option = draw(st.sampled_from([{}, {"by_alias": True}, {"exclude_none": True}, {"serialize_as_any": True}]))
+    for show in (
+        lambda: adapter.dump_python(held, **option),
+        lambda: adapter.dump_python(held, mode="json", **option),
+        lambda: adapter.dump_json(held, **option),
+        lambda: to_json(held),
+        lambda: to_jsonable_python(held),
+        lambda: repr(held),
+    ):
+        try:
+            shown = show()
+        except PydanticSerializationError as exc:  # of a value that has no JSON
+            shown = str(exc)
+        assert_clean(shown)

@@ -41,7 +41,8 @@ _PATH = re.compile(
 )
 _QUOTED_PATH = re.compile(
     r"""(?xi)
-    (?P<q>['"`]) (?: [a-z][\w+.-]+:/ | ~?[\w.-]*/ | \.{1,2}/ | [a-z]:[\\/] | \\\\ ) (?: (?!(?P=q)). )+ (?P=q)"""
+    (?P<q>['"`]) (?: [a-z][\w+.-]+:/ | ~?[\w.-]*/ | \.{1,2}/ | [a-z]:[\\/] | [$%]\{?\w+[}%]?[\\/] | \\\\ )
+    (?: (?!(?P=q)). )+ (?P=q)"""
 )
 _MODEL = re.compile(r"""['"`][\w.-]+/[\w.-]+['"`]""")
 _PAIRS = (("'", "'"), ('"', '"'), ("`", "`"), ("\u201c", "\u201d"), ("\u2018", "\u2019"), ("\u00ab", "\u00bb"))
@@ -124,8 +125,7 @@ def _spellings(value: str) -> Iterator[str]:
     """Yield how an input may stand in a message: itself, escaped for Python, JSON, a web address or HTML."""
     yield value
     if not value.isascii() or not value.isprintable():
-        yield ascii(value)
-        yield json.dumps(value)
+        yield from (ascii(value), repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False))
     if not value.isalnum():
         yield urllib.parse.quote(value)
         yield html.escape(value)
