@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from embedreg.columns.auditing import audit
     from embedreg.columns.calls import add, detach, fill, migrate, migrations, refresh, repoint, status
     from embedreg.columns.comparing import compare
+    from embedreg.columns.comparison import Comparison
     from embedreg.columns.findings import Audit
     from embedreg.columns.identifying import Guess, identify
     from embedreg.columns.migration import Migration
@@ -31,6 +32,7 @@ else:
             "Audit": "findings",
             "ColumnReport": "results",
             "ColumnStatus": "results",
+            "Comparison": "comparison",
             "Guess": "identifying",
             "Migration": "migration",
             "add": "calls",
@@ -51,6 +53,7 @@ __all__ = [
     "Audit",
     "ColumnReport",
     "ColumnStatus",
+    "Comparison",
     "Guess",
     "Migration",
     "add",
