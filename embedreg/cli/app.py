@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embedreg import __version__
-from embedreg.cli import attach, bench, ddl, demo, doctor, embed, exits, functions, inspect, search, serve
+from embedreg.cli import attach, bench, column, ddl, demo, doctor, embed, exits, functions, inspect, search, serve
 from embedreg.cli.session import TRUST, report
 
 __all__ = ["app"]
@@ -72,6 +72,7 @@ for _name, _body, _help in (
     ("doctor", doctor.doctor, "Show what is installed, what is missing, how to get it."),
 ):
     _commands.command(_name, short_help=_help, epilog=TRUST)(_body)
+_commands.add_typer(column.column, name="column")
 _commands.add_typer(serve.serve, name="serve")
 _commands.add_typer(ddl.ddl, name="ddl")
 

@@ -27,7 +27,7 @@ EXIT_CODES = {
     ERROR: "an error: a file, a column, a setting, a failed call, bad rows",
     USAGE: "the command line itself is wrong",
     UNTRUSTED: "stored metadata asks for what was not granted",
-    DRIFT: "the function no longer gives the vectors that are stored",
+    DRIFT: "the function does not give the vectors that are stored, or an audit found others",
     MISSING: "a library or a model is not installed",
     BUG: "a bug in embedreg or in an imported module; see --debug",
     INTERRUPTED: "stopped by Ctrl-C; nothing half-written stays",

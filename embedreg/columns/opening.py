@@ -11,7 +11,7 @@ from embedreg.columns.store import ColumnStore
 from embedreg.errors import InputError
 from embedreg.inspection.engines import columns_of
 
-__all__ = ["opened"]
+__all__ = ["is_known", "opened"]
 
 
 def opened(data: Any) -> ColumnStore:
@@ -23,9 +23,7 @@ def opened(data: Any) -> ColumnStore:
         InputError: no engine works on its columns. StorageError: it cannot be opened.
     """
     place = Path(data) if isinstance(data, str | os.PathLike) else data
-    store = columns_of(place)
-    if store is None and isinstance(place, Path):
-        store = open_files(place)
+    store = _store(place)
     if isinstance(store, ColumnStore):
         return store
     what = repr(str(place)) if isinstance(place, Path) else f"a {type(data).__name__}"
@@ -33,3 +31,13 @@ def opened(data: Any) -> ColumnStore:
         f"{what} is not a table or dataset whose columns can be changed.",
         "pass 'DB_DIR/name.lance', or a Parquet or Arrow file or a folder of them",
     )
+
+
+def is_known(path: Path) -> bool:
+    """Return whether a path is data that `opened` opens, as it is written."""
+    return _store(path) is not None
+
+
+def _store(place: Any) -> Any:
+    store = columns_of(place)
+    return open_files(place) if store is None and isinstance(place, Path) else store

@@ -153,7 +153,7 @@ class FilesMigration(Migration):
             facts = self._facts()
             if facts.state != "settled":
                 raise StorageError(f"the migration is {facts.state}, not settled.", "settle it first").for_shell(
-                    "embedreg column settle"
+                    f"embedreg column settle {self._files.path}"
                 )
             last = dataclasses.replace(self._status(facts), state="finished")
             self._staging.forget()
@@ -183,7 +183,7 @@ class FilesMigration(Migration):
                 return
             if facts.state not in ("switched", "settled"):
                 raise ConfigError(f"the migration is {facts.state}: nothing was switched.", "abandon it").for_shell(
-                    "embedreg column abandon"
+                    f"embedreg column abandon {self._files.path}"
                 )
             old, new = self._old(facts), self._new(facts)
             last = dataclasses.replace(self._status(facts), state="rolled back")

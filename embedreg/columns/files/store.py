@@ -195,7 +195,9 @@ class FilesStore(ColumnStore):
 
     def _publish(self, change: Change, options: Options) -> ColumnReport:
         report, entries = stage(self.staging, change, options)
-        self.staging.list_renames(change.key, entries)
+        if not self.staging.list_renames(change.key, entries).files and change.what != "add":
+            self.staging.publish()
+            return report
         changed = self.staging.publish()
         notes = [f"{name} was written by others meanwhile: it is as they left it" for name in changed]
         return dataclasses.replace(report, commits=1, notes=(*report.notes, *notes))
@@ -212,7 +214,7 @@ class FilesStore(ColumnStore):
             raise ConfigError(
                 f"column {found.vector!r} of {self.shown} is being migrated ({found.state}).",
                 f"embedreg.columns.migrations({self.shown!r})[0].switch() or .abandon() first",
-            ).for_shell("embedreg column switch, or embedreg column abandon")
+            ).for_shell(f"embedreg column switch {self.shown}, or embedreg column abandon {self.shown}")
 
     # -- migrating ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,184 @@
+"""`embedreg column migrate`, `switch`, `settle`, `finish`, `rollback` and `abandon`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import typer
+
+from embedreg.cli import column_words, terminal
+from embedreg.cli.column_options import (
+    BatchRows,
+    Cache,
+    Data,
+    DryRun,
+    Key,
+    MaxBadRows,
+    OnError,
+    Settings,
+    SwitchTimeout,
+    To,
+    Vector,
+    Yes,
+    function_of,
+    migration_of,
+    path_of,
+    progress,
+    try_next,
+    vector_of,
+)
+from embedreg.cli.session import AsJson, command
+
+__all__ = ["abandon", "finish", "migrate", "rollback", "settle", "switch"]
+
+_NEXT = {"ready": ("switch",), "switched": ("settle",), "settled": ("finish", "rollback")}
+
+
+@command
+def migrate(
+    data: Data,
+    to: To,
+    settings: Settings = None,
+    vector: Vector = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Another name for the column: readers of the old one then fail instead of mixing models."),
+    ] = None,
+    no_switch: Annotated[bool, typer.Option("--no-switch", help="Stage only; `switch` follows.")] = False,
+    index: Annotated[
+        Literal["like", "none"], typer.Option(help="Build the old column's vector index for the new vectors, or none.")
+    ] = "like",
+    no_keep: Annotated[
+        bool, typer.Option("--no-keep", help="Keep no copy of the old vectors; a rollback may have to embed them.")
+    ] = False,
+    no_digest: Annotated[bool, typer.Option("--no-digest", help="Write no row digests.")] = False,
+    on_error: OnError = "null",
+    max_bad_rows: MaxBadRows = None,
+    batch_rows: BatchRows = 8192,
+    cache: Cache = None,
+    key: Key = None,
+    switch_timeout: SwitchTimeout = 60.0,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change the function of a vector column. The old vectors come back with `embedreg column rollback`.
+
+    All rows are embedded beside the data first, which stays as it is. Then vectors and declaration are switched, and
+    what others wrote meanwhile is embedded. Stopped at any moment, the same command goes on.
+    """
+    from embedreg import columns
+
+    path = path_of(data)
+    column = vector_of(path, vector)
+    function = function_of(to, settings)
+    if dry_run:
+        _would_migrate(data, path, column, to, as_json)
+        return
+    with progress("embedding", path) as bar:
+        found = columns.migrate(
+            path,
+            column,
+            function,
+            name=name,
+            switch=not no_switch,
+            index=index,
+            keep=not no_keep,
+            digest=not no_digest,
+            on_error=on_error,
+            max_bad_rows=max_bad_rows,
+            batch_rows=batch_rows,
+            cache=cache,
+            key=key,
+            switch_timeout_s=switch_timeout,
+            yes=yes,
+            progress=bar,
+        )
+    _print(data, found.status, vector, as_json)
+
+
+def _would_migrate(data: str, path: object, column: str, to: str, as_json: bool) -> None:
+    from embedreg import columns
+
+    found = next((each for each in columns.status(path) if each.vector == column), None)
+    if found is None:
+        raise typer.BadParameter(f"{data} declares no column {column!r}.")
+    todo = found.rows - found.null_source
+    made = columns.ColumnReport(column, "stage", found.rows, todo, todo, dry_run=True)
+    if not as_json and found.migration is not None:
+        terminal.say(column_words.migration_line(found.migration))
+    if not as_json:
+        terminal.say(f"{data}: {column} would change from {found.function or '?'} to {to}")
+    column_words.print_reports(data, [made], as_json=as_json)
+
+
+def _print(data: str, found: object, vector: str | None, as_json: bool) -> None:
+    from embedreg.columns.results import MigrationStatus
+
+    assert isinstance(found, MigrationStatus)
+    column_words.print_migration(data, found, as_json=as_json)
+    if not as_json:
+        options = [] if vector is None else ["--vector", vector]
+        for each in _NEXT.get(found.state, ()):
+            try_next(each, data, *options)
+
+
+@command
+def switch(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Publish the staged vectors of `migrate --no-switch`, or complete a switch that was interrupted."""
+    found = migration_of(path_of(data), vector)
+    if not dry_run:
+        with terminal.status("switching"):
+            found.switch()
+    _done(data, found.status, vector, dry_run, as_json)
+
+
+@command
+def settle(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Embed the rows that other writers changed while a migration went on; run it again as long as they write."""
+    found = migration_of(path_of(data), vector)
+    if not dry_run:
+        with terminal.status("settling"):
+            report = found.settle()
+        if not as_json:
+            column_words.print_reports(data, [report], as_json=False)
+    _done(data, found.status, vector, dry_run, as_json)
+
+
+@command
+def finish(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """End a settled migration: remove the old vectors and all else that the way back needs."""
+    found = migration_of(path_of(data), vector)
+    if not dry_run:
+        found.finish()
+    _done(data, found.status, vector, dry_run, as_json)
+
+
+@command
+def rollback(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Give the old vectors and the old function back; rows written since the switch are embedded with it."""
+    found = migration_of(path_of(data), vector)
+    if not dry_run:
+        with terminal.status("rolling back"):
+            found.rollback()
+    _done(data, found.status, vector, dry_run, as_json)
+
+
+@command
+def abandon(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Remove what a migration has staged, before its switch; the data stays as it is."""
+    found = migration_of(path_of(data), vector)
+    if not dry_run:
+        found.abandon()
+    _done(data, found.status, vector, dry_run, as_json)
+
+
+def _done(data: str, found: object, vector: str | None, dry_run: bool, as_json: bool) -> None:
+    from embedreg.columns.results import MigrationStatus
+
+    assert isinstance(found, MigrationStatus)
+    if dry_run:
+        column_words.print_migration(data, replace(found, notes=(*found.notes, "nothing was written")), as_json=as_json)
+        return
+    _print(data, found, vector, as_json)

@@ -1,0 +1,175 @@
+"""`embedreg column`: the life of a vector column from a shell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import embedreg
+
+HASHING = ("--set", "dim=16")
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder of two Parquet files with five texts, one of them null."""
+    data = tmp_path / "notes"
+    data.mkdir()
+    for name, texts in (("a", ["pay the bill", "water the plants", None]), ("b", ["call home", "buy milk"])):
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), data / f"{name}.parquet")
+    return data
+
+
+@pytest.fixture
+def added(notes: Path, cli: Callable) -> Path:
+    """The same with a column of vectors."""
+    cli("column", "add", "notes", "-f", "hashing", *HASHING)
+    return notes
+
+
+def content(data: Path) -> dict[str, bytes]:
+    """Return every file of a folder."""
+    return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+def test_a_column_is_added_and_described(notes: Path, cli: Callable) -> None:
+    """`add` says what it did and `status` counts rows by class; what the data declares is what was given."""
+    made = cli("column", "add", "notes", "-f", "hashing", *HASHING)
+    assert "notes: vector added: 4 rows of 5 embedded" in made.out
+    assert "embedding: 5 rows in" in made.err
+    assert embedreg.functions_in(notes)["vector"].function.dim == 16
+    [status] = cli("column", "status", "notes", "--json").json
+    assert {name: status[name] for name in ("rows", "fresh", "null_source", "empty", "digest")} == {
+        "rows": 5,
+        "fresh": 4,
+        "null_source": 1,
+        "empty": 0,
+        "digest": "vector__source_digest",
+    }
+    again = cli("column", "add", "notes", "-f", "hashing", *HASHING, expect=1)
+    assert "has a column 'vector' already" in again.err
+    assert "embedreg column fill" in again.err
+
+
+def test_the_status_fits_a_narrow_terminal(added: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table at 100 columns, a block of lines at 60; no line is wider."""
+    for width in (100, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = cli("column", "status", "notes").out.splitlines()
+        assert max(map(len, lines)) <= width
+        assert any("fresh" in line for line in lines)
+        assert any("hashing" in line for line in lines)
+
+
+def test_a_dry_run_writes_nothing_and_says_what_would_be_done(added: Path, cli: Callable) -> None:
+    """Of each command that writes."""
+    pq.write_table(pa.table({"text": ["new"]}), added / "c.parquet")
+    before = content(added)
+    wanted = {
+        ("add", "-f", "hashing", *HASHING, "--vector", "other"): "other: 5 rows would be embedded",
+        ("fill",): "vector: 1 row would be embedded",
+        ("refresh",): "vector: 1 row would be embedded",
+        ("migrate", "--to", "hashing", *HASHING, "--set", "seed=2"): "vector would change from hashing to hashing",
+        ("detach", "--drop"): "the column and its declaration of vector would be removed",
+    }
+    for (name, *options), words in wanted.items():
+        made = cli("column", name, "notes", *options, "--dry-run")
+        assert words in made.out, name
+        assert "nothing was written" in made.err
+        assert content(added) == before
+    cli("column", "migrate", "notes", "--to", "hashing", *HASHING, "--set", "seed=2", "--no-switch")
+    before = content(added)
+    for name in ("switch", "settle", "rollback", "abandon", "finish"):
+        assert "ready (6 of 6 rows staged)" in cli("column", name, "notes", "--dry-run").out
+        assert content(added) == before
+
+
+def test_refresh_embeds_what_changed(added: Path, cli: Callable) -> None:
+    """A new file is embedded with the declared function; then nothing is left."""
+    pq.write_table(pa.table({"text": ["new", "newer"]}), added / "c.parquet")
+    assert "next: embedreg column refresh notes" in cli("column", "status", "notes").err
+    assert "vector refreshed: 2 rows of 7 embedded" in cli("column", "refresh", "notes").out
+    assert "vector refreshed: nothing to embed" in cli("column", "refresh", "notes").out
+    [report] = cli("column", "fill", "notes", "--json").json
+    assert (report["written"], report["commits"]) == (0, 0)
+
+
+def test_a_migration_from_a_shell(added: Path, cli: Callable) -> None:
+    """Staged, switched, settled and rolled back, each command naming the next; the old files come back."""
+    before = content(added)
+    to = ("--to", "hashing", *HASHING, "--set", "seed=2")
+    staged = cli("column", "migrate", "notes", *to, "--no-switch")
+    assert "ready (5 of 5 rows staged)" in staged.out
+    assert "next: embedreg column switch notes" in staged.err
+    assert "migration of vector to hashing: ready" in cli("column", "status", "notes").out
+    assert "not settled" in cli("column", "finish", "notes", expect=1).err
+    assert "next: embedreg column settle notes" in cli("column", "switch", "notes").err
+    assert embedreg.functions_in(added)["vector"].function.seed == 2
+    settled = cli("column", "settle", "notes")
+    assert "settled" in settled.out
+    assert "next: embedreg column rollback notes" in settled.err
+    assert cli("column", "rollback", "notes", "--json").json["state"] == "rolled back"
+    assert content(added) == before
+    assert cli("column", "migrate", "notes", *to, "--json").json["state"] == "settled"
+    assert "finished" in cli("column", "finish", "notes").out
+    assert "no migration of notes is in progress" in cli("column", "rollback", "notes", expect=2).err
+
+
+def test_detach_and_repoint_change_the_declaration_alone(added: Path, cli: Callable) -> None:
+    """A function of other vectors is refused with the exit code of drift; one of the same vectors is declared."""
+    refused = cli("column", "repoint", "notes", "--to", "hashing", *HASHING, "--set", "seed=2", expect=4)
+    assert "have other vectors" in refused.err
+    found = cli("column", "repoint", "notes", "--to", "hashing", *HASHING, "--json").json
+    assert (found["compared"], found["rows"]) == (4, 5)
+    assert "is removed" in cli("column", "detach", "notes").out
+    assert "declares no embedding function" in cli("column", "status", "notes").out
+
+
+def test_a_stored_address_wants_a_grant_and_an_own_function_an_import(
+    notes: Path, cli: Callable, tmp_path: Path
+) -> None:
+    """--import registers a class; `refresh` with metadata that names a host is refused with the option to add."""
+    (tmp_path / "mine.py").write_text(
+        "import embedreg\n"
+        "@embedreg.register('mine')\n"
+        "class Mine(embedreg.TextEmbeddingFunction):\n"
+        "    endpoint: str = ''\n"
+        "    def ndims(self): return 1\n"
+        "    def generate_embeddings(self, texts): return [[len(text)] for text in texts]\n"
+    )
+    mine = ("--import", "./mine.py")
+    cli("column", "add", "notes", "-f", "mine", "--set", "endpoint=http://embed.example", *mine)
+    embedreg.get_registry().reset()
+    pq.write_table(pa.table({"text": ["new"]}), notes / "c.parquet")
+    assert "no embedding function is registered as 'mine'" in cli("column", "refresh", "notes", expect=1).err
+    refused = cli("column", "refresh", "notes", *mine, expect=3)
+    assert "--trust-host embed.example" in refused.err
+    assert "1 row of 6" in cli("column", "refresh", "notes", *mine, "--trust-host", "embed.example").out
+
+
+def test_the_commands_are_imported_when_one_is_used(run_python: Callable) -> None:
+    """`embedreg --help` loads none of them."""
+    code = (
+        "import sys\nfrom embedreg.cli.app import app\nassert app(['--help']) == 0\n"
+        "assert not any(name.startswith('embedreg.cli.column_') for name in sys.modules)\n"
+        "assert app(['column', 'status', '--help']) == 0\n"
+        "assert 'embedreg.cli.column_data' in sys.modules\n"
+    )
+    assert "Count the rows of each vector column" in run_python(code)
+
+
+def test_wrong_usage_is_told_before_anything_is_read(added: Path, cli: Callable) -> None:
+    """A missing table is an error, a missing choice of columns is wrong usage."""
+    assert "there is no such file or table" in cli("column", "status", "nowhere", expect=1).err
+    cli("column", "add", "notes", "-f", "hashing", *HASHING, "--vector", "other", "--yes")
+    assert "--vector is needed: notes declares vector, other" in cli("column", "detach", "notes", expect=2).err
+    assert (
+        "declares no function for column 'nothing'"
+        in cli("column", "refresh", "notes", "--vector", "nothing", expect=1).err
+    )
+    assert json.loads(cli("column", "refresh", "notes", "--vector", "other", "--json").out)[0]["vector"] == "other"
