@@ -46,7 +46,7 @@ def status(data: Data, as_json: AsJson = False) -> None:
     with terminal.status("reading"):
         found = columns.status(path)
     column_words.print_statuses(data, found, as_json=as_json)
-    if not as_json and any(each.todo and each.problem is None for each in found):
+    if not as_json and any((each.todo if each.digest else each.empty) and each.problem is None for each in found):
         try_next("refresh", data)
 
 
