@@ -173,3 +173,26 @@ def test_wrong_usage_is_told_before_anything_is_read(added: Path, cli: Callable)
         in cli("column", "refresh", "notes", "--vector", "nothing", expect=1).err
     )
     assert json.loads(cli("column", "refresh", "notes", "--vector", "other", "--json").out)[0]["vector"] == "other"
+
+
+def test_an_audit_ends_with_the_code_of_drift_where_vectors_are_not_those_of_the_texts(
+    added: Path, cli: Callable
+) -> None:
+    """A sound column ends with 0; one whose texts were changed is told in words, in JSON, and by exit code 4."""
+    assert "0 disagree" in cli("column", "audit", "notes").out
+    path = added / "b.parquet"
+    table = pq.ParquetFile(path).read()
+    pq.write_table(table.set_column(0, "text", pa.array(["another text", "and another"])), path)
+    found = cli("column", "audit", "notes", "--json", expect=4).json
+    assert [each["verdict"] for each in found] == ["stale"]
+    assert "stale" in cli("column", "audit", "notes", "--no-scan", "--sample", "10", expect=4).out
+
+
+def test_a_column_that_nobody_declared_is_identified_among_candidates(added: Path, cli: Callable) -> None:
+    """A candidate is a function with its fields."""
+    cli("column", "detach", "notes")
+    candidates = ("--candidate", "hashing:dim=16,seed=3", "--candidate", "hashing:dim=16")
+    [best, *_] = cli("column", "identify", "notes", "--vector", "vector", *candidates, "--json").json
+    assert best["fits"]
+    assert "seed" not in best["function"]
+    assert "hashing" in cli("column", "identify", "notes", "--vector", "vector", *candidates).out
