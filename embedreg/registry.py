@@ -48,6 +48,7 @@ BUILTINS = {
     "open-clip": "embedreg.functions.open_clip:OpenClipEmbeddings",
     "openai": "embedreg.functions.openai:OpenAIEmbeddings",
     "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
+    "siglip": "embedreg.functions.siglip:SiglipEmbeddings",
     "static": "embedreg.functions.static:StaticEmbeddings",
     "tei": "embedreg.functions.tei:TextEmbeddingsInference",
     "vertex": "embedreg.functions.vertex:VertexEmbeddings",

@@ -59,6 +59,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
                 "LanceDB's local text functions `huggingface`, `colbert`, `gte-text` and `instructor`",
                 ("colbert", "gte-text", "huggingface", "instructor"),
             ),
+            ("`siglip`, images and texts", ("siglip",)),
             ("`static`: model2vec's models", ("static",)),
         )
         for name in names

@@ -9,33 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from embedreg.core.base import Traits
-from embedreg.core.modality import TEXT, source_modality
-from embedreg.core.role import Role
-from embedreg.errors import InputError, RowError
-from embedreg.runtime import progress
-from embedreg.runtime.hardware import workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.image import clip, clip_config, clip_files
-from embedreg.runtime.image.execute import embed_picture
-from embedreg.runtime.local import LocalImageFunction
-from embedreg.runtime.text import truncation
-from embedreg.runtime.text.execute import Made
+from embedreg.runtime.local.image_text import LocalImageTextFunction
 from embedreg.runtime.text.truncation import Truncate
-from embedreg.runtime.vectors import queries
 from embedreg.security.references import is_reference
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["OpenClipEmbeddings"]
 
 
-class OpenClipEmbeddings(LocalImageFunction):
+class OpenClipEmbeddings(LocalImageTextFunction):
     """Embeddings of images and texts, in one space, with the open_clip library.
 
     A query that is a `str` is a text; a PIL image, bytes, a `pathlib.Path` or a numpy array is an image.
@@ -59,8 +47,7 @@ class OpenClipEmbeddings(LocalImageFunction):
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "open-clip"  # also where it is imported directly
     traits: ClassVar[Traits] = replace(
-        LocalImageFunction.traits,
-        modality="image+text",
+        LocalImageTextFunction.traits,
         requires=("open_clip", "PIL"),
         extra=clip_config.EXTRA,
         stock_fields=frozenset({"name", "pretrained", "device", "batch_size", "normalize", "max_retries"}),
@@ -76,11 +63,6 @@ class OpenClipEmbeddings(LocalImageFunction):
     draft: bool = False
     truncate: Truncate = "warn"
     num_threads: int | None = Field(default=None, ge=1)
-
-    @staticmethod
-    def runtime_keys() -> list[str]:
-        """Return the names of the fields that cannot change a returned vector."""
-        return ["truncate"]
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -102,94 +84,6 @@ class OpenClipEmbeddings(LocalImageFunction):
         if self._ndims is None:
             self._ndims = clip_files.ndims(self._files, self.name)
         return int(self._ndims)
-
-    # -- texts and images -------------------------------------------------------------------------------------------
-
-    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
-        """Embed source rows, or queries, each of which may be a text or an image: (n, d) float32.
-
-        If rows fail, the result is a list with a RowError for each image that could not be opened, and under
-        truncate="error" for each text that is too long.
-
-        Raises:
-            InputError: under source_type="text", a source row that is not text.
-        """
-        rows = self.sanitize_input(inputs)
-        if role == "source":
-            return self._embed_texts(rows) if source_modality(self) is TEXT else super().compute_embeddings(rows, role)
-        rows = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)
-        images = [number for number, row in enumerate(rows) if not isinstance(row, str)]
-        if len(images) in (0, len(rows)):
-            return super().compute_embeddings(rows, role) if images else self._embed_queries(rows)
-        found: list[Any] = [None] * len(rows)
-        texts = [number for number, row in enumerate(rows) if isinstance(row, str)]
-        for numbers, embed in ((texts, self._embed_queries), (images, self._embed_query_images)):
-            for number, vector in zip(numbers, embed([rows[number] for number in numbers]), strict=True):
-                found[number] = vector
-        return found
-
-    def generate_text_embeddings(self, text: str) -> np.ndarray:
-        """Embed one text: (d,) float32; LanceDB's method of this name.
-
-        Raises:
-            RowError: the text is too long, under truncate="error".
-        """
-        (made,) = self.compute_query_embeddings(text)
-        if isinstance(made, RowError):
-            raise made
-        return made  # type: ignore[no-any-return]
-
-    def generate_image_embedding(self, image: Any) -> np.ndarray:
-        """Embed one image: (d,) float32; LanceDB's method of this name, where a `str` is a path or a URL."""
-        with self._failing(1):
-            return workers.alone(embed_picture, self._pictures(), image)[0]  # type: ignore[no-any-return]
-
-    def _embed_query_images(self, images: list[Any]) -> Any:
-        return super().compute_embeddings(images, "query")
-
-    def _embed_queries(self, texts: list[str]) -> Any:
-        if not texts:
-            return self._embed_texts(texts)
-        loaded = self._loaded()
-
-        def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
-            with self._failing(len(some)):
-                if len(some) == 1:
-                    made = workers.alone(loaded.embed_texts, some, self.normalize)
-                else:
-                    made = self._in_batches(loaded, some)
-            return made.vectors, made.truncated
-
-        key = (*self._cache_key(), self.normalize)
-        found = queries.recent.look_up(key, texts)
-        known = found.joined(*embed(found.missing)) if found.missing else found.known()
-        return self._settled(Made(*known), loaded)
-
-    def _embed_texts(self, rows: Any) -> Any:
-        texts = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)
-        odd = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
-        if odd is not None:
-            raise InputError(
-                f"row {odd} is {type(texts[odd]).__name__}, not text.", "source_type='image' embeds a column of images"
-            )
-        loaded = self._loaded()
-        with self._failing(len(texts)):
-            return self._settled(self._in_batches(loaded, texts), loaded)
-
-    def _in_batches(self, loaded: clip.Clip, texts: list[str]) -> Made:
-        import numpy as np
-
-        whole = Made(np.empty((len(texts), self.ndims()), np.float32), np.zeros(len(texts), bool))
-        for start, made in loaded.embed_many_texts(
-            texts, self.normalize, batch_size=self.batch_size, threads=self.num_threads
-        ):
-            stop = start + len(made.vectors)
-            whole.vectors[start:stop], whole.truncated[start:stop] = made.vectors, made.truncated
-            progress.report(progress.Step(rows=len(made.vectors)))
-        return whole
-
-    def _settled(self, made: Made, loaded: clip.Clip) -> Any:
-        return truncation.settled(made.vectors, made.truncated, self.truncate, loaded.max_tokens(), self.name)
 
     # -- the model --------------------------------------------------------------------------------------------------
 
@@ -215,18 +109,3 @@ class OpenClipEmbeddings(LocalImageFunction):
     def load(self, device: str) -> clip.Clip:
         """Load the model with its library, in its precision."""
         return clip.load(self.name, self._files(), device, self.precision)
-
-    def _narrow(self, model: clip.Clip, on: str) -> None:
-        """Do nothing: the library has converted the model."""
-
-    def draft_side(self, model: clip.Clip) -> int | None:
-        """Return the side of the model's input in pixels if `draft` is set, else None."""
-        return model.side if self.draft else None
-
-    def prepare(self, model: clip.Clip, picture: Any) -> np.ndarray:
-        """Resize and crop an image as the library does."""
-        return model.preprocess.prepare(picture)
-
-    def forward(self, model: clip.Clip, batch: Any) -> Any:
-        """Normalise the pixels of images, and run the image tower."""
-        return model.embed_images(batch, self.normalize)

@@ -41,16 +41,25 @@ class Clip:
     """
 
     def __init__(self, model: Any, tokenizer: Any, preprocess: Preprocess, device: str, dtype: Any) -> None:
-        self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
-        self.device, self.dtype = device, dtype
+        self._init(model, tokenizer, preprocess, device, dtype)
         size = model.visual.image_size
         self.side = int(max(size) if isinstance(size, tuple | list) else size)
+
+    def _init(self, model: Any, tokenizer: Any, preprocess: Preprocess, device: str, dtype: Any) -> None:
+        self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
+        self.device, self.dtype = device, dtype
         self._lock = ForkSafeLock()  # a Hugging Face tokenizer stores its padding settings: one thread at a time
 
     def embed_images(self, batch: Any, normalize: bool) -> Any:
         """Run the image tower on b prepared images: (b, d) float32, on the model's device."""
-        made = self.model.encode_image(self.preprocess.tensor(batch).to(self.dtype)).float()
+        made = self._image_tower(self.preprocess.tensor(batch).to(self.dtype)).float()
         return _unit(made) if normalize else made
+
+    def _image_tower(self, pixels: Any) -> Any:
+        return self.model.encode_image(pixels)
+
+    def _text_tower(self, tokens: Any) -> Any:
+        return self.model.encode_text(tokens)
 
     def tokens(self, texts: list[str]) -> tuple[Any, np.ndarray]:
         """Tokenize texts: (b, t) int64, and (b,) bool, the texts that exceed the model's limit of tokens."""
@@ -72,7 +81,7 @@ class Clip:
 
         tokens, cut = self.tokens(texts)
         with torch.inference_mode():
-            made = self.model.encode_text(tokens.to(self.device)).float()
+            made = self._text_tower(tokens.to(self.device)).float()
             return Made((_unit(made) if normalize else made).cpu().numpy(), cut)
 
     def embed_many_texts(
