@@ -62,7 +62,7 @@ def kept_rows(batch: pa.RecordBatch, keep: np.ndarray) -> pa.RecordBatch:
 
     try:
         return batch.filter(pa.array(keep))
-    except pa.ArrowNotImplementedError:
+    except pa.ArrowNotImplementedError:  # Arrow filters no run-end encoded columns, list views or unions
         edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
         runs = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
         columns = [pa.concat_arrays([column[start:stop] for start, stop in runs] or [column[:0]]) for column in batch]

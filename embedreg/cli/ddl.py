@@ -12,8 +12,10 @@ from embedreg.cli import terminal
 from embedreg.cli.ddl_declared import EngineGroup
 from embedreg.cli.served import As, Function, Group, Grouped, Like, Set, Vector, build, wanted
 from embedreg.cli.session import TRUST, AsJson, command
+from embedreg.support.display import plain
 
 if TYPE_CHECKING:
+    from embedreg.datasets import places
     from embedreg.engines.databend.spec import Returns
     from embedreg.engines.databend.sql import Layout
 
@@ -108,13 +110,17 @@ def _statements(groups: list[Group], version: str, address: str, table: str, tok
     source, column = ("content", "embedding")
     if first.config is not None:
         source, column = first.config.source_column, first.config.vector_column
-    layout = sql.Layout(table, source, column)
+    others, lacking = (None, []) if first.place is None else _others(first.place, {source, column})
+    layout = sql.Layout(table, source, column, others=others)
+    said = notes(version, token)
+    if lacking:
+        said.append(f"columns without a type in Databend are left out: {', '.join(map(plain, lacking))}")
     return {
         "version": version,
         "address": address,
         "functions": described(groups),
         "server_config": sql.server_config(address, version=version),
-        "notes": notes(version, token),
+        "notes": said,
         "create_functions": [
             sql.create_function(item, address, version=version, token=token)
             for group in groups
@@ -126,6 +132,13 @@ def _statements(groups: list[Group], version: str, address: str, table: str, tok
         ],
         "searches": _searches(first, layout),
     }
+
+
+def _others(place: places.Place, without: set[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    from embedreg.datasets.sources import open_source
+    from embedreg.engines.databend.columns import sql_columns
+
+    return sql_columns(open_source(place).schema, without)
 
 
 def _searches(group: Group, layout: Layout) -> list[str]:

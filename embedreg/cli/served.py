@@ -100,11 +100,13 @@ class Group:
         rows: the SQL function for rows of a table, or for the requested role.
         queries: the SQL function for queries, if they are embedded differently.
         config: the declaration that it was read from, if any.
+        place: the data that has it.
     """
 
     rows: Served
     queries: Served | None
     config: EmbeddingFunctionConfig | None
+    place: places.Place | None = None
 
     @property
     def served(self) -> list[Served]:
@@ -160,7 +162,7 @@ def build(each: Wanted, returns: Returns) -> Group:
     from embedreg.engines.databend.spec import Served, inputs
     from embedreg.engines.databend.worker import queries_differ
 
-    config = None
+    config = place = None
     if each.like is not None:
         place = places.find(each.like)
         config = choose(functions_in(place.path), each.vector, str(place.path))
@@ -175,4 +177,4 @@ def build(each: Wanted, returns: Returns) -> Group:
     returns = each.returns or returns
     rows = Served(name, function, each.role or "source", kind, returns)
     alone = each.role is not None or not (queries_differ(function) or kind != TEXT.name)
-    return Group(rows, None if alone else Served(f"{name}_query", function, "query", TEXT.name, returns), config)
+    return Group(rows, None if alone else Served(f"{name}_query", function, "query", TEXT.name, returns), config, place)

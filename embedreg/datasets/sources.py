@@ -224,7 +224,7 @@ class Source:
                     columns=columns, filter=where, batch_size=batch_rows, batch_readahead=2, fragment_readahead=1
                 )
                 yield from scan.to_batches()
-            except pa.ArrowNotImplementedError as exc:
+            except pa.ArrowNotImplementedError as exc:  # Arrow has no kernel that compares these two types
                 hint = "compare strings with 'strings' and numbers with numbers; embedreg inspect shows the types"
                 raise InputError(f"--where cannot be computed: {exc}.", hint) from exc
 

@@ -218,7 +218,7 @@ def _why(exc: Exception) -> str:
     # Pillow's plug-ins raise OSError and SyntaxError for everything: only the message distinguishes these
     if isinstance(exc, EOFError) or re.search(r"truncated|not enough|premature|too small|unexpected end", text, re.I):
         return "the image is truncated"
-    if "unsupported" in text or isinstance(exc, NotImplementedError):
+    if "unsupported" in text or isinstance(exc, NotImplementedError):  # which plug-ins raise for some compressions
         return "the image is of a kind that Pillow cannot decode"
     return f"the image is damaged ({kind} from its decoder)"
 

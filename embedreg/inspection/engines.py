@@ -127,7 +127,7 @@ class Engine:
         Raises:
             EmbedregError: it cannot be read.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # never called: `reads` returned False
 
     def columns(self, data: Any) -> Any:
         """Return a `ColumnStore` of data, an object or a `Path`, for `embedreg.columns`; None for data of others.

@@ -292,7 +292,7 @@ def _refuse_unwritable(schema: pa.Schema, target: Target) -> None:
             pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([item])).close()
             if not pa.types.is_fixed_size_list(item.type) or item.type.list_size:
                 continue
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # Arrow raises either for a type without a Parquet form
             pass
         raise SchemaError(
             f"column {plain(item.name, 80)!r} is {item.type}, which Parquet cannot hold.",

@@ -69,6 +69,7 @@ _PERMANENT_TYPES = (
 _PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG})
 # Header, and its units per second; a plain dict of headers is case-sensitive.
 _RETRY_AFTER = (("retry-after-ms", 1000.0), ("retry-after", 1.0), ("Retry-After", 1.0))
+_MAX_CAUSES = 20  # that are followed: causes can refer to each other
 _PERMANENT_NAMES = frozenset({"OutOfMemoryError"})  # torch's, not imported here: waiting does not free memory
 # Missing credentials, refused parameters and settings of clients, which have no status: library -> base classes, and
 # the classes below them that are errors of the network after all.
@@ -192,7 +193,8 @@ def is_transient(exc: BaseException) -> bool:
 
     Transient errors are connection errors, timeouts, HTTP 408, 409, 425, 429 and 5xx, and unknown exception types. Not
     transient are programming errors, refused requests, missing or refused keys, missing memory, disk space or files,
-    and embedreg's own errors, except a `CallError` that is marked as transient.
+    and embedreg's own errors, except a `CallError` that is marked as transient. A plain `RuntimeError` is as transient
+    as its cause: `raise RuntimeError(...) from exc`, or the error that was being handled; alone it is a bug.
     """
     if isinstance(exc, CallError):
         return exc.transient
@@ -203,12 +205,25 @@ def is_transient(exc: BaseException) -> bool:
         return status in _TRANSIENT_STATUS or (status >= 500 and status not in _PERMANENT_5XX)
     if isinstance(exc, _TRANSIENT_TYPES):
         return True
+    if type(exc) is RuntimeError:  # Python's and torch's for bugs, and users' for what a service answered
+        cause = _cause_of(exc)
+        return cause is not None and is_transient(cause)
     if isinstance(exc, _PERMANENT_TYPES) or type(exc).__name__ in _PERMANENT_NAMES or _is_lasting(type(exc)):
         return False
     retryable = getattr(exc, "retryable", None)  # google-auth's errors
     if isinstance(retryable, bool):
         return retryable
     return not (isinstance(exc, OSError) and exc.errno in _PERMANENT_ERRNO)
+
+
+def _cause_of(exc: BaseException) -> BaseException | None:
+    """Return the first error behind a plain RuntimeError that is not one itself; None if there is none."""
+    found: BaseException | None = exc
+    for _ in range(_MAX_CAUSES):
+        if found is None or type(found) is not RuntimeError:
+            return found
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    return None
 
 
 def _is_lasting(kind: type[BaseException]) -> bool:

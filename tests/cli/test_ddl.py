@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import embedreg
 from embedreg.engines.databend.sql import functions_in_comments
+from tests.engines.databend_engine import Engine
 
 TWO_SIDED = '''
 import embedreg
@@ -75,6 +78,38 @@ def test_like_takes_the_function_that_data_declares(cli: Callable, texts: Path, 
         "FROM db.notes_embedded\n"
         "ORDER BY distance ASC LIMIT 5;"
     )
+
+
+def test_like_prints_the_columns_of_the_data(cli: Callable, tmp_path: Path, tmp_path_factory: Any) -> None:
+    """With their types, in place of `id`; what Databend has no type for is named; Databend takes what is printed."""
+    fn = embedreg.get("hashing").create(dim=4)
+    columns = {
+        "isbn no": pa.array(["1"]),
+        "pages": pa.array([2], pa.uint16()),
+        "at": pa.array([0], pa.timestamp("us", "UTC")),
+        "price": pa.array([None], pa.decimal128(9, 2)),
+        "tags": pa.array([["a"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+        "place": pa.array([{"x": 1}]),
+        "text": pa.array(["a"]),
+        "given": pa.array([[1.0]], pa.list_(pa.float32(), 1)),
+    }
+    pq.write_table(embedreg.embed_table(pa.table(columns), fn.bind("text", "vector")), tmp_path / "books.parquet")
+    found = cli("ddl", "databend", "--like", "books.parquet", "--table", "books", "--json").json
+    names = '"isbn no", pages, at, price, tags'
+    defined = '"isbn no" STRING, pages SMALLINT UNSIGNED, at TIMESTAMP, price DECIMAL(9, 2), tags ARRAY(STRING)'
+    assert found["create_tables"][0] == f"CREATE TABLE IF NOT EXISTS books ({defined}, text STRING);"
+    assert f"AS SELECT {names}, text, ai_embed_4(text) FROM books;" in found["create_tables"][1]
+    assert found["searches"][1].startswith(f"SELECT {names}, text, cosine_distance(")
+    assert found["notes"] == ["columns without a type in Databend are left out: place"]
+    assert "-- columns without a type" in cli("ddl", "databend", "--like", "books.parquet").out
+    with Engine(tmp_path_factory.mktemp("engine")) as engine:
+        engine.sql(found["create_tables"][0])
+        engine.sql(f"SELECT {names}, text FROM books")
+    bare = embedreg.embed_table(pa.table({"text": ["a"]}), fn.bind("text", "vector"))
+    pq.write_table(bare, tmp_path / "bare.parquet")
+    found = cli("ddl", "databend", "--like", "bare.parquet", "--json").json
+    assert found["create_tables"][0] == "CREATE TABLE IF NOT EXISTS articles (text STRING);"
+    assert found["searches"][0].startswith("SELECT text, cosine_distance(vector, ")
 
 
 def test_like_needs_a_declaration(cli: Callable, texts: Path, tmp_path: Path) -> None:

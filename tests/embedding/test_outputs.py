@@ -528,7 +528,7 @@ def test_an_interrupt_is_not_a_failed_call(kind: type[BaseException]) -> None:
 def test_each_retry_is_a_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log has the function, the error type and the delay, but not the error's message."""
     monkeypatch.setattr("embedreg.support.retry.FIRST_WAIT_S", 0.001)
-    fails = iter([RuntimeError("the input was 'secret'")] * 2)
+    fails = iter([ConnectionError("the input was 'secret'")] * 2)
 
     def flaky(texts: list[str]) -> Any:
         if (problem := next(fails, None)) is not None:
@@ -539,7 +539,7 @@ def test_each_retry_is_a_line(caplog: pytest.LogCaptureFixture, monkeypatch: pyt
         assert embed_column(gives(flaky, max_retries=7), ["a"]).valid.all()
     said = [record.getMessage() for record in caplog.records if record.name == "embedreg"]
     assert len(said) == 2
-    assert said[0].startswith("your function 'gives': call 1 of 8 failed (RuntimeError); trying again in 0.0 s")
+    assert said[0].startswith("your function 'gives': call 1 of 8 failed (ConnectionError); trying again in 0.0 s")
     assert "secret" not in "".join(said)
 
 

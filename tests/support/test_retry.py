@@ -110,6 +110,25 @@ def test_stamina_s_switch_works_on_us() -> None:
     assert flaky.calls == 1
 
 
+def caused(error: Exception, cause: Exception | None) -> Exception:
+    """Return an error as `raise error from cause` leaves it, while another was handled."""
+    error.__cause__, error.__context__ = cause, TimeoutError()
+    return error
+
+
+def during(error: Exception, other: Exception) -> Exception:
+    """Return an error as it is raised while another is handled."""
+    error.__context__ = other
+    return error
+
+
+def in_a_circle() -> Exception:
+    """Return an error whose causes refer to each other."""
+    error, other = RuntimeError("one"), RuntimeError("other")
+    error.__cause__, other.__cause__ = other, error
+    return error
+
+
 PASSING: list[Exception] = [
     *(VendorError(status) for status in (408, 409, 425, 429, 500, 502, 503, 504, 529)),
     ConnectionRefusedError(),
@@ -118,7 +137,9 @@ PASSING: list[Exception] = [
     OSError(errno.ENETUNREACH, "network unreachable"),
     VendorError(),
     Exception("a bare one, as LanceDB-style classes raise it"),
-    RuntimeError("who knows"),
+    caused(RuntimeError("the service failed"), ConnectionResetError()),
+    caused(RuntimeError("outer"), caused(RuntimeError("inner"), VendorError(503))),
+    during(RuntimeError("while it was handled"), TimeoutError()),
     urllib.error.HTTPError("http://x", 503, "busy", email.message.Message(), None),
 ]
 LASTING: list[BaseException] = [
@@ -140,6 +161,10 @@ LASTING: list[BaseException] = [
     FileNotFoundError(),
     PermissionError(),
     OSError(errno.ENOSPC, "no space left"),
+    RuntimeError("a bug of the user's, or torch's"),
+    caused(RuntimeError("the service refused it"), VendorError(401)),
+    caused(RuntimeError("not shown"), None),
+    in_a_circle(),
     type("OutOfMemoryError", (RuntimeError,), {})(),
     EmbedregError("ours"),
     CallError("ours"),

@@ -72,6 +72,10 @@ _OPTIONS = [
 ]
 
 
+class _UnknownMethodError(Exception):
+    """A method of Flight that this server does not answer."""
+
+
 @dataclass
 class _Chunk:
     """Part of an answer.
@@ -166,7 +170,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         raise flight.FlightUnauthenticatedError("the embedding server requires a token: authorization: Bearer ...")
 
     async def _unknown(self, call: OpenCall, context: Any) -> None:
-        raise NotImplementedError
+        raise _UnknownMethodError
 
     async def _handle(self, answer: Callable[[OpenCall, Any], Awaitable[None]], context: Any) -> None:
         """Answer a call; whatever fails it leaves as one status of gRPC."""
@@ -187,7 +191,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 self._metrics.add(open_.name, "cancelled")
                 raise
             code, detail, message = self._failed(open_, problem)
-        except NotImplementedError:
+        except _UnknownMethodError:
             code, message = grpc.StatusCode.UNIMPLEMENTED, "this server answers DoExchange and GetFlightInfo only"
         except BaseException as exc:  # noqa: BLE001  # gRPC sends what is raised with its text
             code, detail, message = self._failed(open_, exc)

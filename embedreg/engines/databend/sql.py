@@ -195,13 +195,26 @@ class Layout:
         table: what is to be searched; see `table_name`.
         source: its column that is embedded.
         vector: the column of the vectors.
-        key: a column that tells rows apart.
+        key: a column that tells rows apart, of BIGINT.
+        others: the names and SQL types of the columns beside these two, in place of `key`; see `columns.sql_columns`.
     """
 
     table: str | Sequence[str] = "articles"
     source: str = "content"
     vector: str = "embedding"
     key: str = "id"
+    others: Sequence[tuple[str, str]] | None = None
+
+    @property
+    def beside(self) -> list[str]:
+        """The quoted names of the columns beside the source and the vectors."""
+        return [identifier(self.key)] if self.others is None else [identifier(name) for name, _ in self.others]
+
+    @property
+    def defined(self) -> list[str]:
+        """These columns with their SQL types."""
+        types = ["BIGINT"] if self.others is None else [kind for _, kind in self.others]
+        return [f"{name} {kind}" for name, kind in zip(self.beside, types, strict=True)]
 
     @property
     def embedded(self) -> tuple[str, ...]:
@@ -212,8 +225,8 @@ class Layout:
 
 def create_source_table(served: Served, layout: Layout) -> str:
     """Return the statement that makes the table with the rows, where there is none."""
-    columns = f"{identifier(layout.key)} BIGINT, {identifier(layout.source)} {inputs()[served.input]}"
-    return f"CREATE TABLE IF NOT EXISTS {table_name(layout.table)} ({columns});"
+    columns = [*layout.defined, f"{identifier(layout.source)} {inputs()[served.input]}"]
+    return f"CREATE TABLE IF NOT EXISTS {table_name(layout.table)} ({', '.join(columns)});"
 
 
 def create_vector_table(
@@ -229,9 +242,9 @@ def create_vector_table(
     Raises:
         ConfigError: as `create_function`, or the function has no name under which others could find it.
     """
-    key, source, vector = (identifier(name) for name in (layout.key, layout.source, layout.vector))
+    source, vector = identifier(layout.source), identifier(layout.vector)
     columns = [
-        f"{key} BIGINT",
+        *layout.defined,
         f"{source} {inputs()[served.input]}",
         # a column of ARRAY(FLOAT) has items that may be null, which cosine_distance does not take
         f"{vector} {_vector_type(served, 'FLOAT NOT NULL')} COMMENT {literal(_comment(served, layout, config))}",
@@ -244,7 +257,8 @@ def create_vector_table(
             f"CREATE TABLE {table_name(layout.embedded)} (",
             ",\n".join(f"    {column}" for column in columns),
             ")",
-            f"AS SELECT {key}, {source}, {identifier(served.name)}({source}) FROM {table_name(layout.table)};",
+            f"AS SELECT {', '.join([*layout.beside, source, f'{identifier(served.name)}({source})'])} "
+            f"FROM {table_name(layout.table)};",
         ]
     )
 
@@ -268,11 +282,11 @@ def search(
         text: what to search for.
         limit: how many rows.
     """
-    key, source, vector = (identifier(name) for name in (layout.key, layout.source, layout.vector))
+    source, vector = identifier(layout.source), identifier(layout.vector)
     left = vector if stored else f"{identifier(served.name)}({source})"
     right = f"{identifier((query or served).name)}({literal(text)})"
     # A picture in a result is of no use.
-    shown = [key, source] if MODALITIES[served.input].by_content else [key]
+    shown = [*layout.beside, source] if MODALITIES[served.input].by_content or not layout.beside else layout.beside
     return "\n".join(
         [
             f"SELECT {', '.join(shown)}, {_DISTANCES[_metric(served)]}({left}, {right}) AS distance",

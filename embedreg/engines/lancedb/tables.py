@@ -286,6 +286,7 @@ def _newest_schema(table: Any) -> pa.Schema:
     try:
         newest = table._conn.open_table(table.name, namespace_path=table.namespace, branch=table.current_branch())
         schema: pa.Schema = newest.schema
+    # NotImplementedError: tables of a remote database
     except (AttributeError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError):
         schema = table.schema  # a client that cannot open a table twice: what its handle knows is all there is
     return schema
@@ -332,6 +333,7 @@ def _unrecorded() -> Iterator[None]:
     """Log what keeps the probe from being recorded: the rows are written by now, and the next `add` tries again."""
     try:
         yield
+    # NotImplementedError: tables of a remote database have no schema metadata to replace
     except (EmbedregError, NotImplementedError, OSError, RuntimeError, ValueError) as exc:
         log.warning("the rows are added; the probe of their vectors could not be recorded: %s", first_line(exc))
 

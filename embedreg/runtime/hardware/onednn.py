@@ -76,7 +76,7 @@ def _verified_product() -> Product | None:
     with torch.inference_mode():
         try:
             made = product(left, weight, bias)
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError):  # this torch has no such operator, or not for these sizes
             return None
         return product if torch.allclose(made, left @ weight.t() + bias, rtol=0, atol=_CLOSE) else None
 

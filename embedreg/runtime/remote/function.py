@@ -376,7 +376,7 @@ class RemoteFunction(EmbeddingFunction):
     def _call_error(self, refused: _Refused, batch: Batch) -> CallError:
         """Return the error for a failed request; its cause is the client library's error unless that repeats inputs."""
         rows = [row for row, _ in batch if row >= 0]
-        what = f"{span(rows)} of this call could not be embedded" if rows else "the service cannot be used"
+        what = f"the request for {span(rows)} of this call failed" if rows else "the service cannot be used"
         error = CallError(f"{self._failure_text(what, refused, batch)}.", refused.hint)
         if not repeats(str(refused.__cause__), batch):
             error.__cause__ = refused.__cause__

@@ -158,7 +158,7 @@ def test_a_single_refused_text_is_told_from_a_service_that_refuses_all() -> None
     assert isinstance(made, RowError)
     assert Lengths.seen == [["poison"], ["hello"]]
     Lengths.answers += [Answer(400, "no such deployment"), Answer(400, "no such deployment")]
-    with pytest.raises(CallError, match=r"row 0 of this call could not be embedded \(HTTP 400\): no such deployment"):
+    with pytest.raises(CallError, match=r"the request for row 0 of this call failed \(HTTP 400\): no such deployment"):
         Lengths().generate_embeddings(["fine"])
 
 
