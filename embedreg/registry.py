@@ -238,7 +238,9 @@ class EmbeddingFunctionRegistry:
         """
         cls = self.get(name)
         alias = name.removeprefix(OWN_PREFIX)
-        missing = [module for module in cls.traits.requires if not importable(module)]
+        wanted = (cls.traits.requires, *cls.traits.alternatives)
+        lacking = [[module for module in modules if not importable(module)] for modules in wanted]
+        missing = [] if [] in lacking else lacking[0]
         return {
             "name": alias,
             "class": f"{cls.__module__}.{cls.__qualname__}",

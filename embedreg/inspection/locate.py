@@ -15,7 +15,15 @@ from embedreg.declaration import codec, drift, manifest
 from embedreg.declaration.codec import Entry, Functions
 from embedreg.declaration.comments import metadata_in_comments
 from embedreg.declaration.drift import Drift
-from embedreg.errors import EmbedregError, Grant, InputError, MetadataError, StorageError, UntrustedError
+from embedreg.errors import (
+    EmbedregError,
+    Grant,
+    InputError,
+    MetadataError,
+    ModelNotFoundError,
+    StorageError,
+    UntrustedError,
+)
 from embedreg.inspection.engines import comes_from, engine_of
 from embedreg.registry import get_registry
 from embedreg.security import references
@@ -287,7 +295,8 @@ def inspect(data: Any) -> list[dict[str, Any]]:
         One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, with
         hard-coded secrets redacted), the recorded properties (`format`, `ndims`, `dtype`, `normalized`,
         `metric`, `prompts`, `fingerprint`, `identity`, `producer`, and `probe` as a bool), `status` ("ready", or the
-        name of the error), `problem`, `hint`, `needed` (for `embedreg.trust(**needed)`) and `notes`.
+        name of the error), `problem`, `hint`, `needed` (for `embedreg.trust(**needed)`), `notes`, and `backend`: what
+        runs the model here and what was passed over, or None if the function has no back ends or no model here.
     """
     functions = functions_in(data)
     found = []
@@ -306,9 +315,21 @@ def inspect(data: Any) -> list[dict[str, Any]]:
                 "hint": None if problem is None else problem.hint,
                 "needed": _listed(problem.needed) if isinstance(problem, UntrustedError) else {},
                 "notes": list(functions.noted.get(column, ())),
+                "backend": _backend(functions, column) if problem is None else None,
             }
         )
     return found
+
+
+def _backend(functions: Functions, column: str) -> str | None:
+    """Return the back end that a function chooses on this machine, from files that are here."""
+    chosen = getattr(functions[column].function, "chosen_backend", None)
+    if chosen is None:
+        return None
+    try:
+        return str(chosen(download=False))
+    except EmbedregError as exc:
+        return None if isinstance(exc, ModelNotFoundError) else f"none: {exc.message}"
 
 
 def _listed(grant: Grant) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from embedreg.runtime import cache
 from embedreg.runtime.hardware import precision
 from embedreg.runtime.models import conversions
 from embedreg.runtime.text import openvino as openvino_backend
-from embedreg.runtime.text.openvino import _library
+from embedreg.runtime.text.compilation import library as _library
 from embedreg.runtime.vectors import queries
 
 MODELS = ["causal", "mean", "cls-dense"]
@@ -52,7 +52,7 @@ def openvino() -> Any:
 
 def create(name: Any = "all-MiniLM-L6-v2", **config: Any) -> SentenceTransformerEmbeddings:
     """Create the function on the CPU."""
-    return SentenceTransformerEmbeddings.create(name=str(name), **{"device": "cpu", **config})
+    return SentenceTransformerEmbeddings.create(name=str(name), **{"device": "cpu", "backend": "torch", **config})
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ def nothing_left() -> Iterator[None]:
 
 def create(name: Any = "all-MiniLM-L6-v2", **config: Any) -> SentenceTransformerEmbeddings:
     """Create the function on the CPU."""
-    return SentenceTransformerEmbeddings.create(name=str(name), **{"device": "cpu", **config})
+    return SentenceTransformerEmbeddings.create(name=str(name), **{"device": "cpu", "backend": "torch", **config})
 
 
 def library(path: Path) -> Any:

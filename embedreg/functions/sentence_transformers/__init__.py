@@ -1,4 +1,4 @@
-"""The `sentence-transformers` function: any model of that library.
+"""The `sentence-transformers` function: any model of that library, run by it or by the light back end.
 
 It has the fields and defaults of LanceDB's function of this name, except that a model's own code runs only on request.
 Sources are embedded as by the library's `encode_document` and queries as by `encode_query`: with the prompt that the
@@ -8,6 +8,8 @@ model was trained with. Only batching and scheduling are embedreg's.
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
 import os
 from collections.abc import Hashable
 from dataclasses import replace
@@ -27,10 +29,14 @@ from embedreg.runtime.models import folders, integrity, weights
 from embedreg.runtime.text import backend, library
 from embedreg.runtime.text.backend import BackendName, ModelBackend
 from embedreg.runtime.text.execute import Made
+from embedreg.runtime.text.light import choice
+from embedreg.runtime.text.light.choice import Choice
 from embedreg.runtime.text.truncation import Truncate
 from embedreg.security.references import is_reference
 
 __all__ = ["SentenceTransformerEmbeddings"]
+
+log = logging.getLogger("embedreg")
 
 TASKS: dict[Role, Literal["query", "document"]] = {"query": "query", "source": "document"}  # the library's names
 
@@ -53,8 +59,9 @@ class SentenceTransformerEmbeddings(LocalFunction):
             for the model's own setting.
         precision: number type of the transformer's computation; vectors are always float32. Types other than "float32"
             are allowed only on hardware that is faster with them.
-        backend: "torch", or "openvino" on a CPU (the extra [openvino]), which is faster and agrees to 1e-5; "auto" is
-            "torch".
+        backend: "torch"; on a CPU also "light" (the extra [light], without torch), or "openvino" (the extra
+            [openvino]), which converts torch's model; all agree to 1e-5. "auto" is torch if there is a GPU, else light
+            if it can run the model, else torch.
         query_prompt, document_prompt: text to prepend to queries and sources; None for the model's own, "" for none.
     """
 
@@ -64,6 +71,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
     traits: ClassVar[Traits] = replace(
         LocalFunction.traits,
         requires=("sentence_transformers",),
+        alternatives=(choice.REQUIRED[choice.LIGHT],),
         extra="sentence-transformers",
         stock_fields=frozenset({"name", "device", "normalize", "trust_remote_code", "max_retries"}),
     )
@@ -82,6 +90,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
     query_prompt: str | None = None
     document_prompt: str | None = None
 
+    _chosen: tuple[Hashable, Choice] | None = PrivateAttr(default=None)
     _known_prompts: dict[bool, tuple[str, str]] = PrivateAttr(default_factory=dict)
 
     @staticmethod
@@ -118,6 +127,10 @@ class SentenceTransformerEmbeddings(LocalFunction):
         """Return the prompts in the model's files by name, and the name of the default prompt."""
         return folders.prompts(path)
 
+    def _choose(self, path: Path) -> Choice:
+        """Choose the back end of a model under "auto"."""
+        return choice.choose(path, self.name, self.device, self.precision)
+
     # -- the contract -------------------------------------------------------------------------------------------------
 
     def ndims(self) -> int:
@@ -125,7 +138,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
         if self._ndims is None:
             width = self._width(self._files().path)
             if width is None:
-                width = int(workers.alone(library.encode, self._loaded(), ["x"], "encode").shape[1])
+                width = int(workers.alone(self._library().ndims, self._loaded()))
             self._ndims = width if self.truncate_dim is None else min(width, self.truncate_dim)
         return int(self._ndims)
 
@@ -157,15 +170,17 @@ class SentenceTransformerEmbeddings(LocalFunction):
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a source text before truncation, prompt and special tokens included."""
-        return library.count_tokens(self._loaded(), self._prompts()[1] + text)
+        return int(self._library().count_tokens(self._loaded(), self._prompts()[1] + text))
 
     def max_tokens(self) -> int | None:
         """Return the maximum number of tokens that the model reads of a text; None if there is no limit."""
-        return library.max_tokens(self._loaded())
+        limit: int | None = self._library().max_tokens(self._loaded())
+        return limit
 
     def flops_per_token(self) -> float | None:
         """Return the operations of the transformer's matrix products per token, without attention scores; or None."""
-        return library.flops_per_token(self._loaded())
+        flops: float | None = self._library().flops_per_token(self._loaded())
+        return flops
 
     # -- the model --------------------------------------------------------------------------------------------------
 
@@ -189,16 +204,20 @@ class SentenceTransformerEmbeddings(LocalFunction):
         """Return the model's folder and the settings that change its weights: prompts, width and back end do not."""
         files = self._files()
         stamp = files.stamp() if files.origin == "local" else 0
-        return "sentence-transformers", str(files.path), stamp, self.trust_remote_code, self._weights_precision()
+        kind = self._kind()
+        key = "sentence-transformers", str(files.path), stamp, self.trust_remote_code, self._weights_precision()
+        return key if kind.torch else (*key, kind.library)  # torch's back ends share one copy
 
     def _weights_precision(self) -> Precision:
         return "float32" if self._kind().compiles else self.precision  # compiled from float32 weights
 
     def load(self, device: str) -> Any:
-        """Load the model with its library."""
+        """Load the model with its library, or the light back end."""
         files = self._files()
         own = files.origin == "local" and not self.from_metadata
-        return library.load(files, self.name, device, code=self.trust_remote_code, own=own, revision=self.revision)
+        return self._library().load(
+            files, self.name, device, code=self.trust_remote_code, own=own, revision=self.revision
+        )
 
     def _narrow(self, model: Any, on: str) -> None:
         parts = library.transformers(model)
@@ -206,26 +225,55 @@ class SentenceTransformerEmbeddings(LocalFunction):
             raise ConfigError(f"the model {self.name!r} has no transformer to convert.", "precision='float32'")
         precision.convert(parts, self.precision, on, lambda: model(model.preprocess(["a", "and some more words"])))
 
-    def _kind(self) -> type[ModelBackend]:
-        return backend.find(self.backend)
+    def chosen_backend(self, *, download: bool = True) -> Choice:
+        """Return the back end that runs the model here, and why others were passed over.
 
-    def _compiled(self, model: Any) -> Any:
+        Args:
+            download: whether the model's files may be downloaded, which the choice depends on.
+        Raises:
+            ModelNotFoundError: the model is not available. MissingExtraError, CallError: no back end can run it.
+        """
+        if self.backend != backend.AUTO:
+            return Choice(self.backend)
+        files = self._files(download=download)
+        key = str(files.path), files.stamp() if files.origin == "local" else 0
+        if self._chosen is None or self._chosen[0] != key:
+            found = self._choose(files.path)
+            log.info("%s runs on the back end %s", self.name, found)
+            self._chosen = key, found
+        return self._chosen[1]
+
+    def _kind(self) -> type[ModelBackend]:
+        return backend.find(self.chosen_backend().name)
+
+    def _library(self) -> Any:
+        """Return the module with the functions for a loaded model; see `ModelBackend.library`."""
+        return importlib.import_module(self._kind().library)
+
+    def _named_devices(self, name: str) -> tuple[str, ...]:
+        if name == "auto" and not self._kind().torch:
+            return ("cpu",)
+        return super()._named_devices(name)
+
+    def _compiled(self, model: Any, *, alone: bool) -> Any:
         kind, devices = self._kind(), self._devices()
         if kind.devices and (len(devices) > 1 or devices[0] not in kind.devices):
             allowed = " or ".join("a CPU" if name == "cpu" else name for name in sorted(kind.devices))
             raise ConfigError(
-                f"backend={self.backend!r} runs on {allowed}, not on {self.device!r}.",
+                f"backend={self.chosen_backend().name!r} runs on {allowed}, not on {self.device!r}.",
                 f"device={min(kind.devices)!r}",
             )
         self._check_precision(devices[0])
         threads, group = self.num_threads or workers.worker_threads(), self._cache_key()
-        key = (*group, devices[0], self.backend, cache.THREADED, self.precision, threads)
+        name = self.chosen_backend().name
+        key = (*group, devices[0], name, cache.THREADED, self.precision, threads, *(["alone"] if alone else []))
+        prepare = kind.compile_for_queries if alone else kind.compile
         # the identity does not cover the model's own code
         identity = None if self.trust_remote_code else self.model_identity()
 
         def compiled() -> Any:
             with progress.stage(f"preparing {self.name} for {kind.label}"):
-                return kind.compile(model, self.precision, threads, identity)
+                return prepare(model, self.precision, threads, identity)
 
         return cache.get(key, lambda: workers.alone(compiled), lambda made: made.size, group=group)
 
@@ -251,9 +299,10 @@ class SentenceTransformerEmbeddings(LocalFunction):
         prompt = query if role == "query" else document
         task = None if self._as_stock() else TASKS[role]
         model, kind = self._loaded(on), self._kind()
-        by_torch = kind.compiles and alone and self.precision == "float32"  # see ModelBackend.compiles
-        compiled = self._compiled(model) if kind.compiles and not by_torch else None
-        made = backend.find(backend.AUTO) if by_torch else kind
+        single = alone and kind.queries_compiled
+        by_torch = kind.compiles and alone and not single and self.precision == "float32"  # see ModelBackend.compiles
+        compiled = self._compiled(model, alone=single) if kind.compiles and not by_torch else None
+        made = backend.find(choice.TORCH) if by_torch else kind
         return made(model, on, prompt, task, self._unit(), self.truncate_dim, compiled)
 
     def _embed_otherwise(self, first: ModelBackend, rows: list[str], role: Role) -> Made | None:

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
 from embedreg.runtime.models import folders
-from embedreg.runtime.text import library
+from embedreg.runtime.text.light import choice
+from embedreg.runtime.text.light.choice import Choice
 
 __all__ = ["ColbertEmbeddings", "TransformersEmbeddings"]
 
@@ -75,6 +76,9 @@ class TransformersEmbeddings(SentenceTransformerEmbeddings):
     def _own_prompts(self, path: Path) -> tuple[dict[str, str], str | None]:
         return {"query": "", "document": ""}, None
 
+    def _choose(self, path: Path) -> Choice:
+        return choice.choose(path, self.name, self.device, self.precision, plain=True)
+
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the key of the model without the modules of its folder."""
         return "huggingface", *super().weights_key()
@@ -84,7 +88,8 @@ class TransformersEmbeddings(SentenceTransformerEmbeddings):
         files = self._files()
         own = files.origin == "local" and not self.from_metadata
         code = self.trust_remote_code
-        return library.load(files, self.name, device, code=code, own=own, revision=self.revision, plain=True)
+        load = self._library().load
+        return load(files, self.name, device, code=code, own=own, revision=self.revision, plain=True)
 
 
 class ColbertEmbeddings(TransformersEmbeddings):

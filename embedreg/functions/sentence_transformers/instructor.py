@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import AliasChoices, Field
@@ -17,6 +18,8 @@ from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 from embedreg.functions.sentence_transformers import SentenceTransformerEmbeddings
 from embedreg.runtime.text import backend
+from embedreg.runtime.text.light import choice
+from embedreg.runtime.text.light.choice import Choice
 
 __all__ = ["InstructorEmbeddings"]
 
@@ -67,7 +70,7 @@ class InstructorEmbeddings(SentenceTransformerEmbeddings):
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        if self.quantize and (self.precision != "float32" or backend.find(self.backend).compiles):
+        if self.quantize and (self.precision != "float32" or self.backend not in (backend.AUTO, choice.TORCH)):
             raise ConfigError("quantize=True runs with torch in float32 only.", "precision='float32', backend='torch'")
 
     @property
@@ -85,6 +88,11 @@ class InstructorEmbeddings(SentenceTransformerEmbeddings):
         query = self.query_instruction if self.query_prompt is None else self.query_prompt
         document = self.source_instruction if self.document_prompt is None else self.document_prompt
         return query, document
+
+    def _choose(self, path: Path) -> Choice:
+        if self.quantize:
+            return Choice(choice.TORCH, ((choice.LIGHT, "it does not quantize"),))
+        return super()._choose(path)
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the key of the model with its kind of pooling and numbers."""

@@ -6,9 +6,11 @@ The weights are converted; autocast would be slower than float32 on a CPU. Pooli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from embedreg.errors import ConfigError
+from embedreg.support.imports import importable
 
 __all__ = ["Precision", "check", "convert"]
 
@@ -17,6 +19,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 _CPU_BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 _PRODUCTS = ("Linear", "Conv1D")  # Conv1D is the linear layer of GPT-2 and similar models
 _CPU_FLOAT16 = ("_is_amx_fp16_supported",)
+_CPU_FLAGS = {"bfloat16": frozenset({"avx512_bf16", "amx_tile"}), "float16": frozenset({"amx_fp16"})}  # of the same
 
 
 def check(precision: Precision, device: str) -> None:
@@ -37,6 +40,8 @@ def check(precision: Precision, device: str) -> None:
 
 
 def _has(precision: str, device: str) -> bool:
+    if device == "cpu" and not importable("torch"):
+        return _named(_CPU_FLAGS[precision])
     import torch
 
     if device == "cpu":
@@ -45,6 +50,16 @@ def _has(precision: str, device: str) -> bool:
     if device.startswith("cuda") and precision == "bfloat16":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return precision == "float16" or device != "mps"
+
+
+def _named(flags: frozenset[str]) -> bool:
+    """Return whether Linux lists one of some flags of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    listed = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return not flags.isdisjoint(listed)
 
 
 def convert(parts: Sequence[Any], precision: Precision, device: str, run: Callable[[], object]) -> None:

@@ -1,5 +1,7 @@
 """Worker threads with one torch thread each, shared by the whole process; the user's thread settings are not changed.
 
+Without torch they are plain threads; torch is never imported here. Pools from before and after its import are separate.
+
 Two workers that run whole batches on one core each are faster than one that spreads each product over both, since they
 never wait for each other. Smaller work runs in one thread on all cores. It never runs in the caller's thread: torch's
 OpenMP threads belong to the thread that used them first, and a child forked from that thread would wait for them
@@ -14,17 +16,18 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from embedreg.support import forks
 from embedreg.support.threads import Threads
 
-__all__ = ["alone", "cores", "run", "worker_threads"]
+__all__ = ["alone", "cores", "physical_cores", "run", "worker_threads"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[tuple[int, bool], ThreadPoolExecutor] = {}  # by number of threads, and whether torch is imported
 _alone = Threads("embedreg-alone", computes=True)
 _local = threading.local()  # `busy`: in a worker, the lock that a fork waits for
 _lock = forks.ForkSafeLock(outer=True)  # its holder waits for threads that take `_setting`
@@ -40,11 +43,26 @@ def cores() -> int:
 
 
 def worker_threads() -> int:
-    """Return the default number of worker threads: one per core that torch may use."""
-    import torch
+    """Return the default number of worker threads: one per core that torch may use, or would if it were imported."""
+    if (torch := _torch()) is not None:
+        # torch's number reflects what the user, or a scheduler through OMP_NUM_THREADS, has set
+        return max(1, min(cores(), int(torch.get_num_threads())))
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(1, min(cores(), int(given))) if given.isdecimal() else physical_cores()
 
-    # torch's number reflects what the user, or a scheduler through OMP_NUM_THREADS, has set
-    return max(1, min(cores(), torch.get_num_threads()))
+
+def physical_cores() -> int:
+    """Return the number of cores that this process may use, counting threads of one core once, as torch does."""
+    if sys.platform != "linux":
+        return cores()
+    found = set()
+    for number in os.sched_getaffinity(0):
+        try:
+            path = f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+            found.add(Path(path).read_text("ascii").strip())
+        except OSError:
+            return cores()
+    return len(found)
 
 
 def alone(work: Callable[..., R], /, *args: Any) -> R:
@@ -54,8 +72,7 @@ def alone(work: Callable[..., R], /, *args: Any) -> R:
     """
     if getattr(_local, "busy", None) is not None:
         return work(*args)
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch is not None else None
+    threads = torch.get_num_threads() if (torch := _torch()) is not None else None
     done: R = _alone.call(_with_threads, threads, work, args)
     return done
 
@@ -104,17 +121,24 @@ def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R
         wait(running)
 
 
+def _torch() -> Any:
+    """Return torch if it is imported; None if not, or if another thread is importing it."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "get_num_threads") else None
+
+
 def _pool(threads: int) -> ThreadPoolExecutor:
+    key = threads, _torch() is not None
     with _lock:
-        if threads not in _pools:
+        if key not in _pools:
             pool = ThreadPoolExecutor(threads, "embedreg", initializer=_single_threaded)
             # All threads start now, before any work: a thread that started later would briefly change torch's default
             # number of threads while the user's code runs.
             barrier = threading.Barrier(threads)
             for started in [pool.submit(barrier.wait) for _ in range(threads)]:
                 started.result()
-            _pools[threads] = pool
-        return _pools[threads]
+            _pools[key] = pool
+        return _pools[key]
 
 
 def _busy(work: Callable[[T], R], item: T) -> R:
@@ -125,7 +149,8 @@ def _busy(work: Callable[[T], R], item: T) -> R:
 def _single_threaded() -> None:
     """Set up this worker with one torch thread."""
     _local.busy = forks.ForkSafeLock(outer=True)
-    _set_threads(1)
+    if _torch() is not None:
+        _set_threads(1)
 
 
 def _set_threads(threads: int) -> None:

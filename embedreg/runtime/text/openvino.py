@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.models import conversions
+from embedreg.runtime.text import compilation
+from embedreg.runtime.text.compilation import Requests
 from embedreg.runtime.text.pipeline import TextPipeline
 from embedreg.support.imports import attempt_import_or_raise
 
@@ -31,7 +30,6 @@ log = logging.getLogger("embedreg")
 
 EXTRA = "openvino"
 _FILE = "model.xml"
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _SAMPLE = ["a", "Some words of a sentence, as they come.", "one two three four five six seven eight nine ten " * 4]
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}  # of unit vectors' coordinates
 
@@ -55,23 +53,18 @@ class Compiled:
         text = getattr(first, "modality_config", {}).get("text", {})
         if type(first).__name__ != "Transformer" or text.get("method") != "forward":
             raise ConfigError("the model's first module is not a text transformer.", "backend='torch'")
-        openvino = _library()
+        openvino = compilation.library()
         features = model.preprocess(_SAMPLE[:2])
         self.kinds = [kind for kind, value in features.items() if hasattr(value, "numpy")]
         self.output = first.module_output_name
         self.size = sum(each.numel() * each.element_size() for each in first.parameters())
-        self._settings = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams,
-            "ENABLE_CPU_PINNING": False,  # other work may be on these cores
-        }
+        self._settings = precision, streams
         stored = None if identity is None else conversions.find(identity, _dependencies(first, self.kinds))
         if stored is not None and self._load(openvino, stored, model, precision):
             return
         try:
             made = _convert(first.auto_model, self.kinds, features)
-            self._compile(openvino, made)
+            self._compile(made)
         except Exception as exc:
             raise CallError(
                 f"OpenVINO cannot convert the model: {type(exc).__name__}: {exc}", "backend='torch'"
@@ -83,7 +76,7 @@ class Compiled:
     def _load(self, openvino: Any, stored: Path, model: Any, precision: Precision) -> bool:
         """Compile a stored conversion; return whether its vectors agree with the model's."""
         try:
-            self._compile(openvino, openvino.Core().read_model(stored / _FILE))
+            self._compile(openvino.Core().read_model(stored / _FILE))
             self._compare(model, precision)
         except Exception as exc:  # noqa: BLE001 (a damaged file may raise any error; the model is converted again)
             log.warning("a converted model in %s cannot be used (%s): converting again", stored, type(exc).__name__)
@@ -91,19 +84,15 @@ class Compiled:
             return False
         return True
 
-    def _compile(self, openvino: Any, made: Any) -> None:
-        self._compiled = openvino.Core().compile_model(made, "CPU", self._settings)
-        self._requests = threading.local()
+    def _compile(self, made: Any) -> None:
+        precision, streams = self._settings
+        self._requests = Requests(compilation.compiled(made, precision, streams=streams, threads=streams))
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
         """Return the features with the transformer's output, which is valid until this thread's next call."""
         import torch
 
-        request = getattr(self._requests, "mine", None)
-        if request is None:
-            request = self._requests.mine = self._compiled.create_infer_request()
-        inputs = [features[kind].numpy() for kind in self.kinds]
-        made = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        made = self._requests([features[kind].numpy() for kind in self.kinds])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a read-only view, which nothing writes to
             hidden = torch.from_numpy(made)
@@ -136,18 +125,6 @@ class OpenVinoPipeline(TextPipeline):
         for module in list(self.model)[1:]:
             features = module(features)
         return features["sentence_embedding"]
-
-
-def _library() -> ModuleType:
-    """Import OpenVINO without its telemetry, which would report the import over the network from a forked process."""
-    telemetry = "openvino_telemetry"
-    if "openvino" in sys.modules or telemetry in sys.modules:
-        return attempt_import_or_raise("openvino", extra=EXTRA)  # the user's own code has imported it
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # None makes an import fail, which OpenVINO accepts
-    try:
-        return attempt_import_or_raise("openvino", extra=EXTRA)
-    finally:
-        del sys.modules[telemetry]
 
 
 def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> Any:

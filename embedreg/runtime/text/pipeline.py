@@ -52,6 +52,9 @@ class TextPipeline:
     label: ClassVar[str] = "torch"
     devices: ClassVar[frozenset[str]] = frozenset()
     compiles: ClassVar[bool] = False
+    queries_compiled: ClassVar[bool] = False
+    library: ClassVar[str] = "embedreg.runtime.text.library"
+    torch: ClassVar[bool] = True
 
     model: Any
     device: str
@@ -65,6 +68,11 @@ class TextPipeline:
     def compile(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Any:
         """Return the compiled form that the back end runs instead of the model: see `ModelBackend`."""
         raise NotImplementedError(f"{cls.label} runs the model itself")
+
+    @classmethod
+    def compile_for_queries(cls, model: Any, precision: Precision, threads: int, identity: str | None) -> Any:
+        """Return the compiled form that a single query runs on if `queries_compiled`: by default that of `compile`."""
+        return cls.compile(model, precision, threads, identity)
 
     def usable(self, texts: list[str]) -> bool:
         """Return whether the runtime can run this model with the same vectors as the library.

@@ -102,21 +102,32 @@ def test_a_back_end_says_where_it_runs(tiny: Callable[[str], Path]) -> None:  # 
 
 def test_an_unknown_back_end_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error lists the table, a new line of it included."""
-    with pytest.raises(errors.ConfigError, match=r"backend: Input should be 'auto', 'torch' or 'openvino'"):
+    with pytest.raises(errors.ConfigError, match=r"backend: Input should be 'auto', 'torch', 'openvino' or 'light'"):
         SentenceTransformerEmbeddings.create(backend="onnx")
     monkeypatch.setitem(backend.BACKENDS, "onnx", f"{__name__}:Doubling")
     SentenceTransformerEmbeddings.create(backend="onnx")
-    with pytest.raises(errors.ConfigError, match=r"'auto', 'torch', 'openvino' or 'onnx'"):
+    with pytest.raises(errors.ConfigError, match=r"'auto', 'torch', 'openvino', 'light' or 'onnx'"):
         SentenceTransformerEmbeddings.create(backend="tensorrt")
 
 
-@pytest.mark.parametrize("name", [backend.AUTO, *backend.BACKENDS])
+@pytest.mark.parametrize("name", backend.BACKENDS)
 def test_every_line_of_the_table_is_a_back_end(name: str) -> None:
     """What a line names is there, and has what the runtime asks of it."""
     kind = backend.find(name)
     assert all(
         hasattr(kind, method)
-        for method in ("tokenize", "forward", "usable", "one", "compile", "label", "devices", "compiles")
+        for method in (
+            "tokenize",
+            "forward",
+            "usable",
+            "one",
+            "compile",
+            "label",
+            "devices",
+            "compiles",
+            "library",
+            "torch",
+        )
     )
     assert kind.devices <= {"cpu", "mps"}
     assert kind.label
