@@ -103,7 +103,11 @@ class LightModel:
             head, width = heads.read(module, width)
             self.heads.append(head)
         self.width = width
-        own = {} if plain or folders.is_plain(folder) else folders.read_object(folder / "config_sentence_transformers.json")
+        own = (
+            {}
+            if plain or folders.is_plain(folder)
+            else folders.read_object(folder / "config_sentence_transformers.json")
+        )
         self.truncate_dim = None if own.get("truncate_dim") is None else Settings(own).size("truncate_dim")
         self.tensors = None if static_one else Tensors(plan.folder / "model.safetensors")
         weights = plan.folder / "model.safetensors"
