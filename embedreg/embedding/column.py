@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -175,8 +176,8 @@ def _embed_chunks(
     import numpy as np
 
     m, ndims = len(distinct), function.ndims()
-    matrix = np.empty((m, ndims), np.float32) if empty is None else empty(m, ndims)
-    made = Embedded(matrix, np.zeros(m, bool), distinct=m)
+    several = m > function.traits.window
+    made = Embedded(_allocated(m if several else 0, ndims, empty), np.zeros(m, bool), distinct=m)
     call = functools.partial(contract.compute, function, role=role)
     for start in range(0, m, function.traits.window):
         chunk = distinct[start : start + function.traits.window]
@@ -184,11 +185,45 @@ def _embed_chunks(
             (rows, ok, why), known = _embed(function, role, ndims, chunk, call)
         made.cached += known
         stop = start + len(chunk)
-        made.matrix[start:stop], made.valid[start:stop] = rows, ok
+        if several:
+            made.matrix[start:stop] = rows
+        else:
+            ours = rows.flags.owndata and rows.flags.writeable and _references(rows) == _OF_ONE_VARIABLE
+            made.matrix = rows if ours else _copied(rows, empty)
+        made.valid[start:stop] = ok
         made.reasons |= {start + row: reason for row, reason in why.items()}
         zero = zero_rows(rows)
         _apply_zero_policy(made, start + zero[ok[zero]], zeros)
     return made
+
+
+def _allocated(m: int, ndims: int, empty: Callable[[int, int], np.ndarray] | None) -> np.ndarray:
+    import numpy as np
+
+    return np.empty((m, ndims), np.float32) if empty is None or not m else empty(m, ndims)
+
+
+def _copied(rows: np.ndarray, empty: Callable[[int, int], np.ndarray] | None) -> np.ndarray:
+    m, ndims = rows.shape
+    copy = _allocated(m, ndims, empty)
+    copy[:] = rows
+    return copy
+
+
+def _references(value: Any) -> int:
+    """Return the number of references to a value, by which a function that keeps what it returned is recognised.
+
+    Its next call may write into that. A view refers to its base, so an array without other references has no views.
+    """
+    return sys.getrefcount(value)
+
+
+def _of_one_variable() -> int:
+    value = object()
+    return _references(value)  # those of this call too, whose number depends on the version of Python
+
+
+_OF_ONE_VARIABLE = _of_one_variable()
 
 
 def embed_query(

@@ -134,6 +134,23 @@ def test_a_buffer_may_be_used_again_for_the_next_answer() -> None:
     assert first.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("held", ["nothing", "itself", "a view", "its memory", "a frozen one"])
+def test_only_a_matrix_that_the_function_has_not_kept_is_used_without_a_copy(held: str) -> None:
+    """Whatever still refers to it could write into it later."""
+    kept: list[Any] = []
+    places: list[int] = []
+
+    def give(texts: list[str]) -> Any:
+        made = np.ones((len(texts), 3), np.float32)
+        kept.append({"itself": made, "a view": made[1:], "its memory": memoryview(made)}.get(held))
+        places.append(made.ctypes.data)
+        return frozen(made) if held == "a frozen one" else made
+
+    made = embed_column(gives(give), ["a", "b"])
+    assert (made.matrix.ctypes.data == places[0]) == (held == "nothing")
+    made.matrix[:] = 2  # it is the caller's, in any case
+
+
 # -- what is a vector, what is a bad row, what is a failed call --------------------------------------------------------
 
 MIXED = {

@@ -141,6 +141,8 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             The column with nulls in their place, and which rows they were; None for no row.
         """
         limit = self.worker.limits.max_text_bytes
+        if column.nbytes <= limit:
+            return column, None
         longest = pc.max(pc.binary_length(column)).as_py() if len(column) else None
         if longest is None or longest <= limit:
             return column, None
@@ -225,6 +227,8 @@ class _Earlier:
 
     def keep(self, seen: int, fresh: Embedded, stop: int) -> None:
         """Keep the new vectors that rows from `stop` on need."""
+        if not len(self.matrix):
+            return
         again = np.flatnonzero(self.last[seen : seen + len(fresh.valid)] >= stop)
         slots = np.arange(self.kept, self.kept + len(again))
         self.slot[seen + again] = slots

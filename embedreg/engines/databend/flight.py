@@ -65,6 +65,7 @@ _OPTIONS = [
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.per_message_decompression", 0),
     ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.max_ping_strikes", 0),  # Databend's client pings while it reads; three pings would end a connection
     ("grpc.max_concurrent_streams", 1024),
     ("grpc.max_metadata_size", 2**14),
     ("grpc.absolute_max_metadata_size", 2**14),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -217,6 +218,21 @@ def test_databends_own_functions_are_kept(client: Client) -> None:
     """Databend's tools ask `builtin_healthy` and `builtin_echo`."""
     assert client.call("builtin_echo", ["hello"]).to_pylist() == ["hello"]
     assert len(client.schema("builtin_healthy")) == 1
+
+
+def test_a_client_may_ping(server: Server) -> None:
+    """Databend's client pings while it reads a large answer. gRPC by itself ends a connection at the third ping."""
+    ping, settings = b"\0\0\x08\x06\0\0\0\0\0", b"\0\0\0\x04\0\0\0\0\0"  # frames of HTTP/2 (RFC 9113)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+        got = connection.makefile("rb")
+        for number in range(20):
+            connection.sendall(ping + number.to_bytes(8))
+            kind = 4  # settings
+            while kind == 4:
+                head = got.read(9)
+                kind, body = head[3], got.read(int.from_bytes(head[:3]))
+            assert (kind, int.from_bytes(body)) == (6, number), body
 
 
 def test_too_long_a_text_is_a_bad_row() -> None:
