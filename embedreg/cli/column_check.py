@@ -130,7 +130,9 @@ def compare(
 
 def _show(found: Any, html: Path | None, as_json: bool) -> None:
     if html is not None:
-        html.write_text("".join(each.html() for each in found), encoding="utf-8")
+        from embedreg.columns.report import write_report
+
+        write_report(html, found)
     if as_json:
         terminal.print_json([each.as_dict() for each in found])
         return

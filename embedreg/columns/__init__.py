@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from embedreg.columns.findings import Audit
     from embedreg.columns.identifying import Guess, identify
     from embedreg.columns.migration import Migration
+    from embedreg.columns.report import html_report, write_report
     from embedreg.columns.results import ColumnReport, ColumnStatus
 else:
     __getattr__, __dir__ = index(
@@ -40,12 +41,14 @@ else:
             "compare": "comparing",
             "detach": "calls",
             "fill": "calls",
+            "html_report": "report",
             "identify": "identifying",
             "migrate": "calls",
             "migrations": "calls",
             "refresh": "calls",
             "repoint": "calls",
             "status": "calls",
+            "write_report": "report",
         },
     )
 
@@ -61,10 +64,12 @@ __all__ = [
     "compare",
     "detach",
     "fill",
+    "html_report",
     "identify",
     "migrate",
     "migrations",
     "refresh",
     "repoint",
     "status",
+    "write_report",
 ]

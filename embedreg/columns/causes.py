@@ -34,6 +34,7 @@ KINDS = {
 }
 """The kinds of causes, in words."""
 
+GROWN = ("text", "text without something that follows it now")
 EDITED = "text changed since (row digest)"
 OTHER_TEXT = frozenset({"edited", "cut", "text", "near"})  # the declared function made these, of another text
 OTHER_FUNCTION = frozenset({"prompt", "previous", "candidate", "foreign", "unexplained"})
@@ -44,7 +45,7 @@ _PROMPTED = 4  # rows that each of many prompts is tried on first
 _SHIFTED = 8  # rows up and down that a vector may have moved
 _LOOKED_AROUND = 4  # rows whose neighbours are embedded
 _TELLING = 20  # rows among which the nearest text tells something
-_CUT_ROWS = 3  # rows in which a cut is looked for
+_CUT_ROWS = 5  # rows in which a cut is looked for
 
 TEXT_FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("text without white space at its ends", str.strip),
@@ -302,3 +303,8 @@ class Search:
                 continue
             for cut in cuts.found_in(self._texts[index], self._stored[index], self._own):
                 self._try_texts("cut", str(cut), cut.applied)
+        alone = [found for found, rows in Counter(self.found.values()).items() if found[0] == "cut" and rows == 1]
+        if len(alone) > 1:  # each of another length: no cut, but texts that have grown
+            for index, found in self.found.items():
+                if found in alone:
+                    self.found[index] = GROWN

@@ -12,7 +12,7 @@ from embedreg.support.display import plain
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["MARGIN", "Comparison", "Example", "difference_of", "judged"]
+__all__ = ["MARGIN", "Comparison", "Example", "difference_of", "duration", "judged", "size"]
 
 MARGIN = 0.02  # a difference of recall that counts as none
 _SHOWN = 200  # characters of a name
@@ -147,8 +147,8 @@ def sentence(found: Comparison) -> str:
 def _lines(found: Comparison) -> list[str]:
     asked = {"rows": "rows as queries", "queries": "queries", "pairs": "queries of the pairs"}[found.asked]
     speed = "not measured" if found.rows_per_s is None else f"{found.rows_per_s:,.0f} rows/s"
-    whole = "" if found.full_time_s is None else f", {_duration(found.full_time_s)} for all {found.rows:,} rows"
-    error, size = f"±{found.overlap_error:.3f}", _bytes(found.full_bytes)
+    whole = "" if found.full_time_s is None else f", {duration(found.full_time_s)} for all {found.rows:,} rows"
+    error, whole_size = f"±{found.overlap_error:.3f}", size(found.full_bytes)
     lines = [
         f"{plain(found.column, 80)}: {found.verdict}: {sentence(found)}",
         f"  now      {plain(found.now, _SHOWN)}",
@@ -156,7 +156,7 @@ def _lines(found: Comparison) -> list[str]:
         f"  corpus   {found.corpus_rows:,} distinct sources of {found.rows:,} rows; another size gives other figures",
         f"  overlap  {found.overlap:.3f} {error} of the {found.k} nearest, {found.queries:,} {asked}",
         f"  speed    {speed}{whole}",
-        f"  size     {found.bytes_per_row:,} bytes a row, now {found.bytes_per_row_now:,}; {size} in all",
+        f"  size     {found.bytes_per_row:,} bytes a row, now {found.bytes_per_row_now:,}; {whole_size} in all",
     ]
     if found.missing:
         lines.append(f"  missing  {found.missing:,} of the answers are not in the data")
@@ -166,15 +166,17 @@ def _lines(found: Comparison) -> list[str]:
     return [*lines, *(f"  note     {plain(note, 400)}" for note in found.notes)]
 
 
-def _duration(seconds: float) -> str:
-    for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {name}"
+def duration(seconds: float) -> str:
+    """Return a duration in words."""
+    for unit, name in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.0f} {name}"
     return f"{seconds:,.0f} s"
 
 
-def _bytes(size: int) -> str:
+def size(count: int) -> str:
+    """Return a number of bytes in words."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size:,} bytes"
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:,} bytes"

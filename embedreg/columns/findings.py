@@ -15,7 +15,7 @@ from embedreg.support.display import plain
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["VERDICTS", "Audit", "Evidence", "judged", "sentence"]
+__all__ = ["CLASSES", "SCANNED", "VERDICTS", "Audit", "Evidence", "judged", "sentence"]
 
 VERDICTS = {
     "sound": "the declared function made the vectors, of the texts as they are",
@@ -26,7 +26,7 @@ VERDICTS = {
     "unknown": "nothing could be compared",
 }
 _SHOWN = 400  # characters of a message
-_SCANNED = {
+SCANNED = {
     "nulls": "without a vector",
     "zeros": "of zeros only",
     "nonfinite": "not finite",
@@ -213,7 +213,7 @@ def _lines(audit: Audit) -> list[str]:
         lines.append(f"  cosine   {audit.lowest:.4f} at the lowest, {audit.median:.4f} at the median{storage}")
     lines += [f"  cause    {_cause(cause)}" for cause in audit.causes]
     if audit.nulls is not None:
-        found = [f"{value:,} {words}" for name, words in _SCANNED.items() if (value := getattr(audit, name))]
+        found = [f"{value:,} {words}" for name, words in SCANNED.items() if (value := getattr(audit, name))]
         lines.append(f"  scan     {', '.join(found) or 'nothing found'}")
     if audit.digests is not None:
         counts = ", ".join(f"{count:,} {name}" for name, count in audit.digests.items() if count)
