@@ -59,7 +59,6 @@ BUILTINS = {
 RECOGNISED = {
     "colpali": "images of pages with a vector for each patch (late interaction)",
     "imagebind": "images, texts and sounds in one space, with a library that needs torch 1.13",
-    "siglip": "images and texts in one space, with a transformers model",
 }
 ENTRY_POINT_GROUP = "embedreg.functions"
 

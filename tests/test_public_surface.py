@@ -70,6 +70,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for name in ("hashing", "open-clip", "openai", "sentence-transformers")
     },
     "modules / embedreg / Traits / fields / javascript_defaults": (JAVASCRIPT, "added"),
+    "outputs / doctor / prompts": ("lists those in the hub's cache under `prompts`", "added"),
     "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
     "outputs / functions / 3 / config / properties / backend / enum": (_LIGHT, "\n+light"),
     "outputs / doctor / model / backend": ("`embedreg doctor` and", "added"),

@@ -59,6 +59,12 @@ def doctor(as_json: AsJson = False) -> None:
     terminal.say(f"{DEMO_MODEL}: {where}")
     if model["backend"]:
         terminal.say(f"it runs on the back end {model['backend']}")
+    rows = []
+    for name, prompts in found["prompts"].items():
+        given = "its files" if prompts["own"] else "embedreg"
+        rows.append([name, terminal.as_json(prompts["query"]), terminal.as_json(prompts["document"]), given])
+    if rows:
+        terminal.print_table(["model here that needs prompts", "for queries", "for sources", "given by"], rows)
     ready = "it can run: embedreg demo" if found["demo_ready"] else "pip install 'embedreg[demo]'"
     terminal.say(f"the demo: {ready}")
 
@@ -86,6 +92,7 @@ def examine() -> dict[str, Any]:
         "keys": {name: bool(os.environ.get(name)) for name in _KEYS},
         "settings": None if (own := user_config.own_file()) is None else str(own),
         "model": model,
+        "prompts": _prompted(),
         "demo_ready": bool(ready),
     }
 
@@ -182,3 +189,17 @@ def _model() -> dict[str, Any]:
     except EmbedregError as exc:
         backend = f"none: {exc.message}"
     return {"path": str(found.path), "origin": found.origin, "install": None, "backend": backend, "problem": None}
+
+
+def _prompted() -> dict[str, Any]:
+    """Return the models in the hub's cache that need prompts: {name: the prompts, and who gives them}."""
+    from embedreg.runtime.models import families, hub
+
+    cache = hub.cache_folder("SENTENCE_TRANSFORMERS_HOME")
+    stored = sorted(cache.glob("models--*")) if cache is not None and cache.is_dir() else []
+    found = {}
+    for folder in stored:
+        name = folder.name.removeprefix("models--").replace("--", "/", 1)
+        if (family := families.find(name)) is not None:
+            found[name] = {"query": family.query, "document": family.document, "own": family.own}
+    return found

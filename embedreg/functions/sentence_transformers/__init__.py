@@ -25,13 +25,14 @@ from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import precision, workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.local import LocalFunction
-from embedreg.runtime.models import folders, integrity, weights
+from embedreg.runtime.models import families, folders, integrity, weights
 from embedreg.runtime.text import backend, library
 from embedreg.runtime.text.backend import BackendName, ModelBackend
 from embedreg.runtime.text.execute import Made
 from embedreg.runtime.text.light import choice
 from embedreg.runtime.text.light.choice import Choice
 from embedreg.runtime.text.truncation import Truncate
+from embedreg.security import grants
 from embedreg.security.references import is_reference
 
 __all__ = ["SentenceTransformerEmbeddings"]
@@ -62,7 +63,8 @@ class SentenceTransformerEmbeddings(LocalFunction):
         backend: "torch"; on a CPU also "light" (the extra [light], without torch), or "openvino" (the extra
             [openvino]), which converts torch's model; all agree to 1e-5. "auto" is torch if there is a GPU, else light
             if it can run the model, else torch.
-        query_prompt, document_prompt: text to prepend to queries and sources; None for the model's own, "" for none.
+        query_prompt, document_prompt: text to prepend to queries and sources; None for the model's own, "" for none. A
+            model of the hub whose files have none, and that is known to want them (docs/runtime.md), gets them.
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = (
@@ -91,6 +93,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
     document_prompt: str | None = None
 
     _chosen: tuple[Hashable, Choice] | None = PrivateAttr(default=None)
+    _reads_own_prompts: ClassVar[bool] = True  # whether the prompts in the model's files are used
     _known_prompts: dict[bool, tuple[str, str]] = PrivateAttr(default_factory=dict)
 
     @staticmethod
@@ -104,6 +107,10 @@ class SentenceTransformerEmbeddings(LocalFunction):
         if not self.from_metadata and not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
             # a stored relative path would be wrong, or mean a model on the hub, in any other working directory
             self.name = os.path.abspath(name)
+        family = None if self.from_metadata or is_reference(name) or grants.is_path(self.name) else self._family()
+        if family is not None and not (family.own and self._reads_own_prompts):
+            self.query_prompt = family.query if self.query_prompt is None else self.query_prompt
+            self.document_prompt = family.document if self.document_prompt is None else self.document_prompt
 
     # -- overridden by the other functions of this library's models ---------------------------------------------------
 
@@ -122,6 +129,10 @@ class SentenceTransformerEmbeddings(LocalFunction):
     def _ends_normalized(self, path: Path) -> bool:
         """Return whether the model's last module normalises the vectors."""
         return folders.ends_normalized(path)
+
+    def _family(self) -> families.Family | None:
+        """Return the model's family, if it is known to want prompts."""
+        return families.find(self._model_id())
 
     def _own_prompts(self, path: Path) -> tuple[dict[str, str], str | None]:
         """Return the prompts in the model's files by name, and the name of the default prompt."""
@@ -292,7 +303,21 @@ class SentenceTransformerEmbeddings(LocalFunction):
             query = known["query"] if self.query_prompt is None else self.query_prompt
             document = known["document"] if self.document_prompt is None else self.document_prompt
             kept[stock] = (alike, alike) if stock else (query, document)
+            if kept[stock] == ("", "") and self.query_prompt is None and (missed := self._missed_prompts()):
+                log.warning("%s", missed)
         return kept[stock]
+
+    def _missed_prompts(self) -> str | None:
+        """Return what is to be said of a model that needs prompts, if its own are not used and none are given."""
+        if self._family() is None:
+            return None
+        return families.used_without(self._model_id(), self.query_prompt, self.document_prompt)
+
+    def _remarks(self) -> list[str]:
+        reads = self._reads_own_prompts and not self._as_stock()
+        family = self._family()
+        missed = None if family is None or (family.own and reads) else self._missed_prompts()
+        return [*super()._remarks(), *([missed] if missed else [])]
 
     def _backend(self, on: str, role: Role, *, alone: bool = False) -> ModelBackend:
         query, document = self._prompts()

@@ -46,7 +46,8 @@ class TransformersEmbeddings(SentenceTransformerEmbeddings):
     Attributes:
         name: a model of the hub, or a folder.
         normalize: whether vectors have unit length; LanceDB's have not.
-        query_prompt, document_prompt: text to prepend to queries and sources; None for none.
+        query_prompt, document_prompt: text to prepend to queries and sources; None for those that the model is known to
+            want (docs/runtime.md), else none.
         others: as those of `sentence-transformers`.
     """
 
@@ -60,6 +61,8 @@ class TransformersEmbeddings(SentenceTransformerEmbeddings):
 
     name: str = "colbert-ir/colbertv2.0"
     normalize: bool = False
+
+    _reads_own_prompts: ClassVar[bool] = False
 
     def _model_id(self) -> str:
         return CONVERTED_FROM.get(self.name, self.name)

@@ -84,6 +84,9 @@ class InstructorEmbeddings(SentenceTransformerEmbeddings):
         rows = [rows] if isinstance(rows, str) else rows
         return super().compute_embeddings([row.strip() if isinstance(row, str) else row for row in rows], role)
 
+    def _family(self) -> None:
+        """Return None: every model of this kind has instructions."""
+
     def _prompts(self) -> tuple[str, str]:
         query = self.query_instruction if self.query_prompt is None else self.query_prompt
         document = self.source_instruction if self.document_prompt is None else self.document_prompt
