@@ -17,6 +17,14 @@ from tests.servers import EmbeddingServer, Received, _Handler, vector_of
 KEY = "sk-loopback-0815-4711"
 TOKEN = "token-loopback-1234567890"
 WIDTH = 20
+# boto3 needs credentials to sign with, and none of this machine's.
+AWS = {
+    "AWS_ACCESS_KEY_ID": "AKIALOOPBACK",
+    "AWS_SECRET_ACCESS_KEY": KEY,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+}
 
 
 @dataclass
@@ -168,7 +176,8 @@ class _Vendors(_Handler):
                 return {"embeddings": {"float": vectors} if "embedding_types" in body else vectors}
             return {"embedding": vectors[0] if vectors else None, "inputTextTokenCount": tokens}
         if path.endswith(("/embed", "/hf")):
-            return vectors
+            lengths = [sum(x * x for x in v) ** 0.5 if body.get("normalize") and not wrong else 1.0 for v in vectors]
+            return [v if wrong else [x / n for x in v] for v, n in zip(vectors, lengths, strict=True)]
         if path.startswith("/ml/"):
             return {"results": [{"embedding": vector} for vector in vectors], "input_token_count": tokens}
         if path.endswith("/contextualizedembeddings"):

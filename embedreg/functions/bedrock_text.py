@@ -127,6 +127,9 @@ class BedrockTextEmbeddings(VendorFunction):
         inputs, tokens = super()._request_limits()
         return (1 if self._id().startswith("amazon.") else inputs), tokens
 
+    def _roles(self) -> tuple[str, str]:
+        return (self.query_input_type, self.source_input_type) if self._id().startswith("cohere.") else ("", "")
+
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
         model = self._id()

@@ -87,6 +87,9 @@ class CohereEmbeddings(VendorFunction):
         self._refuse_width(self.__dict__["dim"])
         return self
 
+    def _roles(self) -> tuple[str, str]:
+        return self.query_input_type, self.source_input_type
+
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
         input_type = self.query_input_type if role == "query" else self.source_input_type

@@ -108,17 +108,15 @@ class GeminiTextEmbeddings(VendorFunction):
     def _prompt(self, role: Role) -> str | None:
         return self.query_prompt if role == "query" else self.document_prompt
 
-    def vector_traits(self) -> dict[str, Any]:
-        """Return the traits of the vectors, with the prompts where there are any."""
-        found = super().vector_traits()
-        if self.query_prompt is not None or self.document_prompt is not None:
-            found["prompts"] = {"query": self.query_prompt or "", "document": self.document_prompt or ""}
-        return found
-
     def _remarks(self) -> list[str]:
         if _takes_prompts(self.name) and self.query_prompt is None and self.document_prompt is None:
             return [f"{self.name!r} ignores the task type; query_prompt and document_prompt are what it takes instead"]
         return super()._remarks()
+
+    def _roles(self) -> tuple[str, str]:
+        tasks = (self.query_prompt, self.query_task_type), (self.document_prompt, self.source_task_type)
+        query, document = (task if prompt is None else prompt for prompt, task in tasks)
+        return query, document
 
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""

@@ -78,10 +78,8 @@ class JinaEmbeddings(VendorFunction):
         self._refuse_address()
         return self
 
-    def vector_traits(self) -> dict[str, Any]:
-        """Return the traits of the vectors; `prompts` is None if queries and sources have the same task."""
-        alike = {"prompts": None} if self.source_task == self.query_task else {}
-        return {**super().vector_traits(), **alike}
+    def _roles(self) -> tuple[str, str]:
+        return self.query_task or "", self.source_task or ""
 
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""

@@ -68,12 +68,10 @@ class LiteLLMEmbeddings(PromptedFunction):
             raise ValueError("name is a provider and a model, as 'cohere/embed-v4.0'")
         return self
 
-    def vector_traits(self) -> dict[str, Any]:
-        """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
-        found = super().vector_traits()
-        if self.source_options != self.query_options:
-            found.pop("prompts")
-        return found
+    def _roles(self) -> tuple[str, str]:
+        options = (self.query_options, self.source_options)
+        query, document = (str(given) if given else "" for given in options)
+        return query or super()._roles()[0], document or super()._roles()[1]
 
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""

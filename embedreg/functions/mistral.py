@@ -60,10 +60,6 @@ class MistralEmbeddings(VendorFunction):
         self._refuse_address()
         return self
 
-    def vector_traits(self) -> dict[str, Any]:
-        """Return the traits of the vectors; `prompts` is None, since the API has no parameter for the role."""
-        return {**super().vector_traits(), "prompts": None}
-
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch: (m, d) float32 in the order of the batch."""
         body: dict[str, Any] = {"model": self.name, "input": batch}

@@ -89,12 +89,9 @@ class TextEmbeddingsInference(PromptedFunction):
         most = count_of(self._info.get("max_client_batch_size")) or inputs
         return min(inputs, most), min(tokens, count_of(self._info.get("max_batch_tokens")) or tokens)
 
-    def vector_traits(self) -> dict[str, Any]:
-        """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
-        found = super().vector_traits()
-        if self.query_prompt_name != self.document_prompt_name:
-            found["prompts"] = {"query": self.query_prompt_name or "", "document": self.document_prompt_name or ""}
-        return found
+    def _roles(self) -> tuple[str, str]:
+        query, document = super()._roles()
+        return self.query_prompt_name or query, self.document_prompt_name or document
 
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""

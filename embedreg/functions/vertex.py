@@ -103,6 +103,9 @@ class VertexEmbeddings(VendorFunction):
             raise ConfigError("the Google credentials name no project.", "create(project='my-project')")
         return credentials, self.project or project
 
+    def _roles(self) -> tuple[str, str]:
+        return self.query_task_type, self.source_task_type
+
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
         credentials, project = self._credentials()
@@ -139,4 +142,4 @@ class VertexEmbeddings(VendorFunction):
         return super().explain(exc)
 
     def _held_secrets(self) -> list[str]:
-        return [*super()._held_secrets(), *([self._token] if self._token else [])]
+        return [*super()._held_secrets(), *filter(None, [getattr(self, "_token", None)])]

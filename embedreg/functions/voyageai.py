@@ -153,6 +153,9 @@ class VoyageAIEmbeddings(VendorFunction):
             return "https://ai.mongodb.com/v1"  # whose keys Voyage's own address refuses
         return super()._endpoint()
 
+    def _roles(self) -> tuple[str, str]:
+        return "query", "document"
+
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
         kind = self._kind()

@@ -165,4 +165,4 @@ class WatsonxEmbeddings(PromptedFunction):
         return self._matrix(vectors, len(batch), self._field(answer, "input_token_count"))
 
     def _held_secrets(self) -> list[str]:
-        return [*super()._held_secrets(), *([self._token] if self._token else [])]
+        return [*super()._held_secrets(), *filter(None, [getattr(self, "_token", None)])]

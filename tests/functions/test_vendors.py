@@ -15,16 +15,9 @@ import embedreg
 from embedreg import EmbeddingFunction
 from embedreg.errors import CallError, EmbedregError, MissingVariableError, RowError
 from tests.servers import Reply, alone
-from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer
+from tests.vendors import AWS, CASES, KEY, TOKEN, Case, VendorServer
 
 TEXTS = ["wait for a thread", "the sine of x", "größe, 東京 🚀", "one more text"]
-AWS = {
-    "AWS_ACCESS_KEY_ID": "AKIALOOPBACK",
-    "AWS_SECRET_ACCESS_KEY": KEY,
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": "/dev/null",
-    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-}
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ a model that is known to need them is named when it is used without.
 from __future__ import annotations
 
 import logging
-from typing import Any
-
 from embedreg.core.role import Role
 from embedreg.runtime.models import families
 from embedreg.runtime.remote.vendor import VendorFunction
@@ -45,8 +43,5 @@ class PromptedFunction(VendorFunction):
         said = self._missing()
         return [*super()._remarks(), *([said] if said else [])]
 
-    def vector_traits(self) -> dict[str, Any]:
-        """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
-        query, document = self._prompt_of("query"), self._prompt_of("source")
-        prompts = None if query == document == "" else {"query": query, "document": document}
-        return {**super().vector_traits(), "prompts": prompts}
+    def _roles(self) -> tuple[str, str]:
+        return self._prompt_of("query"), self._prompt_of("source")

@@ -164,6 +164,18 @@ class VendorFunction(RemoteTextFunction):
         limits = [limit for limit in (model.max_inputs or self.vendor.max_inputs,) if limit is not None]
         return min([inputs, *limits]), min(tokens, model.request_tokens or tokens)
 
+    def _roles(self) -> tuple[str, str]:
+        """Return what the service gets with queries and with documents, as prompts or its own names; "" for nothing."""
+        return "", ""
+
+    def vector_traits(self) -> dict[str, Any]:
+        """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
+        query, document = self._roles()
+        return {
+            **super().vector_traits(),
+            "prompts": None if query == document else {"query": query, "document": document},
+        }
+
     # -- one request ------------------------------------------------------------------------------------------------
 
     def _post(self, path: str, body: Any, **headers: str) -> Any:

@@ -1,0 +1,61 @@
+"""Every remote function keeps the contract, against a server on loopback that answers in its vendor's shape."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import embedreg
+from embedreg import EmbeddingFunction
+from embedreg.testing import EmbeddingFunctionContract
+from embedreg.testing.contract import TEXTS
+from tests.servers import Reply, alone
+from tests.vendors import AWS, CASES, KEY, Case, VendorServer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[VendorServer]:
+    """The server of this module."""
+    with alone(), pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
+            patch.delenv(name)
+        for name, value in AWS.items():
+            patch.setenv(name, value)
+        with VendorServer() as running:
+            yield running
+
+
+class TestVendors(EmbeddingFunctionContract):
+    """Each function, with a key and its own form of queries."""
+
+    @pytest.fixture(params=CASES, ids=lambda case: case.name)
+    def case(self, request: pytest.FixtureRequest) -> Case:
+        found: Case = request.param
+        return found
+
+    @pytest.fixture
+    def function(self, case: Case, server: VendorServer) -> EmbeddingFunction:
+        embedreg.get_registry().set_var("vendor_key", KEY)
+        server.replies.clear()
+        return case.create(server, max_retries=0)
+
+    @pytest.fixture
+    def inputs(self) -> list[str]:
+        return [*TEXTS[:3], TEXTS[-1]]
+
+    @pytest.fixture
+    def tolerance(self) -> float:
+        return 0.0  # the server counts letters
+
+    @pytest.fixture
+    def provoke(self, case: Case, function: EmbeddingFunction, server: VendorServer) -> Callable[[], Any]:
+        """A server that repeats the key as it refuses it."""
+
+        def fail() -> Any:
+            server.replies.append(Reply("error", 401, f"Incorrect API key provided: {KEY}."))
+            return function.compute_source_embeddings(["some text"])
+
+        return fail
