@@ -72,6 +72,8 @@ class Traits:
         stored_names: other names in stored configurations (JavaScript's option names) -> field names.
         javascript_defaults: the defaults of LanceDB's JavaScript client, where they differ from the fields'.
         alternatives: other lists of modules, each of which is enough instead of `requires`.
+        width_defaults: field -> {width of the column: the default of the LanceDB versions that wrote such columns}, for
+            a default that has changed.
     """
 
     modality: str = "text"
@@ -86,6 +88,7 @@ class Traits:
     stored_names: Mapping[str, str] = field(default_factory=dict)
     javascript_defaults: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
+    width_defaults: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
 
 
 class EmbeddingFunction(Value, ABC):

@@ -174,15 +174,16 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
     """Rebuild the declared functions: LanceDB's `parse_functions`.
 
     Args:
-        metadata: the schema metadata.
+        metadata: the schema metadata; `entries.metadata_with_widths` adds what tells defaults apart.
         get: returns the class of a name, as a registry's `get`.
     Raises:
         MetadataError: the metadata as a whole cannot be read. A problem in one entry does not affect the others.
     """
     functions = Functions(entries(metadata))
+    widths: Mapping[str, int] = getattr(metadata, "widths", {})
     for column, entry in functions.entries.items():
         try:
-            function, notes = build(entry, get)
+            function, notes = build(entry, get, widths.get(column))
         except EmbedregError as exc:
             functions.problems[column] = exc
             continue
@@ -194,9 +195,13 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
     return functions
 
 
-def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[EmbeddingFunction, list[str]]:
+def build(
+    entry: Entry, get: Callable[[str], type[EmbeddingFunction]], width: int | None = None
+) -> tuple[EmbeddingFunction, list[str]]:
     """Rebuild one function under the trust rules: the vouched instance of this process, else a new one.
 
+    Args:
+        width: of the vector column, if it is known.
     Raises:
         EmbedregError: the class is not installed, the configuration is refused, or it is not trusted.
     """
@@ -220,16 +225,43 @@ def build(entry: Entry, get: Callable[[str], type[EmbeddingFunction]]) -> tuple[
         raise ConfigError(
             f"{where}: the module of {alias!r} cannot be imported: {type(exc).__name__}: {exc}.", "update its package"
         ) from exc
-    return rebuild(cls, alias, _as_meant(cls, entry))
+    return rebuild(cls, alias, _as_meant(cls, entry, width))
 
 
-def _as_meant(cls: type[EmbeddingFunction], entry: Entry) -> dict[str, Any]:
+def _as_meant(cls: type[EmbeddingFunction], entry: Entry, width: int | None) -> dict[str, Any]:
     """Return a stored configuration with the defaults of the client that wrote it, where they are not the class's."""
-    usual = cls.traits.javascript_defaults
-    if not (usual and entry.javascript) or entry.reserved:
+    if entry.reserved:
         return entry.model
-    known, _ = _known_fields(cls, entry.model)
-    return {**{name: value for name, value in usual.items() if name not in known}, **entry.model}
+    usual = cls.traits.javascript_defaults
+    if usual and entry.javascript:
+        known, _ = _known_fields(cls, entry.model)
+        return {**{name: value for name, value in usual.items() if name not in known}, **entry.model}
+    return completed(cls, entry.model, width)
+
+
+def completed(cls: type[EmbeddingFunction], model: Mapping[str, Any], width: int | None) -> dict[str, Any]:
+    """Return a stored configuration of another writer with the defaults of the version that fits the column's width.
+
+    Args:
+        width: of the vector column; None if it is not known, and the class's defaults then stand.
+    Raises:
+        MetadataError: the width fits none of the defaults that LanceDB has had.
+    """
+    found = dict(model)
+    if width is None or not cls.traits.width_defaults or RESERVED in model:
+        return found
+    known, _ = _known_fields(cls, model)
+    for name, by_width in cls.traits.width_defaults.items():
+        if name in known:
+            continue
+        if width not in by_width:
+            defaults = " or ".join(f"{value!r} ({size} wide)" for size, value in by_width.items())
+            raise MetadataError(
+                f"the declaration has no {name}, and LanceDB's defaults were {defaults}; the column is {width} wide.",
+                f"declare what made the vectors: embedreg.get(...).create({name}=...).bind('text', 'vector')",
+            ).for_shell("declare what made the vectors: embedreg attach --help")
+        found[name] = by_width[width]
+    return found
 
 
 def rebuild(cls: type[EmbeddingFunction], alias: str, model: Mapping[str, Any]) -> tuple[EmbeddingFunction, list[str]]:
@@ -313,6 +345,8 @@ def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tup
         if key == RESERVED:
             continue
         name = names.get(key) or other.get(key) or names.get(snake(key))
+        if name is None and snake(key) in ("model", "model_name") and "name" in names and _built_in(cls):
+            name = "name"  # as other clients call it
         if name is None and not extra_allowed:
             unknown[key] = value
         elif config.setdefault(name or key, value) != value:
@@ -504,7 +538,8 @@ def says_same(config: Any, entry: Entry) -> bool:
     if name is None or name != entry.name:
         return False
     try:
-        stored, unknown = _known_fields(cls, _as_meant(cls, entry))
+        width = function.ndims() if cls.traits.width_defaults else None
+        stored, unknown = _known_fields(cls, _as_meant(cls, entry, width))
     except MetadataError:
         return False
     if unknown:

@@ -12,7 +12,19 @@ from typing import Any
 from embedreg.errors import MetadataError
 from embedreg.support.strict_json import Malformed, split
 
-__all__ = ["FORMAT", "KEY", "RESERVED", "Entry", "entries", "refuse_twice", "serialized", "shown", "value_type"]
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "RESERVED",
+    "Entry",
+    "SchemaMetadata",
+    "entries",
+    "metadata_with_widths",
+    "refuse_twice",
+    "serialized",
+    "shown",
+    "value_type",
+]
 
 KEY = "embedding_functions"
 RESERVED = "embedreg"
@@ -58,6 +70,22 @@ class Entry:
         """Whether a later embedreg wrote it, in a format that this version can only read."""
         version = self.reserved.get("format")
         return isinstance(version, int) and version > FORMAT
+
+
+class SchemaMetadata(dict[Any, Any]):
+    """Schema metadata together with the widths of the schema's vector columns, which it alone does not hold."""
+
+    def __init__(self, metadata: Mapping[Any, Any], widths: Mapping[str, int]) -> None:
+        super().__init__(metadata)
+        self.widths = dict(widths)
+
+
+def metadata_with_widths(schema: Any) -> SchemaMetadata:
+    """Return an Arrow schema's metadata, empty if it has none, with the widths of its vector columns."""
+    metadata = schema.metadata
+    sizes = ((field.name, getattr(field.type, "list_size", None)) for field in schema)
+    widths = {name: size for name, size in sizes if isinstance(size, int)}
+    return SchemaMetadata(metadata if isinstance(metadata, Mapping) else {}, widths)
 
 
 def serialized(metadata: Mapping[Any, Any] | None) -> str | None:

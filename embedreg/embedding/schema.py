@@ -390,13 +390,13 @@ def resolve(schema: Any) -> Resolved:
     Raises:
         SchemaError: another type. EmbedregError: a declaration that cannot be rebuilt here.
     """
-    from embedreg.declaration import codec
+    from embedreg.declaration import codec, entries
 
     if isinstance(schema, Resolved):
         return schema
     pa = sys.modules.get("pyarrow")
     if pa is not None and isinstance(schema, pa.Schema):
-        configs = get_registry().parse_functions(schema.metadata).every()
+        configs = get_registry().parse_functions(entries.metadata_with_widths(schema)).every()
         for config in configs:
             if config.vector_column in schema.names and hasattr(
                 kind := schema.field(config.vector_column).type, "value_type"

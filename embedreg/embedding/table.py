@@ -17,6 +17,7 @@ from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors,
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.declaration import codec, digest, drift
+from embedreg.declaration.entries import metadata_with_widths
 from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import (
@@ -199,7 +200,7 @@ def _stream(
         total, batches = table.num_rows, iter(table.to_batches())
     stored = codec.Functions(codec.entries(own.metadata))
     if schema is None or stored.entries:
-        stored = get_registry().parse_functions(own.metadata)
+        stored = get_registry().parse_functions(metadata_with_widths(own))
     if schema is None:
         configs = stored.every()
     if not configs:

@@ -58,6 +58,7 @@ class CohereEmbeddings(VendorFunction):
         window=8192,
         concurrency=4,
         stock_fields=frozenset({"name", "source_input_type", "query_input_type", "max_retries", "api_key"}),
+        width_defaults={"name": {768: "embed-multilingual-v2.0", 1024: "embed-multilingual-v3.0"}},
     )
     vendor: ClassVar[Vendor] = Vendor(
         name="Cohere",

@@ -111,6 +111,11 @@ class GeminiTextEmbeddings(VendorFunction):
     def _remarks(self) -> list[str]:
         if _takes_prompts(self.name) and self.query_prompt is None and self.document_prompt is None:
             return [f"{self.name!r} ignores the task type; query_prompt and document_prompt are what it takes instead"]
+        if self.from_metadata and not self._declared and "name" not in self._original_args:
+            return [
+                "the declaration leaves the model out: LanceDB's default was models/embedding-001 before 0.32, which "
+                f"Google has switched off, and is {self.name!r} since; the column's width is that of both"
+            ]
         return super()._remarks()
 
     def _roles(self) -> tuple[str, str]:

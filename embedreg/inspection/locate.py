@@ -15,6 +15,7 @@ from embedreg.declaration import codec, drift, manifest
 from embedreg.declaration.codec import Entry, Functions
 from embedreg.declaration.comments import metadata_in_comments
 from embedreg.declaration.drift import Drift
+from embedreg.declaration.entries import SchemaMetadata, metadata_with_widths
 from embedreg.errors import (
     EmbedregError,
     Grant,
@@ -141,6 +142,8 @@ def _exported(data: Any) -> Any:
 
 
 def _of_schema(schema: Any) -> Mapping[Any, Any]:
+    if hasattr(schema, "names"):
+        return metadata_with_widths(schema)
     found = schema.metadata
     return found if isinstance(found, Mapping) else {}
 
@@ -154,6 +157,7 @@ class _Merged(dict[Any, Any]):
     def __init__(self, own: Mapping[Any, Any]) -> None:
         super().__init__(own)
         self.notes: dict[str, str] = {}
+        self.widths: dict[str, int] = getattr(own, "widths", {})
 
 
 def _of_path(path: Path) -> Mapping[Any, Any]:
@@ -255,7 +259,8 @@ def file_schema(path: Path) -> tuple[Mapping[Any, Any], list[str]]:
         footer = pq.read_metadata(path)
         schema = footer.schema.to_arrow_schema()
         # DuckDB's KV_METADATA is stored only in the file's key-value pairs
-        return {**(footer.metadata or {}), **(schema.metadata or {})}, schema.names
+        own = metadata_with_widths(schema)
+        return SchemaMetadata({**(footer.metadata or {}), **own}, own.widths), schema.names
     if magic.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # a file, or a stream's first message
         with pa.OSFile(str(path), "rb") as source:
             opened = pa.ipc.open_file(source) if magic.startswith(b"ARROW1") else pa.ipc.open_stream(source)

@@ -15,6 +15,7 @@ from embedreg.datasets.reading import Reading
 from embedreg.datasets.sources import Known, Source, open_source
 from embedreg.datasets.targets import Target
 from embedreg.declaration import codec, drift
+from embedreg.declaration.entries import metadata_with_widths
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors, zero_policy
 from embedreg.embedding.table import BATCH_ROWS, OnError, embed_batches
@@ -219,7 +220,7 @@ def _declared(source: Source, declaration: Any) -> list[EmbeddingFunctionConfig]
     if declaration is not None:
         configs = schemas.resolve(declaration)[1]
     else:
-        configs = get_registry().parse_functions(source.schema.metadata).every()
+        configs = get_registry().parse_functions(metadata_with_widths(source.schema)).every()
     if not configs:
         raise MetadataError(
             f"no declaration for {source.place}: it carries none, and none was passed.",

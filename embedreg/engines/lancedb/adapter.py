@@ -22,6 +22,7 @@ from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration import codec, entries
 from embedreg.embedding import column
 from embedreg.embedding import schema as schemas
+from embedreg.engines.lancedb.callers import asking_table, width_of
 from embedreg.errors import ConfigError, SchemaError
 from embedreg.support.imports import attempt_import_or_raise
 
@@ -53,14 +54,15 @@ class Adapter(LanceBase):
         owner = registry.get(cls.embedreg_alias)
         if not lancedb_hooks.called_from("lancedb"):
             return adapter_for(owner.create(**model))
-        function, notes = codec.rebuild(owner, cls.embedreg_alias, model)
+        width = width_of(cls.embedreg_alias, model) if owner.traits.width_defaults else None
+        function, notes = codec.rebuild(owner, cls.embedreg_alias, codec.completed(owner, model, width))
         for note in notes:
             log.warning("%s", note)
         stored = model.get(codec.RESERVED)
         declared = stored if isinstance(stored, dict) else {}
         dtype = declared.get("dtype")
         adapter = _new(function, dtype if dtype in DTYPES else None, declared)
-        if (table := _asking_table()) is not None:
+        if (table := asking_table()) is not None:
             adapter._handle = _TableHandle(table, model)
         return adapter
 
@@ -207,20 +209,6 @@ class _TableHandle:
 
 def _serves(adapter: Adapter, name: str | None) -> bool:
     return name is not None and name.removeprefix(f"{codec.RESERVED}:") == type(adapter).embedreg_alias
-
-
-def _asking_table() -> Any:
-    """Return the table handle whose `embedding_functions` lancedb is rebuilding, if it is a handle that keeps them."""
-    from lancedb.table import Table
-
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(4):  # create <- a comprehension <- parse_functions <- embedding_functions
-        if frame is None or not str(frame.f_globals.get("__name__", "")).startswith("lancedb."):
-            return None
-        if frame.f_code.co_name == "embedding_functions" and isinstance(table := frame.f_locals.get("self"), Table):
-            return table
-        frame = frame.f_back
-    return None
 
 
 def _stored_model() -> dict[str, Any] | None:

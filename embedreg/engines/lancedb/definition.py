@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from embedreg.declaration.entries import metadata_with_widths
 from embedreg.inspection.engines import Attachable, Engine, comes_from
 
 __all__ = ["LanceDB"]
@@ -22,7 +23,7 @@ class LanceDB(Engine):
     def metadata_of(self, data: Any) -> Mapping[Any, Any]:
         from embedreg.engines.lancedb.folders import schema_at
 
-        return schema_at(data).metadata or {}
+        return metadata_with_widths(schema_at(data))
 
     def columns(self, data: Any) -> Any:
         if not self.reads(data) and not (comes_from(data, "lancedb", "lance") and hasattr(data, "schema")):

@@ -7,6 +7,7 @@ a model that is known to need them is named when it is used without.
 from __future__ import annotations
 
 import logging
+
 from embedreg.core.role import Role
 from embedreg.runtime.models import families
 from embedreg.runtime.remote.vendor import VendorFunction
