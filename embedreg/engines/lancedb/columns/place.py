@@ -88,6 +88,7 @@ class Place:
         """
         try:
             with Lock(self.beside) as lock:
+                self.beside.sweep()  # incomplete files of killed runs
                 yield lock
         finally:
             self.tidy()

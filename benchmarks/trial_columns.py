@@ -1,0 +1,462 @@
+"""Trials of a column's life on a LanceDB table that others use, and of runs that are killed. Each prints its counts.
+
+`python -m benchmarks.trial_columns live [--seconds 60]`: two processes add rows, two merge changed texts, one deletes,
+one compacts, two search without a pause, while one changes the function of the vector column again and again. At the
+end no row may be lost, doubled or have another text than its writer gave it, and every vector must be that of its text.
+
+`python -m benchmarks.trial_columns kills [--points 30]`: a migration is killed (SIGKILL) at points spread over all its
+writes, renames, links and commits. The same call must then end it, and the way back must give the old vectors back bit
+for bit, also after a compaction that removes every unused file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import embedreg
+from embedreg import columns
+
+D, ROWS = 32, 4000
+FIXED = 200  # rows that nobody changes: what the searchers look for
+NAME = "t"
+
+
+def functions() -> list[Any]:
+    """Return two functions of equal width, whose vectors differ everywhere."""
+    return [embedreg.get("hashing").create(dim=D, seed=seed) for seed in (1, 2)]
+
+
+def made(folder: Path) -> Any:
+    """Make the table, of four fragments, with the first function's vectors."""
+    import lancedb
+
+    table = None
+    for start in range(0, ROWS, ROWS // 4):
+        some = range(start, start + ROWS // 4)
+        data = pa.table({"id": list(some), "text": [f"row {i} of the first kind" for i in some]})
+        table = lancedb.connect(folder).create_table(NAME, data) if table is None else table
+        if start:
+            table.add(data)
+    columns.add(table, functions()[0].bind("text", "vector"))
+    return table
+
+
+# -- live ------------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """What a process has done, for the check at the end."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._file = (folder / f"{name}.jsonl").open("w")
+
+    def __call__(self, **facts: Any) -> None:
+        """Write one fact."""
+        self._file.write(json.dumps(facts) + "\n")
+        self._file.flush()
+
+
+def opened(folder: Path, interval: float | None = 0.0) -> Any:
+    """Open the table; with an interval of 0 each read looks for the newest version."""
+    import lancedb
+
+    wanted = None if interval is None else timedelta(seconds=interval)
+    return lancedb.connect(folder / "db", read_consistency_interval=wanted).open_table(NAME)
+
+
+def adder(folder: Path, number: int, until: float, log: Log) -> None:
+    """Add rows, one process by embedreg, the other as LanceDB does; a handle is kept for a while."""
+    from embedreg.engines.lancedb import add
+
+    table, start = opened(folder), 10_000 * (number + 1)
+    for at in itertools.count(start, 5):
+        if time.time() > until:
+            return
+        if at % 100 == 0:
+            table = opened(folder, None if at % 200 else 0.0)
+        data = [{"id": i, "text": f"added {i}"} for i in range(at, at + 5)]
+        add(table, data) if number else table.add(data)
+        log(add=[row["id"] for row in data])
+        time.sleep(0.2)
+
+
+def merger(folder: Path, number: int, until: float, log: Log) -> None:
+    """Change texts of rows of its own."""
+    table, own = opened(folder), [i for i in range(FIXED, ROWS // 2) if i % 2 == number]
+    for turn in itertools.count():
+        if time.time() > until:
+            return
+        if turn % 20 == 0:
+            table = opened(folder, None if turn % 40 else 0.0)
+        data = [{"id": i, "text": f"merged {i} in {turn}"} for i in random.sample(own, 5)]
+        try:
+            table.merge_insert("id").when_matched_update_all().execute(data)
+        except Exception as exc:  # noqa: BLE001  # lance's own conflicts
+            log(error=type(exc).__name__)
+            for row in data:
+                log(unsure=row)
+            continue
+        for row in data:
+            log(text=row)
+        time.sleep(0.3)
+
+
+def deleter(folder: Path, number: int, until: float, log: Log) -> None:
+    """Delete rows of its own."""
+    table = opened(folder)
+    for at in range(ROWS // 2, ROWS):
+        if time.time() > until:
+            return
+        table.delete(f"id = {at}")
+        log(delete=at)
+        time.sleep(0.5)
+
+
+def compactor(folder: Path, number: int, until: float, log: Log) -> None:
+    """Compact the table; lance gives up on conflicts, which is not ours."""
+    while time.time() < until:
+        time.sleep(4)
+        try:
+            opened(folder).optimize()
+            log(compacted=1)
+        except Exception as exc:  # noqa: BLE001  # lance's own conflicts
+            log(compaction_failed=type(exc).__name__)
+
+
+def searcher(folder: Path, number: int, until: float, log: Log) -> None:
+    """Search for rows that nobody changes; the nearest must be the row itself."""
+    table = opened(folder, 0.0 if number else None)
+    for turn in itertools.count():
+        if time.time() > until:
+            return
+        if not number and turn % 20 == 0:
+            table.checkout_latest()
+        wanted = random.randrange(FIXED)
+        try:
+            found = table.search(f"row {wanted} of the first kind").limit(1).to_list()
+        except Exception as exc:  # noqa: BLE001  # counted
+            log(search_error=f"{type(exc).__name__}: {str(exc)[:200]}")
+            continue
+        log(right=bool(found and found[0]["id"] == wanted and found[0]["_distance"] < 1e-5))
+        time.sleep(0.01)
+
+
+def migrator(folder: Path, number: int, until: float, log: Log) -> None:
+    """Change the function, settle, and finish or go back, again and again."""
+    path, now = folder / "db" / f"{NAME}.lance", 0
+    for turn in itertools.count():
+        if time.time() > until - 3:
+            return
+        time.sleep(2)
+        begun = time.perf_counter()
+        migration = columns.migrate(path, "vector", functions()[1 - now], switch=False)
+        staged = time.perf_counter()
+        migration.switch()
+        switched = time.perf_counter()
+        report = migration.settle()
+        log(staged_s=staged - begun, switch_s=switched - staged, settled=report.written, state=migration.state)
+        if turn % 2 and migration.state in ("switched", "settled"):
+            migration.rollback()
+            log(rolled_back=1)
+        elif migration.state == "settled":
+            migration.finish()
+            now = 1 - now
+        else:
+            while migration.state != "settled":
+                migration.settle()
+            migration.finish()
+            now = 1 - now
+
+
+ROLES: list[tuple[Callable[[Path, int, float, Log], None], int]] = [
+    (adder, 0),
+    (adder, 1),
+    (merger, 0),
+    (merger, 1),
+    (deleter, 0),
+    (compactor, 0),
+    (searcher, 0),
+    (searcher, 1),
+    (migrator, 0),
+]
+
+
+def play(role: int, folder: Path, until: float) -> None:
+    """Play a role in this process."""
+    warnings.simplefilter("ignore")
+    call, number = ROLES[role]
+    log = Log(folder, f"{call.__name__}{number}")
+    try:
+        call(folder, number, until, log)
+    except BaseException as exc:
+        log(died=f"{type(exc).__name__}: {exc}")
+        traceback.print_exc()
+        raise
+
+
+def live(seconds: float) -> dict[str, Any]:
+    """Run the trial; return its counts."""
+    folder = Path(tempfile.mkdtemp(prefix="embedreg-live-"))
+    made(folder / "db")
+    until = time.time() + seconds
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=play, args=(role, folder, until)) for role in range(len(ROLES))]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join()
+    result = checked(folder)
+    result["exit codes"] = [each.exitcode for each in processes]
+    shutil.rmtree(folder)
+    return result
+
+
+def checked(folder: Path) -> dict[str, Any]:
+    """Compare the table with what its writers did, after a last `settle` and `refresh`."""
+    facts: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            for key, value in json.loads(line).items():
+                facts.setdefault(key, []).append(value)
+    table = opened(folder)
+    for migration in columns.migrations(table):
+        while migration.state != "settled":
+            migration.settle()
+        migration.finish()
+    before = columns.status(table)[0]
+    columns.refresh(table, unstamped="recompute")
+    after = columns.status(table)[0]
+    found = table.to_lance().to_table(columns=["id", "text", "vector"]).to_pydict()
+    expected = {i: f"row {i} of the first kind" for i in range(ROWS)}
+    expected |= {i: f"added {i}" for ids in facts.get("add", []) for i in ids}
+    allowed = {i: {text} for i, text in expected.items()}
+    for row in facts.get("text", []):
+        allowed[row["id"]] = {row["text"]}
+    for row in facts.get("unsure", []):
+        allowed[row["id"]].add(row["text"])
+    for i in facts.get("delete", []):
+        allowed.pop(i)
+    texts = dict(zip(found["id"], found["text"], strict=True))
+    (declared,) = embedreg.functions_in(table).values()
+    want = np.asarray(declared.function.compute_embeddings(found["text"], "source"))
+    have = np.array([vector if vector is not None else [0.0] * D for vector in found["vector"]])
+    return {
+        "rows": len(found["id"]),
+        "lost": len(allowed.keys() - texts.keys()),
+        "ghosts": len(texts.keys() - allowed.keys()),
+        "double": len(found["id"]) - len(texts),
+        "other text": sum(texts[i] not in allowed[i] for i in texts.keys() & allowed.keys()),
+        "wrong vectors": int((np.abs(want - have).max(axis=1) > 1e-6).sum()),
+        "not fresh before the last refresh": before.todo,
+        "not fresh": after.todo,
+        "searches": len(facts.get("right", [])),
+        "wrong searches": facts.get("right", []).count(False),
+        "search errors": dict(Counter(facts.get("search_error", []))),
+        "switches": len(facts.get("switch_s", [])),
+        "rolled back": len(facts.get("rolled_back", [])),
+        "longest switch, s": round(max(facts.get("switch_s", [0])), 3),
+        "median switch, s": round(float(np.median(facts.get("switch_s", [0]))), 3),
+        "rows settled": sum(facts.get("settled", [])),
+        "writers' errors": dict(Counter(facts.get("error", []))),
+        "compactions": [len(facts.get(each, [])) for each in ("compacted", "compaction_failed")],
+        "died": facts.get("died", []),
+    }
+
+
+# -- kills -----------------------------------------------------------------------------------------------------------
+
+
+class Points:
+    """Counts the points at which something reaches the disk, and kills the process at one of them."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.count = at, 0
+        import lance
+
+        for owner, names in (
+            (os, ("fsync", "replace", "link", "unlink", "rmdir")),
+            (lance.LanceDataset, ("commit", "create_branch", "update_schema_metadata")),
+        ):
+            for name in names:
+                setattr(owner, name, self._counted(getattr(owner, name), twice=owner is not os))
+
+    def _counted(self, call: Any, twice: bool) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.reached()
+            result = call(*args, **kwargs)
+            if twice:  # between a commit and what follows it
+                self.reached()
+            return result
+
+        return counted
+
+    def reached(self) -> None:
+        """Count a point."""
+        self.count += 1
+        if self.count == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forked(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Run a call in a child of this process, which has used neither lance nor a model; return its status and result."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(read)
+            os.write(write, json.dumps(call()).encode())
+            os._exit(0)
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+            os._exit(1)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        data = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, json.loads(data) if data else None
+
+
+def operation(folder: Path, kind: str, at: int | None) -> int:
+    """Run a whole operation, and die at a point; return how many there are."""
+    points = Points(at)
+    path = folder / f"{NAME}.lance"
+    if kind == "migrate":
+        columns.migrate(path, "vector", functions()[1])
+    elif kind == "rollback":
+        columns.migrations(path)[0].rollback()
+    elif kind == "finish":
+        columns.migrations(path)[0].finish()
+    return points.count
+
+
+def vectors(folder: Path) -> Any:
+    """Return the vectors by id, as bytes."""
+    import lance
+
+    return lance.dataset(str(folder / f"{NAME}.lance")).to_table(columns=["id", "vector"]).sort_by("id")
+
+
+def right(folder: Path, number: int) -> bool:
+    """Return whether all vectors are those of a function."""
+    import lance
+
+    found = lance.dataset(str(folder / f"{NAME}.lance")).to_table(columns=["text", "vector"]).to_pydict()
+    want = functions()[number].compute_embeddings(found["text"], "source")
+    return bool(np.allclose(np.array(found["vector"]), np.asarray(want), atol=1e-6))
+
+
+def after_kill(folder: Path, kind: str, before: Path, hard: bool) -> dict[str, Any]:
+    """Look at what a kill left, end the operation, go back, and compare."""
+    import lance
+    import lancedb
+
+    path = folder / f"{NAME}.lance"
+    (status,) = columns.status(path)
+    state = status.migration.state if status.migration is not None else "none"
+    now = 1 if right(folder, 1) else 0 if right(folder, 0) else None
+    # what the status says is what the table holds
+    true = now == (1 if state in ("switched", "settled", "finished") or (state == "none" and kind == "finish") else 0)
+    if kind == "finish":
+        for each in columns.migrations(path):
+            each.finish()
+        good = right(folder, 1)
+    else:
+        if kind == "migrate":
+            columns.migrate(path, "vector", functions()[1])
+            if hard:
+                lancedb.connect(folder).open_table(NAME).optimize(
+                    cleanup_older_than=timedelta(0), delete_unverified=True
+                )
+        for each in columns.migrations(path):
+            if each.state in ("switched", "settled"):
+                each.rollback()
+            else:
+                each.finish() if each.state == "rolled back" else each.abandon()
+        good = vectors(folder).equals(vectors(before))
+    if not columns.migrations(path):  # whoever comes next removes what a run that was killed as it ended left
+        number = int(right(folder, 1))
+        columns.migrate(path, "vector", functions()[1 - number], switch=False).abandon()
+    dataset = lance.dataset(str(path))
+    known = {"_transactions", "_deletions", "_indices", "data", "_versions", f"{NAME}.lance"}
+    left = [*dataset.branches.list(), *dataset.tags.list()]
+    left += [each.name for each in (*folder.iterdir(), *path.iterdir()) if each.name not in known]
+    return {"state": state, "true": true, "good": good, "left": left}
+
+
+def kills(points: int, kinds: tuple[str, ...] = ("migrate", "rollback", "finish")) -> dict[str, Any]:
+    """Kill each operation at points spread over it; return the counts."""
+    import lance  # noqa: F401  # imported, not used: a fork copies no threads of its runtime
+    import lancedb  # noqa: F401
+
+    import embedreg.engines.lancedb.columns.migrating  # noqa: F401
+
+    warnings.simplefilter("ignore")
+    base = Path(tempfile.mkdtemp(prefix="embedreg-kills-"))
+    result: dict[str, Any] = {"points": 0, "states": Counter(), "untrue": 0, "wrong": 0, "left": 0, "failed": 0}
+    assert forked(lambda: bool(made(base / "old")))[0] == 0
+    shutil.copytree(base / "old", base / "new")
+    assert forked(lambda: operation(base / "new", "migrate", None))[0] == 0
+    folder = base / "work"
+    for kind in kinds:
+        start = base / ("old" if kind == "migrate" else "new")
+        shutil.copytree(start, base / "whole")
+        status, count = forked(lambda kind=kind: operation(base / "whole", kind, None))  # type: ignore[misc]
+        shutil.rmtree(base / "whole")
+        assert status == 0
+        share = max(2, points if kind == "migrate" else points // 3)
+        for turn, at in enumerate(np.unique(np.linspace(1, count, share).astype(int)).tolist()):
+            shutil.copytree(start, folder)
+            died, _ = forked(lambda kind=kind, at=at: operation(folder, kind, at))  # type: ignore[misc]
+            assert died == -signal.SIGKILL, f"{kind} at {at} of {count}: {died}"
+            ended, found = forked(lambda kind=kind, turn=turn: after_kill(folder, kind, base / "old", turn % 2 == 1))  # type: ignore[misc]
+            result["points"] += 1
+            if ended or found is None:
+                result["failed"] += 1
+                print(f"{kind} killed at {at} of {count}: the next run failed", file=sys.stderr)
+            else:
+                result["states"][f"{kind}: {found['state']}"] += 1
+                result["untrue"] += not found["true"]
+                result["wrong"] += not found["good"]
+                result["left"] += bool(found["left"])
+                if not (found["true"] and found["good"]) or found["left"]:
+                    print(f"{kind} killed at {at} of {count}: {found}", file=sys.stderr)
+            shutil.rmtree(folder)
+        result[f"points of {kind}"] = count
+    shutil.rmtree(base)
+    return {**result, "states": dict(result["states"])}
+
+
+def main() -> None:
+    """Run a trial and print its counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trial", choices=["live", "kills"])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--points", type=int, default=30)
+    given = parser.parse_args()
+    found = live(given.seconds) if given.trial == "live" else kills(given.points)
+    for name, value in found.items():
+        print(f"{name:>34}: {value}")
+
+
+if __name__ == "__main__":
+    main()
