@@ -95,8 +95,14 @@ def adder(folder: Path, number: int, until: float, log: Log) -> None:
         if at % 100 == 0:
             table = opened(folder, None if at % 200 else 0.0)
         data = [{"id": i, "text": f"added {i}"} for i in range(at, at + 5)]
-        add(table, data) if number else table.add(data)
-        log(add=[row["id"] for row in data])
+        for _ in range(20):
+            try:
+                add(table, data) if number else table.add(data)
+            except (RuntimeError, OSError) as exc:  # an append in flight at the switch is refused by lance, whole
+                log(add_again=type(exc).__name__)
+            else:
+                log(add=[row["id"] for row in data])
+                break
         time.sleep(0.2)
 
 
@@ -152,12 +158,14 @@ def searcher(folder: Path, number: int, until: float, log: Log) -> None:
         if not number and turn % 20 == 0:
             table.checkout_latest()
         wanted = random.randrange(FIXED)
+        begun = time.time()
         try:
             found = table.search(f"row {wanted} of the first kind").limit(1).to_list()
         except Exception as exc:  # noqa: BLE001  # counted
             log(search_error=f"{type(exc).__name__}: {str(exc)[:200]}")
             continue
-        log(right=bool(found and found[0]["id"] == wanted and found[0]["_distance"] < 1e-5))
+        good = bool(found and found[0]["id"] == wanted and found[0]["_distance"] < 1e-5)
+        log(right=good, **({} if good else {"wrong": [begun, time.time(), wanted, found and found[0]["id"]]}))
         time.sleep(0.01)
 
 
@@ -175,9 +183,11 @@ def migrator(folder: Path, number: int, until: float, log: Log) -> None:
         switched = time.perf_counter()
         report = migration.settle()
         log(staged_s=staged - begun, switch_s=switched - staged, settled=report.written, state=migration.state)
+        log(window=[time.time() - (time.perf_counter() - staged), time.time() - (time.perf_counter() - switched)])
         if turn % 2 and migration.state in ("switched", "settled"):
+            back = time.time()
             migration.rollback()
-            log(rolled_back=1)
+            log(rolled_back=1, window=[back, time.time()])
         elif migration.state == "settled":
             migration.finish()
             now = 1 - now
@@ -271,13 +281,18 @@ def checked(folder: Path) -> dict[str, Any]:
         "not fresh": after.todo,
         "searches": len(facts.get("right", [])),
         "wrong searches": facts.get("right", []).count(False),
+        "wrong outside of switches": sum(
+            not any(begun < stop and start < ended for start, stop in facts.get("window", []))
+            for begun, ended, *_ in facts.get("wrong", [])
+        ),
         "search errors": dict(Counter(facts.get("search_error", []))),
         "switches": len(facts.get("switch_s", [])),
         "rolled back": len(facts.get("rolled_back", [])),
         "longest switch, s": round(max(facts.get("switch_s", [0])), 3),
         "median switch, s": round(float(np.median(facts.get("switch_s", [0]))), 3),
         "rows settled": sum(facts.get("settled", [])),
-        "writers' errors": dict(Counter(facts.get("error", []))),
+        "appends made again": len(facts.get("add_again", [])),
+        "mergers' errors": dict(Counter(facts.get("error", []))),
         "compactions": [len(facts.get(each, [])) for each in ("compacted", "compaction_failed")],
         "died": facts.get("died", []),
     }

@@ -492,6 +492,38 @@ def test_a_stale_handle_is_found_and_settled(table: Any, two: Counting, folder: 
     assert counts(table) == {"fresh": 599}
 
 
+def test_stale_appends_go_through_and_come_back_right(table: Any, two: Counting, folder: Path) -> None:
+    """A handle that has not seen the switch appends to the old column: rows without a vector until they are settled.
+
+    What it wrote there is either function's, so the way back embeds these rows instead.
+    """
+    stale = [lancedb.connect(folder).open_table("t") for _ in range(2)]
+    for each in stale:
+        assert each.search("text 17").limit(1).to_list()
+    migration = columns.migrate(table, "vector", two)
+    stale[0].add([{"id": 901, "text": "as lancedb adds"}])
+    add(stale[1], {"id": [902], "text": ["as this library adds"]})
+    table.checkout_latest()
+    assert counts(table) == {"fresh": 598, "empty": 2}
+    assert migration.settle().written == 2
+    assert set(seeds(table).values()) == {2}
+    migration.rollback()
+    assert set(seeds(table).values()) == {1}
+
+
+def test_stale_and_foreign_vectors_are_not_kept_for_their_texts(table: Any, two: Counting) -> None:
+    """After compaction the way back embeds such rows: the vector that a text had was not that text's."""
+    table.drop_index("id_idx")  # else rows that are not indexed are not compacted with the others
+    table.to_lance().update({"text": "'changed'"}, where="id = 17")
+    table.checkout_latest()
+    assert counts(table) == {"fresh": 597, "stale": 1}
+    migration = columns.migrate(table, "vector", two)
+    compacted(table)
+    migration.rollback()
+    assert set(seeds(table).values()) == {1}
+    assert counts(table) == {"fresh": 598}
+
+
 def test_a_reader_of_this_library_is_right_through_the_switch(table: Any, two: Counting, folder: Path) -> None:
     """A handle that has searched before follows the declaration after the switch, for both consistency settings."""
     readers = [

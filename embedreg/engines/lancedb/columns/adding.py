@@ -173,7 +173,7 @@ def _commit(
             raise SchemaError(f"another writer added a column {entry.vector_column!r}.", "choose another name")
         schema = schemas_of.changed(dataset, [], fields, {codec.KEY: with_entry(dataset.schema, entry)})
         ids = [field_ids(schema)[item.name] for item in fields]
-        operation = lance().LanceOperation.Merge(staging.published(dataset, ids), schema)
+        operation = lance().LanceOperation.Merge(staging.published(dataset, ids), schema, preserves_nullability=True)
         try:
             return commit(place, operation, dataset.version, f"add {record['id']}"), attempts.tries
         except (OSError, RuntimeError, ValueError) as exc:

@@ -117,6 +117,14 @@ class Attempts:
         self._pause = _FIRST_WAIT_S
         self.tries = 0
 
+    def tried(self, place: Place, exc: Exception | None = None) -> None:
+        """Raise `StorageError` if the time is up."""
+        if time.monotonic() > self._until:
+            raise StorageError(
+                f"no quiet moment for a commit on table {place.name!r}: other writers were first {self.tries} times.",
+                "pause writers for a second, or give more time: switch_timeout_s=600",
+            ).for_shell("pause writers for a second, or --switch-timeout 600") from exc
+
     def failed(self, place: Place, version: int, exc: Exception) -> None:
         """Wait before the next attempt, if another writer has committed since the version.
 
@@ -129,11 +137,7 @@ class Attempts:
             raise StorageError(
                 f"table {place.name!r} could not be written: {first_line(exc)[:300]}", "the table is as it was before"
             ) from exc
-        if time.monotonic() > self._until:
-            raise StorageError(
-                f"no quiet moment for a commit on table {place.name!r}: other writers were first {self.tries} times.",
-                "pause writers for a second, or give more time: switch_timeout_s=600",
-            ).for_shell("pause writers for a second, or --switch-timeout 600") from exc
+        self.tried(place, exc)
         time.sleep(self._pause * (0.5 + random.random()))  # jitter, so that two runs do not meet again
         self._pause = min(2 * self._pause, _LONGEST_WAIT_S)
 

@@ -192,6 +192,8 @@ class Mark:
         fields: the old columns' field ids: the vector's, and the digests' if there were any.
         old: their Arrow fields, in this order.
         to: the fingerprint of the new function.
+        last: the highest fragment before the switch. What a handle that has not seen the switch appends later lies in
+            the old columns too, and may be either function's.
     """
 
     id: str
@@ -202,6 +204,7 @@ class Mark:
     fields: tuple[int, ...]
     old: pa.Schema
     to: str
+    last: int
 
 
 def marked(mark: Mark, at: str) -> str:
@@ -222,6 +225,7 @@ def marked(mark: Mark, at: str) -> str:
             "from_fields": list(mark.fields),
             "from_schema": stored_schema(mark.old),
             "to": mark.to,
+            "last_fragment": mark.last,
         }
     )
 
@@ -257,7 +261,7 @@ def _mark(found: dict[str, Any], schema: pa.Schema) -> Mark:
     if found["format"] != 1 or not all(isinstance(each, str) for each in texts.values()):
         raise Malformed("it is not as embedreg writes it")
     fields = found["from_fields"]
-    numbers = [found["version"], *fields]
+    numbers = [found["version"], found["last_fragment"], *fields]
     if not isinstance(fields, list) or not all(type(each) is int and 0 <= each < 2**31 for each in numbers):
         raise Malformed("its numbers are invalid")
     if not _ID.fullmatch(texts["id"]) or len(texts["vector"]) > _MAX_NAME or len(texts["name"]) > _MAX_NAME:
@@ -271,7 +275,8 @@ def _mark(found: dict[str, Any], schema: pa.Schema) -> Mark:
         raise Malformed("its columns do not fit each other")
     if before.source_column not in schema.names or before.source_column in (*old.names, texts["name"]):
         raise Malformed("its source column is not in the table")
-    return Mark(texts["id"], texts["vector"], texts["name"], found["version"], before, tuple(fields), old, texts["to"])
+    named = texts["id"], texts["vector"], texts["name"]
+    return Mark(*named, numbers[0], before, tuple(fields), old, texts["to"], numbers[1])
 
 
 def _is_vector(kind: pa.DataType) -> bool:

@@ -69,7 +69,9 @@ def detach(place: Place, vector: str, *, drop: bool) -> None:
             schema = schemas.changed(dataset, gone, None, _without(dataset, vector))
             lock.check()
             try:
-                commit(place, lance().LanceOperation.Project(schema), dataset.version, "detach")
+                commit(
+                    place, lance().LanceOperation.Project(schema, preserves_nullability=True), dataset.version, "detach"
+                )
             except (OSError, RuntimeError, ValueError) as exc:
                 attempts.failed(place, dataset.version, exc)
             else:

@@ -221,7 +221,9 @@ class LanceMigration(Migration):
         entry = entry_for(self._function, record["source"], name, digest=digests)
         maker = Maker(lambda: config, entry, options)
         entry = typed(entry, maker.field)
-        keep = record["vector"] if record.get("keep") is True else None
+        keep = None
+        if record.get("keep") is True:
+            keep = chosen(self._place.newest().schema, record["vector"], f"table {self._place.name!r}")
         staging = Staging(
             self._place,
             record["source"],
@@ -362,6 +364,7 @@ class LanceMigration(Migration):
                 mark.before.source_column,
                 maker,
                 old_fields=mark.fields,
+                last_old=mark.last,
                 progress=self._options.progress,
                 batch_rows=self._options.batch_rows,
                 check=lock.check,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from embedreg.declaration import digest
 from embedreg.embedding.table import Progress
 from embedreg.engines.lancedb.columns.commits import field_ids, lance, lance_errors
-from embedreg.engines.lancedb.columns.making import Files, Maker
+from embedreg.engines.lancedb.columns.declared import Column
+from embedreg.engines.lancedb.columns.making import NO_FUNCTION, Files, Maker
 from embedreg.engines.lancedb.columns.place import FILES, PIECES, Place
 from embedreg.errors import StorageError
 
@@ -41,8 +42,9 @@ class Staging:
         place: the table.
         source: the source column.
         maker: makes vectors and digests; None to look only.
-        keep: the vector column whose values are kept beside the new ones, by the digests of their sources; or None.
+        keep: the column whose fresh vectors are kept beside the new ones, by the digests of their sources; or None.
         old_fields: ids of fields whose files are listed again, where a fragment still has them, instead of staging.
+        last_old: the last fragment whose files of old fields are trusted.
         progress: called with rows staged and in all.
         batch_rows: rows that are embedded at a time.
         check: raises if this run no longer holds the lock.
@@ -54,8 +56,9 @@ class Staging:
     place: Place
     source: str
     maker: Maker | None
-    keep: str | None = None
+    keep: Column | None = None
     old_fields: tuple[int, ...] = ()
+    last_old: int = -1
     progress: Progress | None = None
     batch_rows: int = _CHUNK
     check: Callable[[], object] = bool
@@ -93,6 +96,8 @@ class Staging:
 
     def _old(self, fragment: Any) -> list[tuple[str, int]]:
         """Return the files and columns of the old fields, if the fragment still has all of them."""
+        if fragment.fragment_id > self.last_old:
+            return []
         found = [_file_of(fragment.metadata, each) for each in self.old_fields]
         return found if all(path for path, _ in found) else []
 
@@ -161,14 +166,14 @@ class Staging:
             old = None
             if self.keep is not None:
                 previous = f"{uuid.uuid4().hex}.lance"
-                kind = dataset.schema.field(self.keep).type
+                kind = dataset.schema.field(self.keep.vector).type
                 old = stack.enter_context(self._writing(previous, kind, version))
             for batch, offsets in self._rows(dataset, fragment):
                 source = batch.column(0)
                 vectors, digests = maker.make(source)
                 new.place(vectors, digests, offsets)
-                if old is not None:
-                    old.put(batch.column(1), digest.digests(source, maker.prefix))
+                if old is not None and self.keep is not None:
+                    old.put(batch.column(1), self._kept(self.keep, batch))
                 done += len(source)
                 if self.progress is not None:
                     self.progress(done, total)
@@ -187,11 +192,26 @@ class Staging:
         self._pieces[fragment.fragment_id, source_file] = piece
         self.staged += 1
 
+    def _kept(self, column: Column, batch: pa.RecordBatch) -> pa.Array:
+        """Return the digests by which old vectors are found again: none for a row that is not fresh.
+
+        A stale vector is not that of its row's text, nor is another function's.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        stamps = digest.digests(batch.column(0), column.prefix or NO_FUNCTION)
+        if column.digest is None:
+            return stamps
+        fresh = pa.array(digest.same(stamps, batch.column(2).cast(pa.string())))
+        return pc.if_else(fresh, stamps, pa.scalar(None, pa.string()))
+
     def _rows(self, dataset: Any, fragment: Any) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
         """Yield the live rows of a fragment, source and kept column, with their places in it."""
         import pyarrow as pa
 
-        wanted = [self.source, *([self.keep] if self.keep is not None else [])]
+        kept = (self.keep.vector, self.keep.digest) if self.keep is not None else ()
+        wanted = [self.source, *(name for name in kept if name is not None)]
         what = f"table {self.place.name!r} cannot be read"
         with lance_errors(what):
             scanner = dataset.scanner(

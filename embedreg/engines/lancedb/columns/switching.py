@@ -17,7 +17,7 @@ from embedreg.jobs.lock import Lock
 
 __all__ = ["switched", "went_back"]
 
-_PATIENCE = 5  # attempts that stage late rows; after these they get nulls, which `settle` or `refresh` fills
+_PATIENCE = 5  # attempts that stage few late rows; after these they get nulls, which `settle` or `refresh` fills
 
 
 def switched(place: Place, staging: Staging, record: dict[str, Any], entry: Entry, lock: Lock, timeout_s: float) -> Any:
@@ -28,16 +28,12 @@ def switched(place: Place, staging: Staging, record: dict[str, Any], entry: Entr
     assert maker is not None
     fields = new_fields(pa.field(record["name"], maker.field.type), entry)
     schemas_of = Schemas(place, f"embedreg-{record['id']}")
-    attempts, first = Attempts(timeout_s), int(place.newest().version)
+    attempts, newest = Attempts(timeout_s), place.newest()
+    first, last = int(newest.version), max((each.fragment_id for each in newest.get_fragments()), default=0)
     while True:
         dataset = place.newest()
-        missing = staging.missing(dataset)
-        late = sum(each.count_rows() for each in missing)
-        nulls = attempts.tries >= _PATIENCE
-        if missing and not nulls:
-            staging.stage_all(dataset, missing)
-            if late > LATE_ROWS:
-                continue  # others have written meanwhile, most likely
+        if (nulls := _late(place, staging, dataset, attempts)) is None:
+            continue
         column = chosen(dataset.schema, record["vector"], f"table {place.name!r}")
         gone = [column.vector, *([column.digest] if column.digest is not None else [])]
         if clash := [name for name in fields.names if name in dataset.schema.names and name not in gone]:
@@ -52,12 +48,15 @@ def switched(place: Place, staging: Staging, record: dict[str, Any], entry: Entr
             tuple(ids[name] for name in gone),
             pa.schema(old),
             record["to"],
+            last,
         )
         # the same text for each attempt on a version with this schema: the schema is then made once
         changes = {codec.KEY: with_entry(dataset.schema, entry, column.vector)}
         schema = schemas_of.changed(dataset, gone, fields, {**changes, MARK: marked(mark, _now())})
         new = [field_ids(schema)[name] for name in fields.names]
-        operation = lance().LanceOperation.Merge(staging.published(dataset, new, nulls=nulls), schema)
+        operation = lance().LanceOperation.Merge(
+            staging.published(dataset, new, nulls=nulls), schema, preserves_nullability=True
+        )
         lock.check()
         try:
             return commit(place, operation, dataset.version, f"migrate {record['id']}")
@@ -78,23 +77,45 @@ def went_back(place: Place, staging: Staging, mark: Mark, lock: Lock, timeout_s:
     attempts = Attempts(timeout_s)
     while True:
         dataset = place.newest()
-        if (missing := staging.missing(dataset)) and attempts.tries < _PATIENCE:
-            staging.stage_all(dataset, missing)
+        if (nulls := _late(place, staging, dataset, attempts)) is None:
+            continue
         now = columns_of(dataset.schema).get(mark.name)
         digests = None if now is None else now.digest
         gone = [name for name in (mark.name, digests) if name is not None and name in dataset.schema.names]
         changes = {codec.KEY: with_entry(dataset.schema, mark.before, mark.name), MARK: None}
         schema = schemas_of.changed(dataset, gone, fields, changes)
         ids = [field_ids(schema)[name] for name in fields.names]
-        fragments = staging.published(dataset, ids, nulls=attempts.tries >= _PATIENCE)
+        fragments = staging.published(dataset, ids, nulls=nulls)
         lock.check()
         try:
-            return commit(place, lance().LanceOperation.Merge(fragments, schema), dataset.version, f"back {mark.id}")
+            return commit(
+                place,
+                lance().LanceOperation.Merge(fragments, schema, preserves_nullability=True),
+                dataset.version,
+                f"back {mark.id}",
+            )
         except (OSError, RuntimeError, ValueError) as exc:
             newest = place.newest()
             if mark_of(newest.schema) is None:
                 return newest
             attempts.failed(place, dataset.version, exc)
+
+
+def _late(place: Place, staging: Staging, dataset: Any, attempts: Attempts) -> bool | None:
+    """Stage what came late; return whether the commit gives it nulls instead, or None to look at a newer version.
+
+    Few rows, which others add all the time, must not hold up the commit for ever; many, as after a compaction, are
+    always staged, mostly from files that are staged already.
+    """
+    missing = staging.missing(dataset)
+    many = sum(each.count_rows() for each in missing) > LATE_ROWS
+    if not many and attempts.tries >= _PATIENCE:
+        return True
+    staging.stage_all(dataset, missing)
+    if many:
+        attempts.tried(place)
+        return None
+    return False
 
 
 def _now() -> str:
