@@ -166,10 +166,6 @@ class EmbedregError(Exception):
             self.hint = Words(self.hint, hint)  # so that an error that extends this one passes it on
         return self
 
-    def with_shell_hint_of(self, other: EmbedregError) -> Self:
-        """Copy the command line's hint of another error; return the error itself."""
-        return self if other.shell_hint is None else self.for_shell(other.shell_hint)
-
     def __str__(self) -> str:
         # KeyError's own __str__ would print the repr of the message.
         return self.message if self.hint is None else f"{self.message}\nHint: {self.hint}"

@@ -7,8 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import embedreg
+from embedreg.engines import Engine
+from embedreg.inspection.engines import engines
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -60,3 +65,23 @@ def test_it_applies_and_runs(title: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", script]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_adds_its_sql_types() -> None:
+    """docs/writing-an-engine.md: the diff of the class applies to it, and the code below it then runs."""
+    page = (ROOT / "docs" / "writing-an-engine.md").read_text(encoding="utf-8")
+    whole = page.partition("```python\n")[2].partition("```")[0]
+    diff = page.partition("```diff\n     requires")[2].partition("```")[0]
+    code = page.partition("```python\nsqlite = ")[2].partition("```")[0]
+    lines = ["    requires" + diff.splitlines()[0], *(line[1:] for line in diff.splitlines()[1:])]
+    assert whole.count("\n".join(lines[:-1])) == 1
+    names: dict[str, Any] = {"__name__": "page", "embedreg": embedreg}
+    exec(whole.replace("\n".join(lines[:-1]), "\n".join(lines)), names)
+    exec(f"sqlite = {code}", names)
+    with pytest.raises(embedreg.errors.ConfigError, match=r"embeds 'text', which plain cannot pass to a function"):
+        plain().sql_type(embedreg.get("hashing").create())
+    assert engines()["duckdb"].sql_type(embedreg.get("open-clip").create()) == "BLOB"
+
+
+class plain(Engine):  # noqa: N801 (its name is the engine's)
+    """An engine without SQL."""

@@ -30,6 +30,7 @@ from tests.fixtures.functions import Lengths
 
 HERE = Path(__file__).resolve().parent / "fixtures"
 GENERATIONS = ["v0"]
+PICKLED = ["v0", "v1"]  # v1 has pickles alone: all else on disk is as it was
 FOUND = "pay the electricity bill"  # what the query of the fixtures looks for
 NEW = "an electricity bill to be paid"
 WITH_TEXT = [row for row, text in enumerate(write.TEXTS) if text and text.strip()]
@@ -54,6 +55,14 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     Lengths.seen.clear()
     yield target
     embedreg.release()
+
+
+@pytest.fixture(params=PICKLED)
+def pickled(request: pytest.FixtureRequest, kept: Path) -> Path:
+    """The fixtures with the pickles of a generation."""
+    shutil.rmtree("pickles")
+    shutil.copytree(HERE / request.param / "pickles", "pickles")
+    return kept
 
 
 @pytest.fixture
@@ -267,7 +276,7 @@ def unpickled(name: str) -> Any:
     return pickle.loads(Path(f"pickles/{name}.pickle").read_bytes())
 
 
-def test_pickles_of_functions_are_the_functions(kept: Path) -> None:
+def test_pickles_of_functions_are_the_functions(pickled: Path) -> None:
     """A pickle names classes and modules of the version that wrote it: it gives an equal function today."""
     assert unpickled("hashing") == write.hashing()
     assert unpickled("lengths") == Lengths(scale=3.0)
@@ -284,7 +293,7 @@ def test_pickles_of_functions_are_the_functions(kept: Path) -> None:
             assert pickle.loads(pickle.dumps(value)) == value
 
 
-def test_pickles_of_declarations_are_the_declarations(kept: Path) -> None:
+def test_pickles_of_declarations_are_the_declarations(pickled: Path) -> None:
     """What was bound, and what was found in metadata with its probe, which is still held to."""
     bound = unpickled("declaration")
     assert (bound.function, bound.source_column, bound.vector_column) == (write.hashing(), "text", "vector")
@@ -297,7 +306,7 @@ def test_pickles_of_declarations_are_the_declarations(kept: Path) -> None:
     assert table["vector"].to_pylist() == [[6.0, 2.0 * sum(b"abc")]]
 
 
-def test_pickles_of_results_are_the_results(kept: Path) -> None:
+def test_pickles_of_results_are_the_results(pickled: Path) -> None:
     """Reports, drift and vectors that were kept beside the data."""
     report = unpickled("report")
     assert type(report) is embedreg.Report
@@ -315,7 +324,7 @@ def test_pickles_of_results_are_the_results(kept: Path) -> None:
     assert (job.rows, job.embedded, job.path) == (len(write.TEXTS), len(WITH_TEXT), "one/dataset")
 
 
-def test_pickles_load_where_nothing_is_imported_yet(kept: Path, run_python: Callable[..., str]) -> None:
+def test_pickles_load_where_nothing_is_imported_yet(pickled: Path, run_python: Callable[..., str]) -> None:
     """A new process has no part of embedreg loaded: the pickle names all that is needed."""
     code = "import pickle, sys; print(*(type(pickle.load(open(p, 'rb'))).__name__ for p in sys.argv[1:]))"
     paths = sorted(path for path in Path("pickles").glob("*.pickle"))

@@ -37,6 +37,28 @@ WRITTEN_ON = "`sentence-transformers` and `open-clip` are written on them, and h
 JAVASCRIPT = "(`Traits.javascript_defaults`)"
 
 _LIGHT = 'The light back end of `sentence-transformers`, `backend="light"`'
+# The errors of the version that is compared with.
+ERRORS = (
+    "BadRowsError",
+    "CallError",
+    "ConfigError",
+    "DriftError",
+    "DuplicateFunctionError",
+    "EmbedregError",
+    "HardcodedSecretError",
+    "InputError",
+    "MetadataError",
+    "MissingColumnError",
+    "MissingExtraError",
+    "MissingVariableError",
+    "ModelNotFoundError",
+    "RowError",
+    "SchemaError",
+    "StorageError",
+    "UnknownFunctionError",
+    "UntrustedError",
+    "VectorError",
+)
 ALLOWED: dict[str, tuple[str, str]] = {
     "modules / embedreg / embed_column / signature": (
         "`embed_column` has no parameter `probing` any more",
@@ -71,6 +93,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
     },
     "modules / embedreg / Traits / fields / javascript_defaults": (JAVASCRIPT, "added"),
     "outputs / doctor / prompts": ("lists those in the hub's cache under `prompts`", "added"),
+    **{
+        f"modules / {module} / {name} / members / with_shell_hint_of": ("`EmbedregError.with_shell_hint_of`", "removed")
+        for module, names in (("embedreg", ("EmbedregError", "RowError")), ("embedreg.errors", ERRORS))
+        for name in names
+    },
     "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
     "outputs / functions / 3 / config / properties / backend / enum": (_LIGHT, "\n+light"),
     "outputs / doctor / model / backend": ("`embedreg doctor` and", "added"),

@@ -87,6 +87,11 @@ class Traits:
     stock_fields: frozenset[str] | None = None
     stored_names: Mapping[str, str] = field(default_factory=dict)
     javascript_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle; what it lacks is of a later version, and has its default."""
+        vars(self).update(vars(type(self)()) | state)
+
     alternatives: tuple[tuple[str, ...], ...] = ()
     width_defaults: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
 

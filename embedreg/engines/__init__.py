@@ -1,6 +1,7 @@
 """The engines where data lies: a folder each, imported only where its library is already, or is asked for.
 
-The table of them is `embedreg.inspection.engines.ENGINES`. An engine of your own subclasses `Engine`: docs/engines.md.
+The table of them is `embedreg.inspection.engines.ENGINES`. An engine of your own subclasses `Engine`:
+docs/writing-an-engine.md.
 """
 
 from embedreg.inspection.engines import Attachable, Declared, Engine, Statements, comes_from

@@ -14,12 +14,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from embedreg.core import modality
 from embedreg.errors import MissingExtraError, StorageError
 from embedreg.support.lazy import load
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from embedreg.core.base import EmbeddingFunction
+    from embedreg.core.role import Role
     from embedreg.declaration.entries import Entry
 
 __all__ = [
@@ -110,12 +113,16 @@ class Engine:
             annotated as `Annotated[type, "help"]`. They become the options of `embedreg ddl <name>`, and the docstring
             its help. None for an engine without DDL.
         ddl_help: one line about that command, for the list of commands.
+        sql_types: the SQL type of an input by the name of its modality, such as {"text": "TEXT"}.
+        name: the engine's name in the table, once it has been read from there.
     """
 
     extra: ClassVar[str | None] = None
     requires: ClassVar[Sequence[str] | None] = None
     ddl: ClassVar[Callable[..., list[Statements]] | None] = None
     ddl_help: ClassVar[str] = ""
+    sql_types: ClassVar[Mapping[str, str]] = {}
+    name: str = ""
 
     def reads(self, data: Any) -> bool:
         """Return whether declarations in an object, or at a `Path`, are read by this engine."""
@@ -128,6 +135,21 @@ class Engine:
             EmbedregError: it cannot be read.
         """
         raise NotImplementedError  # never called: `reads` returned False
+
+    def sql_type(self, function: EmbeddingFunction, role: Role = "source") -> str:
+        """Return the SQL type of a function's inputs: from `sql_types`, else from the row of their modality.
+
+        Args:
+            function: whose inputs SQL passes.
+            role: "query" for a text that is searched for, where the function takes texts.
+        Raises:
+            ConfigError: this engine does not pass such inputs.
+        """
+        asked = modality.sql_modality(function, role)
+        passed = {**modality.sql_types(self.name), **self.sql_types}
+        if asked.name not in passed:
+            raise modality.refusal(function, asked, self.name or type(self).__name__, passed)
+        return passed[asked.name]
 
     def columns(self, data: Any) -> Any:
         """Return a `ColumnStore` of data, an object or a `Path`, for `embedreg.columns`; None for data of others.
@@ -212,6 +234,7 @@ def _made(name: str, target: str) -> Engine | MissingExtraError:
     try:
         made = load(target)()
         if isinstance(made, Engine):
+            made.name = name
             return made
         reason = f"{target.partition(':')[2]} is not a subclass of embedreg.inspection.engines.Engine"
     except Exception as exc:  # noqa: BLE001  # a plug-in's module may fail in any way
