@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "embedreg"
 # Libraries that tell several failures apart by their words alone: (file, function) -> what is read there.
 VENDORS = {
     ("datasets/storage.py", "_open"): "pyarrow: a scheme that it does not know, among other broken addresses",
+    ("engines/duckdb/columns/place.py", "_connected"): "duckdb: a file that another process has open",
     ("engines/lancedb/tables.py", "create_table"): "lancedb: the table exists",
     ("engines/ray/cluster.py", "of_ray"): "Ray: the traceback of a worker that lacks this package",
     ("images/opening.py", "_why"): "Pillow: truncated files, and kinds that it does not decode",

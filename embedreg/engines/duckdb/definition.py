@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from embedreg.inspection.engines import Declared, Engine, Statements, comes_from
@@ -23,6 +24,17 @@ class DuckDB(Engine):
         from embedreg.engines.duckdb.functions import metadata_of
 
         return metadata_of(data)
+
+    def columns(self, data: Any) -> Any:
+        if not isinstance(data, Path):
+            return None
+        from embedreg.engines.duckdb.columns.place import find
+
+        if (place := find(data)) is None:
+            return None
+        from embedreg.engines.duckdb.columns.store import DuckDBColumns
+
+        return DuckDBColumns(place)
 
     def ddl(
         self,

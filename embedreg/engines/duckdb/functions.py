@@ -30,7 +30,7 @@ from embedreg.support.imports import attempt_import_or_raise
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["functions_in", "install", "metadata_of"]
+__all__ = ["commented_columns", "functions_in", "install", "metadata_of"]
 
 log = logging.getLogger("embedreg")
 
@@ -83,7 +83,7 @@ def functions_in(con: Any, table: str) -> Functions:
     Raises:
         StorageError: there is no such table. MetadataError: a comment that cannot be read.
     """
-    columns = _columns(con.execute, duckdb_sql.parts_of(table))
+    columns = commented_columns(con.execute, duckdb_sql.parts_of(table))
     if not columns:
         raise StorageError(f"there is no table {table!r}.", "SHOW ALL TABLES lists them")
     return functions_in_comments(columns.values())
@@ -94,11 +94,13 @@ def metadata_of(relation: Any) -> dict[str, Any]:
     table = _PLAIN.fullmatch(relation.sql_query())
     if table is None:
         return {}
-    columns = _columns(lambda sql: relation.query("embedreg_relation", sql), duckdb_sql.parts_of(table["name"]))
+    columns = commented_columns(
+        lambda sql: relation.query("embedreg_relation", sql), duckdb_sql.parts_of(table["name"])
+    )
     return metadata_in_comments(columns.values())
 
 
-def _columns(run: Callable[[str], Any], parts: Sequence[str]) -> dict[str, str | None]:
+def commented_columns(run: Callable[[str], Any], parts: Sequence[str]) -> dict[str, str | None]:
     """Return the columns of a table or view with their comments, by the parts of its name as DuckDB resolves them."""
     names = [duckdb_sql.literal(part) for part in parts]
     here = "current_database()"

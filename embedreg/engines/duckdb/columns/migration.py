@@ -1,0 +1,291 @@
+"""`DuckDBMigration`: new vectors in a column beside the old one, then both renamed in one transaction."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from embedreg.columns import digest as digests
+from embedreg.columns.declare import columns_of, rebuilt
+from embedreg.columns.migration import Migration
+from embedreg.columns.results import ColumnReport, MigrationStatus
+from embedreg.columns.store import Options
+from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.declaration import codec
+from embedreg.declaration.entries import Entry
+from embedreg.engines.duckdb.columns import rows as by_row
+from embedreg.engines.duckdb.columns.place import Place
+from embedreg.engines.duckdb.columns.records import Change, commented, in_comments
+from embedreg.engines.duckdb.columns.rows import Columns
+from embedreg.engines.duckdb.sql import comment_statements, identifier, literal
+from embedreg.errors import ConfigError, StorageError
+
+__all__ = ["DuckDBMigration", "Steps"]
+
+_ALL = frozenset({"stale", "foreign", "unstamped", "empty"})
+
+
+class Steps:
+    """The steps of a change, each one transaction. Its record is the comment of the column beside the declared one."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def next(change: Change) -> tuple[str, str]:
+        """Return the columns where new vectors and digests are staged."""
+        return f"{change.name}__next", f"{change.name}__next_source_digest"
+
+    @staticmethod
+    def kept(change: Change) -> tuple[str, str]:
+        """Return the columns where the old vectors and their digests are kept."""
+        return f"{change.vector}__previous", f"{change.vector}__previous_source_digest"
+
+    def staged(self, change: Change) -> Columns:
+        """Return the staged columns."""
+        return Columns.of(change.entry("new"), *self.next(change))
+
+    # -- the record --------------------------------------------------------------------------------------------------
+
+    def change(self) -> Change | None:
+        """Return the change that is in progress; None if there is none.
+
+        Raises:
+            MetadataError: its record is not what embedreg writes.
+        """
+        with self.place.reading() as con:
+            found = in_comments(self.place.comments(con))
+        for column, change in found.items():
+            names = self.next(change) if change.state in ("staging", "ready") else self.kept(change)
+            if column == names[0]:
+                return change
+        return None
+
+    def record(self, con: Any, change: Change) -> None:
+        """Write the record of a change."""
+        column = (self.next(change) if change.state in ("staging", "ready") else self.kept(change))[0]
+        con.execute(f"COMMENT ON COLUMN {self._column(column)} IS {literal(commented(change))}")
+
+    def _column(self, name: str) -> str:
+        return f"{self.place.quoted}.{identifier(name)}"
+
+    def _alter(self, con: Any, what: str) -> None:
+        con.execute(f"ALTER TABLE {self.place.quoted} {what}")
+
+    def _rename(self, con: Any, old: str, new: str) -> None:
+        self._alter(con, f"RENAME COLUMN {identifier(old)} TO {identifier(new)}")
+
+    def status(self, change: Change) -> MigrationStatus:
+        """Return where a migration stands."""
+        columns = self.staged(change) if change.state in ("staging", "ready") else Columns.of(change.entry("new"))
+        with self.place.reading() as con:
+            counts = by_row.counts(con, self.place, columns)
+        total = sum(counts.values())
+        left = counts["empty"] + counts["stale"] if change.state in ("staging", "ready") else 0
+        name = change.entry("new").name
+        return MigrationStatus(
+            change.id, change.state, change.vector, change.name, name, total - left, total, int(not left), 1
+        )
+
+    # -- the steps ---------------------------------------------------------------------------------------------------
+
+    def begin(self, change: Change) -> None:
+        """Add the columns where vectors are staged."""
+        entry = change.entry("new")
+        ndims = entry.reserved.get("ndims")
+        assert isinstance(ndims, int)  # it was made from a function
+        vector, digest = self.next(change)
+        with self.place.writing() as con:
+            self.place.refuse_indexed(con)
+            self._alter(con, f"ADD COLUMN {identifier(vector)} {by_row.kind_of(entry, ndims)}")
+            if digests.column_of(entry.reserved) is not None:
+                self._alter(con, f"ADD COLUMN {identifier(digest)} VARCHAR")
+            self.record(con, change)
+
+    def stage(self, change: Change, config: Callable[[], EmbeddingFunctionConfig], options: Options) -> by_row.Counts:
+        """Embed the rows that are not staged yet, or changed since."""
+        columns = self.staged(change)
+        wanted = _ALL if columns.digest is not None else frozenset({"empty"})
+        made = by_row.fill(self.place, columns, config, wanted, options)
+        with self.place.writing() as con:
+            self.record(con, change.model_copy(update={"state": "ready"}))
+        return made
+
+    def switch(self, change: Change) -> None:
+        """Give the staged columns their names and declaration; keep the old ones, or drop them. One transaction."""
+        new = change.entry("new")
+        vector, digest = self.next(change)
+        kept, kept_digest = self.kept(change)
+        with self.place.writing() as con:
+            self.place.refuse_indexed(con)
+            names = self.place.types(con)
+            if change.what == "migrate":
+                old = change.entry("old")
+                own = digests.column_of(old.reserved)
+                if change.keep:
+                    self._rename(con, change.vector, kept)
+                    if own is not None and own in names:
+                        self._rename(con, own, kept_digest)
+                    else:
+                        self._stamp_kept(con, change, old)
+                else:
+                    for name in columns_of(old):
+                        if name in names:
+                            self._alter(con, f"DROP COLUMN {identifier(name)}")
+            self._rename(con, vector, change.name)
+            if (own := digests.column_of(new.reserved)) is not None:
+                self._rename(con, digest, own)
+            for statement in comment_statements(str(self.place.table), [new]):
+                con.execute(statement)
+            if change.what == "migrate" and change.keep:
+                self.record(con, change.model_copy(update={"state": "switched"}))
+
+    def _stamp_kept(self, con: Any, change: Change, old: Entry) -> None:
+        """Give old vectors without digests such ones, by which a rollback finds the rows that changed since."""
+        kept, digest = self.kept(change)
+        self._alter(con, f"ADD COLUMN {identifier(digest)} VARCHAR")
+        expected = digests.sql(
+            f"t.{identifier(old.source_column)}", digests.prefix_stored(old.reserved) or "", "duckdb"
+        )
+        con.execute(
+            f"UPDATE {self.place.quoted} AS t SET {identifier(digest)} = {expected} "
+            f"WHERE t.{identifier(kept)} IS NOT NULL"
+        )
+
+    def rollback(self, change: Change, config: Callable[[], EmbeddingFunctionConfig], options: Options) -> None:
+        """Give the old columns their names and declaration back; embed rows that changed since as before."""
+        old, new = change.entry("old"), change.entry("new")
+        kept, kept_digest = self.kept(change)
+        columns = Columns(old.source_column, kept, kept_digest, digests.prefix_stored(old.reserved) or "")
+        by_row.fill(self.place, columns, config, frozenset({"stale", "empty"}), options)
+        with self.place.writing() as con:
+            self.place.refuse_indexed(con)
+            names = self.place.types(con)
+            for name in columns_of(new):
+                if name in names:
+                    self._alter(con, f"DROP COLUMN {identifier(name)}")
+            self._rename(con, kept, change.vector)
+            if (own := digests.column_of(old.reserved)) is not None:
+                self._rename(con, kept_digest, own)
+            else:
+                self._alter(con, f"DROP COLUMN {identifier(kept_digest)}")
+            for statement in comment_statements(str(self.place.table), [old]):
+                con.execute(statement)
+
+    def drop(self, columns: tuple[str, str]) -> None:
+        """Drop the columns beside the declared ones, and the record with them."""
+        with self.place.writing() as con:
+            self.place.refuse_indexed(con)
+            names = self.place.types(con)
+            for name in columns:
+                if name in names:
+                    self._alter(con, f"DROP COLUMN {identifier(name)}")
+
+
+class DuckDBMigration(Migration):
+    """The migration of a column; a table has one at a time.
+
+    Args:
+        function: the new function, where the caller has it; else it is rebuilt from the declaration.
+    """
+
+    def __init__(
+        self, steps: Steps, change: Change, options: Options, function: EmbeddingFunction | None = None
+    ) -> None:
+        self._steps, self._first, self._options, self._function = steps, change, options, function
+        self._last: MigrationStatus | None = None
+
+    def _change(self, *states: str) -> Change:
+        """Return the record.
+
+        Raises:
+            ConfigError: it is in another state. StorageError: it is no longer there.
+        """
+        found = self._steps.change()
+        if found is None or found.id != self._first.id:
+            raise StorageError(
+                "the migration is no longer there: it was finished, rolled back or abandoned.",
+                "embedreg.columns.status(data)",
+            )
+        if found.state not in states:
+            raise ConfigError(f"the migration is {found.state}, not {' or '.join(states)}.", "see its status")
+        return found
+
+    @property
+    def status(self) -> MigrationStatus:
+        if self._last is not None:
+            return self._last
+        return self._steps.status(self._change("staging", "ready", "switched", "settled"))
+
+    def _config(self, entry: Entry) -> Callable[[], EmbeddingFunctionConfig]:
+        return lambda: rebuilt(entry) if self._function is None else codec.recorded(entry, self._function)
+
+    def run(self) -> ColumnReport:
+        start, change = time.perf_counter(), self._change("staging", "ready")
+        made = self._steps.stage(change, self._config(change.entry("new")), self._options)
+        return self._report("stage", change, made, start)
+
+    def switch(self) -> int:
+        change = self._change("staging", "ready", "switched", "settled")
+        if change.state in ("staging", "ready"):
+            self._steps.stage(change, self._config(change.entry("new")), self._options)  # rows changed since `run`
+            last = self._end("finished", change)
+            self._steps.switch(change)
+            if not change.keep:
+                self._last = last
+        return 1
+
+    def settle(self) -> ColumnReport:
+        start, change = time.perf_counter(), self._change("switched", "settled")
+        entry = change.entry("new")
+        columns = Columns.of(entry)
+        wanted = _ALL if columns.digest is not None else frozenset({"empty"})
+        made = by_row.fill(self._steps.place, columns, self._config(entry), wanted, self._options)
+        with self._steps.place.writing() as con:
+            self._steps.record(con, change.model_copy(update={"state": "settled"}))
+        return self._report("settle", change, made, start)
+
+    def finish(self) -> None:
+        if self._last is not None:
+            return
+        change = self._change("switched", "settled")
+        if change.state != "settled":
+            raise StorageError(f"the migration is {change.state}, not settled.", "settle it first").for_shell(
+                f"embedreg column settle {self._steps.place.shown}"
+            )
+        last = self._end("finished", change)
+        self._steps.drop(self._steps.kept(change))
+        self._last = last
+
+    def rollback(self) -> None:
+        change = self._change("switched", "settled")
+        last = self._end("rolled back", change)
+        self._steps.rollback(change, lambda: rebuilt(change.entry("old")), self._options)
+        self._last = last
+
+    def abandon(self) -> None:
+        change = self._change("staging", "ready")
+        last = self._end("abandoned", change)
+        self._steps.drop(self._steps.next(change))
+        self._last = last
+
+    def _end(self, state: Literal["finished", "rolled back", "abandoned"], change: Change) -> MigrationStatus:
+        return dataclasses.replace(self._steps.status(change), state=state)
+
+    def _report(self, what: str, change: Change, made: by_row.Counts, start: float) -> ColumnReport:
+        return ColumnReport(
+            change.name,
+            what,
+            self._steps.status(self._change("staging", "ready", "switched", "settled")).total_rows,
+            made.written,
+            made.embedded,
+            made.cached,
+            bad_rows=made.bad_rows,
+            bad=tuple(made.bad),
+            commits=1,
+            seconds=time.perf_counter() - start,
+        )

@@ -1,0 +1,360 @@
+"""A vector column of a DuckDB table: added, kept fresh, migrated in one transaction, rolled back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import duckdb
+import pytest
+
+import embedreg
+from embedreg import columns
+from embedreg.engines.duckdb import functions_in
+from embedreg.errors import ConfigError, DriftError, EmbedregError, SchemaError, StorageError
+
+
+class Letters(embedreg.TextEmbeddingFunction):
+    """The length of a text and its first letter, times a scale; counts the texts that it embeds."""
+
+    scale: float = 1.0
+    seen: ClassVar[list[str]] = []
+
+    def ndims(self) -> int:
+        return 2
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        from embedreg.core.modality import PROBE_TEXT
+
+        self.seen.extend(text for text in texts if text != PROBE_TEXT)
+        return [
+            embedreg.RowError("it says bad") if text == "bad" else [len(text), self.scale * ord(text[0])]
+            for text in texts
+        ]
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """The function, registered, with nothing counted."""
+    embedreg.register("letters")(Letters)
+    Letters.seen.clear()
+    return
+
+
+@pytest.fixture
+def one() -> Letters:
+    return Letters.create(scale=1.0)
+
+
+@pytest.fixture
+def two() -> Letters:
+    return Letters.create(scale=-2.0)
+
+
+TEXTS = ["alpha", "beta", None, "gamma", "alpha"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table `docs` in a database, by its path."""
+    file = tmp_path / "shop.duckdb"
+    run(file, 'CREATE TABLE docs (id INTEGER PRIMARY KEY, "text" VARCHAR, other VARCHAR)')
+    for number, text in enumerate(TEXTS):
+        run(file, "INSERT INTO docs VALUES (?, ?, 'o')", [number, text])
+    return file / "docs"
+
+
+def run(table: Path, statement: str, values: Any = None) -> list[Any]:
+    """Run a statement as another program would."""
+    file = table if table.suffix else table.parent
+    with duckdb.connect(str(file)) as con:
+        return con.execute(statement, values or []).fetchall()
+
+
+def right(table: Path, scale: float) -> bool:
+    """Return whether each row has the vector of its own text."""
+    return all(
+        vector == ((len(text), scale * ord(text[0])) if text and text != "bad" else None)
+        for text, vector in run(table, "SELECT text, vector FROM docs")
+    )
+
+
+def names(table: Path) -> list[str]:
+    """Return the columns."""
+    return [row[0] for row in run(table, "DESCRIBE docs")]
+
+
+def test_a_column_is_added_and_every_row_is_fresh(table: Path, one: Letters) -> None:
+    """Equal texts are embedded once, the type is FLOAT[n], the comment declares the function, the key stays."""
+    report = columns.add(table, one.bind("text", "vector"))
+    assert (report.rows, report.written, report.embedded) == (5, 4, 3)
+    assert sorted(Letters.seen) == ["alpha", "beta", "gamma"]
+    assert right(table, 1.0)
+    assert names(table) == ["id", "text", "other", "vector", "vector__source_digest"]
+    assert run(table, "SELECT column_type FROM (DESCRIBE docs) WHERE column_name = 'vector'") == [("FLOAT[2]",)]
+    with duckdb.connect(str(table.parent)) as con:
+        assert functions_in(con, "docs")["vector"].function == one
+    [status] = columns.status(table)
+    assert (status.rows, status.fresh, status.null_source, status.todo) == (5, 4, 1, 0)
+    with pytest.raises(SchemaError, match="has a column 'vector' already"):
+        columns.add(table, one.bind("text", "vector"))
+
+
+def test_the_file_alone_names_its_only_table(table: Path, one: Letters) -> None:
+    """Several tables want a name; a misspelt one is told."""
+    columns.add(table.parent, one.bind("text", "vector"))
+    assert columns.status(table.parent)[0].fresh == 4
+    run(table, "CREATE TABLE more (x INTEGER)")
+    with pytest.raises(ConfigError, match=r"has 2 tables: docs, more"):
+        columns.status(table.parent)
+    with pytest.raises(StorageError, match="has no table 'doc'"):
+        columns.status(table.parent / "doc")
+
+
+def test_refresh_embeds_what_other_programs_changed(table: Path, one: Letters) -> None:
+    """Changed texts, new rows and lost vectors; a text that went to NULL loses its vector."""
+    columns.add(table, one.bind("text", "vector"))
+    run(table, "UPDATE docs SET text = 'changed' WHERE id = 0")
+    run(table, "UPDATE docs SET text = NULL WHERE id = 3")
+    run(table, "UPDATE docs SET vector = NULL, vector__source_digest = NULL WHERE id = 1")
+    run(table, "INSERT INTO docs (id, text) VALUES (9, 'new')")
+    [status] = columns.status(table)
+    assert (status.fresh, status.stale, status.empty, status.null_source) == (1, 2, 2, 1)
+    Letters.seen.clear()
+    assert columns.refresh(table, dry_run=True)[0].embedded == 4
+    assert Letters.seen == []
+    assert columns.fill(table)[0].written == 2
+    assert sorted(Letters.seen) == ["beta", "new"]
+    [report] = columns.refresh(table)
+    assert (report.written, sorted(Letters.seen)) == (1, ["beta", "changed", "new"])
+    assert right(table, 1.0)
+    assert columns.status(table)[0].todo == 0
+
+
+def test_unstamped_vectors_are_verified_by_a_sample(table: Path, one: Letters) -> None:
+    """Right ones are stamped; wrong ones are made anew."""
+    columns.add(table, one.bind("text", "vector"))
+    run(table, "UPDATE docs SET vector__source_digest = NULL")
+    Letters.seen.clear()
+    [report] = columns.refresh(table, sample=2)
+    assert (report.stamped, report.written, len(Letters.seen)) == (4, 0, 2)
+    run(table, "UPDATE docs SET vector__source_digest = NULL, vector = [1, -1]")
+    [report] = columns.refresh(table, sample=2)
+    assert (report.stamped, report.written) == (0, 4)
+    assert right(table, 1.0)
+
+
+def test_bad_rows_are_null_and_not_tried_again(table: Path, one: Letters) -> None:
+    """Under "raise" nothing changes."""
+    run(table, "INSERT INTO docs (id, text) VALUES (7, 'bad')")
+    with pytest.raises(EmbedregError, match="it says bad"):
+        columns.add(table, one.bind("text", "vector"), on_error="raise")
+    assert "vector" not in names(table)
+    report = columns.add(table, one.bind("text", "vector"))
+    assert (report.bad_rows, report.bad[0].reason) == (1, "it says bad")
+    Letters.seen.clear()
+    assert columns.refresh(table)[0].written == 0
+    assert Letters.seen == []
+    assert right(table, 1.0)
+
+
+def test_a_migration_switches_in_one_transaction_and_rolls_back(table: Path, one: Letters, two: Letters) -> None:
+    """Until the switch readers have the old vectors; the way back gives them back and embeds what changed since."""
+    columns.add(table, one.bind("text", "vector"))
+    migration = columns.migrate(table, "vector", two, switch=False)
+    assert migration.state == "ready"
+    assert right(table, 1.0)
+    assert columns.status(table)[0].migration.staged_rows == 5
+    run(table, "UPDATE docs SET text = 'changed' WHERE id = 0")
+    Letters.seen.clear()
+    migration.switch()
+    assert Letters.seen == ["changed"]
+    assert right(table, -2.0)
+    with pytest.raises(StorageError, match="not settled"):
+        migration.finish()
+    migration.settle()
+    assert columns.status(table)[0].fresh == 4
+    run(table, "INSERT INTO docs (id, text) VALUES (9, 'new')")
+    Letters.seen.clear()
+    [again] = columns.migrations(table)
+    again.rollback()
+    assert sorted(Letters.seen) == ["changed", "new"]
+    assert right(table, 1.0)
+    assert sorted(names(table)) == ["id", "other", "text", "vector", "vector__source_digest"]
+    assert columns.migrations(table) == []
+    assert columns.status(table)[0].todo == 0
+
+
+def test_vectors_without_digests_come_back_as_they_were(table: Path, one: Letters, two: Letters) -> None:
+    """A rollback of a column that had none leaves none, and still embeds only rows that changed since."""
+    columns.add(table, one.bind("text", "vector"), digest=False)
+    columns.migrate(table, "vector", two, name="better")
+    assert sorted(names(table))[:2] == ["better", "better__source_digest"]
+    run(table, "UPDATE docs SET text = 'changed' WHERE id = 0")
+    Letters.seen.clear()
+    columns.migrations(table)[0].rollback()
+    assert Letters.seen == ["changed"]
+    assert right(table, 1.0)
+    assert sorted(names(table)) == ["id", "other", "text", "vector"]
+
+
+def test_finish_and_abandon_leave_nothing_behind(table: Path, one: Letters, two: Letters) -> None:
+    """Neither a column nor a record; without `keep` a migration is finished with its switch."""
+    columns.add(table, one.bind("text", "vector"))
+    before = names(table)
+    columns.migrate(table, "vector", two, switch=False).abandon()
+    assert names(table) == before
+    assert right(table, 1.0)
+    columns.migrate(table, "vector", two).finish()
+    assert sorted(names(table)) == sorted(before)
+    assert columns.migrate(table, "vector", one, keep=False).state == "finished"
+    assert sorted(names(table)) == sorted(before)
+    assert right(table, 1.0)
+
+
+def killed_at(call: Callable[[], object], step: int) -> bool:
+    """Make a call in a child process that is gone at its n-th transaction; return whether it got that far."""
+    from embedreg.engines.duckdb.columns.place import Place
+
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    count, writing = 0, Place.writing
+
+    def dying(self: Place) -> Any:
+        nonlocal count
+        count += 1
+        if count == step:
+            os._exit(9)
+        return writing(self)
+
+    try:
+        Place.writing = dying  # type: ignore[method-assign]  # in this child alone
+        call()
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  # the child must not go on with the tests
+        os._exit(1)
+
+
+def test_a_process_killed_between_transactions_is_continued_by_the_same_call(
+    tmp_path: Path, one: Letters, two: Letters
+) -> None:
+    """At each transaction of add, migrate and rollback: `status` tells the truth, and the calls go on."""
+    deaths = 0
+    for step in range(1, 40, 2):
+        file = tmp_path / f"{step}.duckdb"
+        run_new(file)
+        table = file / "docs"
+
+        def whole(table: Path = table) -> None:
+            columns.add(table, one.bind("text", "vector"))
+            columns.migrate(table, "vector", two)
+            columns.migrations(table)[0].rollback()
+
+        died = killed_at(whole, step)
+        deaths += died
+        assert all(each.problem is None for each in columns.status(table))
+        if not columns.status(table):
+            columns.add(table, one.bind("text", "vector"))
+        if died:
+            for found in columns.migrations(table):
+                assert columns.migrate(table, "vector", two).state == "settled"
+                found = columns.migrations(table)[0]
+                found.rollback()
+        assert right(table, 1.0), step
+        assert sorted(names(table)) == ["id", "text", "vector", "vector__source_digest"], step
+        if not died:
+            break
+    assert deaths > 6
+
+
+def run_new(file: Path) -> None:
+    """Make a database of three rows."""
+    with duckdb.connect(str(file)) as con:
+        con.execute("CREATE TABLE docs AS SELECT * FROM (VALUES (1, 'alpha'), (2, NULL), (3, 'beta')) AS t(id, text)")
+
+
+def test_an_index_is_told_before_anything_is_embedded(table: Path, one: Letters) -> None:
+    """DuckDB alters no column of a table with an index."""
+    run(table, "CREATE INDEX by_other ON docs (other)")
+    with pytest.raises(StorageError, match=r"has an index \(by_other\)"):
+        columns.add(table, one.bind("text", "vector"))
+    assert Letters.seen == []
+
+
+def test_an_open_connection_of_this_process_does_not_hinder(table: Path, one: Letters) -> None:
+    """Reading and writing go through the same database instance."""
+    with duckdb.connect(str(table.parent)) as con:
+        columns.add(table, one.bind("text", "vector"))
+        assert columns.status(table)[0].fresh == 4
+        assert con.execute("SELECT count(vector) FROM docs").fetchone() == (4,)
+
+
+def test_declarations_change_alone(table: Path, one: Letters, two: Letters) -> None:
+    """`repoint` refuses a function of other vectors; `detach` keeps the column, `drop` does not."""
+
+    @embedreg.register("same-letters")
+    class Same(Letters):
+        """The same vectors under another name."""
+
+    columns.add(table, one.bind("text", "vector"))
+    with pytest.raises(DriftError, match="rows have other vectors"):
+        columns.repoint(table, "vector", two)
+    assert columns.repoint(table, "vector", Same.create()).compared == 4
+    [status] = columns.status(table)
+    assert (status.function, status.fresh) == ("same-letters", 4)
+    columns.detach(table, "vector", drop=True)
+    assert names(table) == ["id", "text", "other"]
+    columns.add(table, one.bind("text", "vector"))
+    columns.detach(table, "vector")
+    assert columns.status(table) == []
+    assert "vector" in names(table)
+
+
+def test_names_and_texts_are_quoted(tmp_path: Path, one: Letters) -> None:
+    """A table and columns whose names are SQL."""
+    file = tmp_path / "odd.duckdb"
+    name, source = 'do"cs; DROP TABLE x', "te\"xt' --"
+    with duckdb.connect(str(file)) as con:
+        con.execute('CREATE TABLE "do""cs; DROP TABLE x" ("te""xt\' --" VARCHAR)')
+        con.execute('INSERT INTO "do""cs; DROP TABLE x" VALUES (\'alpha\')')
+    quoted = '"' + name.replace('"', '""') + '"'
+    columns.add(file / quoted, one.bind(source, "vec'tor"))
+    columns.migrate(file / quoted, "vec'tor", Letters.create(scale=3.0)).finish()
+    assert columns.status(file / quoted)[0].fresh == 1
+
+
+def test_a_hostile_record_is_refused_and_the_rows_are_still_counted(table: Path, one: Letters) -> None:
+    """A comment that is not what embedreg writes renames nothing, and `status` says why."""
+    columns.add(table, one.bind("text", "vector"))
+    for text in ('{"id": "../x"}', "{" * 5000, '{"format": 1, "id": "ab", "what": "drop"}'):
+        run(table, f"COMMENT ON COLUMN docs.other IS 'embedreg_change={text}'")
+        [status] = columns.status(table)
+        assert "is not what embedreg writes" in str(status.problem)
+        assert status.fresh == 4
+        with pytest.raises(EmbedregError, match="is not what embedreg writes"):
+            columns.migrate(table, "vector", one)
+
+
+def test_rows_are_found_by_number(table: Path) -> None:
+    """`take` gives rows in the order asked for; `scan` gives them all."""
+    from embedreg.columns.opening import opened
+
+    store = opened(table)
+    every = [text for batch in store.scan(["text"], 2) for text in batch.column(0).to_pylist()]
+    assert every == TEXTS
+    assert store.take([3, 0, 3], ["text", "id"]).to_pylist() == [
+        {"text": "gamma", "id": 3},
+        {"text": "alpha", "id": 0},
+        {"text": "gamma", "id": 3},
+    ]
+
+
+def test_an_audit_reads_a_database(table: Path, one: Letters) -> None:
+    """The generic calls work on the store."""
+    columns.add(table, one.bind("text", "vector"))
+    [found] = columns.audit(table, candidates=[one])
+    assert found.verdict == "sound"
+    assert found.compared == 4
