@@ -40,7 +40,7 @@ OTHER_TEXT = frozenset({"edited", "cut", "text", "near"})  # the declared functi
 OTHER_FUNCTION = frozenset({"prompt", "previous", "candidate", "foreign", "unexplained"})
 NAMED = 0.95  # share of the disagreeing rows that a cause of all of them explains
 
-_TRIAL = 12  # rows that a cause is tried on first
+_TRIAL = 16  # rows of either kind that a cause is tried on first
 _PROMPTED = 4  # rows that each of many prompts is tried on first
 _SHIFTED = 8  # rows up and down that a vector may have moved
 _LOOKED_AROUND = 4  # rows whose neighbours are embedded
@@ -175,10 +175,10 @@ class Search:
 
     def _try(self, kind: str, label: str, make: Callable[[list[int]], np.ndarray], trial: int = _TRIAL) -> None:
         """Compare a cause's vectors with the stored ones: first on some rows, then, if any fits, on all."""
-        import numpy as np
-
-        rows = self._open()
-        some = rows if len(rows) <= 2 * trial else [rows[int(at)] for at in np.linspace(0, len(rows) - 1, trial)]
+        rows, near = self._open(), self._near(self._open())
+        # of either kind: another function is found in those that are apart, another text in those that are near
+        kinds = ([index for index in rows if index in near], [index for index in rows if index not in near])
+        some = [index for kind in kinds for index in _spread(kind, trial)]
         rest = [index for index in rows if index not in set(some)]
         for part in (some, rest):
             if not part:
@@ -308,3 +308,8 @@ class Search:
             for index, found in self.found.items():
                 if found in alone:
                     self.found[index] = GROWN
+
+
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """Return at most so many of some rows, evenly spread."""
+    return [rows[at * len(rows) // count] for at in range(count)] if len(rows) > count else list(rows)

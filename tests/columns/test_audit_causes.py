@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 import embedreg
 from embedreg.columns import Audit, audit, identify
@@ -137,13 +138,11 @@ def test_a_cut_is_named_with_its_length_by_the_long_rows_alone(made: Made, words
 
 def test_a_cut_at_half_the_models_tokens_is_named(made: Made) -> None:
     """A model whose limit was once 128 tokens, instead of its 256, has cut the long texts."""
-    function, vectors = made.function(), made.vectors.copy()
-    model = function._loaded()
-    kept, model.max_seq_length = model.max_seq_length, 128
-    try:
-        vectors[made.long] = model.encode([made.texts[row] for row in made.long])
-    finally:
-        model.max_seq_length = kept
+    tokenizer, vectors = tokenizers.Tokenizer.from_file(f"{made.folder}/tokenizer.json"), made.vectors.copy()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    ends = {row: tokenizer.encode(made.texts[row]).offsets[126][1] for row in made.long}  # the first is [CLS], then 126
+    vectors[made.long] = made.embed([made.texts[row][:end] for row, end in ends.items()])
     found = made.audit(vectors)
     assert [cause.label for cause in found.causes] == ["texts cut at 128 tokens"]
 
