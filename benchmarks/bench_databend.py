@@ -73,6 +73,7 @@ def serve_udf(kind: str, port: int, batch: bool) -> None:
 
 def serve_ours(kind: str, **limits: Any) -> None:
     """Serve the same through embedreg."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `embedreg serve` does
     import embedreg
     from embedreg.engines.databend import Limits, serve
 

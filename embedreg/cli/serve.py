@@ -85,6 +85,8 @@ def databend(
     if not said.function:
         raise typer.BadParameter("--function NAME, --like DATA or --config FILE.toml is needed.")
     _bind_variables(said)
+    # before torch is loaded: by default its idle threads spin, on the cores that read, encode and send
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sql_version = said.databend_version or "1.2.453"
     groups = [build(each, returns_of(sql_version, said.returns)) for each in said.function]
     # raise errors of the statements before anything is loaded

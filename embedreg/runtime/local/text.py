@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from embedreg.core.base import TextEmbeddingFunction, Traits
-from embedreg.core.role import Role
+from embedreg.core.role import Role, in_batches
 from embedreg.errors import InputError, VectorError
 from embedreg.runtime.hardware import workers
 from embedreg.runtime.local.model import Loaded, LocalModel, run
+from embedreg.runtime.serving.shared_queries import embed_shared
 from embedreg.runtime.text import truncation
 from embedreg.runtime.text.execute import Made, embed_texts
 from embedreg.runtime.text.tokens import Tokens
@@ -142,6 +143,15 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         found = queries.recent.look_up(self._vector_key(first), rows)
         made = found.joined(*embed(found.missing)) if found.missing else found.known()
         return self._settled(Made(*made))
+
+    async def acompute_query_embeddings(self, query: Any) -> Any:
+        """Embed a query as `compute_query_embeddings_with_retry` does, without blocking the event loop.
+
+        Queries that wait together share a forward pass.
+        """
+        if in_batches(self, "query"):
+            return await embed_shared(self, query)
+        return await super().acompute_query_embeddings(query)
 
     # -- overridden by functions with their own back ends -----------------------------------------------------------
 

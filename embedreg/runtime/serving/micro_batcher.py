@@ -30,9 +30,16 @@ class Abandoned(BaseException):
 class Ticket(Generic[T, R]):
     """One request: its item, and later its result."""
 
-    def __init__(self, owner: MicroBatcher[T, R], item: T, weight: float) -> None:
+    def __init__(
+        self,
+        owner: MicroBatcher[T, R],
+        item: T,
+        weight: float,
+        on_done: Callable[[Ticket[T, R]], None] | None = None,
+    ) -> None:
         self.item, self.weight = item, weight
         self.left = False
+        self._on_done = on_done
         self._owner = owner
         self._done = threading.Event()
         self._result: R | None = None
@@ -59,6 +66,10 @@ class Ticket(Generic[T, R]):
         except BaseException:
             self._owner.leave(self)
             raise
+        return self.result()
+
+    def result(self) -> R:
+        """Return the result of a request that is done, or raise its error."""
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]  # set with the event
@@ -67,6 +78,8 @@ class Ticket(Generic[T, R]):
         """Set the result or the error, and wake the caller."""
         self._result, self._error = result, error
         self._done.set()
+        if self._on_done is not None:
+            self._on_done(self)
 
 
 @dataclass
@@ -130,15 +143,16 @@ class MicroBatcher(Generic[T, R]):
         self._expected_callers = 1  # small requests that wait, or are likely to follow the previous micro-batch
         self._closed = False
 
-    def submit(self, item: T, weight: float) -> Ticket[T, R]:
+    def submit(self, item: T, weight: float, on_done: Callable[[Ticket[T, R]], None] | None = None) -> Ticket[T, R]:
         """Add a request to the queue.
 
         Args:
             weight: its share of a full micro-batch; a request of 1 or more runs separately.
+            on_done: called with the ticket in a worker thread once it has its result, for callers that do not `wait`.
         Raises:
             RuntimeError: the micro-batcher is closed.
         """
-        ticket = Ticket(self, item, weight)
+        ticket = Ticket(self, item, weight, on_done)
         with self._changed:
             if self._closed:
                 raise RuntimeError(_CLOSED)
