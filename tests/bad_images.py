@@ -1,4 +1,4 @@
-"""Images as they should not be: files that are damaged, disguised or meant to do harm, and what is said of each."""
+"""Invalid images: files that are damaged, disguised or meant to do harm, and the message about each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def broken_exif() -> bytes:
 
 
 def bad_images() -> dict[str, tuple[bytes, str]]:
-    """Return bytes that are no good image, by name, each with a piece of what is said of it."""
+    """Return bytes of an invalid image, by name, each with a part of its message."""
     jpeg = encoded(picture(size=(320, 240)), "JPEG")
     noise = np.random.default_rng(0).bytes(5000)
     gif = bytearray(encoded(picture(), "GIF"))

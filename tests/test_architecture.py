@@ -1,4 +1,4 @@
-"""The package is organised as docs/architecture.md says, and imports point one way."""
+"""The package is organised as in docs/architecture.md, and imports point one way."""
 
 from __future__ import annotations
 
@@ -278,6 +278,6 @@ def test_engines_and_functions_meet_only_through_the_registry() -> None:
 
 @pytest.mark.parametrize("file", FILES.values(), ids=name)
 def test_a_long_file_gives_its_reason(file: Path) -> None:
-    """A file of more than 400 lines says why on its first lines."""
+    """A file of more than 400 lines gives the reason on its first lines."""
     lines = file.read_text().splitlines()
     assert len(lines) <= 400 or any("Over 400 lines: " in line for line in lines[:16]), f"{len(lines)} lines"

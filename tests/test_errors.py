@@ -1,4 +1,4 @@
-"""The error tree: what callers may catch, what an error says, and how optional libraries and typos are reported."""
+"""The error tree: what callers may catch, what an error contains, and how optional libraries and typos are reported."""
 
 import copy
 import pickle
@@ -87,7 +87,7 @@ def test_a_library_that_is_there_is_returned() -> None:
 def test_a_library_that_lacks_one_of_its_own_needs_keeps_its_own_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken installation is no missing extra: what it says of itself is the better message."""
+    """A broken installation is not a missing extra: its own message is shown."""
     (tmp_path / "broken_library_here.py").write_text("import what_it_needs_itself\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="what_it_needs_itself") as caught:

@@ -367,7 +367,7 @@ def test_duckdb_s_comments_declare_the_function(kept: Path) -> None:
 
 @pytest.mark.parametrize("version", ["1.2.453", "current"])
 def test_databend_s_comments_declare_the_function(kept: Path, cli: Callable, version: str) -> None:
-    """The comment in the DDL gives the function, and its configuration file says what today's does."""
+    """The comment in the DDL gives the function, and its configuration file equals today's."""
     text = Path(f"sql/databend-{version}.sql").read_text()
     (comment,) = re.findall(r"COMMENT '((?:[^']|'')*)'", text)
     found = embedreg.functions_in_comments([None, comment.replace("''", "'")])

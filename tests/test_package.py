@@ -133,7 +133,7 @@ def test_it_installs_into_an_empty_environment_and_imports(bare: Path, tmp_path:
 
 
 def test_the_core_works_with_nothing_but_the_core(bare: Path, tmp_path: Path) -> None:
-    """No extra is needed to embed an Arrow table, and an extra that is missing says how to install it."""
+    """No extra is needed to embed an Arrow table, and the error about a missing extra explains how to install it."""
     code = (
         "import embedreg, embedreg.errors, pyarrow as pa\n"
         "config = embedreg.get('hashing').create().bind('text', 'vector')\n"

@@ -25,7 +25,7 @@ def test_an_installed_plugin_is_found_by_name(run_python: Callable[..., str], pl
 
 
 def test_without_the_plugin_its_name_is_unknown(run_python: Callable[..., str]) -> None:
-    """The name is the plug-in's own: where that is not installed, the error says how a plug-in would come."""
+    """The name is the plug-in's own: where that is not installed, the error reports how a plug-in would come."""
     code = (
         "import embedreg, embedreg.errors\n"
         "try: embedreg.get('letters')\n"

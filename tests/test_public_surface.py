@@ -116,6 +116,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "`--trust-remote-code` and `--trust-field` on every command",
         "\n+  --trust-remote-code MODEL, --allow-dir DIR,",
     ),
+    "help / embedreg ddl": ("The help of commands and options is reworded", "in a database; nothing is run."),
     "help / embedreg": ("`--trust-remote-code` and `--trust-field` on every command", "\n+  docs/trust.md"),
     "modules / embedreg / InputFiles": ("`embedreg.Modality` (with `embedreg.InputFiles`)", "added"),
     "modules / embedreg / Modality": ("`embedreg.add_modality` and `embedreg.Modality`", "added"),

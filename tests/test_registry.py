@@ -140,7 +140,7 @@ def test_what_is_no_embedding_function_is_refused(thing: Any) -> None:
 
 
 def test_lancedbs_own_classes_are_refused_with_the_way_out() -> None:
-    """A class that still inherits from lancedb's base is told which base to take."""
+    """A class that still inherits from lancedb's base gets a hint with the right base."""
     from lancedb.embeddings import TextEmbeddingFunction as Lance
 
     class Ported(Lance):
@@ -319,7 +319,7 @@ def test_a_broken_plugin_is_named(site: Path, entry: str, source: str, error: ty
 
 
 def test_a_plugin_may_register_itself_as_well(site: Path) -> None:
-    """A decorated class that is also an entry point is one class under one name, and nobody is warned."""
+    """A decorated class that is also an entry point is one class under one name, and there is no warning."""
     source = PLUGIN.replace("class", "from embedreg import register\n@register('both')\nclass")
     distribution(site, "both-plugin", "both = module_both:Plugged", module_both=source)
     with warnings.catch_warnings():

@@ -25,8 +25,8 @@ def attach_function(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the function, as JSON or plain text. Repeatable."),
     ] = None,
-    sample: Annotated[int, typer.Option(min=1, help="How many rows to embed anew and compare.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Which rows.")] = 0,
+    sample: Annotated[int, typer.Option(min=1, help="The number of rows to embed again and compare.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the sample.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Declare a function on data that lost its declaration, or never had one.

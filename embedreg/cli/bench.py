@@ -38,11 +38,11 @@ def bench(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Short for --set device=...")] = None,
     source: Annotated[str, typer.Option(help="The column to embed.")] = "text",
-    rows: Annotated[int, typer.Option(min=1, help="How many distinct rows, drawn from the whole.")] = 2000,
-    runs: Annotated[int, typer.Option(min=1, help="How often; the fastest run counts.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="The number of distinct rows, sampled from all.")] = 2000,
+    runs: Annotated[int, typer.Option(min=1, help="The number of runs; the fastest one counts.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Embed a sample of a file and say how fast it went; nothing is written.
+    """Embed a sample of a file and report the speed; nothing is written.
 
     A remote service is called, and may cost money, only when --function names one.
     """

@@ -23,7 +23,7 @@ __all__ = ["ReturnType", "TokenEnv", "Version", "as_comment", "ddl", "described"
 
 ddl = typer.Typer(
     cls=EngineGroup,
-    help="Print SQL that makes a database know embedding functions; nothing is run.",
+    help="Print SQL that declares embedding functions in a database; nothing is run.",
     short_help="Print SQL for embedding functions; nothing is run.",
     no_args_is_help=True,
     add_completion=False,
@@ -32,12 +32,14 @@ ddl = typer.Typer(
 
 Version = Annotated[
     str | None,
-    typer.Option("--databend-version", metavar="1.2.453|current", help="Whose SQL; that of 1.2.453 runs on both."),
+    typer.Option(
+        "--databend-version", metavar="1.2.453|current", help="The version of Databend; SQL for 1.2.453 runs on both."
+    ),
 ]
 ReturnType = Annotated[
     str | None,
     typer.Option(
-        "--returns", metavar="array|vector", help="ARRAY(FLOAT), or VECTOR(n), for which `current` is needed."
+        "--returns", metavar="array|vector", help="ARRAY(FLOAT), or VECTOR(n), which needs version `current`."
     ),
 ]
 TokenEnv = Annotated[
@@ -53,14 +55,14 @@ def databend(
     like: Like = None,
     as_: As = None,
     vector: Vector = None,
-    address: Annotated[str, typer.Option(help="Of the server, as Databend calls it.")] = "http://127.0.0.1:8815",
+    address: Annotated[str, typer.Option(help="The server's address, as Databend calls it.")] = "http://127.0.0.1:8815",
     table: Annotated[str, typer.Option(help="The table to search: `table` or `database.table`.")] = "articles",
     version: Version = None,
     returns: ReturnType = None,
     auth_token_env: TokenEnv = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print CREATE FUNCTION, a table with its vectors, searches, and what Databend's own configuration needs.
+    """Print CREATE FUNCTION, a table with its vectors, searches, and Databend's own configuration.
 
     The tables and the searches are those of the first function. The token itself is never printed.
     """

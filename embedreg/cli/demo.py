@@ -41,11 +41,11 @@ _INSTALL = "pip install 'embedreg[demo]' (or, without a model: embedreg demo --f
 def demo(
     rows: Annotated[int, typer.Option(min=1, help="How many docstrings to embed.")] = 2500,
     everything: Annotated[bool, typer.Option("--all", help="Embed them all (some 6,000).")] = False,
-    folder: Annotated[Path, typer.Option("--dir", help="Where the LanceDB database goes.")] = Path("embedreg-demo"),
+    folder: Annotated[Path, typer.Option("--dir", help="The folder of the LanceDB database.")] = Path("embedreg-demo"),
     function: Annotated[
         str, typer.Option("--function", "-f", help="The embedding function; 'hashing' needs no model.")
     ] = "sentence-transformers",
-    ask: Annotated[bool, typer.Option("--ask", help="Only ask the table that an earlier demo made.")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="Only search the table of an earlier demo.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed the docstrings of Python's standard library into a LanceDB table and search it in plain words.

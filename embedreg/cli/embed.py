@@ -58,23 +58,27 @@ def embed(
         list[str] | None,
         typer.Option(
             metavar="COLUMN=TYPE",
-            help="Of text files: read a column as text, int, uint64, float, bool, date or timestamp. Repeatable.",
+            help="For text files: a column's type (text, int, uint64, float, bool, date, timestamp). Repeatable.",
         ),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of text files, such as latin-1. [default: UTF-8, or what their mark says]")
+        str | None,
+        typer.Option(
+            help="The encoding of text files, such as latin-1. [default: UTF-8, or that of the byte order mark]"
+        ),
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="Of CSV files, such as ';' or tab. [default: a comma; a tab in .tsv]")
+        str | None,
+        typer.Option(help="The delimiter of CSV files, such as ';' or tab. [default: a comma; a tab in .tsv]"),
     ] = None,
     on_error: Annotated[
         Literal["raise", "null", "drop"],
-        typer.Option(help="A row that fails by its own fault: stop, keep it without a vector, or leave it out."),
+        typer.Option(help="When a row cannot be embedded: stop, keep it without a vector, or leave it out."),
     ] = "raise",
     zero_vectors: Annotated[
         Literal["null", "keep", "error"] | None,
         typer.Option(
-            help="A vector of zeros: a null vector, kept, or a row that fails. [default: null where the metric is "
+            help="For vectors of zeros: store null, keep them, or count a bad row. [default: null if the metric is "
             "cosine, else keep]"
         ),
     ] = None,
@@ -87,7 +91,7 @@ def embed(
         typer.Option(min=1, help="Rows published at a time: what an interruption can cost. [default: 65536]"),
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Keep vectors in this file, and take from it what is known.")
+        str | None, typer.Option(metavar="PATH", help="A vector cache: a file with the vectors of earlier runs.")
     ] = None,
     storage_option: Annotated[
         list[str] | None,
@@ -96,10 +100,10 @@ def embed(
         ),
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would take (tokens, duplicates, time); write nothing.")
+        bool, typer.Option("--estimate", help="Estimate tokens, duplicates and time; write nothing.")
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", "--no-resume", help="Drop what an interrupted run has done; start anew.")
+        bool, typer.Option("--fresh", "--no-resume", help="Discard the work of an interrupted run, and start again.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST where it exists.")] = False,
     engine: Annotated[
@@ -113,15 +117,13 @@ def embed(
     cpus_per_actor: Annotated[
         float, typer.Option(min=0, help="With ray: CPUs for each actor; without a GPU, the threads of its model.")
     ] = 1,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Remove the outputs of inputs that are gone since the last run.")
-    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove the outputs of inputs that no longer exist.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed a column of SRC and write all of its columns, with the vectors, to DST.
 
-    Work is done in pieces, and what is done stays: stopped at any moment, the same command goes on where it was. A
-    folder holds whole pieces at any time; a file or a table appears when it is whole.
+    Work is done in pieces. After an interruption the same command continues with the pieces that are left. A folder
+    contains complete pieces at any time; a file or a table appears when it is complete.
 
     The function's declaration is written into the metadata of DST, so that `embedreg search DST` needs nothing else.
     """

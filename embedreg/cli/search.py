@@ -32,16 +32,16 @@ _IMAGE_ROWS = 256  # batch size for tables with image bytes, which may be megaby
 @command
 def search(
     table: Annotated[str, typer.Argument(help="A .lance folder, DB_DIR/name, or a Parquet file or folder of them.")],
-    query: Annotated[str | None, typer.Argument(help="What to look for, in plain words.")] = None,
+    query: Annotated[str | None, typer.Argument(help="The text to search for.")] = None,
     image: Annotated[
         Path | None,
-        typer.Option("--image", metavar="FILE", help="In place of words: look for what is like this image."),
+        typer.Option("--image", metavar="FILE", help="Search for rows similar to this image instead of a text."),
     ] = None,
     mode: Annotated[
         Literal["vector", "text", "hybrid"],
         typer.Option(help="By meaning, by the words themselves, or by both; the last two on a Lance table."),
     ] = "vector",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many rows.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The maximum number of rows.")] = 10,
     columns: Annotated[
         str | None, typer.Option(help="The columns to show, separated by commas, in this order.")
     ] = None,

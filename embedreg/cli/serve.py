@@ -47,13 +47,16 @@ def databend(
         typer.Option(metavar="HOST:PORT", help="Where to listen; else 127.0.0.1:8815. Port 0 takes a free one."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(metavar="URL", help="How Databend reaches it, where --bind does not say that.")
+        str | None, typer.Option(metavar="URL", help="The address that Databend calls, if it differs from --bind.")
     ] = None,
     tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="A PEM certificate (chain), for https.")] = None,
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's key.")] = None,
     auth_token_env: TokenEnv = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let other machines in without a token, where the network guards it.")
+        bool,
+        typer.Option(
+            "--insecure", help="Accept other machines without a token, in a network that is protected otherwise."
+        ),
     ] = False,
     metrics_bind: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve /metrics, /live and /ready there over HTTP.")

@@ -53,7 +53,7 @@ As = Annotated[
 ]
 Vector = Annotated[
     list[str] | None,
-    typer.Option("--vector", metavar="COLUMN", help="Which vector column's, where the --like before it has several."),
+    typer.Option("--vector", metavar="COLUMN", help="The vector column, if the --like before it has several."),
 ]
 
 _FLAGS = {"settings": "--set", "as_": "--as", "vector": "--vector"}  # options that belong to a preceding one

@@ -94,7 +94,7 @@ def _common(
             "--trust-remote-code",
             metavar="MODEL",
             hidden=True,
-            help="Let a model's own code run where stored metadata says so; MODEL@REVISION where one is stored. "
+            help="Allow a model's own code where stored metadata requests it; MODEL@REVISION if one is stored. "
             "Repeatable.",
         ),
     ] = None,

@@ -26,7 +26,7 @@ import embedreg
 
 @embedreg.register("picky")
 class Picky(embedreg.TextEmbeddingFunction):
-    """Refuses the texts that say bad, and takes a while when told to."""
+    """Refuses the texts that say bad, and takes a while on request."""
 
     pause_s: float = 0.0
 
@@ -173,7 +173,7 @@ def test_a_file_that_declares_its_function_needs_no_other(cli: Callable, texts: 
 def test_bad_input_is_one_line_and_a_hint_and_writes_nothing(
     cli: Callable, texts: Path, tmp_path: Path, args: list[str], code: int, message: str
 ) -> None:
-    """Each refusal has its exit code, says what to do, shows no secret and leaves no file."""
+    """Each refusal has its exit code and a hint, shows no secret and leaves no file."""
     (tmp_path / "corrupt.parquet").write_bytes(b"PAR1" + b"x" * 50 + b"PAR1")
     (tmp_path / "corrupt.jsonl").write_text('{"text": "a"}\n{"text": \n')
     (tmp_path / "there.parquet").write_text("what was there")

@@ -111,7 +111,7 @@ def test_a_cache_is_kept(cli: Callable, folder: Path) -> None:
 def test_a_stopped_run_is_continued(
     cli: Callable, folder: Path, tmp_path: Path, stop: signal.Signals, code: int, name: str
 ) -> None:
-    """Ctrl-C and SIGTERM keep what is done, say so, and the same command ends the job."""
+    """Ctrl-C and SIGTERM keep what is done, report it, and the same command ends the job."""
     (tmp_path / "picky.py").write_text(PICKY)
     job = ["docs", name, "--import", "picky.py", "-f", "picky", "--piece-rows", "50", "--batch-rows", "10"]
     line = [sys.executable, "-m", "embedreg", "embed", *job, "--set", "pause_s=0.05"]

@@ -1,4 +1,4 @@
-"""What an error on the command line says to do is said in options, never in Python."""
+"""Hints on the command line name options, never Python calls."""
 
 from __future__ import annotations
 

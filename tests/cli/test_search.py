@@ -90,7 +90,7 @@ def test_people_get_a_table_and_programs_get_nothing_else(cli: Callable, tables:
 def test_what_cannot_be_searched_is_one_line_and_a_hint(
     cli: Callable, tables: list[str], tmp_path: Path, args: list[str], code: int, message: str
 ) -> None:
-    """Wrong paths, columns, conditions and declarations are told apart by name."""
+    """Wrong paths, columns, conditions and declarations are distinguished by name."""
     table = pq.read_table("file.parquet")
     entries = json.loads(table.schema.metadata[b"embedding_functions"])
     strange = json.dumps([{**entries[0], "name": "strange"}])

@@ -216,7 +216,7 @@ def test_a_signal_at_the_first_response_is_a_clean_exit(tmp_path: Path, wait: in
 
 
 def test_calls_that_a_shutdown_ended_count_as_failed(serve: Serve, tmp_path: Path) -> None:
-    """The last line says how many queries got no answer."""
+    """The last line reports how many queries got no answer."""
     (tmp_path / "steps.py").write_text(STEPS)
     (tmp_path / "serve.toml").write_text("[limits]\ndrain_s = 0.2\n")
     os.mkfifo(tmp_path / "pipe")

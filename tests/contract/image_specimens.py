@@ -30,7 +30,7 @@ class Handmade(PixelMeans):
 
 @register("only-bytes")
 class OnlyBytes(Handmade):
-    """Has never heard of PIL images, arrays and paths."""
+    """Does not support PIL images, arrays and paths."""
 
     def opened(self, value: Any) -> Image.Image:
         if not isinstance(value, bytes):

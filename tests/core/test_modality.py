@@ -180,7 +180,7 @@ def test_a_folder_of_an_added_modality(added: None, tmp_path: Path) -> None:
 
 
 class Whatever(EmbeddingFunction):
-    """Does not say what it embeds."""
+    """Declares no modality."""
 
     def ndims(self) -> int:
         return 1

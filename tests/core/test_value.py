@@ -214,7 +214,7 @@ def test_a_registered_name_is_not_inherited() -> None:
 
 
 def test_runtime_fields_are_those_that_cannot_change_a_vector() -> None:
-    """`device`, `batch_size`, `max_retries`, timeouts, worker counts, and what the class says."""
+    """`device`, `batch_size`, `max_retries`, timeouts, worker counts, and what the class declares."""
 
     class Runtime(Lengths):
         device: str = "cpu"

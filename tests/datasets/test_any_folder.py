@@ -1,4 +1,4 @@
-"""Whatever files a folder contains, each row is embedded, or a note or an error says which files are left out."""
+"""Whatever files a folder contains, each row is embedded, or a note or an error names which files are left out."""
 
 from __future__ import annotations
 

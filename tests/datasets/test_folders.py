@@ -185,7 +185,7 @@ def test_a_table_that_lancedb_could_not_open_is_refused_first(folder: Path, name
 
 
 def test_options_for_text_are_refused_elsewhere(folder: Path) -> None:
-    """A type for Parquet would not be heard of."""
+    """A type for Parquet would have no effect."""
     pq.write_table(pa.table({"text": ["a"]}), folder / "a.parquet")
     with pytest.raises(EmbedregError, match="types is for text files"):
         embedreg.embed(folder / "a.parquet", folder / "out", bound(), types={"text": "text"})

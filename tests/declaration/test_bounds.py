@@ -1,4 +1,4 @@
-"""What stored metadata may cost: widths, runtime fields, characters, entries, values; bounded, and told as ours."""
+"""What stored metadata may cost: widths, runtime fields, characters, entries, values; bounded, with errors of ours."""
 
 import contextlib
 import time

@@ -178,7 +178,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 @pytest.mark.parametrize("key", [KEY, "embedding_functions"])
 @pytest.mark.parametrize("as_text", [True, False])
 def test_keys_and_values_may_be_bytes_or_text(key: Any, as_text: bool) -> None:
-    """Arrow hands out bytes; a JSON file or another reader may hand over str."""
+    """Arrow returns bytes; a JSON file or another reader may pass str."""
     found = embedreg.functions_in(stored(LENGTHS, key=key, as_text=as_text))
     assert found["vector"].source_column == "text"
     assert found["vector"].function == Lengths()

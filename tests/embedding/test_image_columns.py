@@ -208,7 +208,7 @@ def test_a_name_is_never_taken_for_bytes(keeps: Keeps) -> None:
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_distinct_images_are_not_copied(kind: pa.DataType) -> None:
-    """A column without nulls or repetitions is handed on as it is: it may be gigabytes."""
+    """A column without nulls or repetitions is passed on unchanged: it may be gigabytes."""
     column = pa.array(FILES, kind)
     distinct, index = distinct_inputs(column_of(column, accepted(embedreg.get("pixel-means").create())))
     assert distinct.buffers()[2].address == column.buffers()[2].address

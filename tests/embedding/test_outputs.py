@@ -178,7 +178,7 @@ MIXED = {
 
 @pytest.mark.parametrize("kind", MIXED)
 def test_an_invalid_row_fails_alone(kind: str) -> None:
-    """Its neighbours have their vectors, and the report says what was wrong with it."""
+    """Its neighbours have their vectors, and the report states what was wrong with it."""
     odd, reason = MIXED[kind]
     report = Report()
     rows = [{"text": text} for text in ("one", "odd", "two")]

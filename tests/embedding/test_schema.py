@@ -175,7 +175,7 @@ def test_ambiguous_pairs_are_refused_with_a_hint() -> None:
 
 
 def test_explicit_pairs_work() -> None:
-    """Several sources and several vectors of one function pair as they say."""
+    """Several sources and several vectors of one function pair as declared."""
 
     class Row(Schema):
         title: str = fn.SourceField()

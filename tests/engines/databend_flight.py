@@ -76,7 +76,7 @@ class Behaviour:
 
 
 class Scripted(TextEmbeddingFunction):
-    """Embeds a text as (1, its length, its vowels), or does what the text says.
+    """Embeds a text as (1, its length, its vowels), or does what the text requests.
 
     "raise": any error, with a path and a secret in it. "call": a CallError that quotes its input. "wide": vectors of
     another width. "nan", "zero", "none", "bad": a row that is not finite, has no direction, has no vector, is refused.

@@ -88,7 +88,7 @@ def nested(depth: int) -> pa.Array:
 
 
 def lying(rows: int) -> list[bytes]:
-    """Return a batch of one row whose header says that it has many."""
+    """Return a batch of one row whose header reports that it has many."""
     (schema, _), (header, body) = messages(column(pa.array(["only"] * 4711)))
     return [flight_data(schema, path=descriptor("f")), flight_data(replaced(header, 4711, rows), body)]
 

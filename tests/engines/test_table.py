@@ -82,7 +82,7 @@ def test_its_options_are_those_of_its_method(parquet: Path, capsys: pytest.Captu
 
 @pytest.mark.usefixtures("sqlite")
 def test_an_engine_without_a_sample_is_not_attached_to(parquet: Path, tmp_path: Path) -> None:
-    """`attach` says so, and leaves the file as it is."""
+    """`attach` reports it, and leaves the file as it is."""
     path = tmp_path / "notes.sqlite"
     sqlite3.connect(path).close()
     path.touch()
@@ -123,7 +123,7 @@ def test_an_installed_package_adds_an_engine(
 def test_an_engine_that_cannot_be_imported_is_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, parquet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Data of others is read all the same; the log has one line of it, and `doctor` says why."""
+    """Data of others is read all the same; the log has one line of it, and `doctor` gives the reason."""
     monkeypatch.setitem(table.ENGINES, "broken", "no_such_module_of_an_engine:Engine")
     monkeypatch.setitem(table.ENGINES, "odd", "json:JSONDecoder")
     with caplog.at_level(logging.WARNING, "embedreg"):
@@ -139,7 +139,7 @@ def test_an_engine_that_cannot_be_imported_is_left_out(
 
 
 class Demanding(table.Engine):
-    """An engine that wants what nobody has yet."""
+    """An engine whose requirement does not exist."""
 
     requires = ("numpy>=999", "pyarrow>=1")
 
@@ -147,7 +147,7 @@ class Demanding(table.Engine):
 def test_a_version_outside_of_the_bounds_is_not_ready(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An engine's library that is installed, and too old for it, is told with what to install."""
+    """An engine's library that is installed, and too old for it, is reported with the version to install."""
     monkeypatch.setitem(table.ENGINES, "demanding", f"{__name__}:Demanding")
     found = json_of(capsys, "doctor", "--json")["engines"]["demanding"]
     assert found["ready"] is False

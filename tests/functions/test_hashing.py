@@ -158,7 +158,7 @@ def test_the_right_docstring_is_found() -> None:
 
 
 def test_options_change_vectors_as_they_say() -> None:
-    """Case, spelling of accents, n-gram ranges, normalisation and seed do what their names say."""
+    """Case, spelling of accents, n-gram ranges, normalisation and seed have the effect of their names."""
     fn = create()
     assert np.array_equal(fn.generate_embeddings(["HELLO"]), fn.generate_embeddings(["hello"]))
     kept = create(lowercase=False).generate_embeddings(["HELLO", "hello"])

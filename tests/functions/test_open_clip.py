@@ -44,7 +44,7 @@ def create(folder: Path, **config: Any) -> OpenClipEmbeddings:
 
 
 def stored(model: dict[str, Any], *granted: Path) -> OpenClipEmbeddings:
-    """Rebuild the function from a stored declaration that nobody here has vouched for, but for folders granted."""
+    """Rebuild the function from a stored declaration that is not vouched for, but for folders granted."""
     embedreg.get_registry().reset()
     embedreg.trust(paths=granted)
     entry = {"name": "open-clip", "model": model, "source_column": "image", "vector_column": "vector"}
@@ -235,7 +235,7 @@ def test_a_model_with_batch_normalisation_gives_the_same_in_any_company(tmp_path
 
 
 def test_a_draft_is_close_and_only_where_it_is_asked_for(tiny_clip: Path) -> None:
-    """JPEGs are decoded whole; under draft=True large ones at a fraction, which is told from stock's by its name."""
+    """JPEGs are decoded whole; under draft=True large ones at a fraction, stored under another name."""
     by_hand = ByHand(f"local-dir:{tiny_clip}")
     encoded = [jpeg(picture) for picture in pictures(1, seed=6, side=700)[1][:12]]
     expected = by_hand.images([opened(data) for data in encoded])
@@ -302,7 +302,7 @@ def quick(precision: str) -> bool:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_fewer_bits_come_close(tiny_clip: Path, precision: str) -> None:
-    """Where the hardware is quicker so; elsewhere it is refused with what to take, but not for stored vectors."""
+    """Where the hardware is faster with it; elsewhere it is refused with what to take, but not for stored vectors."""
     drawn = pictures(1, seed=5)[1]
     expected = ByHand(f"local-dir:{tiny_clip}").images(drawn)
     function = create(tiny_clip, precision=precision)
@@ -475,7 +475,7 @@ def test_progress_moves_within_a_window(tiny_clip: Path) -> None:
 
 
 def test_it_can_be_declared_by_its_fields(tiny_clip: Path) -> None:
-    """LanceDB's fields and defaults; a declaration says what stock LanceDB's own class would read."""
+    """LanceDB's fields and defaults; a declaration states what stock LanceDB's own class would read."""
     function = OpenClipEmbeddings.create()
     assert (function.name, function.pretrained, function.batch_size, function.normalize) == (
         "ViT-B-32",

@@ -1,4 +1,4 @@
-"""Where `open-clip` takes its models from, what it refuses to load, and what it says then."""
+"""Where `open-clip` takes its models from, what it refuses to load, and the messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def create(**config: Any) -> OpenClipEmbeddings:
 
 
 def stored(*, reset: bool = True, **model: Any) -> Any:
-    """Rebuild the function from a stored declaration that nobody here has vouched for; `reset` takes grants back."""
+    """Rebuild the function from a stored declaration that is not vouched for; `reset` takes grants back."""
     if reset:
         embedreg.get_registry().reset()
     entry = {"name": "open-clip", "model": model, "source_column": "image", "vector_column": "vector"}
@@ -81,7 +81,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_what_is_not_there_is_named_with_what_is(config: dict[str, Any], message: str, hint: str) -> None:
-    """A wrong model, tag, file or folder is told from the others, with the closest name there is."""
+    """A wrong model, tag, file or folder is distinguished from the others, with the closest name there is."""
     with pytest.raises((errors.ModelNotFoundError, errors.ConfigError)) as caught:
         create(**config).compute_query_embeddings("x")
     assert message in caught.value.message
@@ -91,7 +91,7 @@ def test_what_is_not_there_is_named_with_what_is(config: dict[str, Any], message
 def test_a_relative_path_is_kept_as_an_absolute_one(
     tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A declaration must mean the same from any other folder; a tag stays a tag, whatever lies around."""
+    """A declaration must mean the same from any other folder; a tag stays a tag, whatever files are there."""
     shutil.copytree(tiny_clip, tmp_path / "clip")
     (tmp_path / "own.pt").touch()
     (tmp_path / "openai").touch()
@@ -105,7 +105,7 @@ def test_a_relative_path_is_kept_as_an_absolute_one(
 
 
 def test_no_hub_is_known_at_once() -> None:
-    """Offline, the default model says that it was not found here and that the hub can't be reached."""
+    """Offline, the default model reports that it was not found here and that the hub can't be reached."""
     with pytest.raises(
         errors.ModelNotFoundError, match=r"was not found locally, and the hub can't be reached"
     ) as caught:
@@ -209,7 +209,7 @@ class Payload:
 
 
 def test_pickles_that_hold_more_than_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
-    """Code in a checkpoint does not run; nor does a TorchScript archive's; the hint says how to save it anew."""
+    """Code in a checkpoint does not run; nor does a TorchScript archive's; the hint explains how to save it anew."""
     import torch
 
     ran = tmp_path / "ran"
@@ -265,7 +265,7 @@ def test_a_changed_checkpoint_is_loaded_anew(tiny_clip: Path, folder: Path, weig
 
 
 def test_weights_that_do_not_fit_say_so(tiny_clip: Path, folder: Path) -> None:
-    """Another model's weights, and a file that is none, are told apart."""
+    """Another model's weights, and an invalid file, are distinguished."""
     weights = tiny_clip / "open_clip_model.safetensors"
     with pytest.raises(errors.ConfigError, match="do not fit the model 'ViT-B-32'"):
         create(pretrained=str(weights)).compute_query_embeddings("x")

@@ -330,7 +330,7 @@ def test_a_slow_server_times_out(server: EmbeddingServer) -> None:
     ids=lambda value: value.code or f"{value.status}-{value.param}" if isinstance(value, Reply) else None,
 )
 def test_what_does_not_pass_is_not_repeated(server: EmbeddingServer, reply: Reply, hint: str) -> None:
-    """A refused key, a missing model, an empty account: one request, then an error that says what to do."""
+    """A refused key, a missing model, an empty account: one request, then an error with a hint."""
     server.replies.append(reply)
     with pytest.raises(CallError) as caught:
         create(server).compute_source_embeddings(["a", "b"])

@@ -111,7 +111,7 @@ def test_no_row_error_shows_the_key(server: EmbeddingServer) -> None:
 
 
 def test_without_any_key(server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenAI itself needs a key, and the error says how to give one; a server of the user's own may need none."""
+    """OpenAI itself needs a key, and the error explains how to give one; a server of the user's own may need none."""
     with pytest.raises(MissingVariableError, match="no key for OpenAI"):
         OpenAIEmbeddings.create().compute_source_embeddings(["a"])
     create(server).compute_source_embeddings(["a"])
@@ -232,7 +232,7 @@ def test_a_stored_width_saves_the_question(server: EmbeddingServer) -> None:
 
 @pytest.mark.parametrize("version", ["field", "environment"])
 def test_azure(server: EmbeddingServer, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Azure's paths, version and key header are the SDK's own; without a version the error says what to set."""
+    """Azure's paths, version and key header are the SDK's own; without a version the error states what to set."""
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "azure-key")
     config: dict[str, Any] = {"use_azure": True, "base_url": f"http://{server.host}/openai"}
     if version == "field":
@@ -259,7 +259,7 @@ def test_headers_and_organization_are_sent(server: EmbeddingServer) -> None:
 
 
 def test_the_sdk_is_imported_when_it_is_used(run_python: Callable[..., str]) -> None:
-    """Creating the function and asking for its width imports no SDK; using it without one says what to install."""
+    """Creating the function and asking for its width imports no SDK; using it without one states what to install."""
     code = """
         import sys
         sys.modules["openai"] = None  # as if it were not installed

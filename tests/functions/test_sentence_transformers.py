@@ -53,7 +53,7 @@ def create(name: Any = "all-MiniLM-L6-v2", **config: Any) -> SentenceTransformer
 
 
 def stored(model: dict[str, Any], *granted: Path) -> SentenceTransformerEmbeddings:
-    """Rebuild the function from a stored declaration that nobody here has vouched for, but for folders granted."""
+    """Rebuild the function from a stored declaration that is not vouched for, but for folders granted."""
     embedreg.get_registry().reset()
     embedreg.trust(paths=granted)
     entry = {"name": "sentence-transformers", "model": model, "source_column": "text", "vector_column": "vector"}
@@ -183,7 +183,7 @@ def test_shapes_keep_two_axes() -> None:
 
 
 def test_a_row_that_is_no_text_is_named() -> None:
-    """A direct call with a null or a number says which row, and not what is in the others."""
+    """A direct call with a null or a number names the row, and quotes no other."""
     for row in (None, 5, b"bytes"):
         with pytest.raises(errors.InputError, match="row 1") as caught:
             create().generate_embeddings(["a secret text", row])
@@ -339,7 +339,7 @@ except embedreg.errors.MissingExtraError as exc:
 
 
 def test_a_broken_model_is_a_failed_call(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """Weights that cannot be read raise CallError, are not remembered, and work once they are mended."""
+    """Weights that cannot be read raise CallError, are not remembered, and work once they are repaired."""
     folder = shutil.copytree(tiny("mean"), tmp_path / "model")
     function = create(folder)
     whole = (folder / "model.safetensors").read_bytes()
@@ -391,7 +391,7 @@ def test_a_relative_folder_is_stored_as_the_folder_that_it_is(
 
 
 def saved(folder: Path, tmp_path: Path, similarity: str | None) -> str:
-    """Return a copy of a model that says how its vectors are compared."""
+    """Return a copy of a model that reports how its vectors are compared."""
     copied = tmp_path / str(similarity)
     shutil.copytree(folder, copied)
     path = copied / "config_sentence_transformers.json"
@@ -440,7 +440,7 @@ def test_a_model_that_compares_by_manhattan_distance_is_refused(tiny: Callable[[
 
 
 def test_sql_goes_by_the_models_own_similarity(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """DuckDB has the inner product; Databend says that it has none."""
+    """DuckDB has the inner product; Databend reports that it has none."""
     fn = create(saved(tiny("two-pools"), tmp_path, "dot"), normalize=False)
     assert metric_of(fn) == "dot"
     served = databend.Served("embed", fn, "source", "text")

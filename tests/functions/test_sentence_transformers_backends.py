@@ -99,7 +99,7 @@ def test_a_back_end_is_no_part_of_the_declaration(tiny: Callable[[str], Path]) -
 
 @pytest.mark.usefixtures("openvino")
 def test_release_frees_the_compiled_form_too(tiny: Callable[[str], Path]) -> None:
-    """Releasing a function lets go of the weights and of what was made of them."""
+    """Releasing a function frees the weights and what was compiled from them."""
     function = create(tiny("mean"), backend="openvino")
     function.generate_embeddings(TEXTS)
     assert len(cache.models.keys()) == 2

@@ -324,7 +324,7 @@ def two_devices(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
 
 
 def copies(part: int = -1) -> list[Any]:
-    """Return one part of the keys of what is loaded, the device unless told otherwise, sorted."""
+    """Return one part of the keys of what is loaded, the device unless requested otherwise, sorted."""
     keys: list[Any] = cache.models.keys()
     return sorted(key[part] for key in keys)
 

@@ -228,7 +228,7 @@ def test_a_row_that_the_function_refuses_disagrees(tmp_path: Path) -> None:
 
 
 def test_half_precision_and_lists_of_other_writers(tmp_path: Path) -> None:
-    """float16 vectors, polars' lists and DuckDB's are what they were made of; the declaration says the stored type."""
+    """float16 vectors, polars' lists and DuckDB's are accepted; the declaration states the stored type."""
     table = data()
     half = table.set_column(3, "vector", table["vector"].cast(pa.list_(pa.float16(), 32)))
     path = as_file(half, tmp_path)

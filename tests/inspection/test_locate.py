@@ -1,4 +1,4 @@
-"""Where declarations are found: everything that can carry an Arrow schema, and what is said of the rest."""
+"""Where declarations are found: everything that can carry an Arrow schema, and the message about the rest."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_a_truncated_fragment_is_done_again(
 def test_a_run_that_is_killed_during_cleanup_is_recognised_as_complete(
     start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Ended before any of its last removals, what it made is whole: the next run says so, and clears up.
+    """Ended before any of its last removals, what it made is whole: the next run reports it, and clears up.
 
     Where nothing but a lock and empty folders is left it is a job that has ended, like any: its output exists.
     """

@@ -164,7 +164,7 @@ def test_an_object_that_was_replaced_is_done_again(bucket: str, tmp_path: Path) 
 def test_a_network_that_is_lost_costs_one_piece(
     server: int, bucket: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut in the middle, the job ends with an error; with the line mended it goes on, as if nothing had been."""
+    """Cut in the middle, the job ends with an error; with the line repaired it continues."""
     line, log = Line(server), tmp_path / "log"
     environment(monkeypatch, line.port)
 

@@ -100,7 +100,7 @@ def test_a_changed_input_is_done_again(run: Callable, dataset: Path, tmp_path: P
 
 
 def test_an_input_of_the_same_size_and_another_time_is_done_again(run: Callable, dataset: Path, log: Path) -> None:
-    """Size and time tell: content that changed without its size is not missed."""
+    """Size and time are compared: content that changed without its size is not missed."""
     run()
     path = dataset / "lang=de" / "b.parquet"
     os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
@@ -371,7 +371,7 @@ def test_a_manifest_speaks_for_files_that_lost_their_declaration(run: Callable, 
 
 
 def test_a_source_that_declares_nothing_is_refused(dataset: Path, tmp_path: Path) -> None:
-    """Without a declaration, here or there, nobody knows what to do."""
+    """Without a declaration in the call or the data, it is an error."""
     with pytest.raises(embedreg.EmbedregError, match="no declaration for"):
         embedreg.embed(dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""A job folder that somebody else made: whatever lies in it, nothing outside is touched, and all ends in a line."""
+"""A job folder that somebody else made: whatever lies in it, nothing outside is touched, and errors are one line."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_link_in_the_place_of_a_folder_leads_nowhere(
 @pytest.mark.parametrize("thing", ["link", "dangling", "pipe", "folder"])
 @pytest.mark.parametrize("run", ["resume", "fresh", "inspect", "source"])
 def test_only_regular_files_are_read(job: Callable[..., Path], name: str, thing: str, run: str) -> None:
-    """A link, a pipe or a folder in the place of a file is an error or counts for nothing; nobody waits for it."""
+    """A link, a pipe or a folder in the place of a file is an error or ignored; it does not block."""
     at = job(whole=True)
     path = at / "place" / "out" / "_embedreg" / name
     replace(path, thing, at)
@@ -277,7 +277,7 @@ def replace(path: Path, thing: str, at: Path) -> None:
 
 
 def test_a_pipe_among_the_inputs_is_an_error(job: Callable[..., Path]) -> None:
-    """It is named; nobody waits for it."""
+    """It is named; it does not block."""
     at = job()
     os.mkfifo(at / "in" / "c.parquet")
     with patience(), pytest.raises(StorageError, match=r"c\.parquet is a pipe, not a regular file"):

@@ -93,7 +93,7 @@ def test_a_failed_load_is_not_remembered() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    """Over the bound of models, the one that was asked for longest ago is let go and freed."""
+    """Over the bound of models, the one that was asked for longest ago is freed."""
     cache = ModelCache(max_models=2)
     gone = weakref.ref(cache.get("a", Model))
     kept = cache.get("b", Model)

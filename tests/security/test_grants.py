@@ -105,7 +105,7 @@ def test_a_similar_host_is_not_granted(grant: str, text: str) -> None:
     ],
 )
 def test_an_ambiguous_grant_is_refused(bad: dict[str, Any]) -> None:
-    """An empty path would be the working directory, a host with a path would grant more than it says."""
+    """An empty path would be the working directory, a host with a path would grant more than it states."""
     with pytest.raises(ConfigError, match=r"trust\("):
         trust(**bad)
     assert not grants._grants

@@ -108,7 +108,7 @@ def test_a_hardcoded_default_is_refused_when_the_class_is_made() -> None:
 
 
 def test_a_default_factory_cannot_bring_a_secret_either() -> None:
-    """Reading the environment in a factory would pickle the value: the hint says how to bind the variable."""
+    """Reading the environment in a factory would pickle the value: the hint explains how to bind the variable."""
 
     class Factory(Base):
         api_key: str = Field(default_factory=lambda: SECRET)

@@ -71,7 +71,7 @@ def test_missing_credentials_and_refused_parameters_last(error: Exception) -> No
     ids=lambda error: type(error).__name__,
 )
 def test_errors_of_the_network_pass(error: Exception) -> None:
-    """A lost connection and a slow server are tried again, whichever library says so."""
+    """A lost connection and a slow server are tried again, whichever library reports it."""
     assert is_transient(error)
 
 

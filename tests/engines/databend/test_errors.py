@@ -144,7 +144,7 @@ def test_a_call_error_says_what_failed() -> None:
 
 
 def test_the_log_counts_bad_rows_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    """NULL tells a SQL user nothing; the server's log has a reason, without the input."""
+    """NULL gives a SQL user no reason; the server's log has a reason, without the input."""
     with (
         serve({"f": Scripted.create(script="logged")}, bind=HERE, warm=False) as server,
         caplog.at_level(logging.INFO, "embedreg"),

@@ -173,7 +173,7 @@ def test_what_a_retried_call_had_embedded_is_not_embedded_again(request: pytest.
 
 
 def test_too_many_calls_are_refused(stuck: Behaviour, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """One line says that the server is busy; who was let in gets the right answer."""
+    """One line reports that the server is busy; who was let in gets the right answer."""
     limits = Limits(concurrency=1, queue=1)
     fn = Scripted.create(script=request.node.name)
     with (
@@ -274,7 +274,7 @@ def test_without_the_token_nothing_is_served(tmp_path: Path) -> None:
 
 
 def test_tls_encrypts_and_plaintext_is_refused(tmp_path: Path) -> None:
-    """Who trusts the certificate is served; a plaintext client and the engine without TLS fail, and nobody hangs."""
+    """Who trusts the certificate is served; a plaintext client and the engine without TLS fail, and nothing hangs."""
     cert, key = certificate(tmp_path)
     with serve({"f": Scripted.create()}, bind="127.0.0.1:0", tls_cert=cert, tls_key=key) as server:
         assert server.address == f"https://127.0.0.1:{server.port}"

@@ -180,7 +180,7 @@ def test_two_hundred_silent_calls_block_nobody(server: Process, said: str) -> No
 
 
 def test_five_silent_clients_where_two_may_wait() -> None:
-    """Each of the five ends with a line that says why; the sixth is served, and the queue is free again."""
+    """Each of the five ends with a line that gives the reason; the sixth is served, and the queue is free again."""
     limits = Limits(queue=2, call_deadline_s=20, stall_s=1)
     with serve({"f": Lengths.create()}, bind="127.0.0.1:0", limits=limits) as server:
         clients = [RawClient(server.port) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""The server around the functions: who may come in, what it tells of itself, and many clients at once."""
+"""The server around the functions: who may come in, what it reports about itself, and many clients at once."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_metrics_and_health() -> None:
 
 
 def test_it_is_not_ready_before_it_is_warm() -> None:
-    """`serve` returns with the models loaded; until then the probe says so."""
+    """`serve` returns with the models loaded; until then the probe reports it."""
     fn = Scripted.create(script="warming")
 
     class Slow(Lengths):
@@ -191,7 +191,7 @@ def test_it_is_not_ready_before_it_is_warm() -> None:
 
 
 def test_wait_ends_with_the_server() -> None:
-    """Whoever waits goes on, and a second shutdown is none."""
+    """Whoever waits continues, and a second shutdown does nothing."""
     server = serve({"f": Lengths.create()}, bind=HERE)
     assert not server.wait(0.01)
     waiting = threading.Thread(target=server.wait)

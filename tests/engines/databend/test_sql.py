@@ -141,7 +141,7 @@ def test_an_address_is_scheme_host_and_port(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8815", "https://embed.example.com", "http://[::1]:8815"])
 def test_the_configuration_is_toml_that_allows_the_address(address: str) -> None:
-    """For both versions; the newer one is told of plain http."""
+    """For both versions; the newer one has a line for plain http."""
     old = tomllib.loads(server_config(address))["query"]
     new = tomllib.loads(server_config(address, version="current"))["query"]
     assert old == {"enable_udf_server": True, "udf_server_allow_list": [address]}
@@ -175,7 +175,7 @@ def test_the_statements_for_a_current_server() -> None:
 
 
 def test_what_a_version_does_not_have_is_refused() -> None:
-    """VECTOR(n) is newer than 1.2.453, and a version that nobody knows is none."""
+    """VECTOR(n) is newer than 1.2.453, and an unknown version is refused."""
     served = Served("f", hashing(), returns="vector")
     with pytest.raises(ConfigError, match="no VECTOR type"):
         create_function(served, "http://h:1")

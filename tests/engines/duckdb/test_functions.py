@@ -88,7 +88,7 @@ class Broken(Lengths):
 
 
 def test_a_search_over_parquet_in_plain_sql(con: Any, path: Path) -> None:
-    """The function that a file declares is installed from the file, and finds the row that says what is asked."""
+    """The function that a file declares is installed from the file, and finds the row that states what is asked."""
     engine.install(con, path)
     sql = (
         f"SELECT id FROM '{path}' ORDER BY array_cosine_distance(vector::FLOAT[64], "
@@ -266,7 +266,7 @@ def test_a_copy_of_null_arrays_can_be_read_by_others(con: Any, path: Path, tmp_p
 
 
 def test_comments_declare_a_table(con: Any, path: Path) -> None:
-    """What our COMMENT statements say is read from the connection, from a relation, and from a view; words stay."""
+    """What our COMMENT statements declare is read from the connection, from a relation, and from a view; words stay."""
     con.execute(f"CREATE TABLE t AS FROM '{path}'")
     con.execute("CREATE VIEW v AS FROM t")
     con.execute("COMMENT ON COLUMN t.text IS 'what somebody wrote'")
@@ -332,7 +332,7 @@ def test_what_is_no_table_name_is_refused(name: str) -> None:
 
 
 def test_tables_that_are_not_there_and_comments_that_are_broken(con: Any) -> None:
-    """No table is an error, and so is a declaration that cannot be read; another comment is nobody's business."""
+    """No table is an error, and so is a declaration that cannot be read; another comment is left alone."""
     with pytest.raises(StorageError, match="no table"):
         engine.functions_in(con, "missing")
     con.execute("CREATE TABLE t (text VARCHAR, a FLOAT[3], b FLOAT[3])")

@@ -235,7 +235,7 @@ def embedded(function: Any, column: list[Any], **options: Any) -> Any:
 
 
 def test_bad_rows_follow_the_policy(cluster: Cluster) -> None:
-    """A row that fails by its own fault is kept without a vector, left out, or ends the run, as `on_error` says."""
+    """A row that fails by its own fault is kept without a vector, left out, or ends the run, as `on_error` sets."""
     choosy = embedreg.get("ray-choosy").create()
     with engine.plain_errors():
         kept = embedded(choosy, ["a", "bad", None], on_error="null").take_all()
@@ -280,7 +280,7 @@ def holders(text: str, folder: Path) -> list[Path]:
 
 
 def test_a_variable_of_this_process_alone_is_refused_before_anything_starts(cluster: Cluster) -> None:
-    """What `set_var` or a scope holds cannot reach a worker: the error says so, and how to bind it."""
+    """What `set_var` or a scope holds cannot reach a worker: the error reports it, and how to bind it."""
     registry = embedreg.get_registry()
     registry.set_var("k", "set-here-only")
     with pytest.raises(MissingVariableError, match="in this process only") as caught:
@@ -393,7 +393,7 @@ def test_a_class_of_a_script_works_in_actors(cluster: Cluster, run_python: Calla
 
 
 def test_a_class_that_the_workers_cannot_import_is_named(cluster: Cluster) -> None:
-    """A class of a module that only this process knows fails as the run is prepared; the hint says how to ship it."""
+    """A class of a module that only this process knows fails before the run; the hint explains how to ship it."""
     home = type(sys)("only_here")
     sys.modules["only_here"] = home
     code = "import embedreg\n@embedreg.register('only-here')\nclass OnlyHere(embedreg.get('hashing')):\n    pass\n"
@@ -477,7 +477,7 @@ def test_what_data_may_name_images_in_goes_along(run_python: Callable[..., str],
 
 
 class Looker:
-    """An actor that fills blocks, and says what its process holds between them."""
+    """An actor that fills blocks, and states what its process holds between them."""
 
     def __init__(self, payload: Any, made: Any) -> None:
         from embedreg.engines.ray.worker import BlockEmbedder

@@ -106,7 +106,7 @@ def test_an_actor_that_is_killed_costs_its_piece_only(cluster: Cluster, tmp_path
 
 
 def test_a_piece_that_always_kills_its_worker_ends_the_run(cluster: Cluster, tmp_path: Path, log: Path) -> None:
-    """A piece is tried three times, then the run says which one it is; what was done stays."""
+    """A piece is tried three times, then the run names it; what was done stays."""
     source = write(tmp_path / "in", 2, 5, "die")
     declared = Mortal.create(log=str(log), always=True).bind("text", "vector")
     with pytest.raises(CallError, match=r"3 worker\(s\) have died at 1\.parquet"):
@@ -153,7 +153,7 @@ def test_a_driver_that_is_killed_is_gone_on_with(cluster: Cluster, tmp_path: Pat
 
 
 def test_sigterm_ends_the_command_as_it_does_without_ray(cluster: Cluster, tmp_path: Path, log: Path) -> None:
-    """Exit code 143 and a line that says that work is kept; nothing of Ray's own about the signal."""
+    """Exit code 143 and a line that reports that work is kept; nothing of Ray's own about the signal."""
     source, target, told = write(tmp_path / "in", 3, 5, "wait"), tmp_path / "far", tmp_path / "stderr"
     command = [sys.executable, "-m", "embedreg", "embed", source, target, "--import", HERE / "ray_functions.py"]
     command += ["-f", "ray-gated", "--set", f"log={log}", "--engine", "ray", "--address", cluster.address]
@@ -275,7 +275,7 @@ def test_an_address_where_nothing_is_fails_at_once(tmp_path: Path, run_python: C
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, run_python: Callable[..., str]) -> None:
-    """Where Ray is not installed, the error says what installs it."""
+    """Where Ray is not installed, the error states what installs it."""
     hide = "import sys\nsys.modules['ray'] = None\n"
     said = run_python(hide + ALONE, write(tmp_path / "in", 1, 3), tmp_path / "far", "auto")
     assert said.startswith("MissingExtraError the library 'ray[data]' is not installed.")

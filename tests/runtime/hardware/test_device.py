@@ -10,7 +10,7 @@ from embedreg.runtime.hardware import device
 
 
 def test_the_cpu_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`cpu` is known to be there; any other device asks torch, and says what to install."""
+    """`cpu` is known to be there; any other device asks torch, with a hint what to install."""
     monkeypatch.setitem(sys.modules, "torch", None)
     assert device.resolve("cpu") == "cpu"
     with pytest.raises(errors.MissingExtraError, match=r"embedreg\[sentence-transformers\]"):

@@ -217,7 +217,7 @@ def test_a_product_that_is_wrong_or_fails_is_not_used(monkeypatch: pytest.Monkey
 
 
 def test_the_limit_is_measured_with_the_product_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A share of the limit says what is left to gain, so the limit must not be a slower library's."""
+    """A share of the limit states what is left to gain, so the limit must not be a slower library's."""
     used = []
     monkeypatch.setattr(onednn, "fastest", lambda: lambda *args: used.append(args))
     monkeypatch.setattr(peak, "_TIMED_S", 0.001)

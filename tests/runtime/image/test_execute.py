@@ -28,7 +28,7 @@ NDIMS = 3
 
 
 class Means:
-    """A model by hand: a picture's mean colours. It tells how it was used."""
+    """A model by hand: a picture's mean colours. It records how it was used."""
 
     def __init__(self, device: str = "cpu", side: int | None = None) -> None:
         self.device, self.side = device, side

@@ -167,7 +167,7 @@ def test_memory_that_runs_out_halves_the_batches(
 
 @needs_bfloat16
 def test_a_precision_converts_the_module() -> None:
-    """In bfloat16 the products are narrow, the vectors are float32 and near, and the declaration says so."""
+    """In bfloat16 the products are narrow, the vectors are float32 and near, and the declaration reports it."""
     function = create(precision="bfloat16")
     made = function.generate_embeddings(TEXTS)
     assert made.dtype == np.float32

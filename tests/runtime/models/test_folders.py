@@ -244,7 +244,7 @@ def test_a_folder_of_another_kind_of_model_is_refused(tmp_path: Path, kind: obje
 
 
 def test_a_cross_encoder_is_known_by_its_config(tmp_path: Path) -> None:
-    """A CrossEncoder that leaves no file of its own says so in the configuration of its transformer."""
+    """A CrossEncoder that leaves no file of its own reports it in the configuration of its transformer."""
     write(tmp_path / "config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}})
     with pytest.raises(errors.ConfigError, match="is a CrossEncoder"):
         folders.refuse_other_kinds(tmp_path, "m")

@@ -113,7 +113,7 @@ def test_a_connection_that_breaks_off_is_taken_up_again(server: Hub, fetch: Call
 def test_a_refusal_says_what_it_is(
     server: Hub, fetch: Callable[..., Any], status: int, body: bytes, error: str, hint: str
 ) -> None:
-    """What a hub, or what stands in its way, answers is told apart, and each has its own hint."""
+    """Answers of a hub, or of a proxy before it, are distinguished, and each has its own hint."""
     server.answer = (status, body)
     told = fetch()
     assert told["error"] == f"the model 'me/small' was not found locally, and {error}."
@@ -158,6 +158,6 @@ def test_a_cache_that_cannot_be_written_is_named(fetch: Callable[..., Any], tmp_
     ],
 )
 def test_a_full_disk_is_not_called_the_hubs_fault(failure: OSError, why: str) -> None:
-    """The same family of errors comes from disks and from sockets: the number tells them apart."""
+    """The same family of errors comes from disks and from sockets: the number distinguishes them."""
     assert ours._is_network(failure)
     assert why in ours._refusal(failure).why

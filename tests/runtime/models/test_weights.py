@@ -71,7 +71,7 @@ def test_the_hubs_cache(own_cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["modules.json", "sentence_bert_config.json", "model.safetensors"])
 def test_a_partial_snapshot_is_not_used(own_cache: Path, name: str) -> None:
-    """A copy that another tool left incomplete would give other vectors: the error says what it lacks."""
+    """A copy that another tool left incomplete would give other vectors: the error states what it lacks."""
     snapshot(own_cache, "me/small", without=(name,))
     with pytest.raises(errors.ModelNotFoundError, match=f"lacks {name}"):
         resolve_model("me/small", allow_local=False)
@@ -231,7 +231,7 @@ def test_a_download_takes_safe_files_only(tmp_path: Path, own_cache: Path, run_p
 
 
 def test_a_model_of_pickles_is_refused(tmp_path: Path, run_python: Callable[..., str]) -> None:
-    """A repository whose weights are pickles only is not loaded by name; an unknown one is told from a dead hub."""
+    """A repository with pickles only is not loaded by name; an unknown one is distinguished from a dead hub."""
     repository = save(tmp_path / "hub" / "me" / "pickles", without=("model.safetensors",))
     (repository / "pytorch_model.bin").write_text("no")
     with hub(tmp_path / "hub") as server:

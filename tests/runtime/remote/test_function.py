@@ -351,7 +351,7 @@ def test_embed_column_takes_the_rows_errors() -> None:
 
 
 class Asks(RemoteTextFunction):
-    """A service that is told the role: 0 for a source, 1 for a query, beside the text's length."""
+    """A service that receives the role: 0 for a source, 1 for a query, beside the text's length."""
 
     seen: ClassVar[list[tuple[str, int]]] = []
 
@@ -431,7 +431,7 @@ def test_a_refused_text_is_found_in_either_role(role: Role) -> None:
 
 
 def test_overrides_of_lancedbs_methods_keep_the_role() -> None:
-    """What a subclass does to its texts is done in either role, and the request is told which."""
+    """What a subclass does to its texts is done in either role, and the request receives it."""
 
     class Louder(Asks):
         def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:

@@ -138,7 +138,7 @@ def test_a_success_without_vectors_is_tried_again(answer: str, content_type: str
 
 
 def test_a_web_page_is_no_fault_of_a_moment() -> None:
-    """A page in place of an answer is an endpoint that is wrong: said at once."""
+    """A page in place of an answer is an endpoint that is wrong: reported at once."""
     with EmbeddingServer() as server:
         page = Reply("raw", status=200, message="<!doctype html><p>hello", headers={"Content-Type": "text/html"})
         server.replies.append(page)

@@ -43,7 +43,7 @@ class Doubling:
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Wait for a state that no event tells of."""
+    """Wait for a state that has no event."""
     over = time.monotonic() + 10
     while not done():
         assert time.monotonic() < over

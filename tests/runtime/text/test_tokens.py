@@ -39,7 +39,7 @@ def test_parts_are_joined_row_after_row() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """Kinds of different lengths, or one that nobody knows how to pad, are no tokens."""
+    """Kinds of different lengths, or one without a padding value, are refused."""
     with pytest.raises(ValueError, match="differ"):
         Tokens.from_rows({"input_ids": IDS, "attention_mask": ONES[:3]}, PADS)
     with pytest.raises(ValueError, match="token_type_ids"):

@@ -31,7 +31,7 @@ VECTOR = np.arange(4, dtype="<f4").tobytes()
 
 @register("two-roles")
 class TwoRoles(Lengths):
-    """Embeds a query with its sign turned, and says which model it is."""
+    """Embeds a query with its sign turned, and names its model."""
 
     weights: ClassVar[str | None] = "first"
 
@@ -82,7 +82,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bits(path: Path) -> No
 
 
 def test_the_report_counts_what_the_cache_knew(path: Path) -> None:
-    """`Report.cached` says how many of the embedded inputs were not computed; the table is the same."""
+    """`Report.cached` reports how many of the embedded inputs were not computed; the table is the same."""
     table = pa.table({"text": ["one", "two", "two", None]})
     binding = hashing().bind("text", "vector")
     plain = embedreg.embed_table(table, binding)
@@ -688,7 +688,7 @@ def test_a_failed_call_still_raises(path: Path) -> None:
 
 
 def test_a_function_without_a_probe_is_not_cached(path: Path) -> None:
-    """What refuses the fixed input, and does not say which model it is, is computed each time."""
+    """What refuses the fixed input, and does not name its model, is computed each time."""
 
     class Vocabulary(Lengths):
         def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ def rows(*numbers: float) -> np.ndarray:
 
 
 def test_what_was_put_is_found() -> None:
-    """A vector comes back as it was; an input that is not known is said to be so."""
+    """A vector comes back as it was; an input that is not known is reported as unknown."""
     recent = RecentVectors(2, max_rows=10, max_bytes=10**6)
     recent.put(["a", "b"], rows(1, 2))
     vectors, known = recent.get(["b", "x", "a"])
