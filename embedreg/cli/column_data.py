@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from embedreg.cli import column_words, terminal
+from embedreg.cli import column_sql, column_words, terminal
 from embedreg.cli.column_options import (
     BatchRows,
     Cache,
@@ -67,6 +67,11 @@ def add(
     key: Key = None,
     switch_timeout: SwitchTimeout = 60.0,
     yes: Yes = False,
+    engine: column_sql.Engine = None,
+    print_: column_sql.Print = False,
+    as_: column_sql.As = None,
+    version: column_sql.Version = "1.2.453",
+    returns: column_sql.Returns = "array",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -77,6 +82,12 @@ def add(
     """
     from embedreg import columns
 
+    if column_sql.is_printed(engine, print_):
+        from embedreg.engines.databend.changes import add as statements
+
+        made = column_sql.column_of(data, function_of(function, settings), source, vector, as_, version, returns)
+        column_sql.show(statements(made), as_json=as_json)
+        return
     path = path_of(data)
     declaration = function_of(function, settings).bind(source, vector)
     if dry_run:
@@ -172,6 +183,16 @@ def refresh(
     cache: Cache = None,
     key: Key = None,
     switch_timeout: SwitchTimeout = 60.0,
+    engine: column_sql.Engine = None,
+    print_: column_sql.Print = False,
+    function: Annotated[
+        str | None, typer.Option("--function", "-f", help="With --engine: the declared function's name.")
+    ] = None,
+    settings: Settings = None,
+    source: Annotated[str, typer.Option(help="With --engine: the column that is embedded.")] = "text",
+    as_: column_sql.As = None,
+    version: column_sql.Version = "1.2.453",
+    returns: column_sql.Returns = "array",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -181,6 +202,15 @@ def refresh(
     """
     from embedreg import columns
 
+    if column_sql.is_printed(engine, print_):
+        from embedreg.engines.databend.changes import refresh as statements
+
+        if function is None:
+            raise typer.BadParameter("--function NAME is needed: nothing is read from the database.")
+        name = (vectors or ["vector"])[0]
+        made = column_sql.column_of(data, function_of(function, settings), source, name, as_, version, returns)
+        column_sql.show(statements(made), as_json=as_json)
+        return
     path = path_of(data)
     with progress("checking", path) as bar:
         reports = columns.refresh(

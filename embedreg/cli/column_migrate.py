@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from embedreg.cli import column_words, terminal
+from embedreg.cli import column_sql, column_words, terminal
 from embedreg.cli.column_options import (
     BatchRows,
     Cache,
@@ -60,6 +60,15 @@ def migrate(
     key: Key = None,
     switch_timeout: SwitchTimeout = 60.0,
     yes: Yes = False,
+    engine: column_sql.Engine = None,
+    print_: column_sql.Print = False,
+    source: Annotated[str, typer.Option(help="With --engine: the column that is embedded.")] = "text",
+    view: Annotated[
+        str | None, typer.Option(help="With --engine: the view that readers ask. [default: TABLE_current]")
+    ] = None,
+    as_: column_sql.As = None,
+    version: column_sql.Version = "1.2.453",
+    returns: column_sql.Returns = "array",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,6 +79,14 @@ def migrate(
     """
     from embedreg import columns
 
+    if column_sql.is_printed(engine, print_):
+        from embedreg.engines.databend.changes import migrate as statements
+
+        old = vector or "vector"
+        beside = name or f"{old}_2"
+        made = column_sql.column_of(data, function_of(to, settings), source, beside, as_, version, returns)
+        column_sql.show(statements(made, old, view or f"{data}_current"), as_json=as_json)
+        return
     path = path_of(data)
     column = vector_of(path, vector)
     function = function_of(to, settings)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from embedreg.declaration.entries import Entry
 
-__all__ = ["EngineGroup"]
+__all__ = ["EngineGroup", "refuse_unprintable", "statements_text"]
 
 _Data = Annotated[str, typer.Argument(help="What declares the functions: a Parquet file or folder, a Lance table.")]
 
@@ -66,8 +66,8 @@ def _body(engine: Engine) -> Any:
             terminal.print_json({each.key: each.sql for each in statements})
             return
         texts = [value for value in options.values() if isinstance(value, str)]
-        _refuse_unprintable(*texts, str(place.path), *(entry.vector_column for entry in declared.entries))
-        _print(statements)
+        refuse_unprintable(*texts, str(place.path), *(entry.vector_column for entry in declared.entries))
+        sys.stdout.write(statements_text(statements))
 
     shared = {"data": _Data, "as_json": AsJson}
     options = [_option(each) for each in inspect.signature(write, eval_str=True).parameters.values()]
@@ -92,12 +92,13 @@ def _option(parameter: inspect.Parameter) -> inspect.Parameter | None:
     return parameter.replace(annotation=annotation, kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _print(statements: Sequence[Statements]) -> None:
+def statements_text(statements: Sequence[Statements]) -> str:
+    """Return statements as text to paste, each purpose under a comment."""
     parts = [part for each in statements for part in (f"-- {each.heading}", *each.listed)]
-    sys.stdout.write("\n".join(f"\n{part}" if part.startswith("--") else part for part in parts).strip() + "\n")
+    return "\n".join(f"\n{part}" if part.startswith("--") else part for part in parts).strip() + "\n"
 
 
-def _refuse_unprintable(*names: str) -> None:
+def refuse_unprintable(*names: str) -> None:
     """Raise for names with control characters, which SQL cannot escape in quotes.
 
     Raises:
