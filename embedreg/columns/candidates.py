@@ -12,6 +12,7 @@ from embedreg.core.lancedb_hooks import unwrap
 from embedreg.core.role import Role
 from embedreg.errors import EmbedregError, InputError
 from embedreg.registry import get_registry
+from embedreg.security.addresses import is_path
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ PROMPTS = (
 """Texts that well-known models are given before queries or documents; tried before the sources of a column."""
 
 _SEEDS = (0, 1)  # of hashing
-_SHOWN = 60  # characters of a field's value
+_SHOWN = 40  # characters of a field's value
 
 
 def described(function: EmbeddingFunction) -> str:
@@ -42,9 +43,15 @@ def described(function: EmbeddingFunction) -> str:
     cls = type(function)
     usual, hidden = defaults(cls), sensitive_fields(cls)
     own = {k: v for k, v in semantic_config(function).items() if k not in hidden and v != usual.get(k)}
-    fields = ", ".join(f"{key}={plain(value, _SHOWN)}" for key, value in own.items())
+    fields = ", ".join(f"{key}={_shown(value)}" for key, value in own.items())
     name = registered_name(cls) or cls.__name__
     return f"{name} ({fields})" if fields else name
+
+
+def _shown(value: object) -> str:
+    """Return a field's value, of a long path the end, which tells more."""
+    text = plain(value)
+    return text if len(text) <= _SHOWN else f"…{text[1 - _SHOWN :]}" if is_path(text) else plain(text, _SHOWN)
 
 
 def checked(candidates: Any) -> list[EmbeddingFunction] | None:

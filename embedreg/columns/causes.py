@@ -45,7 +45,8 @@ _PROMPTED = 4  # rows that each of many prompts is tried on first
 _SHIFTED = 8  # rows up and down that a vector may have moved
 _LOOKED_AROUND = 4  # rows whose neighbours are embedded
 _TELLING = 20  # rows among which the nearest text tells something
-_CUT_ROWS = 5  # rows in which a cut is looked for
+_SEVERAL = 3  # rows that tell a cut from a text that has grown
+_CUT_ROWS = 8  # rows in which a cut is looked for
 
 TEXT_FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("text without white space at its ends", str.strip),
@@ -303,10 +304,10 @@ class Search:
                 continue
             for cut in cuts.found_in(self._texts[index], self._stored[index], self._own):
                 self._try_texts("cut", str(cut), cut.applied)
-        alone = [found for found, rows in Counter(self.found.values()).items() if found[0] == "cut" and rows == 1]
-        if len(alone) > 1:  # each of another length: no cut, but texts that have grown
+        lengths = {found: rows for found, rows in Counter(self.found.values()).items() if found[0] == "cut"}
+        if len(lengths) > 1:  # one or two rows of each length: no cut, but texts that have grown
             for index, found in self.found.items():
-                if found in alone:
+                if lengths.get(found, _SEVERAL) < _SEVERAL:
                     self.found[index] = GROWN
 
 
