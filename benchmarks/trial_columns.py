@@ -211,9 +211,12 @@ ROLES: list[tuple[Callable[[Path, int, float, Log], None], int]] = [
 ]
 
 
-def play(role: int, folder: Path, until: float) -> None:
-    """Play a role in this process."""
+def play(role: int, folder: Path, seconds: float, ready: Any) -> None:
+    """Play a role in this process, once all processes have opened the table."""
     warnings.simplefilter("ignore")
+    opened(folder).search("row 1 of the first kind").limit(1).to_list()
+    ready.wait()
+    until = time.time() + seconds
     call, number = ROLES[role]
     log = Log(folder, f"{call.__name__}{number}")
     try:
@@ -228,9 +231,9 @@ def live(seconds: float) -> dict[str, Any]:
     """Run the trial; return its counts."""
     folder = Path(tempfile.mkdtemp(prefix="embedreg-live-"))
     made(folder / "db")
-    until = time.time() + seconds
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=play, args=(role, folder, until)) for role in range(len(ROLES))]
+    ready = context.Barrier(len(ROLES))
+    processes = [context.Process(target=play, args=(role, folder, seconds, ready)) for role in range(len(ROLES))]
     for each in processes:
         each.start()
     for each in processes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -13,6 +15,7 @@ from typing import Any, ClassVar
 
 import lance
 import lancedb
+import lancedb.index
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -31,6 +34,7 @@ from embedreg.errors import (
     StorageError,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "vector__source_digest"
 D = 8
 
@@ -542,6 +546,41 @@ def test_a_reader_of_this_library_is_right_through_the_switch(table: Any, two: C
         assert reader.search("text 17").limit(1).to_list()[0]["_distance"] == 0
 
 
+def test_the_index_is_there_after_the_switch(table: Any, folder: Path) -> None:
+    """One like the old is built before it, also for another width, and again for the way back; no branch is left."""
+    table.create_index("vector", config=lancedb.index.IvfFlat(distance_type="cosine", num_partitions=2))
+    wide = embedreg.get("hashing").create(dim=16, seed=1)
+    for change in (lambda: columns.migrate(table, "vector", wide), lambda: columns.migrations(table)[0].rollback()):
+        change()
+        table.checkout_latest()
+        stats = table.index_stats("vector_idx")
+        assert (stats.index_type, stats.distance_type) == ("IVF_FLAT", "cosine")
+        assert (stats.num_indexed_rows, stats.num_unindexed_rows) == (598, 0)
+        query = table.search("text 17").distance_type("cosine").nprobes(2).limit(1)
+        assert "ANNIvfPartition" in query.explain_plan()
+        assert query.to_list()[0]["id"] == 17
+    assert leftovers(folder) == []
+    columns.migrate(table, "vector", wide, index="none")
+    assert table.index_stats("vector_idx") is None
+
+
+def test_an_index_that_a_killed_run_did_not_join_is_built_by_settle(
+    table: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings of the old one are recorded before the switch."""
+    from embedreg.engines.lancedb.columns import migrating
+
+    table.create_index("vector", config=lancedb.index.IvfFlat(distance_type="cosine", num_partitions=2))
+    migration = columns.migrate(table, "vector", embedreg.get("hashing").create(dim=D, seed=1), switch=False)
+    monkeypatch.setattr(migrating, "join", lambda *_: None)
+    migration.switch()
+    table.checkout_latest()
+    assert table.index_stats("vector_idx") is None
+    migration.settle()
+    table.checkout_latest()
+    assert table.index_stats("vector_idx").num_unindexed_rows == 0
+
+
 def test_two_migrations_of_one_table_are_refused(table: Any, two: Counting) -> None:
     """A second one, of another function, while the first is staged or switched; the first goes on."""
     three = Counting.create(seed=3)
@@ -572,6 +611,7 @@ def test_a_migration_goes_on_in_another_process(
     columns.migrate(table, "vector", hashing, switch=False)
     code = """
 import lancedb
+import lancedb.index
 from embedreg import columns
 table = lancedb.connect(folder).open_table("t")
 (migration,) = columns.migrations(table)
@@ -734,3 +774,29 @@ def test_the_place_of_a_table(table: Any, folder: Path, tmp_path: Path) -> None:
     assert columns.status(lance.dataset(str(folder / "t.lance")))[0].fresh == 598
     with pytest.raises(InputError, match="is not a table or dataset"):
         columns.status(object())
+
+
+# -- trials ------------------------------------------------------------------------------------------------------------
+
+
+def trial(name: str, *args: str) -> dict[str, str]:
+    """Run a trial of `benchmarks.trial_columns` in a process of its own; return what it printed."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.trial_columns", name, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(": ") for line in done.stdout.splitlines())}
+
+
+@pytest.mark.slow
+def test_a_killed_migration_is_ended_by_the_same_call() -> None:
+    """At points spread over all writes and commits: the status is true, old vectors come back, nothing is left."""
+    found = trial("kills", "--points", "9")
+    assert {found[name] for name in ("untrue", "wrong", "left", "failed")} == {"0"}
+
+
+@pytest.mark.slow
+def test_a_live_table_is_migrated_again_and_again() -> None:
+    """Eight other processes add, merge, delete, compact and search: no row is lost or has another text's vector."""
+    found = trial("live", "--seconds", "15")
+    assert {found[name] for name in ("lost", "ghosts", "double", "other text", "wrong vectors", "not fresh")} == {"0"}
+    assert (found["died"], found["search errors"], found["wrong outside of switches"]) == ("[]", "{}", "0")

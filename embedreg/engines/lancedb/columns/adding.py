@@ -17,7 +17,7 @@ from embedreg.engines.lancedb.columns import declared
 from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
-from embedreg.engines.lancedb.columns.staging import Staging, bytes_of, data_files
+from embedreg.engines.lancedb.columns.staging import Staging, data_files
 from embedreg.errors import ConfigError, MissingColumnError, SchemaError, StorageError, option
 from embedreg.support import strict_json
 from embedreg.support.imports import did_you_mean
@@ -59,7 +59,7 @@ def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> Colu
         fields = new_fields(field, entry)
         made, tries = _commit(place, staging, record, entry, fields, options)
         staging.republish(made)
-        added = bytes_of(place, data_files(made) - data_files(dataset))
+        added = place.size_of(data_files(made) - data_files(dataset))
         place.kept.drop()
         place.remove_branches()
     report = reported(vector, "add", maker, made, started)

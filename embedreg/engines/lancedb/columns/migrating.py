@@ -25,6 +25,7 @@ from embedreg.engines.lancedb.columns.adding import reported, resumed, typed
 from embedreg.engines.lancedb.columns.commits import write_metadata
 from embedreg.engines.lancedb.columns.comparing import agrees
 from embedreg.engines.lancedb.columns.declared import MARK, Mark, chosen, columns_of, counts_of, mark_of
+from embedreg.engines.lancedb.columns.indexing import built, join, replaced, settings_of
 from embedreg.engines.lancedb.columns.making import Files, Maker
 from embedreg.engines.lancedb.columns.place import BACK, Place
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
@@ -272,10 +273,15 @@ class LanceMigration(Migration):
                 return int(self._place.newest().version)
             if record is None or record["kind"] != "migrate" or record["state"] != "ready":
                 raise StorageError(f"{self.state}: not all rows are staged.", "Migration.run() stages them")
-            _, staging, entry = self._work(record, lock)
-            made = switched(self._place, staging, record, entry, lock, self._options.switch_timeout_s)
-            staging.republish(made)
-            self._place.kept.write({**record, "state": "switched"})
+            maker, staging, entry = self._work(record, lock)
+            like = settings_of(self._place.newest(), record["vector"]) if record.get("index") == "like" else None
+            self._place.kept.write(record := {**record, "like": like})
+            field = maker.field.with_name(record["name"])
+            with built(self._place, staging, field, like, f"embedreg-{record['id']}") as index:
+                made = switched(self._place, staging, record, entry, lock, self._options.switch_timeout_s)
+                staging.republish(made)
+                self._place.kept.write({**record, "state": "switched"})
+                join(self._place, index, record["name"])
             self._place.remove_branches()
             return int(made.version)
 
@@ -289,6 +295,7 @@ class LanceMigration(Migration):
                 refreshing.refresh(self._place, mark.name, self._options, unstamped="recompute", sample=1)
                 for _ in range(2)
             ]
+            replaced(self._place, record.get("like"), mark.name)
             dataset = self._place.newest()
             column = chosen(dataset.schema, mark.name, f"table {self._place.name!r}")
             counts = counts_of(dataset, column)
@@ -371,8 +378,12 @@ class LanceMigration(Migration):
                 folder=BACK,
             )
             staging.run()
-            made = went_back(self._place, staging, mark, lock, self._options.switch_timeout_s)
-            staging.republish(made)
+            like = settings_of(self._place.newest(), mark.name)
+            field = mark.old.field(0)
+            with built(self._place, staging, field, like, f"embedreg-{mark.id}") as index:
+                made = went_back(self._place, staging, mark, lock, self._options.switch_timeout_s)
+                staging.republish(made)
+                join(self._place, index, mark.vector)
             self._place.kept.drop()
             self._place.remove_branches()
             self._last = replace(last, state="rolled back")

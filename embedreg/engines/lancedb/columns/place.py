@@ -7,7 +7,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,14 @@ class Place:
         if entry is None or entry.kind != "file":
             raise StorageError(f"the staged file {name[:100]!r} is missing.", "run the same command again")
         return Path(self.beside.uri, FILES, name)
+
+    def size_of(self, names: Iterable[str]) -> int:
+        """Return the size of data files, as far as they are there."""
+        total = 0
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(self.path / "data" / name).st_size
+        return total
 
     def withdraw(self, name: str) -> None:
         """Remove a published file that no version names."""

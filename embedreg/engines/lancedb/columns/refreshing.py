@@ -22,7 +22,7 @@ from embedreg.engines.lancedb.columns.comparing import agrees
 from embedreg.engines.lancedb.columns.declared import Column, chosen, counts_of, predicate, quoted
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
-from embedreg.engines.lancedb.columns.staging import bytes_of, data_files
+from embedreg.engines.lancedb.columns.staging import data_files
 from embedreg.errors import InputError
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ class _Refresh:
 
     def _count(self, before: set[str]) -> None:
         self.commits += 1
-        self.bytes_written += bytes_of(self.place, data_files(self.place.newest()) - before)
+        self.bytes_written += self.place.size_of(data_files(self.place.newest()) - before)
 
 
 def _by_fragment(addresses: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

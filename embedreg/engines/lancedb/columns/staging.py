@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Staging", "bytes_of", "data_files", "offsets_of"]
+__all__ = ["Staging", "data_files", "offsets_of"]
 
 ROUNDS = 20
 _ENOUGH = 0.01  # of the rows may be left for the switch itself, which stages them at once
@@ -244,12 +243,13 @@ class Staging:
 
     # -- publishing --------------------------------------------------------------------------------------------------
 
-    def published(self, dataset: Any, ids: Sequence[int], *, nulls: bool = False) -> list[Any]:
+    def published(self, dataset: Any, ids: Sequence[int], *, nulls: bool = False, onto: Any | None = None) -> list[Any]:
         """Publish the staged files of a version's fragments; return these fragments with the files added.
 
         Args:
             ids: the new field ids: of the vector alone, or of vector and digest.
             nulls: whether a fragment that is not staged gets a file of nulls, which are filled later.
+            onto: a branch of this version, whose fragments are returned instead.
         Raises:
             StorageError: a fragment is not staged, or a staged file is missing.
         """
@@ -258,14 +258,15 @@ class Staging:
 
         made = []
         for fragment in dataset.get_fragments():
-            metadata, added = fragment.metadata, []
-            major, minor = metadata.files[0].file_major_version, metadata.files[0].file_minor_version
+            metadata = fragment.metadata if onto is None else onto.get_fragment(fragment.fragment_id).metadata
+            like, added = metadata.files[0], []
+            version = like.file_major_version, like.file_minor_version
             if old := self._old(fragment):
-                sizes = {str(each.path): each.file_size_bytes for each in metadata.files}
-                for path in dict.fromkeys(path for path, _ in old):
-                    pairs = [(new, at) for new, (other, at) in zip(ids, old, strict=True) if other == path]
-                    numbers = [new for new, _ in pairs], [at for _, at in pairs]
-                    added.append(DataFile(path, *numbers, major, minor, sizes[path]))
+                sizes = {str(each.path): each.file_size_bytes for each in fragment.metadata.files}
+                pairs = list(zip(ids, old, strict=False))  # fewer ids where the vector alone is wanted
+                for path in dict.fromkeys(path for _, (path, _) in pairs):
+                    new, at = zip(*((one, place) for one, (other, place) in pairs if other == path), strict=True)
+                    added.append(DataFile(path, list(new), list(at), *version, sizes[path], like.base_id))
             else:
                 piece = self.piece(dataset, fragment)
                 if piece is None and nulls:
@@ -273,7 +274,8 @@ class Staging:
                 if piece is None:
                     raise StorageError("a fragment is not staged.", "run the same command again")
                 self.place.publish(piece["file"])
-                added.append(DataFile(piece["file"], list(ids), list(range(len(ids))), major, minor, piece["size"]))
+                columns = list(range(len(ids)))
+                added.append(DataFile(piece["file"], list(ids), columns, *version, piece["size"], like.base_id))
             made.append(dataclasses.replace(metadata, files=[*metadata.files, *added]))
         return made
 
@@ -389,12 +391,3 @@ def _file_of(metadata: Any, field_id: int) -> tuple[str, int]:
 def data_files(dataset: Any) -> set[str]:
     """Return the names of the data files of a version."""
     return {str(each.path) for fragment in dataset.get_fragments() for each in fragment.metadata.files}
-
-
-def bytes_of(place: Place, names: set[str]) -> int:
-    """Return the size of data files, as far as they are there."""
-    total = 0
-    for name in names:
-        with contextlib.suppress(OSError):
-            total += os.stat(place.path / "data" / name).st_size
-    return total
