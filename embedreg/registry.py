@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
 
-from embedreg.core import lancedb_hooks
+from embedreg.core import lancedb_hooks, modality
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import OWN_PREFIX
 from embedreg.errors import ConfigError, DuplicateFunctionError, InputError, MissingExtraError, UnknownFunctionError
@@ -65,6 +65,8 @@ ENTRY_POINT_GROUP = "embedreg.functions"
 _LISTED = 24  # names that an error lists; `embedreg functions` shows all
 
 _MODEL = re.compile(r"(?i)minilm|mpnet|bert|^bge-|^e5-|^gte-|-v\d|text-embedding|embed-text")
+
+_ROLE = re.compile(r"(query|source|document)_(prompt|prompt_name|input_type|task|task_type|instruction|options)")
 
 F = TypeVar("F", bound=type[EmbeddingFunction])
 Names: TypeAlias = list[str]  # `list` is a method of the registry
@@ -230,8 +232,10 @@ class EmbeddingFunctionRegistry:
 
         Returns:
             `name`, `class`, `doc`, `modality`, `remote`, `extra`, `installed`, `missing` (modules), `origin`
-            ("built-in", "plug-in <distribution> <version>" or "registered in <module>") and `config` (the fields, as
-            JSON schema; a type without a JSON form accepts anything).
+            ("built-in", "plug-in <distribution> <version>" or "registered in <module>"), `config` (the fields, as
+            JSON schema; a type without a JSON form accepts anything), `group` ("local text", "hosted text", "images" or
+            "other"), `lancedb` (whether LanceDB has a function of this name), `roles` (the fields that make queries and
+            sources different), and of remote functions `limits`, `models`, `keys` and `documentation`.
         Raises:
             UnknownFunctionError, DuplicateFunctionError, MissingExtraError: as `get`.
         """
@@ -251,6 +255,10 @@ class EmbeddingFunctionRegistry:
             "missing": missing,
             "origin": self._origin(alias, cls),
             "config": cls.model_json_schema(schema_generator=_FieldSchema),
+            "group": _group(cls),
+            "lancedb": cls.traits.stock_fields is not None,
+            "roles": [name for name in cls.model_fields if _ROLE.fullmatch(name)],
+            **cls._facts(),
         }
 
     def _origin(self, name: str, cls: type[EmbeddingFunction]) -> str:
@@ -330,6 +338,14 @@ class EmbeddingFunctionRegistry:
     def variables(self, **values: str) -> AbstractContextManager[None]:
         """Set variables for the `with` block, in this thread or task only."""
         return references.variables.scope(values)
+
+
+def _group(cls: type[EmbeddingFunction]) -> str:
+    """Return the heading that a listing shows a class under."""
+    kind = modality.MODALITIES.get(cls.traits.modality.partition("+")[0])  # that of source rows
+    if kind is modality.TEXT:
+        return "hosted text" if cls.traits.remote else "local text"
+    return "images" if kind is modality.IMAGE else "other"
 
 
 def _owner(point: EntryPoint) -> str:

@@ -34,6 +34,7 @@ ADDED_FUNCTIONS = (
 WRITTEN_ON = "`sentence-transformers` and `open-clip` are written on them, and have their methods"
 # The start of a path in the surface -> words of the entry in CHANGELOG.md that says so, and what the end of the change
 # has to be as `make surface` prints it; "" takes whatever it is, for help that is worded anew.
+WIDTHS = "the column's width where it has changed (`Traits.width_defaults`)"
 JAVASCRIPT = "(`Traits.javascript_defaults`)"
 
 _LIGHT = 'The light back end of `sentence-transformers`, `backend="light"`'
@@ -90,6 +91,21 @@ ALLOWED: dict[str, tuple[str, str]] = {
     **{
         f"functions / {name} / traits / javascript_defaults": (JAVASCRIPT, "added")
         for name in ("hashing", "open-clip", "openai", "sentence-transformers")
+    },
+    **{
+        f"functions / {name} / traits / width_defaults": (
+            WIDTHS,
+            "added",
+        )
+        for name in ("hashing", "open-clip", "openai", "sentence-transformers")
+    },
+    "modules / embedreg / Traits / fields / width_defaults": (
+        WIDTHS,
+        "added",
+    ),
+    **{
+        f"outputs / functions, one / {key}": ("`describe` has `group`, `lancedb` and `roles`", "added")
+        for key in ("group", "lancedb", "roles")
     },
     "modules / embedreg / Traits / fields / javascript_defaults": (JAVASCRIPT, "added"),
     "outputs / doctor / prompts": ("lists those in the hub's cache under `prompts`", "added"),

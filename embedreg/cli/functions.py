@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,14 @@ from embedreg.cli.session import AsJson, command
 from embedreg.errors import EmbedregError
 
 __all__ = ["describe", "functions"]
+
+_TITLES = {
+    "local text": "Texts, on this machine",
+    "hosted text": "Texts, by a service",
+    "images": "Images",
+    "other": "Other",
+}
+_PLACES = {"images": "photos/ photos.parquet"}  # of the example
 
 
 @command
@@ -32,10 +41,15 @@ def functions(
     if as_json:
         terminal.print_json(described_all)
         return
-    terminal.print_table(
-        ["name", "modality", "installed", "origin", "what it is"],
-        [[d["name"], d["modality"], _installed(d), d["origin"], d["doc"]] for d in described_all],
-    )
+    for group in dict.fromkeys([*_TITLES, *(d["group"] for d in described_all)]):
+        rows = [
+            [d["name"], d["modality"], _installed(d), d["origin"], d["doc"]]
+            for d in described_all
+            if d["group"] == group
+        ]
+        if rows:
+            title = _TITLES.get(group, group)
+            terminal.print_table(["name", "modality", "installed", "origin", "what it is"], rows, title=title)
     terminal.note("one function's fields: embedreg functions NAME")
 
 
@@ -44,8 +58,9 @@ def describe(name: str) -> dict[str, Any]:
     try:
         return get_registry().describe(name)
     except EmbedregError as exc:
-        problem = {"name": name, "class": None, "doc": exc.message, "modality": "?", "remote": None, "extra": None}
-        return {**problem, "installed": False, "missing": [], "origin": "?", "config": None, "problem": str(exc)}
+        unknown = dict.fromkeys(("class", "remote", "extra", "config"))
+        known = {"name": name, "doc": exc.message, "modality": "?", "origin": "?", "group": "other"}
+        return {**known, **unknown, "installed": False, "missing": [], "problem": str(exc)}
 
 
 def _installed(described: dict[str, Any]) -> str:
@@ -70,6 +85,45 @@ def _print_one(described: dict[str, Any]) -> None:
         terminal.say("It has no settings.")
         return
     terminal.print_table(["--set", "type", "default"], rows)
+    for line in _facts(described):
+        terminal.say(line)
+    models = described.get("models") or {}
+    if models:
+        listed = [[name, m["ndims"], _numbers(m["widths"]), m["max_tokens"] or ""] for name, m in models.items()]
+        terminal.print_table(["model", "dimensions", "also", "tokens of a text"], listed)
+    terminal.say(f"example: {_example(described)}")
+
+
+def _facts(described: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each thing that is known of a function beside its fields."""
+    if described["lancedb"]:
+        yield "LanceDB has a function of this name, with these meanings; fields of our own default to what it does."
+    if described["roles"]:
+        yield f"queries and sources differ by: {', '.join(described['roles'])}"
+    if described.get("limits"):
+        yield f"a request has at most {described['limits']['inputs']} inputs; where the service says less, that counts"
+    if described.get("keys"):
+        yield f"without api_key, the key is read from {' or '.join(described['keys'])}"
+    if described.get("documentation"):
+        yield f"the service's own documentation: {described['documentation']}"
+
+
+def _numbers(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _example(described: dict[str, Any]) -> str:
+    """Return a command that can be pasted, with a value for each field that needs one."""
+    places = _PLACES.get(described["group"], "notes.jsonl notes.parquet")
+    line = f"embedreg embed {places} -f {described['name']}"
+    models, config = described.get("models") or {}, described["config"]
+    for name, schema in config.get("properties", {}).items():
+        retired = name == "name" and models and schema.get("default") not in models
+        if retired or name in config.get("required", []):
+            line += f" --set {name}={next(iter(models), '...') if name == 'name' else '...'}"
+    if described.get("keys") and "api_key" in described["config"]["properties"]:
+        line += f" --set 'api_key=$var:key' --env key={described['keys'][0]}"
+    return line
 
 
 def _kind(schema: dict[str, Any]) -> str:

@@ -92,8 +92,8 @@ class Traits:
         """Restore a pickle; what it lacks is of a later version, and has its default."""
         vars(self).update(vars(type(self)()) | state)
 
-    alternatives: tuple[tuple[str, ...], ...] = ()
     width_defaults: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    alternatives: tuple[tuple[str, ...], ...] = ()
 
 
 class EmbeddingFunction(Value, ABC):
@@ -168,6 +168,11 @@ class EmbeddingFunction(Value, ABC):
             (n, d), or n vectors with None or a RowError for each failed input.
         """
         return fall_back(self, inputs, role)
+
+    @classmethod
+    def _facts(cls) -> dict[str, Any]:
+        """Return what a listing adds to the fields: `limits`, `models`, `keys` and `documentation`, where known."""
+        return {}
 
     def _remarks(self) -> list[str]:
         """Return what a reader of the stored declaration should know, such as a model that its vendor switched off."""

@@ -144,6 +144,18 @@ class OpenAIEmbeddings(RemoteTextFunction):
         return list(NDIMS)
 
     @classmethod
+    def _facts(cls) -> dict[str, Any]:
+        models = {
+            name: {"ndims": width, "widths": [], "max_tokens": MAX_ROW_TOKENS} for name, (width, _) in NDIMS.items()
+        }
+        return {
+            "limits": {"inputs": cls.model_fields["batch_size"].default},
+            "models": models,
+            "keys": ["AZURE_OPENAI_API_KEY" if cls.model_fields["use_azure"].default else "OPENAI_API_KEY"],
+            "documentation": "OpenAI API reference: Embeddings",
+        }
+
+    @classmethod
     def at(cls, server: str, **config: Any) -> Self:
         """Create the function for a server with OpenAI's protocol, at its usual address on this machine.
 

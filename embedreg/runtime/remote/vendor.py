@@ -103,6 +103,22 @@ class VendorFunction(RemoteTextFunction):
         """Return the models with known numbers that their vendor still serves."""
         return [name for name, model in cls.vendor.models.items() if model.retired is None]
 
+    @classmethod
+    def _facts(cls) -> dict[str, Any]:
+        """Return the vendor's numbers: as published, and where its server says otherwise, that counts."""
+        models = {
+            name: {"ndims": model.ndims, "widths": [*model.widths], "max_tokens": model.max_tokens}
+            for name, model in cls.vendor.models.items()
+            if model.retired is None
+        }
+        batch: int = cls.model_fields["batch_size"].default
+        return {
+            "limits": {"inputs": min(batch, cls.vendor.max_inputs or batch)},
+            "models": models,
+            "keys": [*cls.vendor.key_names],
+            "documentation": cls.vendor.docs or None,
+        }
+
     # -- the model --------------------------------------------------------------------------------------------------
 
     def _model(self) -> Model | None:
