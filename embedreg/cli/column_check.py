@@ -139,7 +139,7 @@ def _show(found: Any, html: Path | None, as_json: bool) -> None:
     for number, each in enumerate(found):
         if number:
             terminal.say()
-        terminal.say(str(each), lines=True)
+        terminal.say(terminal.folded(str(each)), lines=True)
 
 
 def _functions(candidates: list[str] | None) -> list[EmbeddingFunction] | None:

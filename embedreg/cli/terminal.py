@@ -7,7 +7,9 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING
@@ -37,6 +39,7 @@ __all__ = [
     "console",
     "count",
     "error",
+    "folded",
     "note",
     "number",
     "print_json",
@@ -74,6 +77,18 @@ def say(text: str = "", *, style: str | None = None, lines: bool = False) -> Non
         lines: keep line breaks, for our own text.
     """
     console(sys.stdout).print(Text(_shown_as(text, lines), style=style or ""), soft_wrap=True)
+
+
+def folded(text: str) -> str:
+    """Return lines of the form "  name     value", folded on a terminal to its width, values below each other."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return text
+    width, made = console(sys.stdout).width, list[str]()
+    for line in text.splitlines():
+        named = re.match(r"  \S+ +", line)
+        indent = " " * min(named.end() if named else 2, width // 2)
+        made += textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return "\n".join(made)
 
 
 def note(text: str) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from embedreg.columns import cuts
 from embedreg.columns.candidates import PROMPTS, Vectors, described, each_role, installed, unprompted
-from embedreg.columns.sampling import Rows
-from embedreg.columns.scan import Readable
+from embedreg.columns.rows import Readable
+from embedreg.columns.sampling import Rows, sources_of
 from embedreg.columns.vectors import SAME, cosines
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.role import Role
@@ -272,7 +272,7 @@ class Search:
 
         made = np.zeros((len(numbers), self._stored.shape[1]))
         inside = [at for at, number in enumerate(numbers) if 0 <= number < self._data.rows]
-        texts = self._data.take([numbers[at] for at in inside], [self._source]).column(0).to_pylist()
+        texts = sources_of(self._data.take([numbers[at] for at in inside], [self._source]).column(0)).to_pylist()
         filled = [(at, str(text)) for at, text in zip(inside, texts, strict=True) if text is not None and text.strip()]
         if filled:
             made[[at for at, _ in filled]] = self._own.of([text for _, text in filled])

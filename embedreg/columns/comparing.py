@@ -244,7 +244,8 @@ def _corpus(
     drawn = np.random.default_rng(seed).choice(data.rows, min(corpus, data.rows), replace=False)
     rows = sampling.read(data, vector, source, np.unique(np.concatenate([drawn, np.asarray(answers, np.int64)])))
     first: dict[Any, int] = {}
-    values = rows.sources.to_pylist()
+    # images may come as mappings, which have no hash
+    values = [value if isinstance(value, str | bytes) else repr(value) for value in rows.sources.to_pylist()]
     for place, value in enumerate(values):
         first.setdefault(value, place)
     kept = np.fromiter(first.values(), np.int64, len(first))

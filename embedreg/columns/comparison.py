@@ -156,7 +156,7 @@ def _lines(found: Comparison) -> list[str]:
         f"  corpus   {found.corpus_rows:,} distinct sources of {found.rows:,} rows; another size gives other figures",
         f"  overlap  {found.overlap:.3f} {error} of the {found.k} nearest, {found.queries:,} {asked}",
         f"  speed    {speed}{whole}",
-        f"  size     {found.bytes_per_row:,} bytes a row, now {found.bytes_per_row_now:,}; {whole_size} in all",
+        f"  size     {found.bytes_per_row:,} bytes a row, {whole_size} in all; now {found.bytes_per_row_now:,} a row",
     ]
     if found.missing:
         lines.append(f"  missing  {found.missing:,} of the answers are not in the data")
@@ -171,7 +171,7 @@ def duration(seconds: float) -> str:
     for unit, name in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.0f} {name}"
-    return f"{seconds:,.0f} s"
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def size(count: int) -> str:

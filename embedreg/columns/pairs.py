@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedreg.columns.scan import Readable
+from embedreg.columns.rows import Readable
 from embedreg.errors import InputError, MissingColumnError, StorageError
 from embedreg.support.imports import did_you_mean
 from embedreg.support.strict_json import Malformed, document

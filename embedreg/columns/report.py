@@ -189,7 +189,8 @@ def _compared(found: Comparison) -> str:
         "Other": _text(found.other),
         "Corpus": f"{found.corpus_rows:,} distinct sources of {found.rows:,} rows; another size gives other figures",
         f"Overlap@{found.k}": f"{found.overlap:.3f} ±{found.overlap_error:.3f}, {found.queries:,} {asked}",
-        "Size": f"{found.bytes_per_row:,} bytes a row, now {found.bytes_per_row_now:,}: {size(found.full_bytes)}",
+        "Size": f"{found.bytes_per_row:,} bytes a row, {size(found.full_bytes)} in all",
+        "Size now": f"{found.bytes_per_row_now:,} bytes a row",
     }
     if found.recall_a is not None and found.recall_b is not None:
         facts[f"Recall@{found.k}"] = f"{found.recall_a:.3f} now, {found.recall_b:.3f} then, {found.pairs:,} pairs"

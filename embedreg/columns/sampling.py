@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns.scan import Readable
+from embedreg.columns.rows import Readable, lengths_of, without_views
 from embedreg.columns.vectors import matrix_of
+from embedreg.embedding.column import broken_texts, readable
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Rows", "draw", "read"]
+__all__ = ["Rows", "draw", "read", "sources_of"]
 
 _SEARCHED = 10  # without a scan, the longest sources are those of so many times the sample
 
@@ -63,7 +64,6 @@ def draw(
         long_rows: numbers of the rows with the longest sources; None looks for long ones among further rows.
     """
     import numpy as np
-    import pyarrow.compute as pc
 
     generator = np.random.default_rng(seed)
     drawn = min(data.rows, 2 * sample)
@@ -84,7 +84,7 @@ def draw(
     if not len(further):
         return _joined(found, chosen, read(data, vector, source, further, digest))
     texts = data.take(further.tolist(), [source]).column(source)
-    lengths = np.asarray(pc.fill_null(_length(texts), 0))
+    lengths = lengths_of(texts)
     more = further[np.argsort(-lengths, kind="stable")[:rest]].tolist()
     return _joined(found, chosen, read(data, vector, source, np.asarray(more, np.int64), digest))
 
@@ -103,7 +103,7 @@ def read(data: Readable, vector: str, source: str, numbers: Any, digest: str | N
         table = data.take(numbers[order].tolist(), columns)
         table = table.take(pa.array(np.argsort(order, kind="stable"), pa.int64()))
     matrix, valid, nonfinite = matrix_of(table.column(vector), vector)
-    sources = _combined(table.column(source))
+    sources = sources_of(table.column(source))
     kept = np.flatnonzero(valid & ~nonfinite & ~_blank(sources))
     index = pa.array(kept, pa.int64())
     found = _combined(table.column(digest)).take(index) if digest else None
@@ -133,6 +133,18 @@ def _combined(column: Any) -> Any:
     return made.chunk(0) if isinstance(made, pa.ChunkedArray) else made
 
 
+def sources_of(column: Any) -> Any:
+    """Return a column as one array; texts of any Arrow type as strings, with invalid Unicode replaced."""
+    import pyarrow as pa
+
+    sources = without_views(_combined(column))
+    kind = sources.type.value_type if pa.types.is_dictionary(sources.type) else sources.type
+    if kind in (pa.string(), pa.large_string()):
+        sources = sources.cast(kind)
+        return sources if broken_texts(sources) is None else readable(sources)
+    return sources.cast(kind) if pa.types.is_dictionary(sources.type) else sources
+
+
 def _blank(sources: Any) -> np.ndarray:
     """Return which sources a function is not asked for: nulls, and texts of white space only."""
     import numpy as np
@@ -143,13 +155,3 @@ def _blank(sources: Any) -> np.ndarray:
     if pa.types.is_string(sources.type) or pa.types.is_large_string(sources.type):
         blank = blank | np.asarray(pc.fill_null(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(sources)), 0), True))
     return blank
-
-
-def _length(column: Any) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        return pc.binary_length(column)
-    return pa.nulls(len(column), pa.int64())

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import digest as digests
+from embedreg.columns.rows import Readable, lengths_of, without_views
 from embedreg.columns.vectors import SAME, cosines, matrix_of, unit
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
-__all__ = ["Readable", "Scan", "scan"]
+__all__ = ["Scan", "scan"]
 
 KEPT = 1 << 24  # rows whose hashes are compared; of more rows, those whose text's hash falls into a fixed share
 COMPARED = 20_000  # rows with an equal text whose vectors are read again
 _READ = 2048  # rows read at a time by number
-
-
-class Readable(Protocol):
-    """The part of a `ColumnStore` that is read here."""
-
-    shown: str
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema."""
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-
-    def scan(self, columns: Any, batch_rows: int = ...) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of all rows."""
-
-    def take(self, rows: Any, columns: Any) -> pa.Table:
-        """Return some columns of some rows, in this order."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +90,7 @@ def scan(
         finite = valid & ~nonfinite
         counted.add(matrix, valid, finite)
         if source is not None:
-            values = batch.column(source)
+            values = without_views(batch.column(source))
             counted.empty += int((~valid & _filled(values)).sum())
             texts.add(start, values, matrix, finite)
             if long_rows:
@@ -184,7 +163,7 @@ class _Hashes:
         rows = np.flatnonzero(usable & _filled(values))
         if not len(rows):
             return
-        chosen = values.take(_indices(rows)).to_pylist()
+        chosen = _raw(values.take(_indices(rows)))
         texts = np.fromiter((hash(_content(value)) for value in chosen), np.int64, len(rows))
         if self._every > 1:
             kept = texts.view(np.uint64) % self._every == 0
@@ -251,9 +230,8 @@ def _states(stored: Any, values: Any, valid: np.ndarray, prefix: str | None) -> 
 
 def _keep_longest(heap: list[tuple[int, int]], count: int, start: int, values: Any, usable: np.ndarray) -> None:
     import numpy as np
-    import pyarrow.compute as pc
 
-    lengths = np.asarray(pc.fill_null(pc.binary_length(values), 0))
+    lengths = lengths_of(values)
     least = heap[0][0] if len(heap) == count else 0
     for row in np.flatnonzero(usable & (lengths > least)).tolist():
         entry = (int(lengths[row]), start + row)
@@ -267,6 +245,17 @@ def _filled(values: Any) -> np.ndarray:
     import numpy as np
 
     return np.asarray(values.is_valid())
+
+
+def _raw(values: Any) -> list[Any]:
+    """Return values for hashing: texts as bytes, since they may hold invalid Unicode."""
+    import pyarrow as pa
+
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if kind in (pa.string(), pa.large_string(), pa.string_view()):
+        values = values.cast(pa.large_string()).view(pa.large_binary())
+    found: list[Any] = values.to_pylist()
+    return found
 
 
 def _content(value: Any) -> Any:

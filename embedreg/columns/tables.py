@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedreg.columns.opening import opened
+from embedreg.columns.rows import without_views
 from embedreg.columns.store import ColumnStore
 from embedreg.declaration.entries import Entry, entries
 
@@ -41,7 +42,8 @@ class TableRows:
         """Return some columns of some rows, in this order."""
         import pyarrow as pa
 
-        return self._table.select(list(columns)).take(pa.array(rows, pa.int64()))
+        taken = [without_views(self._table.column(name)).take(pa.array(rows, pa.int64())) for name in columns]
+        return pa.table(dict(zip(columns, taken, strict=True)))
 
     def declared(self) -> list[Entry]:
         """Return the declarations in the schema's metadata."""

@@ -157,3 +157,13 @@ def test_doctor_lists_every_extra_and_the_keys(cli: Callable, monkeypatch: pytes
     } <= extras
     assert found.json["keys"] == {"OPENAI_API_KEY": True, "AZURE_OPENAI_API_KEY": False, "HF_TOKEN": False}
     assert "sk-test" not in found.out
+
+
+def test_lines_are_folded_to_a_terminal_and_not_for_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value goes on below itself; without a terminal and a COLUMNS, lines stay as they are."""
+    text = "vector: sound: a verdict of some length\n  sample   300 of 3,000 rows compared, 0 disagree"
+    monkeypatch.setenv("COLUMNS", "30")
+    folded = "vector: sound: a verdict of\n  some length\n  sample   300 of 3,000 rows\n           compared, 0\n"
+    assert terminal.folded(text) == f"{folded}           disagree"
+    monkeypatch.delenv("COLUMNS")
+    assert terminal.folded(text) == text

@@ -115,6 +115,31 @@ def test_a_scan_finds_what_cannot_be_right_without_a_model() -> None:
     assert found.verdict == "unknown"
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_columns_of_every_form_are_read(scan: bool) -> None:
+    """Views, dictionaries, invalid Unicode, lists of no fixed size, another width, no rows: each has its verdict."""
+    fn = embedreg.get("hashing").create(dim=16)
+    texts = [f"text number {row} and more" for row in range(40)]
+    table = column(texts, embedreg.embed_column(fn, texts).matrix, fn)
+    broken = pa.array([*(text.encode() for text in texts[1:]), b"\xff\xfe"]).view(pa.string())
+    sources = {
+        "string_view": (pa.array(texts, pa.string_view()), "sound"),
+        "dictionary": (pa.array(texts).dictionary_encode(), "sound"),
+        "invalid": (broken, "broken"),  # all rows have moved by one
+    }
+    for name, (values, verdict) in sources.items():
+        changed = table.set_column(0, "text", values).replace_schema_metadata(table.schema.metadata)
+        [found] = audit(changed, scan=scan, candidates=())
+        assert found.verdict == verdict, name
+    lists = table.set_column(1, "vector", table["vector"].cast(pa.list_(pa.float32())))
+    assert audit(lists, scan=scan)[0].verdict == "sound"
+    assert audit(table.slice(0, 0), scan=scan)[0].verdict == "unknown"
+    half = column(texts, np.ones((40, 8))).replace_schema_metadata(table.schema.metadata)
+    [found] = audit(half, scan=False)
+    assert (found.verdict, found.compared) == ("other-model", 0)
+    assert "8 dimensions, the function gives 16" in str(found)
+
+
 def test_a_function_that_is_not_trusted_is_not_run() -> None:
     """A declaration that names a folder or a host is refused; the scan still counts, and the grant is named."""
     texts = docstrings(50, words=30)
