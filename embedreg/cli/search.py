@@ -197,12 +197,18 @@ def _in_lance(
     from embedreg.cli import lance
     from embedreg.cli.where import lance_where
 
-    table = lance.open_untouched(place)
+    plain = lance.unindexed(place, config.vector_column) if words is None else None
+    table = lance.open_untouched(place) if plain is None else plain
     shown = _columns(table.schema, columns)
     names = _with(source, shown, table.schema)
     with lance.engine_errors(
         f"{place.path} cannot be searched", "check --where" if where is not None else "embedreg inspect"
     ):
+        if plain is not None:
+            wanted = {"column": config.vector_column, "q": query, "k": limit, "metric": metric}
+            condition = None if where is None else lance_where(where, table.schema)
+            found = table.to_table([*names, "_distance"], condition, nearest=wanted, prefilter=True)
+            return found.select(names), found.column("_distance").to_numpy(), shown
         if words is None:
             nearest = table.search(query, vector_column_name=config.vector_column, query_type="vector")
             nearest = nearest.distance_type(metric).select([*names, "_distance"])

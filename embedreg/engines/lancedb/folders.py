@@ -10,7 +10,7 @@ from embedreg.declaration import codec
 from embedreg.declaration.entries import Entry
 from embedreg.errors import StorageError
 from embedreg.support.display import first_line
-from embedreg.support.imports import attempt_import_or_raise
+from embedreg.support.imports import attempt_import_or_raise, importable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,9 +24,12 @@ def schema_at(path: Path) -> pa.Schema:
     Raises:
         StorageError: it is not a table.
     """
+    if importable("lance"):  # in a fifth of the time
+        schema: pa.Schema = dataset_at(path).schema
+        return schema
     lancedb = attempt_import_or_raise("lancedb", extra="lancedb")
     try:
-        schema: pa.Schema = lancedb.connect(path.parent).open_table(path.stem).schema
+        schema = lancedb.connect(path.parent).open_table(path.stem).schema
     except (OSError, RuntimeError, ValueError) as exc:
         raise StorageError(f"{str(path)!r} is not a Lance table: {first_line(exc)}", "check the path") from exc
     return schema

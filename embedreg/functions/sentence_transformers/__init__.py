@@ -330,6 +330,10 @@ class SentenceTransformerEmbeddings(LocalFunction):
         made = backend.find(choice.TORCH) if by_torch else kind
         return made(model, on, prompt, task, self._unit(), self.truncate_dim, compiled)
 
+    def _runs_alone(self, role: Role) -> bool:
+        # so that the probe of a table's first query does not compile the model for columns
+        return role == "query" or self._kind().queries_compiled
+
     def _embed_otherwise(self, first: ModelBackend, rows: list[str], role: Role) -> Made | None:
         """Embed rows with the library's `encode` if the runtime cannot run the model."""
         if first.usable(rows):

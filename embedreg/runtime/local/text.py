@@ -113,7 +113,7 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         if not rows:
             return np.empty((0, ndims), np.float32)
         devices = self._devices()
-        alone = role == "query" and len(rows) == 1
+        alone = len(rows) == 1 and self._runs_alone(role)
         first = self._backend(devices[0], role, alone=alone)
         otherwise = self._embed_otherwise(first, rows, role)
         if otherwise is not None:
@@ -166,6 +166,10 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
     def _embed_otherwise(self, first: Any, rows: list[str], role: Role) -> Made | None:
         """Embed rows with a model that the runtime cannot run; None if it can."""
         return None
+
+    def _runs_alone(self, role: Role) -> bool:
+        """Return whether a single text runs without workers and a plan."""
+        return role == "query"
 
     def _vector_key(self, first: Any) -> Hashable:
         """Return everything that the vector of a query depends on, except its text."""

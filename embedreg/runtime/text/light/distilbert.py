@@ -33,7 +33,7 @@ class DistilBert:
     def build(self, graph: Graph) -> Node:
         """Return the token vectors: (b, t, d) float32."""
         op, size = graph.op, self.width // self.heads
-        x = graph.look_up("embeddings.word_embeddings.weight", self.words, self.width, graph.ids)
+        x = graph.token_vectors("embeddings.word_embeddings.weight", self.words, self.width)
         x = op.add(x, graph.look_up("embeddings.position_embeddings.weight", self.table, self.width, graph.places()))
         x = graph.norm(x, "embeddings.LayerNorm", self.width, _EPSILON)
         bias = graph.padding_bias()

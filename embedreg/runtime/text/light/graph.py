@@ -6,10 +6,13 @@ Shapes: b texts of t tokens, h heads, d the width of the model. Weights have the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from embedreg.runtime.text.light.settings import Unsupported
 from embedreg.runtime.text.light.tensors import Tensors
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["ACTIVATIONS", "Graph", "Node"]
 
@@ -44,12 +47,23 @@ class Graph:
         self.op, self.tensors, self.prefix = op, tensors, prefix
         self.ids = op.parameter([-1, -1], np.int64, name="ids")
         self.mask = self.input("mask")
+        self.table: np.ndarray | None = None  # (tokens, d), which the caller looks up: see `token_vectors`
 
-    def input(self, name: str) -> Node:
-        """Return an input of (b, t) float32."""
+    def input(self, name: str, *more: int) -> Node:
+        """Return an input of float32: (b, t), and more axes."""
         import numpy as np
 
-        return self.op.parameter([-1, -1], np.float32, name=name)
+        return self.op.parameter([-1, -1, *more], np.float32, name=name)
+
+    def token_vectors(self, name: str, rows: int, width: int) -> Node:
+        """Return an input for the rows of the table of tokens, (b, t, width).
+
+        The caller looks them up. As a constant of the graph the whole table would be read when it is compiled: it is
+        half of a small model, and most of a multilingual one.
+        """
+        self.table = self.tensors.float32(self.prefix + name, (rows, width))
+        self.tokens = self.input("tokens", width)
+        return self.tokens
 
     # -- constants -----------------------------------------------------------------------------------------------------
 

@@ -127,17 +127,22 @@ class LightModel:
         """Set whether the prompt's tokens are pooled; the library's method of this name. Call it before compiling."""
         self.pooling = replace(self.pooling, include_prompt=include_prompt)
 
-    def build(self, openvino: Any, op: Any) -> Any:
-        """Return the graph from token ids and masks to pooled vectors, an `openvino.Model`."""
+    def build(self, openvino: Any, op: Any) -> tuple[Any, np.ndarray]:
+        """Build the graph.
+
+        Returns:
+            An `openvino.Model` from token vectors, ids and masks to pooled vectors; and the table of token vectors.
+        """
         assert self.architecture is not None
         assert self.tensors is not None
         graph = Graph(op, self.tensors, _prefix(self.tensors, self.architecture))
         tokens = self.architecture.build(graph)
-        inputs, kept = [graph.ids, graph.mask], graph.mask
+        assert graph.table is not None
+        inputs, kept = [graph.tokens, graph.ids, graph.mask], graph.mask
         if self.excludes_prompt:
             kept = graph.input("pooled")
             inputs.append(kept)
-        return openvino.Model([self.pooling.build(graph, tokens, kept)], inputs, "embedreg")
+        return openvino.Model([self.pooling.build(graph, tokens, kept)], inputs, "embedreg"), graph.table
 
     def finish(self, vectors: np.ndarray) -> np.ndarray:
         """Apply the modules after the pooling: (b, n) -> (b, d)."""

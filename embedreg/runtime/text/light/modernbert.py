@@ -51,7 +51,7 @@ class ModernBert:
         def norm(x: Node, name: str) -> Node:
             return graph.norm(x, name, self.width, self.epsilon, bias=self.norm_bias)
 
-        x = graph.look_up("embeddings.tok_embeddings.weight", self.words, self.width, graph.ids)
+        x = graph.token_vectors("embeddings.tok_embeddings.weight", self.words, self.width)
         x = norm(x, "embeddings.norm")
         biases = {_FULL: graph.padding_bias()}
         far = op.greater(op.abs(graph.distances()), graph.scalar(self.near))

@@ -35,7 +35,7 @@ class Compiled:
         openvino = compilation.library(extra=EXTRA)
         op = compilation.library("openvino.opset13", extra=EXTRA)
         try:
-            graph = model.build(openvino, op)
+            graph, self._table = model.build(openvino, op)
         except Unsupported as exc:
             raise CallError(f"the light back end cannot run the model: {exc.message}.", TORCH) from exc
         self._requests = compilation.Requests(compilation.compiled(graph, precision, streams=streams, threads=threads))
@@ -48,7 +48,8 @@ class Compiled:
         import numpy as np
 
         masks = [batch[kind].astype(np.float32) for kind in ("attention_mask", _POOLED) if kind in batch]
-        made: np.ndarray = self._requests([batch["input_ids"], *masks])
+        ids = batch["input_ids"]
+        made: np.ndarray = self._requests([self._table[ids], ids, *masks])
         return made
 
 

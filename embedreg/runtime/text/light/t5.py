@@ -38,7 +38,7 @@ class T5Encoder:
         """Return the token vectors: (b, t, d) float32."""
         op, inside = graph.op, self.heads * self.size
         table = "shared.weight" if graph.prefix + "shared.weight" in graph.tensors else "encoder.embed_tokens.weight"
-        x = graph.look_up(table, self.words, self.width, graph.ids)
+        x = graph.token_vectors(table, self.words, self.width)
         name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         bias = op.add(graph.bucket_bias(name, self.buckets, self.heads, self.longest), graph.padding_bias())
         for number in range(self.layers):
