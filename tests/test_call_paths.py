@@ -94,7 +94,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 def fn() -> embedreg.EmbeddingFunction:
     """MiniLM, loaded and compared with itself, so that nothing but the call itself is on the stack."""
     function = embedreg.get("sentence-transformers").create(name=MODEL, device="cpu")
-    embedreg.embed_table(pa.table({"text": ["warm"]}), function.bind("text", "vector"))
+    embedreg.embed_table(pa.table({"text": ["warm", "warmer"]}), function.bind("text", "vector"))
     embedreg.embed_query(function, "warm")
     return function
 
