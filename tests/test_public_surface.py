@@ -184,6 +184,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for name in ADDED_FUNCTIONS
     },
     "outputs / functions": (ADDED, ""),  # one line of JSON for each function
+    **{
+        f"functions / openai / fields / {name}": ("`openai` has `query_prompt` and `document_prompt`", "added")
+        for name in ("query_prompt", "document_prompt")
+    },
+    "functions / openai / signature": ("`openai` has `query_prompt` and `document_prompt`", ""),
     "functions / openai / members / at": ("`OpenAIEmbeddings.at(server)`", "added"),
     **{
         f"functions / {owner} / members / {name}": (WRITTEN_ON, "added")

@@ -106,7 +106,12 @@ def texts_of(path: str, body: Any) -> list[str]:
     """Return the texts of a request, with what the vendor is told of their role before them."""
     if "batchEmbedContents" in path or "embedContent" in path:
         items = body.get("requests", [body])
-        return ["|".join([i.get("taskType", ""), *(p["text"] for p in i["content"]["parts"])]) for i in items]
+        tasks = [i.get("taskType") or i.get("embedContentConfig", {}).get("taskType", "") for i in items]
+        return [
+            "|".join([task, *(p["text"] for p in i["content"]["parts"])]) for i, task in zip(items, tasks, strict=True)
+        ]
+    if path.endswith(":predict"):
+        return [item["task_type"] + item["content"] for item in body["instances"]]
     role = body.get("input_type") or body.get("task") or body.get("prompt_name") or ""
     found = body.get("texts") or body.get("inputs") or body.get("input") or [body.get("inputText")]
     texts = [i["content"][0]["text"] if isinstance(i, dict) else i[0] if isinstance(i, list) else i for i in found]
@@ -154,6 +159,8 @@ class _Vendors(_Handler):
         texts, wrong = texts_of(path, body), self.owner.wrong
         first = (body.get("requests") or [{}])[0] if isinstance(body, dict) else {}
         width = body.get("output_dimension") or body.get("dimensions") or first.get("outputDimensionality") or WIDTH
+        config = body.get("parameters") or {**body, **first}.get("embedContentConfig") or {}
+        width = config.get("outputDimensionality") or width
         vectors: list[Any] = [vector_of(text, width + (wrong == "width")) for text in texts]
         if wrong == "{}":
             return {}
@@ -162,6 +169,12 @@ class _Vendors(_Handler):
         if wrong == "tokens":
             vectors = [[vector, vector] for vector in vectors]
         tokens = sum(len(text.split()) for text in texts)
+        if path.endswith(":predict"):
+            counts = [{"token_count": len(text.split())} for text in texts]
+            pairs = zip(vectors, counts, strict=False)
+            return {"predictions": [{"embeddings": {"values": v, "statistics": n}} for v, n in pairs]}
+        if path.endswith(":embedContent"):
+            return {"embedding": {"values": vectors[0]}}
         if "batchEmbedContents" in path:
             usage = {"promptTokenCount": tokens}
             return {"embeddings": [{"values": vector} for vector in vectors], "usageMetadata": usage}

@@ -183,6 +183,8 @@ class BedrockTextEmbeddings(VendorFunction):
             read_timeout=self.timeout_s,
             max_pool_connections=64,
             **({"signature_version": "v4"} if named else {}),
+            # a proxy could read what is not encrypted
+            **({"proxies": {}} if (self.endpoint_url or "").startswith("http://") else {}),
         )
         session = boto3.Session(profile_name=self.profile_name, region_name=self.region)
         if self.assumed_role:

@@ -22,7 +22,7 @@ from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
 from embedreg.errors import CallError, ConfigError, MissingVariableError, UntrustedError, VectorError, Words
-from embedreg.runtime.remote import http
+from embedreg.runtime.remote import http, prompts
 from embedreg.runtime.remote.answers import (
     AnswerError,
     Refusal,
@@ -98,6 +98,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         api_version: Azure's. None: OPENAI_API_VERSION.
         encoding_format: encoding of the vectors in the response: "base64" is exact and a quarter of the size; "float"
             for a server without base64.
+        query_prompt, document_prompt: text before queries and sources, for models that need it. None: none.
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "openai"  # also where it is imported directly
@@ -125,6 +126,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
     batch_size: int = Field(default=512, ge=1, le=2048)  # 2048 is OpenAI's limit
     max_batch_tokens: int = Field(default=250_000, ge=1, le=300_000)  # OpenAI's limit is 300k; the rest is a margin
     encoding_format: Literal["base64", "float"] = "base64"
+    query_prompt: str | None = None
+    document_prompt: str | None = None
 
     @staticmethod
     def sensitive_keys() -> list[str]:
@@ -220,8 +223,14 @@ class OpenAIEmbeddings(RemoteTextFunction):
     # -- one request ------------------------------------------------------------------------------------------------
 
     def vector_traits(self) -> dict[str, Any]:
-        """Return the traits of the vectors; `prompts` is None, since the protocol has no parameter for the role."""
-        return {**super().vector_traits(), "prompts": None}
+        """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
+        query, document = prompts.prompt_of(self, "query"), prompts.prompt_of(self, "source")
+        both = None if query == document else {"query": query, "document": document}
+        return {**super().vector_traits(), "prompts": both}
+
+    def _remarks(self) -> list[str]:
+        said = prompts.missing(self)
+        return [*super()._remarks(), *([said] if said else [])]
 
     def request(self, batch: list[str], role: Role = "source") -> np.ndarray:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
@@ -231,7 +240,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         if self.dim is not None and NDIMS.get(self.name, (None, True))[0] != self.dim:
             options["dimensions"] = self.dim
         answer = self._client().embeddings.create(
-            input=batch, model=self.name, encoding_format=self.encoding_format, **options
+            input=prompts.prompted(self, batch, role), model=self.name, encoding_format=self.encoding_format, **options
         )
         if isinstance(answer, str) and answer.lstrip().startswith("<"):
             raise CallError("the endpoint returned a web page.", "check base_url: for most servers it ends with /v1")

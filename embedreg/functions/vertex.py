@@ -72,7 +72,6 @@ class VertexEmbeddings(VendorFunction):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._refuse_address()
-        self._refuse_width(self.__dict__["dim"])
         location = self.__dict__["location"]
         if not location.replace("-", "").isalnum() or not location.isascii():
             raise ValueError("location is a region's name, as us-central1")

@@ -356,3 +356,17 @@ def test_no_server_at_all_is_an_error_with_a_hint() -> None:
     with pytest.raises(CallError, match="APIConnectionError") as caught:
         fn.compute_source_embeddings(["a"])
     assert "endpoint" in str(caught.value.hint)
+
+
+def test_prompts_stand_before_queries_and_sources(server: EmbeddingServer, caplog: pytest.LogCaptureFixture) -> None:
+    """They are stored, and a model that is known to need them is named where there are none."""
+    fn = create(server, query_prompt="query: ", document_prompt="passage: ")
+    embedreg.embed_column(fn, ["a"])
+    embedreg.embed_query(fn, "a")
+    assert [request.texts for request in server.requests] == [["passage: a"], ["query: a"]]
+    assert fn.vector_traits()["prompts"] == {"query": "query: ", "document": "passage: "}
+    entry = embedreg.get_registry().function_to_metadata(fn.bind("text", "vector"))
+    assert (entry["name"], entry["model"]["query_prompt"]) == ("embedreg:openai", "query: ")
+    for _ in range(2):
+        embedreg.embed_query(create(server, name="intfloat/e5-base-v2"), "a")
+    assert sum("e5-base-v2" in message and "query: " in message for message in caplog.messages) == 1

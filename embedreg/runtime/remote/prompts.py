@@ -7,16 +7,45 @@ a model that is known to need them is named when it is used without.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from embedreg.core.role import Role
 from embedreg.runtime.models import families
 from embedreg.runtime.remote.vendor import VendorFunction
 
-__all__ = ["PromptedFunction"]
+__all__ = ["PromptedFunction", "missing", "prompt_of", "prompted"]
 
 log = logging.getLogger("embedreg")
 
 _named: set[str] = set()
+
+
+def prompted(function: Any, batch: list[str], role: Role) -> list[str]:
+    """Return texts with the prompt of their role, and log once if the model needs prompts and has none.
+
+    Args:
+        function: has the fields `query_prompt`, `document_prompt` and `name`.
+    """
+    if (said := missing(function)) is not None:
+        _log_once(said)
+    prompt = prompt_of(function, role)
+    return [prompt + text for text in batch] if prompt else batch
+
+
+def _log_once(said: str) -> None:
+    if said not in _named:
+        _named.add(said)
+        log.warning("%s", said)
+
+
+def prompt_of(function: Any, role: Role) -> str:
+    """Return the text before queries or sources; "" for none."""
+    return (function.query_prompt if role == "query" else function.document_prompt) or ""
+
+
+def missing(function: Any) -> str | None:
+    """Return what to say of a function whose model needs prompts and has none; None otherwise."""
+    return families.used_without(function.name or "", function.query_prompt, function.document_prompt)
 
 
 class PromptedFunction(VendorFunction):
@@ -27,22 +56,17 @@ class PromptedFunction(VendorFunction):
 
     def _prompted(self, batch: list[str], role: Role) -> list[str]:
         """Return texts with the prompt of their role."""
-        prompt = self._prompt_of(role)
-        if (said := self._missing()) is not None and said not in _named:
-            _named.add(said)
-            log.warning("%s", said)
+        if (said := self._missing()) is not None:
+            _log_once(said)
+        prompt = prompt_of(self, role)
         return [prompt + text for text in batch] if prompt else batch
 
-    def _prompt_of(self, role: Role) -> str:
-        return getattr(self, "query_prompt" if role == "query" else "document_prompt", None) or ""
-
     def _missing(self) -> str | None:
-        prompts = (getattr(self, name, None) for name in ("query_prompt", "document_prompt"))
-        return families.used_without(getattr(self, "name", "") or "", *prompts)
+        return missing(self)
 
     def _remarks(self) -> list[str]:
         said = self._missing()
         return [*super()._remarks(), *([said] if said else [])]
 
     def _roles(self) -> tuple[str, str]:
-        return self._prompt_of("query"), self._prompt_of("source")
+        return prompt_of(self, "query"), prompt_of(self, "source")

@@ -1,0 +1,390 @@
+"""What is particular to each remote function: its forms, limits, addresses, keys and environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import embedreg
+from embedreg.errors import CallError, ConfigError, UntrustedError
+from embedreg.functions.ollama import _url
+from embedreg.functions.openai import SERVERS, OpenAIEmbeddings
+from embedreg.runtime import remote
+from embedreg.runtime.remote import http
+from tests.servers import EmbeddingServer, Reply, alone
+from tests.vendors import AWS, CASES, KEY, TOKEN, Case, VendorServer
+
+BY_NAME = {case.name: case for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[VendorServer]:
+    """The server of this module."""
+    with alone(), pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
+            patch.delenv(name)
+        for name, value in AWS.items():
+            patch.setenv(name, value)
+        with VendorServer() as server:
+            yield server
+
+
+@pytest.fixture
+def server(running: VendorServer) -> VendorServer:
+    """The server, with nothing in it."""
+    embedreg.get_registry().set_var("vendor_key", KEY)
+    running.requests.clear()
+    running.replies.clear()
+    running.wrong = None
+    return running
+
+
+# -- environment and keys ----------------------------------------------------------------------------------------------
+
+
+def stored(function: Any) -> dict[str, Any]:
+    """Return the declaration of a function without its key, as another process would find it."""
+    entry = embedreg.get_registry().function_to_metadata(function.bind("text", "vector"))
+    entry["model"] = {k: v for k, v in entry["model"].items() if k != "api_key"}
+    return {"embedding_functions": json.dumps([entry])}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "api_key" in case.config("http://x")], ids=lambda c: c.name)
+def test_keys_of_the_environment_do_not_follow_a_stored_address(
+    case: Case, server: VendorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where stored metadata chose the endpoint, and the reader granted its host, the reader's key is not sent there."""
+    cls: Any = embedreg.get(case.name)
+    names = ("AZURE_OPENAI_API_KEY",) if case.name == "azure-openai" else cls.vendor.key_names
+    for name in names:
+        monkeypatch.setenv(name, KEY)
+    found = embedreg.functions_in(stored(case.create(server)))
+    assert isinstance(found.problems["vector"], UntrustedError)
+    with embedreg.trust(found.needed):
+        function = embedreg.functions_in(stored(case.create(server)))["vector"].function
+        assert function.from_metadata
+        function.compute_query_embeddings("a")
+    for request in server.requests:
+        assert KEY not in str(request.headers)
+
+
+ENVIRONMENT = {
+    "OLLAMA_API_KEY": KEY,
+    "OLLAMA_HOST": "http://127.0.0.1:9",
+    "CO_API_URL": "http://127.0.0.1:9",
+    "GOOGLE_GENAI_USE_VERTEXAI": "true",
+    "GOOGLE_GEMINI_BASE_URL": "http://127.0.0.1:9",
+    "VOYAGE_API_KEY_PATH": "/dev/null",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "http://127.0.0.1:9",
+    "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": "http://127.0.0.1:9",
+    "AWS_BEARER_TOKEN_BEDROCK": TOKEN,
+    "AWS_PROFILE": "no-such-profile",
+    "HF_INFERENCE_ENDPOINT": "http://127.0.0.1:9",
+    "MISTRAL_SERVER": "http://127.0.0.1:9",
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name != "azure-openai"], ids=lambda c: c.name)
+def test_the_environment_does_not_override_the_configuration(
+    case: Case, server: VendorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Addresses, keys, modes and proxies that vendors' clients obey unasked change nothing."""
+    remote.release()
+    for name, value in ENVIRONMENT.items():
+        if not (name == "AWS_BEARER_TOKEN_BEDROCK" or name == "AWS_PROFILE") or case.name != "bedrock-text":
+            monkeypatch.setenv(name, value)
+    case.create(server, max_retries=0).compute_query_embeddings("a")
+    [request] = server.asked
+    if case.name == "ollama":
+        assert "authorization" not in request.headers
+    assert TOKEN not in str(request.headers) or case.name == "watsonx"
+    remote.release()
+
+
+def test_a_named_profile_is_not_overridden_by_a_bearer_token(
+    server: VendorServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A profile that the configuration names signs the request, whatever token the environment has."""
+    config = tmp_path / "credentials"
+    config.write_text("[mine]\naws_access_key_id = AKIAMINE\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(config))
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", TOKEN)
+    BY_NAME["bedrock-text"].create(server, profile_name="mine").compute_query_embeddings("a")
+    assert "AKIAMINE" in server.asked[0].headers["authorization"]
+
+
+def test_missing_credentials_are_one_clear_line(server: VendorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is retried where boto3 finds no credentials or no such profile."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    case = BY_NAME["bedrock-text"]
+    for config, words in (({}, "credentials"), ({"profile_name": "no-such"}, "no-such")):
+        with pytest.raises(CallError, match=words) as caught:
+            case.create(server, **config).compute_query_embeddings("a")
+        assert "aws sts" in str(caught.value.hint)
+    assert not server.requests
+
+
+def test_a_key_that_no_header_can_hold_is_refused(server: VendorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key with a line break or a letter beyond ASCII is named, not sent, and not shown."""
+    embedreg.get_registry().set_var("vendor_key", "sk-geheim-ß")
+    with pytest.raises(ConfigError, match="characters") as caught:
+        BY_NAME["cohere"].create(server).compute_query_embeddings("a")
+    assert "geheim" not in str(caught.value)
+    assert not server.requests
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://user:pass@host", "//host", "host", "http://hö.st", "http://a\\b"])
+def test_an_address_that_can_be_read_two_ways_is_refused(url: str) -> None:
+    """Only http(s), no user name, ASCII: what every parser reads alike."""
+    with pytest.raises(ConfigError):
+        embedreg.get("cohere").create(base_url=url)
+    with pytest.raises(ConfigError):
+        http.endpoint(url, "base_url")
+
+
+# -- one function after another ----------------------------------------------------------------------------------------
+
+
+def test_newer_models_of_cohere_take_version_2(server: VendorServer) -> None:
+    """Up to v3 the form that LanceDB sends; from v4 on the second version, with the width."""
+    case = BY_NAME["cohere"]
+    server.wrong = "width"  # the vectors are not looked at here
+    for config, path in (({"name": "embed-english-v3.0", "dim": None}, "/v1/embed"), ({"dim": 256}, "/v2/embed")):
+        with pytest.raises(embedreg.errors.VectorError):
+            case.create(server, **config).compute_query_embeddings("a")
+        assert server.requests[-1].path == path
+    assert server.requests[-1].body["output_dimension"] == 256
+    with pytest.raises(ConfigError, match="1536"):
+        embedreg.get("cohere").create(name="embed-v4.0", dim=300)
+
+
+def test_a_model_that_was_switched_off_is_explained(server: VendorServer) -> None:
+    """The server's refusal of a retired model says so, and that the column has to be made anew."""
+    server.replies.append(Reply("error", 404, "model not found"))
+    function = BY_NAME["cohere"].create(server, name="embed-multilingual-v2.0", dim=None)
+    with pytest.raises(CallError) as caught:
+        function.compute_query_embeddings("a")
+    assert "2026-04-04" in str(caught.value.hint)
+
+
+def test_gemini_states_its_wait_in_the_body(server: VendorServer, caplog: pytest.LogCaptureFixture) -> None:
+    """`RetryInfo` in an error's details counts as Retry-After."""
+    info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "75.5s"}
+    body = {"error": {"code": 429, "message": "quota", "details": [{"@type": "other"}, info]}}
+    server.replies.append(Reply("raw", 429, json.dumps(body)))
+    BY_NAME["gemini-text"].create(server).compute_query_embeddings("a")
+    assert "trying again in 75." in caplog.text or "trying again in 76." in caplog.text
+
+
+def test_newer_models_of_gemini_take_prompts_and_stored_ones_stay(server: VendorServer) -> None:
+    """From gemini-embedding-2 on the role is in the text; an entry of LanceDB's for it is read as it was sent."""
+    case = BY_NAME["gemini-text"]
+    function = pickle.loads(pickle.dumps(case.create(server, name="gemini-embedding-2")))
+    function.compute_query_embeddings("a")
+    function.compute_source_embeddings(["b"])
+    query, source = (request.body["requests"][0] for request in server.requests)
+    assert query["content"]["parts"] == [{"text": "task: search result | query: a"}]
+    assert source["content"]["parts"] == [{"text": "title: none | text: b"}]
+    assert "taskType" not in query
+    entry = {"name": "gemini-text", "model": {"name": "gemini-embedding-2"}, "source_column": "t", "vector_column": "v"}
+    found = embedreg.functions_in({"embedding_functions": json.dumps([entry])})
+    read = pickle.loads(pickle.dumps(found["v"].function))
+    assert (read.query_prompt, read.document_prompt) == (None, None)
+    assert any("ignores the task type" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("localhost", "http://localhost:11434"),
+        ("10.0.0.1:80", "http://10.0.0.1:80"),
+        ("https://ollama.example.com", "https://ollama.example.com"),
+    ],
+)
+def test_a_host_of_ollama_is_read_as_its_clients_do(host: str, url: str) -> None:
+    """Without a scheme it is http, without both the usual port."""
+    assert _url(host) == url
+    assert embedreg.get("ollama").create(host=host)._endpoint() == url  # type: ignore[attr-defined]
+
+
+def test_ollama_sends_headers_of_its_client_and_refuses_the_rest(server: VendorServer) -> None:
+    """`ollama_client_kwargs` may hold headers, secrets in them as references; what is not supported is named."""
+    function = BY_NAME["ollama"].create(
+        server, ollama_client_kwargs={"headers": {"Authorization": "$var:vendor_key", "x-team": "search"}}
+    )
+    function.compute_query_embeddings("a")
+    assert (server.asked[0].headers["authorization"], server.asked[0].headers["x-team"]) == (KEY, "search")
+    with pytest.raises(ConfigError, match="verify"):
+        embedreg.get("ollama").create(ollama_client_kwargs={"verify": False})
+    server.replies.append(Reply("error", 404, "model 'm' not found"))
+    with pytest.raises(CallError) as caught:
+        function.compute_query_embeddings("b")
+    assert caught.value.hint == "on the server: ollama pull m"
+
+
+def test_a_model_that_needs_prompts_is_named_once(server: VendorServer, caplog: pytest.LogCaptureFixture) -> None:
+    """One line in the log for a model, however many batches; none where prompts are set."""
+    case = BY_NAME["ollama"]
+    for _ in range(2):
+        bare = case.create(server, name="nomic-embed-text:v1.5", query_prompt=None, document_prompt=None, dim=20)
+        bare.compute_query_embeddings("a")
+    assert sum("nomic-embed-text:v1.5" in message for message in caplog.messages) == 1
+    assert "search_query" in caplog.text
+
+
+def test_voyage_keys_of_mongodb_go_to_mongodb(running: VendorServer) -> None:
+    """A key that begins with "al-" belongs to another address, unless one is set."""
+    embedreg.get_registry().set_var("key", "al-1234")
+    function: Any = embedreg.get("voyageai").create(name="voyage-4", api_key="$var:key")
+    assert function._endpoint() == "https://ai.mongodb.com/v1"
+    assert (
+        embedreg.get("voyageai").create(name="voyage-4", api_key="$var:key", base_url="https://x")._endpoint()
+        == "https://x"
+    )  # type: ignore[attr-defined]
+
+
+def test_contextual_texts_are_documents_of_their_own(server: VendorServer) -> None:
+    """Each text is sent as one document: its vector does not depend on its neighbours."""
+    function = BY_NAME["voyageai"].create(server, name="voyage-context-m", dim=None)
+    made = embedreg.embed_column(function, ["a", "b"])
+    assert server.asked[-1].body["inputs"] == [["a"], ["b"]]
+    assert np.array_equal(made.matrix[0], embedreg.embed_column(function, ["a"]).matrix[0])
+
+
+def test_tei_takes_its_limits_and_identity_from_the_server(server: VendorServer) -> None:
+    """`/info` is read once: its limit holds, the model's commit is the identity, and its name is checked."""
+    function = BY_NAME["tei"].create(server, concurrency=1)
+    assert function.model_identity() == "abc123"
+    embedreg.embed_column(function, [f"text {number}" for number in range(7)])
+    assert [len(request.body["inputs"]) for request in server.asked] == [3, 3, 1]
+    assert sum(request.path == "/info" for request in server.requests) == 1
+    with pytest.raises(CallError, match="runs 'a/m', not 'b/m'"):
+        BY_NAME["tei"].create(server, name="b/m").compute_query_embeddings("a")
+
+
+def test_titan_takes_one_text_a_request(server: VendorServer) -> None:
+    """Titan's API has one text; Cohere's on Bedrock up to 96. A prefix of a region changes nothing."""
+    server.wrong = None
+    case = BY_NAME["bedrock-text"]
+    function = case.create(server, name="us.amazon.titan-embed-text-v2:0", dim=None)
+    assert function.ndims() == 1024
+    with pytest.raises(embedreg.errors.VectorError):  # the server's vectors are 20 wide
+        embedreg.embed_column(function, ["a", "b"])
+    assert {request.body["inputText"] for request in server.asked} <= {"a", "b"}
+    with pytest.raises(ConfigError, match="not an id"):
+        case.create(server, name="meta.llama", dim=8).compute_query_embeddings("a")
+
+
+def test_a_token_of_watsonx_is_fetched_once(server: VendorServer) -> None:
+    """The key goes to the identity service alone, once; the token goes with each request."""
+    remote.release()
+    function = BY_NAME["watsonx"].create(server, batch_size=1, concurrency=1)
+    embedreg.embed_column(function, ["a", "b", "c"])
+    tokens = [request for request in server.requests if request.path == "/identity/token"]
+    assert [request.body["apikey"] for request in tokens] == [[KEY]]
+    assert {request.headers["authorization"] for request in server.asked} == {f"Bearer {TOKEN}"}
+    with pytest.raises(ConfigError, match="neither a project nor a space"):
+        BY_NAME["watsonx"].create(server, project_id=None).compute_query_embeddings("a")
+
+
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_openai_at_a_known_server(name: str) -> None:
+    """Each server's usual address and what it does not know; another address is a field."""
+    pytest.importorskip("openai")
+    usual = OpenAIEmbeddings.at(name, name="m", dim=8)
+    assert usual.base_url == SERVERS[name]["base_url"]
+    with EmbeddingServer(base64=SERVERS[name].get("encoding_format") != "float") as there:
+        path = "" if name == "infinity" else "/v1"
+        made = OpenAIEmbeddings.at(name, name="m", dim=8, base_url=f"http://{there.host}{path}")
+        assert embedreg.embed_column(made, ["a", "bad"]).valid.all()
+        assert there.requests[0].path == f"{path}/embeddings"
+        assert there.requests[0].body["encoding_format"] == SERVERS[name].get("encoding_format", "base64")
+    with pytest.raises(ConfigError, match="vllm"):
+        OpenAIEmbeddings.at("another")
+
+
+def test_cookies_are_not_kept_and_a_client_is_shared(server: VendorServer) -> None:
+    """What one service sets is sent to none; functions of all vendors share the connections."""
+    remote.release()
+    for name in ("cohere", "jina"):
+        server.replies.append(Reply("error", 503, "busy", headers={"Set-Cookie": "a=b"}))
+        BY_NAME[name].create(server).compute_query_embeddings("a")
+    assert all("cookie" not in request.headers for request in server.requests)
+    assert remote.release() == 1
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    """A server that is not there is one line with its address."""
+    function = embedreg.get("jina").create(base_url="http://127.0.0.1:9/v1", dim=8, max_retries=0)
+    with pytest.raises(CallError, match=r"ConnectError at 127\.0\.0\.1:9"):
+        function.compute_query_embeddings("a")
+
+
+# -- libraries that the tests do not install ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(importlib.util.find_spec("litellm") is None, reason="needs litellm, which is not part of [dev]")
+def test_litellm_is_a_bridge(server: VendorServer, caplog: pytest.LogCaptureFixture) -> None:
+    """`provider/model` whole, options by role, the key as a reference, vectors checked."""
+    with caplog.at_level(logging.INFO):
+        function = embedreg.get("litellm").create(
+            name="jina_ai/m",
+            api_base=f"http://{server.host}/v1/embeddings",
+            api_key="$var:vendor_key",
+            dim=20,
+            query_options={"task": "retrieval.query"},
+        )
+        made = embedreg.embed_column(function, ["a", "b"])
+    assert made.valid.all()
+    assert server.asked[0].body["model"] == "m"
+    assert KEY in server.asked[0].headers["authorization"]
+
+
+def is_there(module: str) -> bool:
+    """Whether a module is installed."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+@pytest.mark.skipif(not is_there("google.auth"), reason="needs google-auth")
+@pytest.mark.parametrize("name", ["text-embedding-005", "gemini-embedding-001"])
+def test_vertex_sends_googles_forms_with_a_token(
+    name: str, server: VendorServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A service account's token, fetched by google-auth from its own address; the role in each instance."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    forms = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    account = {
+        "type": "service_account",
+        "project_id": "p",
+        "private_key": key.private_bytes(*forms).decode(),
+        "client_email": "me@example.com",
+        "token_uri": f"http://{server.host}/identity/token",
+    }
+    (tmp_path / "account.json").write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
+    function = embedreg.get("vertex").create(name=name, dim=256, base_url=f"http://{server.host}")
+    for texts in (["a"], ["a", "b"]):
+        server.requests.clear()
+        made = embedreg.embed_column(function, texts)
+        assert made.matrix.shape == (len(texts), 256)
+        assert {request.headers["authorization"] for request in server.asked} == {f"Bearer {TOKEN}"}
+        path = "/v1beta1/projects/p/locations/us-central1/publishers/google/models/"
+        assert all(request.path.startswith(path + name) for request in server.asked)
+    assert not np.array_equal(embedreg.embed_query(function, "a"), made.matrix[0])
