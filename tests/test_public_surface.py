@@ -35,6 +35,7 @@ WRITTEN_ON = "`sentence-transformers` and `open-clip` are written on them, and h
 # The start of a path in the surface -> words of the entry in CHANGELOG.md that says so, and what the end of the change
 # has to be as `make surface` prints it; "" takes whatever it is, for help that is worded anew.
 WIDTHS = "the column's width where it has changed (`Traits.width_defaults`)"
+TOWERS = '`backend="openvino"` of `open-clip`'
 JAVASCRIPT = "(`Traits.javascript_defaults`)"
 
 _LIGHT = 'The light back end of `sentence-transformers`, `backend="light"`'
@@ -108,6 +109,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for key in ("group", "lancedb", "roles")
     },
     "modules / embedreg / Traits / fields / javascript_defaults": (JAVASCRIPT, "added"),
+    "functions / open-clip / fields / backend": (TOWERS, "added"),
+    "functions / open-clip / runtime": (TOWERS, "@@ -0,0 +1 @@\n+backend"),
+    "functions / open-clip / signature": (TOWERS, "num_threads = None, backend = 'auto') -> None"),
+    "outputs / functions / open-clip / config / properties / backend": (TOWERS, "added"),
     "outputs / doctor / prompts": ("lists those in the hub's cache under `prompts`", "added"),
     **{
         f"modules / {module} / {name} / members / with_shell_hint_of": ("`EmbedregError.with_shell_hint_of`", "removed")
@@ -115,7 +120,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for name in names
     },
     "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
-    "outputs / functions / 3 / config / properties / backend / enum": (_LIGHT, "\n+light"),
+    "outputs / functions / sentence-transformers / config / properties / backend / enum": (_LIGHT, "\n+light"),
     "outputs / doctor / model / backend": ("`embedreg doctor` and", "added"),
     "outputs / inspect / functions / 0 / backend": ("`embedreg doctor` and", "added"),
     "outputs / inspect, checked / functions / 0 / backend": ("`embedreg doctor` and", "added"),

@@ -43,6 +43,7 @@ class OpenClipEmbeddings(LocalImageTextFunction):
             rows, "silent" embeds its beginning, "error" makes it a bad row.
         num_threads: worker threads on a CPU, elsewhere those that open images; None for one per core that torch may
             use.
+        backend: "torch", or "openvino" on a CPU (the extra [openvino]), which agrees to 1e-5; "auto" is "torch".
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "open-clip"  # also where it is imported directly
@@ -63,6 +64,7 @@ class OpenClipEmbeddings(LocalImageTextFunction):
     draft: bool = False
     truncate: Truncate = "warn"
     num_threads: int | None = Field(default=None, ge=1)
+    backend: Literal["auto", "torch", "openvino"] = "auto"
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -104,8 +106,8 @@ class OpenClipEmbeddings(LocalImageTextFunction):
         files = self._files()
         stamp = files.stamp() if files.origin == "local" else 0
         model = self.name if files.folder is None else str(files.folder)
-        return "open-clip", model, str(files.weights), stamp, self.precision
+        return "open-clip", model, str(files.weights), stamp, self._weights_precision()
 
     def load(self, device: str) -> clip.Clip:
         """Load the model with its library, in its precision."""
-        return clip.load(self.name, self._files(), device, self.precision)
+        return clip.load(self.name, self._files(), device, self._weights_precision())

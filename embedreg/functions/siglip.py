@@ -52,6 +52,7 @@ class SiglipEmbeddings(LocalImageTextFunction):
     draft: bool = False
     truncate: Truncate = "warn"
     num_threads: int | None = Field(default=None, ge=1)
+    backend: Literal["auto", "torch", "openvino"] = "auto"
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -82,11 +83,11 @@ class SiglipEmbeddings(LocalImageTextFunction):
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder and precision."""
         files = self._files()
-        return "siglip", str(files.path), files.stamp() if files.origin == "local" else 0, self.precision
+        return "siglip", str(files.path), files.stamp() if files.origin == "local" else 0, self._weights_precision()
 
     def load(self, device: str) -> siglip.Siglip:
         """Load the model with its library, in its precision."""
         files = self._files()
         own = files.origin == "local" and not self.from_metadata
         integrity.check_safe(files.path, self.model_name, code=False, pickles=own, revision=self.revision)
-        return siglip.load(files.path, self.model_name, device, self.precision, own=own)
+        return siglip.load(files.path, self.model_name, device, self._weights_precision(), own=own)

@@ -91,6 +91,9 @@ def test_vectors_are_those_of_the_library(siglip: Path) -> None:
     assert np.abs(fn.compute_embeddings(TEXTS, "query") - texts).max() < 1e-5
     assert np.abs(embedreg.embed_query(fn, TEXTS[2]) - texts[2]).max() < 1e-5
     assert np.abs(create(siglip, source_type="text").compute_embeddings(TEXTS) - texts).max() < 1e-5
+    faster = create(siglip, backend="openvino")
+    assert np.abs(faster.compute_embeddings(TEXTS, "query") - texts).max() < 1e-5
+    assert np.abs(embedreg.embed_column(faster, [*map(png, pictures())]).matrix - images).max() < 1e-5
     unit = create(siglip, normalize=True).compute_query_embeddings(pictures()[0])[0]
     assert np.abs(unit - images[0] / np.linalg.norm(images[0])).max() < 1e-5
     assert fn.ndims() == WIDTH

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.hardware import onednn, workers
@@ -20,6 +21,8 @@ from embedreg.support.forks import ForkSafeLock
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
 
 __all__ = ["Clip", "load"]
@@ -48,21 +51,33 @@ class Clip:
     def _init(self, model: Any, tokenizer: Any, preprocess: Preprocess, device: str, dtype: Any) -> None:
         self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
         self.device, self.dtype = device, dtype
+        self.towers: Any = None
         self._lock = ForkSafeLock()  # a Hugging Face tokenizer stores its padding settings: one thread at a time
+
+    def with_towers(self, towers: Any) -> Self:
+        """Return the model with other towers: a function of the tower's name and its tensors."""
+        made = copy.copy(self)
+        made.towers = towers
+        return made
 
     def embed_images(self, batch: Any, normalize: bool) -> Any:
         """Run the image tower on b prepared images: (b, d) float32, on the model's device."""
-        made = self._image_tower(self.preprocess.tensor(batch).to(self.dtype)).float()
+        made = self._run("visual", (self.preprocess.tensor(batch).to(self.dtype),)).float()
         return _unit(made) if normalize else made
 
-    def _image_tower(self, pixels: Any) -> Any:
-        return self.model.encode_image(pixels)
+    def _run(self, tower: Literal["visual", "textual"], tensors: tuple[Any, ...]) -> Any:
+        return (self.tower if self.towers is None else self.towers)(tower, tensors)
 
-    def _text_tower(self, tokens: Any) -> Any:
-        return self.model.encode_text(tokens)
+    def tower(self, tower: Literal["visual", "textual"], tensors: tuple[Any, ...]) -> Any:
+        """Run a tower of the library's model: (b, d).
 
-    def tokens(self, texts: list[str]) -> tuple[Any, np.ndarray]:
-        """Tokenize texts: (b, t) int64, and (b,) bool, the texts that exceed the model's limit of tokens."""
+        Args:
+            tensors: (b, 3, h, w) pixels, or what `tokens` returns.
+        """
+        return {"visual": self.model.encode_image, "textual": self.model.encode_text}[tower](*tensors)
+
+    def tokens(self, texts: list[str]) -> tuple[tuple[Any, ...], np.ndarray]:
+        """Tokenize texts: one or more of (b, t) int64, and (b,) bool, the texts that exceed the limit of tokens."""
         import numpy as np
 
         with self._lock:
@@ -73,7 +88,7 @@ class Clip:
             counts = _count_tokens(self.tokenizer, [texts[row] for row in rows])
         cut = np.zeros(len(texts), bool)
         cut[rows] = np.asarray(counts, int) > tokens.shape[1]
-        return tokens, cut
+        return (tokens,), cut
 
     def embed_texts(self, texts: list[str], normalize: bool) -> Made:
         """Embed texts in this thread."""
@@ -81,7 +96,7 @@ class Clip:
 
         tokens, cut = self.tokens(texts)
         with torch.inference_mode():
-            made = self._text_tower(tokens.to(self.device)).float()
+            made = self._run("textual", tuple(each.to(self.device) for each in tokens)).float()
             return Made((_unit(made) if normalize else made).cpu().numpy(), cut)
 
     def embed_many_texts(

@@ -7,7 +7,7 @@ position; images are resized without keeping their shape.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.hardware import onednn
@@ -27,6 +27,7 @@ CONTEXT = 64  # tokens, those of every SigLIP so far
 PREPROCESSOR = "preprocessor_config.json"
 _MODES = {"0": "NEAREST", "2": "BILINEAR", "3": "BICUBIC"}  # Pillow's numbers
 _MAX_SIDE = 4096  # pixels: the configuration may be untrusted
+_TOKENS = ("input_ids", "attention_mask")  # the second where the model's tokenizer returns one
 _WIDTH = 768  # of SigLIP's own default configuration
 
 
@@ -37,21 +38,24 @@ class Siglip(Clip):
         self._init(model, tokenizer, preprocess, device, dtype)
         self.side = int(model.config.vision_config.image_size)
 
-    def _image_tower(self, pixels: Any) -> Any:
-        return _pooled(self.model.get_image_features(pixel_values=pixels))
+    def tower(self, tower: Literal["visual", "textual"], tensors: tuple[Any, ...]) -> Any:
+        """Run a tower of the library's model: (b, d)."""
+        run, names = {
+            "visual": (self.model.get_image_features, ("pixel_values",)),
+            "textual": (self.model.get_text_features, _TOKENS),
+        }[tower]
+        return _pooled(run(**dict(zip(names, tensors, strict=False))))
 
-    def _text_tower(self, tokens: Any) -> Any:
-        return _pooled(self.model.get_text_features(**tokens))
-
-    def tokens(self, texts: list[str]) -> tuple[Any, np.ndarray]:
-        """Tokenize texts: kinds of (b, t) int64, and (b,) bool, the texts that exceed the model's limit of tokens."""
+    def tokens(self, texts: list[str]) -> tuple[tuple[Any, ...], np.ndarray]:
+        """Tokenize texts: one or two of (b, t) int64, and (b,) bool, the texts that exceed the limit of tokens."""
         import numpy as np
 
         limit = self.max_tokens()
         with self._lock:
             tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
             whole = self.tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
-        return tokens, np.fromiter((len(ids) > limit for ids in whole), bool, len(texts))
+        kinds = tuple(tokens[kind] for kind in _TOKENS if kind in tokens)
+        return kinds, np.fromiter((len(ids) > limit for ids in whole), bool, len(texts))
 
     def max_tokens(self) -> int:
         """Return the model's context."""

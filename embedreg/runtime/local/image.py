@@ -108,9 +108,13 @@ class LocalImageFunction(LocalModel):
     def _named_devices(self, name: str) -> tuple[str, ...]:
         return (device.resolve(name),)  # images are prepared for one device
 
+    def _as_run(self, model: Any) -> Any:
+        """Return the model in the form that its back end runs; called in the caller's thread."""
+        return model
+
     def _pictures(self) -> _Pictures:
         (on,) = self._devices()
-        model = self._loaded(on)
+        model = self._as_run(self._loaded(on))
         return _Pictures(self, model, on, self.draft_side(model), self.ndims())
 
     def _try(self, model: Any, on: str) -> None:

@@ -24,14 +24,14 @@ from embedreg.runtime.text.compilation import Requests
 from embedreg.runtime.text.pipeline import TextPipeline
 from embedreg.support.imports import attempt_import_or_raise
 
-__all__ = ["Compiled", "OpenVinoPipeline"]
+__all__ = ["Compiled", "OpenVinoPipeline", "converted", "save"]
 
 log = logging.getLogger("embedreg")
 
 EXTRA = "openvino"
-_FILE = "model.xml"
+FILE = "model.xml"
 _SAMPLE = ["a", "Some words of a sentence, as they come.", "one two three four five six seven eight nine ten " * 4]
-_TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}  # of unit vectors' coordinates
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}  # of unit vectors' coordinates
 
 
 class Compiled:
@@ -71,12 +71,12 @@ class Compiled:
             ) from exc
         self._compare(model, precision)
         if identity is not None:
-            conversions.keep(identity, _dependencies(first, self.kinds), functools.partial(_save, openvino, made))
+            conversions.keep(identity, _dependencies(first, self.kinds), functools.partial(save, openvino, made))
 
     def _load(self, openvino: Any, stored: Path, model: Any, precision: Precision) -> bool:
         """Compile a stored conversion; return whether its vectors agree with the model's."""
         try:
-            self._compile(openvino.Core().read_model(stored / _FILE))
+            self._compile(openvino.Core().read_model(stored / FILE))
             self._compare(model, precision)
         except Exception as exc:  # noqa: BLE001 (a damaged file may raise any error; the model is converted again)
             log.warning("a converted model in %s cannot be used (%s): converting again", stored, type(exc).__name__)
@@ -103,7 +103,7 @@ class Compiled:
         ours = OpenVinoPipeline(model, "cpu", "", None, True, None, compiled=self)
         features = model.preprocess(_SAMPLE)
         difference = float((theirs.vectors(dict(features)) - ours.vectors(dict(features))).abs().max())
-        if not difference <= _TOLERANCE[precision]:  # also true for nan
+        if not difference <= TOLERANCE[precision]:  # also true for nan
             raise CallError(f"OpenVINO's vectors for this model differ by {difference:.2g}.", "backend='torch'")
 
 
@@ -128,14 +128,8 @@ class OpenVinoPipeline(TextPipeline):
 
 
 def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> Any:
-    """Trace a Hugging Face model and convert the trace.
-
-    It calls the frontend directly, since `openvino.convert_model` reports its use over the network.
-    """
+    """Trace a Hugging Face model and convert the trace."""
     import torch
-
-    frontends = attempt_import_or_raise("openvino.frontend", extra=EXTRA)
-    decoders = attempt_import_or_raise("openvino.frontend.pytorch.ts_decoder", extra=EXTRA)
 
     class Hidden(torch.nn.Module):
         def __init__(self) -> None:
@@ -145,10 +139,20 @@ def _convert(transformer: Any, kinds: list[str], features: dict[str, Any]) -> An
         def forward(self, *tensors: Any) -> Any:
             return self.transformer(**dict(zip(kinds, tensors, strict=True)), return_dict=False)[0]
 
+    return converted(Hidden().eval(), tuple(features[kind].clone() for kind in kinds))
+
+
+def converted(module: Any, example: tuple[Any, ...]) -> Any:
+    """Trace a torch module on an example, and convert the trace to an `openvino.Model`.
+
+    It calls the frontend directly, since `openvino.convert_model` reports its use over the network.
+    """
+    import torch
+
+    frontends = attempt_import_or_raise("openvino.frontend", extra=EXTRA)
+    decoders = attempt_import_or_raise("openvino.frontend.pytorch.ts_decoder", extra=EXTRA)
     with _quietly(), torch.inference_mode(False), torch.no_grad():
-        decoder = decoders.TorchScriptPythonDecoder(
-            Hidden().eval(), example_input=tuple(features[kind].clone() for kind in kinds)
-        )
+        decoder = decoders.TorchScriptPythonDecoder(module, example_input=example)
         frontend = frontends.FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
 
@@ -160,8 +164,9 @@ def _dependencies(first: Any, kinds: list[str]) -> dict[str, Any]:
     return {"kinds": kinds, "attention": attention, **{name: metadata.version(name) for name in libraries}}
 
 
-def _save(openvino: Any, made: Any, folder: Path) -> None:
-    openvino.save_model(made, folder / _FILE, compress_to_fp16=False)
+def save(openvino: Any, made: Any, folder: Path) -> None:
+    """Write a converted model to a folder."""
+    openvino.save_model(made, folder / FILE, compress_to_fp16=False)
 
 
 @contextlib.contextmanager
