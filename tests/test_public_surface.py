@@ -61,7 +61,13 @@ ERRORS = (
     "UntrustedError",
     "VectorError",
 )
+_COLUMN = ("abandon", "add", "audit", "compare", "detach", "fill", "finish", "identify", "migrate", "refresh")
+_COLUMN += ("repoint", "rollback", "settle", "status", "switch")
 ALLOWED: dict[str, tuple[str, str]] = {
+    **{
+        f"help / embedreg column{name}": ("`embedreg column`: the same from a shell", "added")
+        for name in ("", *(f" {each}" for each in _COLUMN))
+    },
     "modules / embedreg / embed_column / signature": (
         "`embed_column` has no parameter `probing` any more",
         "-> (function: EmbeddingFunction, values: Any, role: Role = 'source', *, "

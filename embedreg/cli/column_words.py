@@ -65,6 +65,8 @@ def print_statuses(data: str, found: Sequence[ColumnStatus], *, as_json: bool) -
             terminal.say(f"{each.vector}: {in_shell(each.problem)}", style="bold")
         if each.migration is not None:
             terminal.say(migration_line(each.migration))
+            for note in each.migration.notes:
+                terminal.note(in_shell(note))
         for note in each.notes:
             terminal.note(in_shell(note))
 
