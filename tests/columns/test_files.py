@@ -548,3 +548,28 @@ def test_rows_are_found_by_number_over_all_files(folder: Path) -> None:
     assert store.take(wanted, ["text"])["text"].to_pylist() == [texts[n] for n in wanted]
     assert [text for batch in store.scan(["text"], 2) for text in batch.column(0).to_pylist()] == texts
     assert np.array_equal(store.take([], ["id"])["id"], [])
+
+
+def test_staged_vectors_that_the_function_does_not_give_are_not_switched(
+    folder: Path, one: Counted, tmp_path: Path
+) -> None:
+    """A function that answers otherwise each time is found before anything changes."""
+
+    @embedreg.register("fickle")
+    class Fickle(Counted):
+        """Another direction with each call."""
+
+        calls: ClassVar[int] = 0
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            type(self).calls += 1
+            return [[1.0, float(self.calls**4 * (-1) ** self.calls)] for _ in texts]
+
+    columns.add(folder, one.bind("text", "vector"))
+    with pytest.raises(DriftError, match="is not what the function gives now"):
+        columns.migrate(folder, "vector", Fickle.create())
+    assert columns.status(folder)[0].function == "counted"
+    [migration] = columns.migrations(folder)
+    assert migration.state == "staging"
+    migration.abandon()
+    assert right(folder, 1.0)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.datasets import formats
-from embedreg.datasets.formats import Scan, Span
+from embedreg.datasets.formats import Scan, Span, Unit
 from embedreg.datasets.schemas import refuse_invalid
 from embedreg.datasets.storage import Storage
 from embedreg.declaration import codec, manifest
@@ -89,8 +89,10 @@ class DataFiles:
         assert schema is not None  # only of text files
         return schema
 
-    def batches(self, name: str, columns: Sequence[str] | None, batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a file; columns that it lacks are left out.
+    def batches(
+        self, name: str, columns: Sequence[str] | None, batch_rows: int, unit: Unit | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a file, or of one of its units; columns that it lacks are left out.
 
         Raises:
             StorageError: it cannot be read.
@@ -98,7 +100,8 @@ class DataFiles:
         scan = self.scan(name)
         if not scan.units:
             return
-        span = Span(scan.units[0].start, scan.units[-1].stop)
+        first, last = (scan.units[0], scan.units[-1]) if unit is None else (unit, unit)
+        span = Span(first.start, last.stop)
         read = formats.read_parquet if self.kind(name) == "parquet" else formats.read_arrow
         row = 0
         with self._readable(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import digest as digests
@@ -10,8 +11,9 @@ from embedreg.columns.declare import columns_of, rebuilt
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.changes import Change, stage
 from embedreg.columns.files.records import Migrating, entry_of
-from embedreg.columns.files.staging import MIGRATION, PREVIOUS, Staging, key_of
+from embedreg.columns.files.staging import FILES, MIGRATION, PREVIOUS, Staging, key_of
 from embedreg.columns.migration import Migration
+from embedreg.columns.proof import SAMPLE, refuse_unproven
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from embedreg.columns.files.folder import DataFiles
 
 __all__ = ["FilesMigration"]
+
+_PLACES = 16  # row groups that the sample of a check comes from
 
 
 class FilesMigration(Migration):
@@ -113,15 +117,50 @@ class FilesMigration(Migration):
             facts = self._facts()
             if facts.state not in ("staging", "ready"):
                 raise ConfigError(f"the migration is {facts.state}: nothing is left to stage.", "settle, or finish")
-            report, _ = stage(self._staging, self._forward(facts), self._options)
+            change = self._forward(facts)
+            report, _ = stage(self._staging, change, self._options)
+            if facts.state == "staging":
+                self._prove(change)
             self._to(facts, "ready")
             return report
+
+    def _prove(self, change: Change) -> None:
+        """Embed a sample of the staged rows anew.
+
+        Raises:
+            DriftError: they have other vectors. StorageError: a staged file has other rows than its source.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        files, chance = self._files, random.Random(change.key)
+        staged = dataclasses.replace(files, data=self._staging.root.inside(FILES))
+        entry, parts, places = change.entry, [], []
+        for name in files.names():
+            if self._staging.done(name) is not None:
+                units = staged.scan(name).units
+                if sum(unit.rows or 0 for unit in units) != sum(unit.rows or 0 for unit in files.scan(name).units):
+                    raise StorageError(f"what was staged for {name} has other rows.", "abandon, and migrate again")
+                places += [(name, unit) for unit in units if unit.rows]
+        for name, unit in chance.sample(places, min(_PLACES, len(places))):
+            columns = [entry.source_column, entry.vector_column]
+            table = pa.Table.from_batches(list(staged.batches(name, columns, BATCH_ROWS, unit)))
+            table = table.filter(pc.and_(table[0].is_valid(), table[1].is_valid()))
+            rows = sorted(chance.sample(range(len(table)), min(-(-SAMPLE // min(_PLACES, len(places))), len(table))))
+            parts.append(table.take(rows).select(columns))
+        if parts:
+            rows = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+            source, vector = (rows.column(n).combine_chunks() for n in range(2))
+            refuse_unproven(change.config(), source, vector, str(files.path))
 
     def switch(self) -> int:
         with self._staging.held():
             facts = self._facts()
             if facts.state in ("switched", "settled"):
                 return len(facts.published)
+            if facts.state == "staging":
+                self.run()
+                facts = self._facts()
             change = self._forward(facts)
             _, entries = stage(self._staging, change, self._options)  # what is new or has changed since `run`
             self._staging.list_renames(change.key, entries, keep=facts.keep, state="switched")

@@ -358,3 +358,28 @@ def test_an_audit_reads_a_database(table: Path, one: Letters) -> None:
     [found] = columns.audit(table, candidates=[one])
     assert found.verdict == "sound"
     assert found.compared == 4
+
+
+def test_staged_vectors_that_the_function_does_not_give_are_not_switched(
+    table: Path, one: Letters, tmp_path: Path
+) -> None:
+    """A function that answers otherwise each time is found before anything changes."""
+
+    @embedreg.register("fickle")
+    class Fickle(Letters):
+        """Another direction with each call."""
+
+        calls: ClassVar[int] = 0
+
+        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+            type(self).calls += 1
+            return [[1.0, float(self.calls**4 * (-1) ** self.calls)] for _ in texts]
+
+    columns.add(table, one.bind("text", "vector"))
+    with pytest.raises(DriftError, match="is not what the function gives now"):
+        columns.migrate(table, "vector", Fickle.create())
+    assert columns.status(table)[0].function == "letters"
+    [migration] = columns.migrations(table)
+    assert migration.state == "staging"
+    migration.abandon()
+    assert right(table, 1.0)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from embedreg.columns import digest as digests
 from embedreg.columns.declare import columns_of, rebuilt
 from embedreg.columns.migration import Migration
+from embedreg.columns.proof import SAMPLE, refuse_unproven
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
@@ -110,10 +111,20 @@ class Steps:
         """Embed the rows that are not staged yet, or changed since."""
         columns = self.staged(change)
         wanted = _ALL if columns.digest is not None else frozenset({"empty"})
-        made = by_row.fill(self.place, columns, config, wanted, options)
+        return by_row.fill(self.place, columns, config, wanted, options)
+
+    def prove(self, change: Change, config: Callable[[], EmbeddingFunctionConfig]) -> None:
+        """Embed a sample of the staged rows anew; the change is then ready.
+
+        Raises:
+            DriftError: they have other vectors.
+        """
+        pairs = by_row.pairs(self.place, self.staged(change), "", SAMPLE, 0)
+        if len(pairs):
+            source, vector = pairs["source"].combine_chunks(), pairs["vector"].combine_chunks()
+            refuse_unproven(config(), source, vector, self.place.shown)
         with self.place.writing() as con:
             self.record(con, change.model_copy(update={"state": "ready"}))
-        return made
 
     def switch(self, change: Change) -> None:
         """Give the staged columns their names and declaration; keep the old ones, or drop them. One transaction."""
@@ -226,12 +237,18 @@ class DuckDBMigration(Migration):
 
     def run(self) -> ColumnReport:
         start, change = time.perf_counter(), self._change("staging", "ready")
-        made = self._steps.stage(change, self._config(change.entry("new")), self._options)
+        config = self._config(change.entry("new"))
+        made = self._steps.stage(change, config, self._options)
+        if change.state == "staging":
+            self._steps.prove(change, config)
         return self._report("stage", change, made, start)
 
     def switch(self) -> int:
         change = self._change("staging", "ready", "switched", "settled")
-        if change.state in ("staging", "ready"):
+        if change.state == "staging":
+            self.run()
+            change = self._change("ready")
+        if change.state == "ready":
             self._steps.stage(change, self._config(change.entry("new")), self._options)  # rows changed since `run`
             last = self._end("finished", change)
             self._steps.switch(change)

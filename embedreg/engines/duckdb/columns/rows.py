@@ -21,7 +21,7 @@ from embedreg.errors import BadRowsError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Columns", "Counts", "counts", "fill", "kind_of"]
+__all__ = ["Columns", "Counts", "counts", "fill", "kind_of", "pairs"]
 
 SHOWN_BAD_ROWS = 100
 _CHUNK_BYTES = 64 << 20  # of vectors that one transaction writes
@@ -96,6 +96,21 @@ def counts(con: Any, place: Place, columns: Columns) -> dict[str, int]:
     picked = ", ".join(f"count(*) FILTER ({columns.where(name)})" for name in ROW_CLASSES)
     found = con.execute(f"SELECT {picked} FROM {place.quoted} AS t").fetchone()
     return dict(zip(ROW_CLASSES, found, strict=True))
+
+
+def pairs(place: Place, columns: Columns, where: str, sample: int, seed: int) -> pa.Table:
+    """Return `source` and `vector` of some rows that have both.
+
+    Args:
+        where: a condition with an AND behind it, or "".
+    """
+    source, vector = f"t.{identifier(columns.source)}", f"t.{identifier(columns.vector)}"
+    with place.reading() as con:
+        return arrow(
+            con,
+            f"SELECT {source} AS source, {vector} AS vector FROM {place.quoted} AS t WHERE {where} "
+            f"{source} IS NOT NULL AND {vector} IS NOT NULL ORDER BY hash(t.rowid + {seed:d}) LIMIT {sample:d}",
+        )
 
 
 def kind_of(entry: Entry, ndims: int) -> str:

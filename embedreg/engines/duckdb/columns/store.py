@@ -208,7 +208,7 @@ class DuckDBColumns(ColumnStore):
 
     def _verified(self, entry: Entry, columns: Columns, sample: int) -> bool:
         """Return whether a sample of the unstamped rows agrees with the declared function; True if there are none."""
-        pairs = self._pairs(columns, f"{columns.where('unstamped')} AND", sample, 0)
+        pairs = by_row.pairs(self.place, columns, f"{columns.where('unstamped')} AND", sample, 0)
         if not len(pairs):
             with self.place.reading() as con:
                 return not by_row.counts(con, self.place, columns)["unstamped"]
@@ -219,16 +219,6 @@ class DuckDBColumns(ColumnStore):
         except DriftError:
             return False
         return len(found[0]) > 0
-
-    def _pairs(self, columns: Columns, where: str, sample: int, seed: int) -> pa.Table:
-        """Return the sources and vectors of some rows that have both."""
-        source, vector = f"t.{identifier(columns.source)}", f"t.{identifier(columns.vector)}"
-        with self.place.reading() as con:
-            return arrow(
-                con,
-                f"SELECT {source} AS source, {vector} AS vector FROM {self.place.quoted} AS t WHERE {where} "
-                f"{source} IS NOT NULL AND {vector} IS NOT NULL ORDER BY hash(t.rowid + {seed:d}) LIMIT {sample:d}",
-            )
 
     # -- migrating ---------------------------------------------------------------------------------------------------
 
@@ -315,7 +305,7 @@ class DuckDBColumns(ColumnStore):
 
         old = self.entry(vector)
         config = function.bind(old.source_column, vector)
-        pairs = self._pairs(Columns.of(old), "", sample, seed)
+        pairs = by_row.pairs(self.place, Columns.of(old), "", sample, seed)
         if not len(pairs):
             raise InputError(f"no row of {self.shown} has both {old.source_column!r} and {vector!r}.", "fill it first")
         cosines, lengths = compared(config, pairs["source"].combine_chunks(), pairs["vector"].combine_chunks())
