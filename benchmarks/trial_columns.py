@@ -12,6 +12,7 @@ for bit, also after a compaction that removes every unused file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -35,6 +36,7 @@ import pyarrow as pa
 
 import embedreg
 from embedreg import columns
+from embedreg.errors import SchemaError
 
 D, ROWS = 32, 4000
 FIXED = 200  # rows that nobody changes: what the searchers look for
@@ -46,8 +48,8 @@ def functions() -> list[Any]:
     return [embedreg.get("hashing").create(dim=D, seed=seed) for seed in (1, 2)]
 
 
-def made(folder: Path) -> Any:
-    """Make the table, of four fragments, with the first function's vectors."""
+def made(folder: Path, *, index: bool = False, vectors: bool = True) -> Any:
+    """Make the table, of four fragments, with the first function's vectors and maybe an index."""
     import lancedb
 
     table = None
@@ -57,7 +59,10 @@ def made(folder: Path) -> Any:
         table = lancedb.connect(folder).create_table(NAME, data) if table is None else table
         if start:
             table.add(data)
-    columns.add(table, functions()[0].bind("text", "vector"))
+    if vectors:
+        columns.add(table, functions()[0].bind("text", "vector"))
+    if index:
+        table.to_lance().create_index("vector", "IVF_FLAT", metric="cosine", num_partitions=2)
     return table
 
 
@@ -358,7 +363,9 @@ def operation(folder: Path, kind: str, at: int | None) -> int:
     """Run a whole operation, and die at a point; return how many there are."""
     points = Points(at)
     path = folder / f"{NAME}.lance"
-    if kind == "migrate":
+    if kind == "add":
+        columns.add(path, functions()[0].bind("text", "vector"))
+    elif kind == "migrate":
         columns.migrate(path, "vector", functions()[1])
     elif kind == "rollback":
         columns.migrations(path)[0].rollback()
@@ -389,6 +396,14 @@ def after_kill(folder: Path, kind: str, before: Path, hard: bool) -> dict[str, A
     import lancedb
 
     path = folder / f"{NAME}.lance"
+    if kind == "add":
+        there = "vector" in lance.dataset(str(path)).schema.names
+        true = len(columns.status(path)) == there
+        with contextlib.suppress(SchemaError):  # it was killed after its end
+            columns.add(path, functions()[0].bind("text", "vector"))
+        good = right(folder, 0) and columns.status(path)[0].todo == 0
+        columns.migrate(path, "vector", functions()[1], switch=False).abandon()
+        return {"state": "added" if there else "not added", "true": true, "good": good, "left": left_in(folder)}
     (status,) = columns.status(path)
     state = status.migration.state if status.migration is not None else "none"
     now = 1 if right(folder, 1) else 0 if right(folder, 0) else None
@@ -414,14 +429,22 @@ def after_kill(folder: Path, kind: str, before: Path, hard: bool) -> dict[str, A
     if not columns.migrations(path):  # whoever comes next removes what a run that was killed as it ended left
         number = int(right(folder, 1))
         columns.migrate(path, "vector", functions()[1 - number], switch=False).abandon()
+    indexed = lance.dataset(str(path)).stats.index_stats("vector_idx")["num_unindexed_rows"] == 0
+    return {"state": state, "true": true, "good": good and indexed, "left": left_in(folder)}
+
+
+def left_in(folder: Path) -> list[str]:
+    """Return what is left of embedreg's: branches, tags, folders."""
+    import lance
+
+    path = folder / f"{NAME}.lance"
     dataset = lance.dataset(str(path))
-    known = {"_transactions", "_deletions", "_indices", "data", "_versions", f"{NAME}.lance"}
+    known = {"_transactions", "_deletions", "_indices", "data", "_versions", path.name}
     left = [*dataset.branches.list(), *dataset.tags.list()]
-    left += [each.name for each in (*folder.iterdir(), *path.iterdir()) if each.name not in known]
-    return {"state": state, "true": true, "good": good, "left": left}
+    return left + [each.name for each in (*folder.iterdir(), *path.iterdir()) if each.name not in known]
 
 
-def kills(points: int, kinds: tuple[str, ...] = ("migrate", "rollback", "finish")) -> dict[str, Any]:
+def kills(points: int, kinds: tuple[str, ...] = ("add", "migrate", "rollback", "finish")) -> dict[str, Any]:
     """Kill each operation at points spread over it; return the counts."""
     import lance  # noqa: F401  # imported, not used: a fork copies no threads of its runtime
     import lancedb  # noqa: F401
@@ -431,12 +454,13 @@ def kills(points: int, kinds: tuple[str, ...] = ("migrate", "rollback", "finish"
     warnings.simplefilter("ignore")
     base = Path(tempfile.mkdtemp(prefix="embedreg-kills-"))
     result: dict[str, Any] = {"points": 0, "states": Counter(), "untrue": 0, "wrong": 0, "left": 0, "failed": 0}
-    assert forked(lambda: bool(made(base / "old")))[0] == 0
+    assert forked(lambda: bool(made(base / "plain", vectors=False)))[0] == 0
+    assert forked(lambda: bool(made(base / "old", index=True)))[0] == 0
     shutil.copytree(base / "old", base / "new")
     assert forked(lambda: operation(base / "new", "migrate", None))[0] == 0
     folder = base / "work"
     for kind in kinds:
-        start = base / ("old" if kind == "migrate" else "new")
+        start = base / {"add": "plain", "migrate": "old"}.get(kind, "new")
         shutil.copytree(start, base / "whole")
         status, count = forked(lambda kind=kind: operation(base / "whole", kind, None))  # type: ignore[misc]
         shutil.rmtree(base / "whole")

@@ -172,6 +172,32 @@ def _size(folder: Path, before: dict[str, str]) -> int:
     return sum(path.stat().st_size for path in data.iterdir() if path.name not in before)
 
 
+def test_an_interrupted_add_goes_on_and_embeds_nothing_twice(
+    plain: Any, one: Counting, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a vector cache each text is embedded once, wherever it stopped; staged fragments stay staged."""
+    from embedreg.engines.lancedb.columns.place import Kept
+
+    keep, left = Kept.keep, [1]
+
+    def fails(self: Kept, *args: Any) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        keep(self, *args)
+
+    monkeypatch.setattr(Kept, "keep", fails)
+    with pytest.raises(KeyboardInterrupt):
+        columns.add(plain, one.bind("text", "vector"), cache=tmp_path / "cache")
+    monkeypatch.undo()
+    assert plain.schema.names == ["id", "text"]
+    report = columns.add(plain, one.bind("text", "vector"), cache=tmp_path / "cache")
+    assert (report.embedded, report.cached) == (299, 299)
+    assert len(Counting.seen) == len(set(Counting.seen)) == 598
+    assert set(seeds(plain).values()) == {1}
+    assert leftovers(folder) == []
+
+
 def test_a_digest_is_the_functions_and_the_sources_hash(table: Any, one: Counting) -> None:
     """8 hex of the fingerprint and 16 hex of the source's sha256; other engines can compute it."""
     from embedreg.declaration.fingerprint import fingerprint

@@ -38,16 +38,16 @@ def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> Colu
     with place.locked() as lock:
         place.remove_branches()
         record = place.kept.record()
-        if vector in dataset.schema.names and not _is_done(record, dataset, vector):
+        if _is_done(record, dataset, vector):
+            place.kept.drop()
+            return ColumnReport(vector, "add", rows=dataset.count_rows(), notes=("an earlier run had added it",))
+        if vector in dataset.schema.names:
             raise SchemaError(
                 f"table {place.name!r} has a column {vector!r}.",
                 "fn.bind('source', 'other_name') adds another; columns.fill or columns.migrate work on this one",
             )
         _refuse(place, dataset.schema, config, options)
         entry = entry_for(config.function, source, vector, digest=options.digest)
-        if _is_done(record, dataset, vector):
-            place.kept.drop()
-            return ColumnReport(vector, "add", rows=dataset.count_rows(), notes=("an earlier run had added it",))
         record = resumed(place, record, options, kind="add", vector=vector, name=vector, source=source, entry=entry)
         maker = Maker(lambda: config, entry, options)
         field = pa.field(vector, maker.field.type)

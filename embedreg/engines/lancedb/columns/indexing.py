@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from embedreg.engines.lancedb.columns.commits import METADATA_TRIES, Schemas, commit, field_ids, lance
-from embedreg.engines.lancedb.columns.place import Place
+from embedreg.engines.lancedb.columns.place import INDEX, Place
 from embedreg.engines.lancedb.columns.staging import Staging
 from embedreg.errors import EmbedregError
 from embedreg.support.display import first_line
@@ -26,7 +26,6 @@ __all__ = ["Built", "built", "join", "replaced", "settings_of"]
 
 log = logging.getLogger("embedreg")
 
-_FOLDER = "index"  # beside the table
 _KINDS = ("IVF_FLAT", "IVF_PQ", "IVF_SQ", "IVF_RQ", "IVF_HNSW_FLAT", "IVF_HNSW_PQ", "IVF_HNSW_SQ")
 _METRICS = ("l2", "cosine", "dot")
 
@@ -82,11 +81,11 @@ def built(
 
     What cannot be indexed, such as too few rows, is logged: the column is then searched by a scan.
     """
-    folder = Path(place.beside.uri, _FOLDER)
+    folder = Path(place.beside.uri, INDEX)
     try:
         yield None if settings is None else _built(place, staging, field, settings, name, folder)
     finally:
-        place.beside.remove_all(_FOLDER)
+        place.beside.remove_all(INDEX)
 
 
 def _built(
@@ -109,7 +108,7 @@ def _built(
             _create(branch, column, {**settings, "name": column}, field.type.list_size)  # the name may be taken there
             (index,) = branch.read_transaction(branch.latest_version).operation.new_indices
             home = Path(str(branch.uri), "_indices", str(index.uuid))
-            place.beside.remove_all(_FOLDER)
+            place.beside.remove_all(INDEX)
             folder.mkdir(parents=True)
             shutil.copytree(home, folder / str(index.uuid))
             named = dataclasses.replace(index, name=settings["name"])

@@ -141,7 +141,9 @@ class LanceMigration(Migration):
         """
         mark, record = mark_of(self._place.newest().schema), self._place.kept.record()
         ended = record is not None and record["kind"] == "migrate" and record["state"] in ("switched", "settled")
-        if mark is None and ended:
+        if mark is None and ended and record is not None:
+            if record.get("back") is True:
+                replaced(self._place, record.get("like"), record["vector"])
             self._place.kept.drop()
             record = None
         if mark is not None and record is not None and record["id"] != mark.id:
@@ -379,6 +381,7 @@ class LanceMigration(Migration):
             )
             staging.run()
             like = settings_of(self._place.newest(), mark.name)
+            self._place.kept.write({**record, "like": like})
             field = mark.old.field(0)
             with built(self._place, staging, field, like, f"embedreg-{mark.id}") as index:
                 made = went_back(self._place, staging, mark, lock, self._options.switch_timeout_s)

@@ -18,12 +18,13 @@ from embedreg.jobs.lock import Lock
 from embedreg.support import confined
 from embedreg.support.strict_json import Malformed, document
 
-__all__ = ["BACK", "FILES", "PIECES", "Kept", "Place", "place_of"]
+__all__ = ["BACK", "FILES", "INDEX", "PIECES", "Kept", "Place", "place_of"]
 
 FILES = "files"
 RECORD = "migration.json"
 PIECES = "pieces"
 BACK = "pieces_back"  # of a rollback
+INDEX = "index"  # built before a switch
 _MAX_BYTES = 1 << 20
 _FILE = re.compile(r"[0-9a-f]{32}\.lance")
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -224,7 +225,7 @@ class Kept:
 
     def drop(self) -> None:
         """Remove everything that is kept, but for the lock; the record goes last."""
-        for folder in (PIECES, BACK):
+        for folder in (PIECES, BACK, INDEX):
             self.root.remove_all(folder)
         self.root.remove_all(FILES)
         self.root.remove(RECORD)
