@@ -194,6 +194,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for section in ("functions", "outputs / doctor / functions")
         for name in ADDED_FUNCTIONS
     },
+    "outputs / doctor / keys": ("`embedreg doctor` shows the keys of every function that are set", "added"),
     "outputs / functions": (ADDED, ""),  # one line of JSON for each function
     **{
         f"functions / openai / fields / {name}": ("`openai` has `query_prompt` and `document_prompt`", "added")

@@ -89,12 +89,14 @@ class VendorServer(EmbeddingServer):
     """The server, as a context manager; `replies` are given to requests for embeddings only.
 
     Attributes:
+        widths: of models, by a part of the request's path or its `model`.
         wrong: "{}", "count", "width", "tokens" (a vector for each token) or None.
     """
 
     def __init__(self) -> None:
         super().__init__(WIDTH)
         self.wrong: str | None = None
+        self.widths: dict[str, int] = {}
 
     @property
     def asked(self) -> list[Received]:
@@ -161,6 +163,8 @@ class _Vendors(_Handler):
         width = body.get("output_dimension") or body.get("dimensions") or first.get("outputDimensionality") or WIDTH
         config = body.get("parameters") or {**body, **first}.get("embedContentConfig") or {}
         width = config.get("outputDimensionality") or width
+        place = f"{path} {body.get('model')}"
+        width = next((own for model, own in self.owner.widths.items() if model in place), width)
         vectors: list[Any] = [vector_of(text, width + (wrong == "width")) for text in texts]
         if wrong == "{}":
             return {}

@@ -72,11 +72,13 @@ def doctor(as_json: AsJson = False) -> None:
 def examine() -> dict[str, Any]:
     """Return the data that `doctor` shows."""
     libraries = {name: _library(name, extra) for name, extra in _required().items()}
+    keys = dict.fromkeys(_KEYS)
     functions = {}
     for name in get_registry().list():
         described = describe(name)
         install = f"pip install 'embedreg[{described['extra']}]'" if described["extra"] else described.get("problem")
         ready = described["installed"]
+        keys |= dict.fromkeys(described.get("keys") or ())
         functions[name] = {"ready": ready, "install": None if ready else install, "origin": described["origin"]}
     model = _model()
     ready = functions["sentence-transformers"]["ready"] and libraries["lancedb"]["version"] and model["path"]
@@ -89,7 +91,7 @@ def examine() -> dict[str, Any]:
         "libraries": libraries,
         "engines": _engines(),
         "functions": functions,
-        "keys": {name: bool(os.environ.get(name)) for name in _KEYS},
+        "keys": {name: bool(os.environ.get(name)) for name in keys},
         "settings": None if (own := user_config.own_file()) is None else str(own),
         "model": model,
         "prompts": _prompted(),
