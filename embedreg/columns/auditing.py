@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["audit"]
 
 _TEXTS = ("string", "large_string")
+_TOLD = 3  # pairs of rows with equal sources and different vectors
 _KEPT_LONG = 10  # percent of the sample that is taken from the longest sources
 
 
@@ -124,6 +125,8 @@ class _One:
             if whole
             else None
         )
+        for one, two in found.contradicting[:_TOLD] if found is not None else ():
+            self._notes.append(f"rows {one:,} and {two:,} have equal sources and different vectors")
         function, problem = self._function()
         told = {
             "column": self._vector,

@@ -14,7 +14,7 @@ import embedreg
 from embedreg.columns import Audit, audit, identify
 from tests.columns.made import column, docstrings
 
-ROWS, SAMPLE = 120, 24
+ROWS, SAMPLE = 80, 20
 
 
 class Made:
@@ -76,7 +76,7 @@ def test_a_rounded_column_is_sound_and_its_number_type_is_named(made: Made, stor
     assert found.agree == found.compared == SAMPLE
 
 
-def test_another_back_end_and_another_scale_are_sound(made: Made) -> None:
+def test_another_scale_and_lower_case_are_sound(made: Made) -> None:
     """`normalize=False` and lower-case texts give this model's own vectors, so nothing is reported."""
     plain = made.embed([text.lower() for text in made.texts], normalize=False)
     assert made.audit(plain, scan=False).verdict == "sound"
@@ -94,9 +94,10 @@ def test_a_final_full_stop_that_was_removed_is_named(made: Made) -> None:
     assert found.cause is not None
     assert found.cause.label == "text without its final punctuation"
     rows = found.evidence.rows
-    dots = [rows.text(index).rstrip().endswith(".") for index in range(SAMPLE)]  # the model reads no end of long texts
-    assert 0 < sum(dots) < SAMPLE
-    assert [kind == "text" for kind in found.evidence.kinds[:SAMPLE]] == dots
+    short = [index for index in range(len(rows)) if rows.numbers[index] not in made.long]  # others have ends unread
+    dots = [rows.text(index).rstrip().endswith(".") for index in short]
+    assert 0 < sum(dots) < len(short)
+    assert [found.evidence.kinds[index] == "text" for index in short] == dots
 
 
 def test_a_prompt_is_named_without_a_candidate_and_with_one(made: Made) -> None:

@@ -110,6 +110,7 @@ def test_a_scan_finds_what_cannot_be_right_without_a_model() -> None:
     matrix[10:12] = 1
     [found] = audit(column(texts, matrix).replace_schema_metadata({"embedding_functions": unknown}))
     assert (found.verdict, found.contradictions) == ("mixed", 1)
+    assert "rows 0 and 1 have equal sources and different vectors" in str(found)
     matrix[1] = matrix[0]
     [found] = audit(column(texts, matrix).replace_schema_metadata({"embedding_functions": unknown}))
     assert found.verdict == "unknown"

@@ -125,3 +125,14 @@ def test_pairs_are_read_from_a_file_and_answers_may_be_texts(hashed: tuple[pa.Ta
         compare(table, "vector", a, pairs=file)
     with pytest.raises(InputError, match="not all values of column 'id'"):
         compare(table, "vector", a, pairs=[("q", ["a text"])], key="id")
+
+
+def test_vectors_of_an_open_cache_are_used_and_kept(hashed: tuple[pa.Table, Any, Any], tmp_path: Path) -> None:
+    """A second comparison computes nothing, so it has no speed; its other figures are the same."""
+    table, _, b = hashed
+    with embedreg.vector_cache(tmp_path / "vectors.cache"):
+        first = compare(table, "vector", b, corpus=500)
+        again = compare(table, "vector", b, corpus=500)
+    assert (first.rows_per_s is None, again.rows_per_s, again.full_time_s) == (False, None, None)
+    assert (again.overlap, again.corpus_rows) == (first.overlap, first.corpus_rows)
+    assert "not measured" in str(again)
