@@ -139,7 +139,8 @@ class GeminiTextEmbeddings(VendorFunction):
                     item["taskType"] = task.upper()
             requests.append({**item, "content": {"parts": parts}})
         try:
-            answer = self._post(f"/v1/{model}:batchEmbedContents", {"requests": requests})
+            place = "/".join(map(http.in_path, model.split("/")))
+            answer = self._post(f"/v1/{place}:batchEmbedContents", {"requests": requests})
         except http.HttpError as exc:
             exc.retry_after_s = _delay_of(exc.body)
             raise

@@ -27,7 +27,7 @@ class HuggingFaceInferenceEmbeddings(PromptedFunction):
         base_url: an inference endpoint, which serves one model. None: Hugging Face's, by `name`.
         normalize, truncate: sent where set; support depends on the model's server.
         query_prompt_name, document_prompt_name: names of the model's own prompts, as "query". None: none.
-        query_prompt, document_prompt: text before queries and sources. None: none.
+        query_prompt, document_prompt: text before queries and sources. Left out: what the model is known to need.
         dim: the width; left out, the server is queried once.
         api_key: a `$var:` reference. None: HF_TOKEN.
     """

@@ -31,7 +31,7 @@ class LiteLLMEmbeddings(PromptedFunction):
         name: the provider and the model, as "cohere/embed-v4.0".
         dim: request vectors of this width. None: the model's own, for which the service is queried once.
         source_options, query_options: further arguments of the service, as {"input_type": "search_query"}.
-        query_prompt, document_prompt: text before queries and sources. None: none.
+        query_prompt, document_prompt: text before queries and sources. Left out: what the model is known to need.
         api_base: another address.
         api_key: a `$var:` reference. None: the variable that litellm reads for the provider.
     """

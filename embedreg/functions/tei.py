@@ -33,7 +33,7 @@ class TextEmbeddingsInference(PromptedFunction):
         normalize: whether vectors have unit length.
         truncate: whether a text over the model's limit is cut off; otherwise its row fails.
         query_prompt_name, document_prompt_name: names of the model's own prompts, as "query". None: none.
-        query_prompt, document_prompt: text before queries and sources. None: none.
+        query_prompt, document_prompt: text before queries and sources. Left out: what the model is known to need.
         dim: request vectors of this width. None: the model's own, for which the server is queried once.
         api_key: a `$var:` reference, for a server that wants a key.
     """

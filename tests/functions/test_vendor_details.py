@@ -243,6 +243,23 @@ def test_a_model_that_needs_prompts_is_named_once(server: VendorServer, caplog: 
     assert "search_query" in caplog.text
 
 
+def test_functions_that_lancedb_lacks_take_known_prompts(server: VendorServer) -> None:
+    """Without a decision they are the model's; a decision, other forms and stored declarations stay as they are."""
+    case = BY_NAME["huggingface-inference"]
+    config = {k: v for k, v in case.config(f"http://{server.host}").items() if "prompt" not in k}
+    hosted = embedreg.get("huggingface-inference")
+    function = hosted.create(**{**config, "name": "intfloat/e5-base-v2"})
+    pickle.loads(pickle.dumps(function)).compute_query_embeddings("a")
+    assert server.asked[0].body["inputs"] == ["query: a"]
+    decided = hosted.create(**{**config, "name": "intfloat/e5-base-v2", "query_prompt": "", "document_prompt": ""})
+    named = hosted.create(**{**config, "name": "intfloat/e5-base-v2", "query_prompt_name": "query"})
+    assert (decided.query_prompt, named.query_prompt) == ("", None)  # type: ignore[attr-defined]
+    entry = {"name": "huggingface-inference", "model": {"name": "intfloat/e5-base-v2"}, "source_column": "t"}
+    found = embedreg.functions_in({"embedding_functions": json.dumps([{**entry, "vector_column": "v"}])})
+    assert found["v"].function.query_prompt is None
+    assert any("trained with prompts" in note for note in found.notes)
+
+
 def test_voyage_keys_of_mongodb_go_to_mongodb(running: VendorServer) -> None:
     """A key that begins with "al-" belongs to another address, unless one is set."""
     embedreg.get_registry().set_var("key", "al-1234")

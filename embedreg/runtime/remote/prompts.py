@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from embedreg.core.instances import metadata_is_building
 from embedreg.core.role import Role
 from embedreg.runtime.models import families
 from embedreg.runtime.remote.vendor import VendorFunction
@@ -18,6 +19,7 @@ __all__ = ["PromptedFunction", "missing", "prompt_of", "prompted"]
 log = logging.getLogger("embedreg")
 
 _named: set[str] = set()
+_FORMS = {"query_prompt_name", "document_prompt_name", "query_options", "source_options"}  # say it in another way
 
 
 def prompted(function: Any, batch: list[str], role: Role) -> list[str]:
@@ -51,8 +53,17 @@ def missing(function: Any) -> str | None:
 class PromptedFunction(VendorFunction):
     """A function of a service that takes plain texts: a subclass has the fields `query_prompt` and `document_prompt`.
 
-    None is no prompt, and "" is one: a model that needs prompts is then not named.
+    None is no prompt, and "" is one: a model that needs prompts is then not named. A function that LanceDB does not
+    have takes the prompts that its model is known to need, unless it is rebuilt from stored metadata.
     """
+
+    def __init__(self, **config: Any) -> None:
+        name = config.get("name")
+        known = type(self).traits.stock_fields is not None or metadata_is_building() or _FORMS & config.keys()
+        family = families.find(name) if isinstance(name, str) and not known else None
+        if family is not None:
+            config = {"query_prompt": family.query, "document_prompt": family.document, **config}
+        super().__init__(**config)
 
     def _prompted(self, batch: list[str], role: Role) -> list[str]:
         """Return texts with the prompt of their role."""
