@@ -648,6 +648,67 @@ print(migration.state, table.search("text 17").limit(1).to_list()[0]["id"])
     assert new_process(code).split() == ["settled", "17"]
 
 
+def test_users_may_clean_up_in_every_state(table: Any, two: Counting, folder: Path) -> None:
+    """Compaction with `cleanup_older_than=0` works at each step, stock readers read, and the next step goes on."""
+
+    def readable(seed: int) -> None:
+        compacted(table)
+        dataset = lance.dataset(str(folder / "t.lance"))
+        assert dataset.tags.list() == dataset.branches.list() == {}
+        query = {"column": "vector", "q": vector_of("text 17", seed), "k": 1}
+        assert dataset.to_table(columns=["id"], nearest=query)["id"].to_pylist() == [17]
+        assert dataset.count_rows() == 598
+
+    migration = columns.migrate(table, "vector", two, switch=False)
+    readable(1)
+    migration.switch()
+    readable(2)
+    migration.settle()
+    readable(2)
+    migration.rollback()
+    readable(1)
+    columns.migrate(table, "vector", two).finish()
+    readable(2)
+    assert leftovers(folder) == []
+
+
+def test_a_width_that_stays_is_noted(table: Any, two: Counting) -> None:
+    """Readers without this library would go on with the old model unseen; another name or width makes them fail."""
+    migration = columns.migrate(table, "vector", two, switch=False)
+    assert "keeps its width of 8" in migration.notes[0]
+    migration.switch()
+    assert "keeps its width of 8" in migration.notes[0]
+    migration.rollback()
+    assert columns.migrate(table, "vector", two, name="v2").notes == ()
+
+
+@pytest.mark.parametrize(
+    "options", [{"enable_stable_row_ids": True}, {"data_storage_version": "2.0"}, {"data_storage_version": "2.1"}]
+)
+def test_other_kinds_of_tables(folder: Path, one: Counting, two: Counting, options: dict[str, Any]) -> None:
+    """Stable row ids, earlier file formats, names with blanks, large strings: the same calls work."""
+    text = pa.array([f"text {i}" for i in range(60)], pa.large_string())
+    path, data = folder / "t.lance", pa.table({"id": list(range(60)), "My text": text})
+    lance.write_dataset(data, str(path), max_rows_per_file=40, **options)
+    columns.add(path, one.bind("My text", "my vec-tor"))
+    lance.dataset(str(path)).update({"My text": "'changed'"}, where="id < 2")
+    assert columns.refresh(path)[0].written == 2
+    migration = columns.migrate(path, "my vec-tor", two)
+    migration.rollback()
+    (status,) = columns.status(path)
+    assert (status.fresh, status.problem) == (60, None)
+    columns.detach(path, "my vec-tor", drop=True)
+    assert lance.dataset(str(path)).schema.names == ["id", "My text"]
+
+
+def test_the_first_file_format_is_refused(folder: Path, one: Counting) -> None:
+    """A column of it cannot lie in a file of its own."""
+    path = folder / "t.lance"
+    lance.write_dataset(rows(0, 10), str(path), data_storage_version="legacy")
+    with pytest.raises(ConfigError, match="file format"):
+        columns.add(path, one.bind("text", "vector"))
+
+
 # -- declarations ----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,6 @@
 
 store: the table as a `ColumnStore`. place: where it lies and what is kept beside it. declared: its columns as declared,
 and the classes of their rows. making: vectors and digests of sources. staging: column files outside the schema.
-comparing: a sample embedded anew. commits: schemas and commits. adding, refreshing, migrating, switching and declaring
-are the operations.
+comparing: a sample embedded anew. indexing: the index of the new vectors. standing: where a migration stands. commits:
+schemas and commits. adding, refreshing, migrating, switching and declaring are the operations.
 """

@@ -46,6 +46,7 @@ def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> Colu
                 f"table {place.name!r} has a column {vector!r}.",
                 "fn.bind('source', 'other_name') adds another; columns.fill or columns.migrate work on this one",
             )
+        declared.refuse_legacy(dataset, f"table {place.name!r}")
         _refuse(place, dataset.schema, config, options)
         entry = entry_for(config.function, source, vector, digest=options.digest)
         record = resumed(place, record, options, kind="add", vector=vector, name=vector, source=source, entry=entry)

@@ -27,9 +27,11 @@ __all__ = [
     "counts_of",
     "mark_of",
     "marked",
+    "notes_on",
     "predicate",
     "quoted",
     "refuse_computed",
+    "refuse_legacy",
     "vector_columns",
 ]
 
@@ -121,6 +123,25 @@ def refuse_computed(schema: pa.Schema, names: Sequence[str]) -> None:
     for name in names:
         if name in schema.names and any(b"computed_column" in key for key in schema.field(name).metadata or {}):
             raise ConfigError(f"{name!r} is a computed column of LanceDB.", "its values come from refresh_column")
+
+
+def refuse_legacy(dataset: Any, shown: str) -> None:
+    """Raise `ConfigError` for Lance's first file format, in which a column cannot lie in a file of its own."""
+    if not str(dataset.data_storage_version).startswith("2"):
+        raise ConfigError(
+            f"{shown} is in Lance's file format {dataset.data_storage_version}, to which no column can be added here.",
+            "write it anew with a newer LanceDB",
+        )
+
+
+def notes_on(vector: str, name: str, old: pa.DataType, width: Any) -> tuple[str, ...]:
+    """Return what a migration to vectors of some width means for readers that hold the table open."""
+    if vector != name or getattr(old, "list_size", None) != width:
+        return ()
+    return (
+        f"column {vector!r} keeps its width of {width}: readers that hold the table open with LanceDB's own functions "
+        "go on with the old model until they open it again",
+    )
 
 
 def quoted(name: str) -> str:

@@ -24,11 +24,20 @@ from embedreg.engines.lancedb.columns import refreshing
 from embedreg.engines.lancedb.columns.adding import reported, resumed, typed
 from embedreg.engines.lancedb.columns.commits import write_metadata
 from embedreg.engines.lancedb.columns.comparing import agrees
-from embedreg.engines.lancedb.columns.declared import MARK, Mark, chosen, columns_of, counts_of, mark_of
+from embedreg.engines.lancedb.columns.declared import (
+    MARK,
+    Mark,
+    chosen,
+    columns_of,
+    counts_of,
+    mark_of,
+    refuse_legacy,
+)
 from embedreg.engines.lancedb.columns.indexing import built, join, replaced, settings_of
 from embedreg.engines.lancedb.columns.making import Files, Maker
 from embedreg.engines.lancedb.columns.place import BACK, Place
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
+from embedreg.engines.lancedb.columns.standing import standing
 from embedreg.engines.lancedb.columns.switching import switched, went_back
 from embedreg.errors import ConfigError, DriftError, SchemaError, StorageError, option
 from embedreg.jobs.lock import Lock
@@ -69,9 +78,7 @@ def found(place: Place) -> LanceMigration | None:
     Raises:
         StorageError: the mark in the metadata, or the record beside the table, is not as embedreg writes it.
     """
-    if mark_of(place.newest().schema) is None and place.kept.record() is None:
-        return None
-    return LanceMigration(place, Options())
+    return None if standing(place) is None else LanceMigration(place, Options())
 
 
 class LanceMigration(Migration):
@@ -86,43 +93,12 @@ class LanceMigration(Migration):
 
     @property
     def status(self) -> MigrationStatus:
-        dataset = self._place.newest()
-        mark, record = mark_of(dataset.schema), self._place.kept.record()
-        if mark is None and record is None:
-            if self._last is None:
-                raise StorageError(f"table {self._place.name!r} has no migration.", "embedreg.columns.migrate(...)")
-            return self._last
-        if mark is not None:
-            ours = record is not None and record["id"] == mark.id
-            entry = columns_of(dataset.schema).get(mark.name)
-            total = int(dataset.count_rows())
-            fragments = len(dataset.get_fragments())
-            settled = ours and record is not None and record["state"] == "settled"
-            made = MigrationStatus(
-                mark.id,
-                "settled" if settled else "switched",
-                mark.vector,
-                mark.name,
-                None if entry is None else entry.entry.name,
-                total,
-                total,
-                fragments,
-                fragments,
-                ("it is being rolled back",) if ours and record is not None and record.get("back") is True else (),
-            )
-        else:
-            made = self._staged(dataset, record or {})
-        self._last = made
-        return made
-
-    def _staged(self, dataset: Any, record: dict[str, Any]) -> MigrationStatus:
-        state = record["state"]
-        if state in ("switched", "settled"):  # the table has no mark: a killed run had ended it
-            state = "rolled back" if record.get("back") is True else "finished"
-        name = codec.entries({codec.KEY: f"[{record['entry']}]"})[0].name
-        counts = Staging(self._place, record["source"], None).counts(dataset)
-        notes = ("a column is being added",) if record["kind"] == "add" else ()
-        return MigrationStatus(record["id"], state, record["vector"], record["name"], name, *counts, notes)
+        found = standing(self._place)
+        if found is None and self._last is None:
+            raise StorageError(f"table {self._place.name!r} has no migration.", "embedreg.columns.migrate(...)")
+        self._last = found or self._last
+        assert self._last is not None
+        return self._last
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[Lock]:
@@ -187,7 +163,9 @@ class LanceMigration(Migration):
                         option("`embedreg column finish` or `rollback` first", "Migration.finish() or .rollback()"),
                     )
                 return
-            schema = self._place.newest().schema
+            dataset = self._place.newest()
+            schema = dataset.schema
+            refuse_legacy(dataset, f"table {self._place.name!r}")
             column = chosen(schema, vector, f"table {self._place.name!r}")
             if column.entry.reserved.get("fingerprint") == to and name == vector:
                 raise ConfigError(
