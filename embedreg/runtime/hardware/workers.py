@@ -3,13 +3,14 @@
 Without torch they are plain threads; torch is never imported here. Pools from before and after its import are separate.
 
 Two workers that run whole batches on one core each are faster than one that spreads each product over both, since they
-never wait for each other. Smaller work runs in one thread on all cores. It never runs in the caller's thread: torch's
-OpenMP threads belong to the thread that used them first, and a child forked from that thread would wait for them
-forever.
+never wait for each other. Smaller work runs in one thread, on all cores if nothing else is running. It never runs in
+the caller's thread: torch's OpenMP threads belong to the thread that used them first, and a child forked from that
+thread would wait for them forever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
 import sys
@@ -29,6 +30,7 @@ R = TypeVar("R")
 
 _pools: dict[tuple[int, bool], ThreadPoolExecutor] = {}  # by number of threads, and whether torch is imported
 _alone = Threads("embedreg-alone", computes=True)
+_running: list[None] = []  # one for each call that computes now
 _local = threading.local()  # `busy`: in a worker, the lock that a fork waits for
 _lock = forks.ForkSafeLock(outer=True)  # its holder waits for threads that take `_setting`
 _setting = forks.ForkSafeLock()
@@ -68,13 +70,29 @@ def physical_cores() -> int:
 def alone(work: Callable[..., R], /, *args: Any) -> R:
     """Run work that needs no workers in one thread, with as many torch threads as the caller has.
 
-    A call from a worker runs in that worker. A KeyboardInterrupt ends it.
+    While other work is running, it has one torch thread. With several, each product waits for the slowest of them, and
+    one that the system has taken off its core for another thread holds up all: a query took ten times as long.
+
+    A call from a worker, or from such work, runs in its thread. A KeyboardInterrupt ends it.
     """
-    if getattr(_local, "busy", None) is not None:
+    if getattr(_local, "busy", None) is not None or getattr(_alone.here, "thread", None) is not None:
         return work(*args)
-    threads = torch.get_num_threads() if (torch := _torch()) is not None else None
-    done: R = _alone.call(_with_threads, threads, work, args)
+    threads = None
+    if (torch := _torch()) is not None:
+        threads = 1 if _running else torch.get_num_threads()
+    with _counted():
+        done: R = _alone.call(_with_threads, threads, work, args)
     return done
+
+
+@contextlib.contextmanager
+def _counted() -> Generator[None]:
+    """Count the calls that compute; list operations are atomic."""
+    _running.append(None)
+    try:
+        yield
+    finally:
+        del _running[-1:]  # a forked child may have cleared it meanwhile
 
 
 def _with_threads(threads: int | None, work: Callable[..., R], args: tuple[Any, ...]) -> R:
@@ -108,13 +126,14 @@ def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R
             running.add(pool.submit(contextvars.copy_context().run, _busy, work, item))
 
     try:
-        fill()
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            running -= done
+        with _counted():
             fill()
-            for future in done:
-                yield future.result()
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                running -= done
+                fill()
+                for future in done:
+                    yield future.result()
     finally:
         for future in running:
             future.cancel()
@@ -182,3 +201,4 @@ def _set_threads(threads: int) -> None:
 
 # a forked child does not have their threads
 forks.in_child(_pools.clear)
+forks.in_child(_running.clear)

@@ -115,6 +115,24 @@ except KeyboardInterrupt:
     assert run_python(code) == "interrupted True\n"
 
 
+def test_small_work_beside_other_work_has_one_torch_thread() -> None:
+    """All torch threads otherwise: a product waits for the slowest, and there are no more cores for them."""
+    wanted = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        beside = workers.run(lambda _: workers.alone(torch.get_num_threads), [0, 1], 1)
+        found = [workers.alone(torch.get_num_threads)]
+        assert next(beside) == 1  # in the worker itself
+        found.append(workers.alone(torch.get_num_threads))
+        beside.close()
+        found.append(workers.alone(torch.get_num_threads))
+        found.append(workers.alone(workers.alone, torch.get_num_threads))
+        found.append(workers.alone(in_a_new_thread, lambda: workers.alone(torch.get_num_threads)))
+    finally:
+        torch.set_num_threads(wanted)
+    assert found == [2, 1, 2, 2, 1]
+
+
 def test_workers_see_the_callers_context() -> None:
     """Context variables of the caller, such as grants, hold in the workers, and what a worker sets stays there."""
     token = word.set("mine")
