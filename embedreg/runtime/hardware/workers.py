@@ -70,8 +70,9 @@ def physical_cores() -> int:
 def alone(work: Callable[..., R], /, *args: Any) -> R:
     """Run work that needs no workers in one thread, with as many torch threads as the caller has.
 
-    While other work is running, it has one torch thread. With several, each product waits for the slowest of them, and
-    one that the system has taken off its core for another thread holds up all: a query took ten times as long.
+    While other work is running, here or on a machine without an idle core, it has one torch thread. With several, each
+    product waits for the slowest of them, and one that the system has taken off its core for another thread holds up
+    all: a query took ten times as long.
 
     A call from a worker, or from such work, runs in its thread. A KeyboardInterrupt ends it.
     """
@@ -79,10 +80,15 @@ def alone(work: Callable[..., R], /, *args: Any) -> R:
         return work(*args)
     threads = None
     if (torch := _torch()) is not None:
-        threads = 1 if _running else torch.get_num_threads()
+        threads = 1 if _running or _is_overloaded() else torch.get_num_threads()
     with _counted():
         done: R = _alone.call(_with_threads, threads, work, args)
     return done
+
+
+def _is_overloaded() -> bool:
+    """Return whether more threads than the machine has cores want to run, on average over the last minute."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
 @contextlib.contextmanager
