@@ -22,7 +22,7 @@ PYTEST = -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types test-latest test-oldest surface bench wheel clean
+.PHONY: help demo test lint format types test-latest test-oldest surface bench gpu wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ surface: $(VENV)/.dev-installed ## what of the public surface is another than co
 bench: $(VENV)/.dev-installed ## the benchmarks, one after another (minutes)
 	@for file in benchmarks/bench_*.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+gpu: ## what a GPU gives: at most eight minutes, no network, on a Python with torch (PYTHON=...); writes gpu.json
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(ARGS)
 
 wheel: $(VENV)/.dev-installed ## build the wheel and the source archive into dist/
 	$(BIN)/python -m hatchling build
