@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from embedreg.runtime.cache import release
     from embedreg.runtime.local.image import LocalImageFunction
     from embedreg.runtime.local.text import LocalFunction
+    from embedreg.runtime.remote.accounts import budget
     from embedreg.runtime.remote.function import RemoteFunction, RemoteTextFunction
     from embedreg.runtime.text.tokens import Tokens
     from embedreg.runtime.vectors.disk import vector_cache
@@ -66,6 +67,7 @@ __all__ = [
     "allow_images",
     "attach",
     "attempt_import_or_raise",
+    "budget",
     "check_drift",
     "embed",
     "embed_batches",
@@ -110,6 +112,7 @@ _HOMES = {
     "allow_images": "images",
     "attach": "inspection.attach",
     "attempt_import_or_raise": "support.imports",
+    "budget": "runtime.remote.accounts",
     "check_drift": "inspection.locate",
     "embed": "jobs",
     "embed_batches": "embedding.table",

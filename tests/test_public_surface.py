@@ -63,7 +63,24 @@ ERRORS = (
 )
 _COLUMN = ("abandon", "add", "audit", "compare", "detach", "fill", "finish", "identify", "migrate", "refresh")
 _COLUMN += ("repoint", "rollback", "settle", "status", "switch")
+_BUDGET = "`embedreg.budget`"
+_USAGE = "`Report.usage` and `JobReport.usage`"
+_FIELDS = ("ipm", "max_concurrency", "rpm", "tpm")
 ALLOWED: dict[str, tuple[str, str]] = {
+    "modules / embedreg / budget": (_BUDGET, "added"),
+    **{f"functions / openai / fields / {name}": (_BUDGET, "added") for name in _FIELDS},
+    **{f"outputs / functions / openai / config / properties / {name}": (_BUDGET, "added") for name in _FIELDS},
+    **{
+        f"functions / openai / members / {name}": (_BUDGET, "added")
+        for name in ("account", "budget", "counts_inputs", "estimate_usage")
+    },
+    "functions / openai / runtime": (_BUDGET, "+max_concurrency\n+rpm\n+tpm"),
+    "modules / embedreg / Report / fields / usage": (_USAGE, "added"),
+    "modules / embedreg / Report / signature": (_USAGE, "usage: TotalUsage = <factory>) -> None"),
+    "results / embed / fields / usage": (_USAGE, "added"),
+    "results / embed_table's report / fields / usage": (_USAGE, "added"),
+    **{f"outputs / embed, a {kind} / usage": (_USAGE, "added") for kind in ("file", "folder", "table")},
+    "outputs / embed, an estimate / 0 / cost": ("--estimate --price-per-million", "added"),
     **{
         f"help / embedreg column{name}": ("`embedreg column`: the same from a shell", "added")
         for name in ("", *(f" {each}" for each in _COLUMN))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from embedreg.datasets.sources import Source
     from embedreg.embedding.table import BadRow, Progress
     from embedreg.jobs import Engine, JobReport
+    from embedreg.runtime.remote.usage import TotalUsage
 
 __all__ = ["embed", "parse_settings"]
 
@@ -102,6 +103,9 @@ def embed(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Estimate tokens, duplicates and time; write nothing.")
     ] = False,
+    price_per_million: Annotated[
+        float | None, typer.Option(min=0, help="With --estimate: the price of a million tokens, for the cost.")
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", "--no-resume", help="Discard the work of an interrupted run, and start again.")
     ] = False,
@@ -129,6 +133,8 @@ def embed(
     """
     if dst is None and not estimate:
         raise typer.BadParameter("give DST, or --estimate to write nothing.")
+    if price_per_million is not None and not estimate:
+        raise typer.BadParameter("--price-per-million is for --estimate.")
     options = parse_settings(storage_option or [], "--storage-option")
     text_options: dict[str, Any] = {"types": _pairs(types or []), "encoding": encoding, "delimiter": delimiter}
     source = source or _column_of_files(src, options) or "text"
@@ -141,7 +147,7 @@ def embed(
         if declared is None:
             declared = _stored(data, settings or [])
         if estimate:
-            _estimate(data, declared, batch_rows, as_json)
+            _estimate(data, declared, batch_rows, price_per_million, as_json)
             return
     from embedreg.jobs import embed as run
 
@@ -229,7 +235,9 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     return found
 
 
-def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: int, as_json: bool) -> None:
+def _estimate(
+    data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: int, price: float | None, as_json: bool
+) -> None:
     with _column_hint():
         for config in configs:
             if config.source_column not in data.schema.names:
@@ -240,7 +248,7 @@ def _estimate(data: Source, configs: list[EmbeddingFunctionConfig], batch_rows: 
 
     folders = [data.place.storage.full("")] if files_of(data.place.kind) is not None else []
     with allow_images(dirs=folders):
-        found = [{"vector_column": c.vector_column, **estimates.estimate(data, c, batch_rows)} for c in configs]
+        found = [{"vector_column": c.vector_column, **estimates.estimate(data, c, batch_rows, price)} for c in configs]
     if as_json:
         terminal.print_json(found)
         return
@@ -316,6 +324,7 @@ def _summary(report: JobReport) -> dict[str, Any]:
     }
     pieces = {name: getattr(report, name) for name in ("pieces", "reused", "removed")}
     found = {"path": report.path, **counts, "bad_rows": report.bad_rows, "bad": bad, **pieces}
+    found["usage"] = report.usage.to_dict()
     return found | {"bad_rows_path": report.bad_rows_path, "seconds": report.seconds, "notes": [*report.notes]}
 
 
@@ -335,6 +344,8 @@ def _print(report: JobReport) -> None:
         terminal.say(f"{report.path}: nothing to do, {terminal.count(report.rows, 'row')} done before")
     else:
         terminal.say(f"{report.path}: {', '.join(facts)}")
+    if report.usage:
+        terminal.note(_in_words(report.usage))
     for line in _bad_lines(report.bad):
         terminal.note(line)
     if report.bad_rows_path is not None:
@@ -342,6 +353,16 @@ def _print(report: JobReport) -> None:
     if "://" not in report.path and not report.path.endswith((".arrow", ".feather")):
         shared = "".join(f" {shlex.quote(each)}" for each in common_arguments() if each != "--debug")
         terminal.note(f'try: embedreg search {shlex.quote(report.path)} "some text"{shared}')
+
+
+def _in_words(usage: TotalUsage) -> str:
+    """Return what remote functions cost as one line."""
+    facts = [terminal.count(usage.requests, "request")]
+    facts += [f"{usage.retries:,} of them retries"] if usage.retries else []
+    facts += [f"{usage.billed_tokens:,} tokens billed"] if usage.billed_tokens else []
+    facts += [f"about {usage.estimated_tokens:,} more tokens, not reported"] if usage.estimated_tokens else []
+    facts += [f"{terminal.seconds(usage.waited_s)} waited for the budget"] if usage.waited_s >= 0.1 else []
+    return ", ".join(facts)
 
 
 def _bad_lines(bad: Sequence[tuple[str, BadRow]]) -> list[str]:

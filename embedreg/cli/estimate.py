@@ -53,9 +53,13 @@ class Distinct:
         return len(self._seen) << self._level
 
 
-def estimate(source: Source, config: EmbeddingFunctionConfig, batch_rows: int) -> dict[str, Any]:
+def estimate(
+    source: Source, config: EmbeddingFunctionConfig, batch_rows: int, price_per_million: float | None = None
+) -> dict[str, Any]:
     """Read the source column once and embed a sample of it.
 
+    Args:
+        price_per_million: of a million tokens, in any currency.
     Returns:
         `rows`, `filled` (rows with something to embed), `empty` (null or blank), `to_embed` (distinct within each
         batch: what reaches the function), `duplicates` (in the whole; `exact` says whether they were counted or
@@ -67,6 +71,8 @@ def estimate(source: Source, config: EmbeddingFunctionConfig, batch_rows: int) -
     tokens = _tokens(config.function, sample, filled)
     load_s, timed, rows_per_s = _time(config.function, sample)
     seconds = None if rows_per_s is None else load_s + to_run / rows_per_s
+    per_row = tokens["tokens_per_row"]
+    cost = None if price_per_million is None or per_row is None else per_row * to_run * price_per_million / 1e6
     return {
         "rows": rows,
         "filled": filled,
@@ -75,6 +81,7 @@ def estimate(source: Source, config: EmbeddingFunctionConfig, batch_rows: int) -
         "duplicates": max(filled - distinct.count, 0),
         "exact": distinct.exact,
         **tokens,
+        "cost": cost,
         "load_s": load_s,
         "sample_rows": timed,
         "rows_per_s": rows_per_s,
@@ -166,6 +173,8 @@ def show(found: dict[str, Any]) -> None:
             lines["truncated"] = (
                 f"{found['truncated_share']:.1%} of the rows are longer than {found['max_tokens']} tokens"
             )
+    if found["cost"] is not None:
+        lines["cost"] = f"about {found['cost']:,.2f} for the inputs that reach the function"
     if found["seconds"] is None:
         lines["time"] = "not measured: a remote service is asked for nothing here" if found["filled"] else "none"
     else:

@@ -40,6 +40,7 @@ from embedreg.errors import (
     in_shell,
 )
 from embedreg.registry import get_registry
+from embedreg.runtime.remote.usage import TotalUsage, collect
 from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
@@ -87,6 +88,7 @@ class Report:
         nulls: vectors that are null because the input is null or blank.
         zeros: rows whose vector is all zeros. `zero_vectors` applies to computed ones; given ones stay.
         bad: the rows that failed.
+        usage: what remote functions cost: requests, retries, inputs, tokens, seconds waited for a budget.
     """
 
     rows: int = 0
@@ -96,6 +98,7 @@ class Report:
     nulls: int = 0
     zeros: int = 0
     bad: list[BadRow] = field(default_factory=list)
+    usage: TotalUsage = field(default_factory=TotalUsage)
 
 
 def embed_table(
@@ -119,11 +122,13 @@ def embed_table(
     report = report if report is not None else Report()
     before = report.embedded
     options = (on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
-    plan, batches = _stream(data, schema, *options, whole=True)
+    with collect(report.usage):
+        plan, batches = _stream(data, schema, *options, whole=True)
     made = pa.Table.from_batches(batches, plan.schema)
     if report.embedded > before:
-        for config in plan.configs:
-            drift.learn(config.function, plan.recorded(config))
+        with collect(report.usage):
+            for config in plan.configs:
+                drift.learn(config.function, plan.recorded(config))
         made = made.replace_schema_metadata(plan.declare(plan.schema).metadata)
     return made
 
@@ -161,7 +166,9 @@ def embed_batches(
     """
     import pyarrow as pa
 
-    plan, batches = _stream(data, schema, on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
+    report = report if report is not None else Report()
+    with collect(report.usage):
+        plan, batches = _stream(data, schema, on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
     return pa.RecordBatchReader.from_batches(plan.schema, batches)
 
 
@@ -170,7 +177,7 @@ def _stream(
     schema: Any,
     on_error: OnError,
     zero_vectors: ZeroVectors | None,
-    report: Report | None,
+    report: Report,
     progress: Progress | None,
     max_bad_rows: int | None,
     batch_rows: int | None,
@@ -212,7 +219,7 @@ def _stream(
     for config in configs:
         zero_policy(config.function, zero_vectors)  # raises for an unknown value before any model is loaded
     plan = _Plan(own, expected, configs, stored, total)
-    run = _Run(report if report is not None else Report(), on_error, zero_vectors, max_bad_rows, progress, total)
+    run = _Run(report, on_error, zero_vectors, max_bad_rows, progress, total)
     return plan, (filled for batch in batches if (filled := _fill(batch, plan, run)) is not None)
 
 
@@ -441,7 +448,8 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, run: _Run) -> pa.RecordBatch | Non
     strict: set[str] = set()  # non-nullable columns that would need a null
     on_window = run.progress_callback(len(plan.configs))
     for config in plan.configs:
-        filled, why, todo = _fill_column(batch, config, plan, run, on_window)
+        with collect(run.report.usage):
+            filled, why, todo = _fill_column(batch, config, plan, run, on_window)
         columns[config.vector_column] = filled
         if (named := plan.digests[config.vector_column]) is not None:
             columns[named[0]] = _stamped(batch, config, *named, plan, why, todo)

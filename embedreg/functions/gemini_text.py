@@ -63,6 +63,7 @@ class GeminiTextEmbeddings(VendorFunction):
         concurrency=4,
         stock_fields=frozenset({"name", "dim", "query_task_type", "source_task_type", "max_retries", "api_key"}),
     )
+    counts_inputs: ClassVar[bool] = True  # Google counts each item of a batch
     vendor: ClassVar[Vendor] = Vendor(
         name="Gemini",
         models=MODELS,

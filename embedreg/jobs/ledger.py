@@ -26,12 +26,13 @@ from embedreg.errors import Words
 from embedreg.jobs import stored
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.stored import FORMAT, MAX_BYTES
+from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.support.strict_json import Malformed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BAD_ROWS", "DONE", "JOB", "PLAN", "RECORDS", "Ledger", "digest"]
+__all__ = ["BAD_ROWS", "DONE", "JOB", "OPENING", "PLAN", "RECORDS", "Ledger", "digest"]
 
 log = logging.getLogger("embedreg")
 
@@ -40,6 +41,8 @@ PLAN = f"{manifest.FOLDER}/plan.json"
 DONE = f"{manifest.FOLDER}/done.json"
 RECORDS = f"{manifest.FOLDER}/ledger"
 BAD_ROWS = f"{manifest.FOLDER}/bad_rows.jsonl"
+OPENING = "opening"
+_USED = ".usage"
 _READERS = 16  # threads that read records
 
 
@@ -151,6 +154,19 @@ class Ledger:
         facts = dataclasses.asdict(outcome) | {"format": FORMAT, "bad": [list(_bad(row)) for row in outcome.bad]}
         del facts["piece"]["input"]["units"]
         self._write(self._name(outcome.piece.output), facts)
+
+    def used(self, name: str) -> TotalUsage:
+        """Return what was spent on a piece that has no record, or on the job itself under the name `OPENING`."""
+        found = self._read(stored.Used, f"{RECORDS}/{name}{_USED}")
+        return TotalUsage() if found is None else stored.usage_of(found)
+
+    def keep_used(self, name: str, usage: TotalUsage) -> None:
+        """Record what was spent on a piece before it has a record, or on the job itself."""
+        self._write(f"{RECORDS}/{name}{_USED}", {"format": FORMAT, "usage": usage.to_dict()})
+
+    def forget_used(self, name: str) -> None:
+        """Remove such a record, if it exists."""
+        self.root.remove(f"{RECORDS}/{name}{_USED}")
 
     def forget(self, output: str) -> None:
         """Remove a record, if it exists."""

@@ -21,6 +21,7 @@ from embedreg.jobs.lock import Lock
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.stored import Done
 from embedreg.jobs.work import JobSpec
+from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.support.atomic import remove_empty
 from embedreg.support.display import plain
 
@@ -112,7 +113,7 @@ class Opened:
     begun_before: bool = False
 
     def publish(
-        self, outcomes: Sequence[Outcome], shown: int, counts: Mapping[str, int]
+        self, outcomes: Sequence[Outcome], shown: int, counts: Mapping[str, int], usage: TotalUsage
     ) -> tuple[list[tuple[str, BadRow]], str | None]:
         """Complete the destination; return the first bad rows and the path of the full list.
 
@@ -126,15 +127,15 @@ class Opened:
         self._refuse_changed()
         first, listed = self._list_bad_rows(outcomes, shown)
         if not self.appeared:
-            self.work.sink.finish(self.work.schema, outcomes, lambda stamp: self._note_end(stamp, counts))
+            self.work.sink.finish(self.work.schema, outcomes, lambda stamp: self._note_end(stamp, counts, usage))
         if self.target.kind == "folder":
             text = (self.work.schema.metadata or {})[codec.KEY.encode()]
             self.target.storage.write(manifest.NAME, manifest.content(text), self.claim.lock.check)
         elif self.target.path is None and (stamp := claims.stamp(self.target)) is not None:
-            self._note_end(stamp, counts)
+            self._note_end(stamp, counts, usage)
         return first, listed
 
-    def _note_end(self, stamp: list[Any], counts: Mapping[str, int]) -> None:
+    def _note_end(self, stamp: list[Any], counts: Mapping[str, int], usage: TotalUsage) -> None:
         """Record what is about to be published: the next run needs it if this one is stopped while cleaning up."""
         self.ledger.end(
             self.work.schema,
@@ -144,6 +145,7 @@ class Opened:
             stamp=stamp,
             pieces=len(self.pieces),
             counts=dict(counts),
+            usage=usage.to_dict(),
         )
 
     def _refuse_changed(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from embedreg.datasets.formats import Span, Unit
 from embedreg.datasets.sources import Input
 from embedreg.embedding.table import BadRow
+from embedreg.runtime.remote.usage import TotalUsage
 
 __all__ = ["PIECE_BYTES", "PIECE_ROWS", "Outcome", "Piece", "cut_up", "stem_of", "well_named"]
 
@@ -53,6 +54,7 @@ class Outcome:
         stored: what the destination needs to find the piece again.
         seconds: its duration.
         zero_vectors: the policy it was run with.
+        usage: what remote functions cost for it, including attempts that were interrupted.
     """
 
     piece: Piece
@@ -68,6 +70,7 @@ class Outcome:
     stored: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     zero_vectors: str | None = None
+    usage: TotalUsage = field(default_factory=TotalUsage)
 
 
 def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False, by_rows: bool = True) -> list[Piece]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -16,10 +17,11 @@ from embedreg.embedding.column import ZeroVectors
 from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, Progress
 from embedreg.errors import BadRowsError, InputError, StorageError
 from embedreg.images.allowances import allow_images
-from embedreg.jobs import opening
-from embedreg.jobs.ledger import RECORDS
+from embedreg.jobs import opening, stored
+from embedreg.jobs.ledger import OPENING, RECORDS
 from embedreg.jobs.opened import Opened
 from embedreg.jobs.pieces import Outcome, Piece
+from embedreg.runtime.remote.usage import TotalUsage, collect
 from embedreg.runtime.vectors import disk
 
 __all__ = ["Engine", "Job", "JobReport", "embed"]
@@ -48,6 +50,7 @@ class JobReport:
         reused_rows: number of rows of these.
         removed: outputs of inputs that no longer exist.
         seconds: duration of this run.
+        usage: what remote functions cost, over all runs.
         notes: parts of the source that were left out, and surprising findings of this run.
     """
 
@@ -68,6 +71,7 @@ class JobReport:
     seconds: float = 0.0
     reused_rows: int = 0
     notes: tuple[str, ...] = ()
+    usage: TotalUsage = field(default_factory=TotalUsage)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -171,7 +175,7 @@ def here(job: Job) -> Generator[Outcome]:
     """Run the pieces of a job one after another in this process."""
     for piece in job.pending():
         try:
-            yield job.work.run(piece, job.advance, max_bad_rows=job.bad_rows_left)
+            yield job.work.run(piece, job.advance, max_bad_rows=job.bad_rows_left, usage=job.usage_of(piece))
         except BadRowsError as exc:
             if job.work.on_error == "raise":
                 raise
@@ -198,6 +202,9 @@ class Job:
         self._sums: dict[str, int] = {name: sum(getattr(each, name) for each in done) for name in _COUNTS}
         if ended is not None:
             self._sums = {name: ended.counts.get(name, 0) for name in _COUNTS}
+        self._usage = self._opened.ledger.used(OPENING) if ended is None else stored.usage_of(ended)
+        for each in done:
+            self._usage.add(each.usage)
         self._rows_before = self._sums["rows"]
         self._reused, self._start, self._whole = len(self._done), time.perf_counter(), False
         if ended is not None:
@@ -226,7 +233,11 @@ class Job:
                 call and the `with` statement would leave the files of an empty job behind.
         """
         with contextlib.ExitStack() as own:
-            opened = opening.open_job(os.fspath(src), os.fspath(dst), declaration, held or own, **options)
+            with collect(TotalUsage()) as used:  # of probes
+                opened = opening.open_job(os.fspath(src), os.fspath(dst), declaration, held or own, **options)
+            if used:
+                used.add(opened.ledger.used(OPENING))
+                opened.ledger.keep_used(OPENING, used)
             job = cls(opened, max_bad_rows, progress)
             own.pop_all()
         return job
@@ -271,12 +282,33 @@ class Job:
         self._opened.claim.lock.check()
         self._kept = True  # set first: an interruption right after the record must not drop it
         self._opened.ledger.record(outcome)
+        if outcome.usage:
+            self._opened.ledger.forget_used(outcome.piece.output)
+            self._usage.add(outcome.usage)
         self._done[outcome.piece.output] = dataclasses.replace(outcome, bad=())
         for name in _COUNTS:
             self._sums[name] += getattr(outcome, name)
         self.advance(0)
         if self.max_bad_rows is not None and self.bad_rows > self.max_bad_rows:
             raise self.too_many_bad_rows(self.bad_rows)
+
+    def usage_of(self, piece: Piece) -> TotalUsage:
+        """Return what was spent on a piece so far; whatever is added to it is recorded at once.
+
+        So the usage of a run that is killed is known to the next one. On an object store it is recorded once a second.
+        """
+        ledger, last = self._opened.ledger, -math.inf
+        usage = ledger.used(piece.output)
+
+        def keep(usage: TotalUsage) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if ledger.root.local is not None or now - last >= 1.0:
+                ledger.keep_used(piece.output, usage)
+                last = now
+
+        usage.on_change = keep
+        return usage
 
     def too_many_bad_rows(self, found: int) -> BadRowsError:
         """Return the error for a job with too many bad rows."""
@@ -302,7 +334,8 @@ class Job:
         report.removed, report.notes = self._opened.removed, self.work.source.notes
         for name in _COUNTS:
             setattr(report, name, self._sums[name])
-        report.bad, report.bad_rows_path = self._opened.publish(outcomes, SHOWN_BAD_ROWS, self._sums)
+        report.usage = self._usage
+        report.bad, report.bad_rows_path = self._opened.publish(outcomes, SHOWN_BAD_ROWS, self._sums, self._usage)
         self._whole = True
         report.seconds = time.perf_counter() - self._start
         return report

@@ -19,14 +19,15 @@ from embedreg.declaration import manifest
 from embedreg.embedding.table import BadRow
 from embedreg.errors import StorageError, Words, option
 from embedreg.jobs.pieces import Outcome, Piece, stem_of
+from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.support import confined
 from embedreg.support.strict_json import Malformed, document
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FORMAT", "MAX_BYTES", "Done", "Job", "Plan", "Record", "inputs_of", "is_output", "outcome_of", "read"]
-__all__ += ["refused", "schema_of"]
+__all__ = ["FORMAT", "MAX_BYTES", "Done", "Job", "Plan", "Record", "Used", "inputs_of", "is_output", "outcome_of"]
+__all__ += ["read", "refused", "schema_of", "usage_of"]
 
 FORMAT = 1
 MAX_BYTES = 256 << 20  # of a file: fits the plan of a million inputs, or the record of a piece whose rows all failed
@@ -114,6 +115,21 @@ class _Piece(_Part):
     span: _Span
 
 
+class _Usage(_Part):
+    requests: Count = 0
+    retries: Count = 0
+    inputs: Count = 0
+    billed_tokens: Count = 0
+    estimated_tokens: Count = 0
+    waited_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Used(_Stored):
+    """What remote functions cost so far for a piece that is not done, or for opening the job."""
+
+    usage: _Usage
+
+
 class Record(_Stored):
     """The result of a piece."""
 
@@ -131,6 +147,7 @@ class Record(_Stored):
     zeros: Count = 0  # earlier versions did not count them
     zero_vectors: Literal["null", "keep", "error"] | None = None
     seconds: Annotated[float, Field(ge=0)]
+    usage: _Usage = _Usage()  # earlier versions did not count it
 
 
 class Done(_Stored):
@@ -143,6 +160,7 @@ class Done(_Stored):
     stamp: list[Any]
     pieces: Count
     counts: dict[str, Count]
+    usage: _Usage = _Usage()
 
 
 def read(kind: type[Kept], data: bytes) -> Kept:
@@ -189,7 +207,13 @@ def outcome_of(record: Record) -> Outcome:
         stored=record.stored,
         zero_vectors=record.zero_vectors,
         seconds=record.seconds,
+        usage=usage_of(record),
     )
+
+
+def usage_of(found: Record | Used | Done) -> TotalUsage:
+    """Convert the usage in a file."""
+    return TotalUsage(**found.usage.model_dump())
 
 
 def _bad_row(facts: tuple[Any, ...]) -> BadRow:

@@ -20,6 +20,7 @@ from embedreg.embedding.table import OnError, Report, embed_batches
 from embedreg.errors import BadRowsError, StorageError, changed, option
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.sinks import Sink
+from embedreg.runtime.remote.usage import TotalUsage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,19 +77,26 @@ class JobSpec:
         return pa.schema([own.field(item.name) if item.name in given else item for item in self.schema])
 
     def run(
-        self, piece: Piece, progress: Callable[[int], None] | None = None, *, max_bad_rows: int | None = None
+        self,
+        piece: Piece,
+        progress: Callable[[int], None] | None = None,
+        *,
+        max_bad_rows: int | None = None,
+        usage: TotalUsage | None = None,
     ) -> Outcome:
         """Embed a piece and publish it, without recording it.
 
         Args:
             progress: called with the number of rows of the piece that are done.
             max_bad_rows: how many of its rows may fail.
+            usage: what earlier, interrupted attempts cost; this one is added to it.
         Raises:
             BadRowsError: rows failed under "raise", or too many. StorageError: it cannot be read or written.
             EmbedregError: any error of embedding.
         """
         start, counted = time.perf_counter(), {"read": 0, "written": 0}
         report = Report(rows=piece.span.first_row)  # so that rows are numbered as in their input
+        report.usage = usage if usage is not None else report.usage
 
         def on_rows(rows: int, _: int | None) -> None:
             if progress is not None:
@@ -134,6 +142,7 @@ class JobSpec:
             bad_rows=len(report.bad),
             bad=tuple(report.bad),
             stored=stored,
+            usage=report.usage,
             seconds=time.perf_counter() - start,
         )
 

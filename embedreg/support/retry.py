@@ -114,6 +114,7 @@ def call_with_retry(
     on_retry: Callable[[Exception, float], None] | None = None,
     called: str | None = None,
     transient: Callable[[BaseException], bool] | None = None,
+    uncounted_s: Callable[[], float] | None = None,
     **kwargs: Any,
 ) -> T:
     """Call a function, and retry it while its error is transient; see `is_transient`.
@@ -129,6 +130,7 @@ def call_with_retry(
         on_retry: called with the error and the wait in seconds before each wait.
         called: the name of the embedding function in the log line of each retry.
         transient: decides which errors are retried; by default `is_transient`.
+        uncounted_s: returns the seconds so far that do not count towards the deadline.
     Raises:
         The last error of the function itself, unchanged.
     """
@@ -153,7 +155,8 @@ def call_with_retry(
                     return function(*args, **kwargs)
                 except Exception as exc:
                     wait_s = _next_wait_s(exc, attempt.num)
-                    over = time.monotonic() - started + wait_s > deadline_s
+                    waited_s = 0.0 if uncounted_s is None else uncounted_s()
+                    over = time.monotonic() - started - waited_s + wait_s > deadline_s
                     if attempt.num >= attempts or over or not wanted(exc):
                         raise
                     if on_retry is not None:

@@ -15,6 +15,7 @@ from embedreg.core.base import EmbeddingFunction
 from embedreg.core.role import Role
 from embedreg.embedding.column import ZeroVectors, embed_column, embed_distinct, zero_policy
 from embedreg.errors import CallError, EmbedregError
+from embedreg.runtime.remote.usage import TotalUsage, collect
 from embedreg.runtime.serving.buffers import BufferPool
 from embedreg.runtime.serving.micro_batcher import MicroBatch, MicroBatcher
 from embedreg.runtime.vectors.memory import RecentVectors, keys_of
@@ -189,14 +190,20 @@ class FunctionWorker:
     def _compute(self, name: str, values: pa.Array, each: MicroBatch[_Request, Embedded]) -> Embedded:
         """Run the function."""
         began = time.perf_counter()
-        made = embed_distinct(
-            self.function,
-            values,
-            self.role,
-            zero_vectors=self._zeros,
-            on_window=lambda rows: each.check(),
-            empty=self._blocks.empty,
-        )
+        used = TotalUsage()
+        try:
+            with collect(used):
+                made = embed_distinct(
+                    self.function,
+                    values,
+                    self.role,
+                    zero_vectors=self._zeros,
+                    on_window=lambda rows: each.check(),
+                    empty=self._blocks.empty,
+                )
+        finally:
+            for counter in ("requests", "retries", "billed_tokens", "estimated_tokens"):
+                self.metrics.add(name, counter, getattr(used, counter))
         took = time.perf_counter() - began
         self._rows_a_s = len(values) / max(took, 1e-6)
         self.metrics.add(name, "passes")

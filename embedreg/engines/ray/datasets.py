@@ -70,7 +70,7 @@ def embed_dataset(
     schema = schemas.resolve(given if declaration is None else declaration)
     if not schema.configs:
         raise ConfigError("nothing declares a function.", "embed_dataset(ds, fn.bind('text', 'vector'), ...)")
-    payload = pack(schema, [config.function for config in schema.configs])
+    payload = pack(schema, [config.function for config in schema.configs], pool.most)
     policy = {"on_error": on_error, "batch_rows": batch_rows, "zero_vectors": zero_vectors}
     made = _planned(pool, payload, given, policy)
     # Small blocks: a file that is read as one block would keep one actor busy while the others wait.

@@ -47,7 +47,7 @@ def engine(
         pieces = job.pending()
         if not pieces:
             return
-        payload = pack(job.work, job.work.functions.values())
+        payload = pack(job.work, job.work.functions.values(), min(pool.most, len(pieces)))
         with connected(address) as check_signals:
             pool.refuse_impossible()
             _refuse_shared_cache(job.work.cache)

@@ -1,18 +1,19 @@
 """What is sent to Ray workers, and what they run: payloads without secrets, the check at the start, blocks and pieces.
 
-Nothing here imports Ray at its top: the driver checks that it is installed where it connects.
+Nothing here imports Ray at its top. Over 400 lines: both sides of what is sent are one contract.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedreg._version import __version__
@@ -33,6 +34,8 @@ from embedreg.errors import (
     StorageError,
 )
 from embedreg.images.allowances import ImagePolicy, allow_images, current_policy
+from embedreg.runtime.remote import accounts
+from embedreg.runtime.remote.budget import Limits
 from embedreg.runtime.vectors import disk
 from embedreg.security import grants, references
 from embedreg.support import display
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from embedreg.jobs import JobSpec, Outcome, Piece
 
 __all__ = ["BlockEmbedder", "JobActor", "Payload", "Plan", "check", "located", "pack", "plan", "step", "unpack"]
+
+log = logging.getLogger("embedreg")
 
 SHIP = 'ray.init(runtime_env={"working_dir": "."}) sends this folder to every worker; or pip install it on every node'
 MIN_SECRET_CHARS = 8  # a shorter secret occurs in any pickle by chance
@@ -60,6 +65,8 @@ class Payload:
         images: which folders and hosts the driver's process lets data name images in.
         folder: that relative paths are taken from.
         path: where modules are looked for.
+        workers: how many of them share the budgets of remote functions.
+        limits: what `embedreg.budget` set in the driver's process, by account.
         version: of embedreg, which must be the worker's.
     """
 
@@ -68,11 +75,13 @@ class Payload:
     images: ImagePolicy
     folder: str
     path: tuple[str, ...]
+    workers: int = 1
+    limits: Mapping[accounts.Account, Limits] = field(default_factory=dict)
     version: str = __version__
 
 
-def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Payload:
-    """Pickle a value that holds these functions.
+def pack(value: Any, functions: Collection[EmbeddingFunction], workers: int = 1) -> Payload:
+    """Pickle a value that holds these functions, for a number of workers.
 
     Raises:
         MissingVariableError: one of them has a variable that only this process has.
@@ -96,7 +105,9 @@ def pack(value: Any, functions: Iterable[EmbeddingFunction]) -> Payload:
                 "read the secret from its field (self.api_key) where it is used; keep it in no global or default",
             )
     path = tuple(map(os.path.abspath, sys.path))
-    return Payload(pickled, grants.in_force(), current_policy(), os.getcwd(), path)
+    for shown, limits in accounts.shared_limits(functions, workers):
+        log.info("%s: the limits are shared by %d workers; each has %s", shown, workers, limits)
+    return Payload(pickled, grants.in_force(), current_policy(), os.getcwd(), path, workers, accounts.given())
 
 
 def unpack(payload: Payload) -> Any:
@@ -115,6 +126,7 @@ def unpack(payload: Payload) -> Any:
     with contextlib.suppress(OSError):  # another machine need not have it
         os.chdir(payload.folder)
     sys.path += [folder for folder in payload.path if folder not in sys.path and os.path.isdir(folder)]
+    accounts.set_workers(payload.workers, payload.limits)
     try:
         return cloudpickle.loads(payload.pickled)
     except EmbedregError:

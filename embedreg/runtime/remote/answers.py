@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ __all__ = [
     "matrix_of",
     "redirected",
     "repeats",
+    "report_headers",
     "report_usage",
     "rows_of",
     "span",
@@ -93,6 +94,9 @@ class Usage(NamedTuple):
     tokens: int | None = None
 
 
+_learning: contextvars.ContextVar[Callable[[Mapping[str, str]], None] | None] = contextvars.ContextVar(
+    "embedreg_headers", default=None
+)
 _reported: contextvars.ContextVar[list[Usage] | None] = contextvars.ContextVar("embedreg_usage", default=None)
 
 
@@ -102,15 +106,26 @@ def report_usage(usage: Usage) -> None:
         reports.append(usage)
 
 
+def report_headers(headers: Mapping[str, str]) -> None:
+    """Report a response's headers, from which limits are learnt; names are case-insensitive."""
+    if (learn := _learning.get()) is not None:
+        learn(headers)
+
+
 @contextmanager
-def usage_reports() -> Iterator[list[Usage]]:
-    """Collect the usage that is reported in this block, and in threads that get a copy of its context."""
+def usage_reports(learn: Callable[[Mapping[str, str]], None] | None = None) -> Iterator[list[Usage]]:
+    """Collect the usage that is reported in this block, and in threads that get a copy of its context.
+
+    Args:
+        learn: called with the headers of each response.
+    """
     reports: list[Usage] = []
-    token = _reported.set(reports)
+    tokens = _reported.set(reports), _learning.set(learn)
     try:
         yield reports
     finally:
-        _reported.reset(token)
+        _reported.reset(tokens[0])
+        _learning.reset(tokens[1])
 
 
 def redirected(status: int | None, message: str) -> Refusal | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import hashlib
 import inspect
 import json
 import logging
@@ -26,6 +27,7 @@ from pydantic import Field
 from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, Traits
 from embedreg.core.role import Role, role_of, takes_role
 from embedreg.errors import CallError, EmbedregError, InputError, RowError
+from embedreg.runtime.remote.accounts import Account, budget_of
 from embedreg.runtime.remote.answers import (
     MEANING,
     AnswerError,
@@ -40,11 +42,12 @@ from embedreg.runtime.remote.answers import (
     repeats,
     rows_of,
     span,
-    usage_reports,
 )
+from embedreg.runtime.remote.budget import Budget, Limits, record
 from embedreg.runtime.remote.clients import client_key, clients, release
+from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.security.redaction import called, carried, guarded, redact
-from embedreg.support.retry import DEADLINE_S, call_with_retry, http_status, is_transient
+from embedreg.support.retry import DEADLINE_S, call_with_retry, http_status, is_transient, retry_after_s
 from embedreg.support.threads import Threads
 
 __all__ = ["AnswerError", "Refusal", "RemoteFunction", "RemoteTextFunction", "client_key", "clients", "release"]
@@ -57,9 +60,11 @@ SHOWN_CHARACTERS = 500  # of a server's message: some respond with a whole page
 
 log = logging.getLogger("embedreg")
 
+_NOTED_S = 0.001  # a shorter wait for a budget is not one
 _LEAST_S = 1.0  # minimum time of the last attempt before the deadline: less would fail always
 _requests = Threads("embedreg-request", computes=False)
 _NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
+_BUDGET_FIELDS = ("rpm", "tpm", "ipm", "max_concurrency")
 _ADDRESSES = ("base_url", "endpoint", "api_base", "url", "host")
 
 
@@ -96,21 +101,31 @@ class RemoteFunction(EmbeddingFunction):
         max_batch_tokens: maximum tokens of one request, by `count_tokens`; a longer input is sent alone.
         concurrency: maximum concurrent requests.
         timeout_s: total time limit of one request, connecting and reading included.
-        deadline_s: time limit of a batch, retries included; finding refused texts may take as long again.
+        deadline_s: time limit of a batch, retries included but not the wait for a budget; finding refused texts may
+            take as long again.
+        rpm, tpm, ipm: maximum requests, tokens and inputs per minute, for all functions with this host, key and model
+            together; None for no limit of its own.
+        max_concurrency: maximum concurrent requests of all these functions together.
     """
 
     # Rows for several requests at a time; retries are per request, so the whole call is not retried.
     traits: ClassVar[Traits] = Traits(modality="any", remote=True, retry=False, window=8192)
+
+    counts_inputs: ClassVar[bool] = False  # whether the service counts each input as a request
 
     batch_size: int = Field(default=512, ge=1)
     max_batch_tokens: int = Field(default=250_000, ge=1)
     concurrency: int = Field(default=4, ge=1, le=64)
     timeout_s: float = Field(default=60.0, gt=0)
     deadline_s: float = Field(default=DEADLINE_S, gt=0)
+    rpm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tpm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    ipm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_concurrency: int | None = Field(default=None, ge=1)
 
     @staticmethod
     def runtime_keys() -> list[str]:
-        return ["concurrency", "deadline_s", "max_batch_tokens"]
+        return ["concurrency", "deadline_s", "max_batch_tokens", *_BUDGET_FIELDS]
 
     # -- defined by a subclass --------------------------------------------------------------------------------------
 
@@ -149,6 +164,24 @@ class RemoteFunction(EmbeddingFunction):
         bytes is rarely more than one and a half tokens.
         """
         return len(text.encode()) // 2 + 1 if isinstance(text, str) else 1
+
+    def estimate_usage(self, batch: list[Any]) -> Usage:
+        """Return an upper estimate of what a request costs; a class whose service counts otherwise overrides it."""
+        return Usage(1, len(batch), sum(map(self.count_tokens, batch)))
+
+    def account(self) -> Account:
+        """Return what services count limits for: the host, a digest of the key, and the model."""
+        secrets = "\0".join(sorted({*self._held_secrets()}))
+        host = self._address() or type(self).__name__
+        return host, hashlib.sha256(secrets.encode("utf-8", "replace")).hexdigest()[:16], str(getattr(self, "name", ""))
+
+    def budget(self) -> Budget:
+        """Return the budget that the function's requests are counted in."""
+        found = budget_of(self.account())
+        limits = Limits(self.rpm, self.tpm, self.ipm, self.max_concurrency)
+        if limits != Limits():
+            found.lower(limits)
+        return found
 
     def row_problem(self, text: Any) -> str | None:
         """Return the reason why an input cannot be embedded, before it is sent, or None; the default is None."""
@@ -211,6 +244,9 @@ class RemoteFunction(EmbeddingFunction):
         batch: Batch = []
         total = 0
         most_rows, most_tokens = self._request_limits()
+        limits = self.budget().limits  # a request over a limit per minute would wait until nothing else counts
+        most_rows = max(1, min(most_rows, int(limits.ipm or most_rows)))
+        most_tokens = max(1, min(most_tokens, int(limits.tpm or most_tokens)))
         for row in rows:
             tokens = self.count_tokens(row[1])
             if batch and (len(batch) == most_rows or total + tokens > most_tokens):
@@ -304,16 +340,28 @@ class RemoteFunction(EmbeddingFunction):
         """
         ask = functools.partial(_caller(type(self).request), self.request, [value for _, value in batch], call.role)
 
+        budget, estimate = self.budget(), self.estimate_usage([value for _, value in batch])
+        total = TotalUsage()
+
         def attempt() -> Any:
-            if call.stopped.is_set():
+            reservation, waited_s = budget.reserve(estimate, call.stopped.is_set, per_input=self.counts_inputs)
+            if waited_s > _NOTED_S:
+                record(total, TotalUsage(waited_s=waited_s))
+            if reservation is None:
                 raise _Stopped("another request of the same call has failed.")
+            left_s = until + total.waited_s - time.monotonic()
             try:
-                return self._exchange(ask, batch, min(self.timeout_s, max(_LEAST_S, until - time.monotonic())))
+                with budget.counted(reservation, estimate, total):
+                    # In a thread that can be abandoned: a client's own timeouts restart with each byte, and none of
+                    # them covers name resolution.
+                    return _requests.call(carried(ask), timeout_s=min(self.timeout_s, max(_LEAST_S, left_s)))
             except EmbedregError:
                 raise
             except Exception as exc:
                 refusal = self.explain(exc)
                 if refusal is None:
+                    if http_status(exc) == 429:
+                        budget.refused(reservation, retry_after_s(exc))
                     raise
                 raise _Refused(refusal, http_status(exc)) from exc
 
@@ -323,6 +371,7 @@ class RemoteFunction(EmbeddingFunction):
                 max_retries=self.max_retries,
                 deadline_s=max(0.0, until - time.monotonic()),
                 transient=_is_transient,
+                uncounted_s=lambda: total.waited_s,
             )
         except _Refused as refused:
             return refused.with_traceback(None)  # used as a value from here on
@@ -342,26 +391,9 @@ class RemoteFunction(EmbeddingFunction):
             failure.__cause__ = exc
         else:
             return rows_of(result, len(batch), kind_of(batch))
+        finally:
+            log.debug("%s: %s", called(self), total)
         raise self._call_error(failure, batch)
-
-    def _exchange(self, ask: Callable[[], Any], batch: Batch, limit_s: float) -> Any:
-        """Call `request` once: every request of every function leaves here, and its usage is known here.
-
-        Args:
-            limit_s: the total time limit.
-        """
-        with usage_reports() as reports:
-            try:
-                # In a thread that can be abandoned: a client's own timeouts restart with each byte, and none of them
-                # covers name resolution.
-                return _requests.call(carried(ask), timeout_s=limit_s)
-            finally:
-                self._account(reports or [Usage(1, len(batch))])
-
-    def _account(self, used: list[Usage]) -> None:
-        """Record what one call of `request` cost, whether it succeeded or not."""
-        for usage in used:
-            log.debug("%s: %d request(s), %d input(s), %s tokens", called(self), *usage)
 
     def _address(self) -> str | None:
         """Return the host and port of the requests, if a field contains them; for error messages."""

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from embedreg._version import __version__
 from embedreg.errors import CallError, ConfigError
+from embedreg.runtime.remote.answers import report_headers
 from embedreg.runtime.remote.clients import client_key, clients
 from embedreg.security.addresses import parse_host
 from embedreg.support.imports import attempt_import_or_raise
@@ -191,5 +192,6 @@ class _Bounded:
 
 def bound(response: Any) -> None:
     """Limit a response's body: a hook of httpx's client, or httpx2's, which needs that library's own stream."""
+    report_headers(response.headers)
     library = sys.modules[type(response).__module__.partition(".")[0]]
     response.stream = type("Bounded", (_Bounded, library.SyncByteStream), {})(response)
