@@ -17,6 +17,10 @@ from tests.servers import EmbeddingServer, Received, _Handler, vector_of
 KEY = "sk-loopback-0815-4711"
 TOKEN = "token-loopback-1234567890"
 WIDTH = 20
+# What AWS's token service answers to AssumeRole.
+ASSUMED = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>
+<AccessKeyId>ASIAASSUMED</AccessKeyId><SecretAccessKey>secret</SecretAccessKey><SessionToken>session</SessionToken>
+<Expiration>2100-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
 # boto3 needs credentials to sign with, and none of this machine's.
 AWS = {
     "AWS_ACCESS_KEY_ID": "AKIALOOPBACK",
@@ -89,6 +93,7 @@ class VendorServer(EmbeddingServer):
     """The server, as a context manager; `replies` are given to requests for embeddings only.
 
     Attributes:
+        counted: tokens of all responses.
         widths: of models, by a part of the request's path or its `model`.
         wrong: "{}", "count", "width", "tokens" (a vector for each token) or None.
     """
@@ -97,11 +102,16 @@ class VendorServer(EmbeddingServer):
         super().__init__(WIDTH)
         self.wrong: str | None = None
         self.widths: dict[str, int] = {}
+        self.counted = 0
 
     @property
     def asked(self) -> list[Received]:
         """The requests for embeddings."""
-        return [request for request in self.requests if not request.path.endswith(("/info", "/identity/token"))]
+        return [
+            request
+            for request in self.requests
+            if request.path != "/" and not request.path.endswith(("/info", "/token"))
+        ]
 
 
 def texts_of(path: str, body: Any) -> list[str]:
@@ -136,12 +146,14 @@ class _Vendors(_Handler):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         parts = urlsplit(self.path)
         headers = {k.lower(): v for k, v in self.headers.items()}
-        token = parts.path == "/identity/token"
+        token = parts.path in ("/identity/token", "/")
         body = parse_qs(content.decode()) if token else json.loads(content)
         with self.owner.lock:
             self.owner.requests.append(Received(unquote(parts.path), parts.query, headers, body))
             reply = self.owner.replies.popleft() if self.owner.replies and not token else None
-        if token:
+        if parts.path == "/":
+            self._send(200, ASSUMED, {"Content-Type": "text/xml"})
+        elif token:
             self._send(200, json.dumps({"access_token": TOKEN, "expires_in": 3600}))
         else:
             self._answer(parts.path, body, reply)
@@ -173,6 +185,7 @@ class _Vendors(_Handler):
         if wrong == "tokens":
             vectors = [[vector, vector] for vector in vectors]
         tokens = sum(len(text.split()) for text in texts)
+        self.owner.counted += tokens
         if path.endswith(":predict"):
             counts = [{"token_count": len(text.split())} for text in texts]
             pairs = zip(vectors, counts, strict=False)

@@ -123,6 +123,21 @@ def test_a_named_profile_is_not_overridden_by_a_bearer_token(
     assert "AKIAMINE" in server.asked[0].headers["authorization"]
 
 
+def test_a_role_is_assumed_with_the_credentials_that_boto3_finds(
+    server: VendorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token service is asked once for the role, and its credentials sign the requests."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://{server.host}")
+    role = "arn:aws:iam::123456789012:role/embedder"
+    function = BY_NAME["bedrock-text"].create(server, assumed_role=role, batch_size=1, concurrency=1)
+    embedreg.embed_column(function, ["a", "b"])
+    [asked] = [request for request in server.requests if request.path == "/"]
+    assert asked.body["RoleArn"] == [role]
+    assert asked.body["RoleSessionName"] == ["lancedb-embeddings"]
+    assert all("ASIAASSUMED" in request.headers["authorization"] for request in server.asked)
+    assert [request.headers["x-amz-security-token"] for request in server.asked] == ["session"] * 2
+
+
 def test_missing_credentials_are_one_clear_line(server: VendorServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is retried where boto3 finds no credentials or no such profile."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

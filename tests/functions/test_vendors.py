@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -60,14 +61,20 @@ def embedded(function: EmbeddingFunction, texts: list[str] = TEXTS) -> Any:
 def test_vectors_come_in_order_with_their_usage(case: Case, server: VendorServer, caplog: Any) -> None:
     """Each row has its own vector, in batches of two; the log counts requests, inputs and tokens."""
     function = case.create(server, batch_size=2, concurrency=1)
+    server.counted = 0
     with caplog.at_level(logging.DEBUG, "embedreg"):
         made = embedded(function)
+        counted = server.counted
     assert made.matrix.shape == (4, function.ndims())
     assert made.valid.all()
     alone = [embedded(function, [text]).matrix[0] for text in TEXTS]
     assert np.array_equal(made.matrix, np.stack(alone))
     assert len({row.tobytes() for row in made.matrix}) == 4
-    assert all("2 input(s)" in line for line in caplog.messages if "request(s)" in line)
+    used = [re.search(r"(\d+) request\(s\), (\d+) input\(s\), (\w+) tokens", line) for line in caplog.messages]
+    found = [match.groups() for match in used if match is not None][:2]
+    assert [(requests, inputs) for requests, inputs, _ in found] == [("1", "2")] * 2
+    silent = case.name in ("bedrock-text", "huggingface-inference", "tei")  # their responses have no count
+    assert sum(0 if tokens == "None" else int(tokens) for *_, tokens in found) == (0 if silent else counted)
 
 
 def test_queries_have_their_own_form(case: Case, server: VendorServer) -> None:
