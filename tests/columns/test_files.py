@@ -250,6 +250,26 @@ def test_bad_rows_are_reported_and_not_tried_again(tmp_path: Path, one: Counted)
     assert Counted.seen == []
 
 
+def test_vectors_as_lists_keep_their_type(tmp_path: Path, one: Counted, two: Counted) -> None:
+    """A column of list<double>, as pandas writes it, is refreshed as such; its migration gives fixed widths."""
+    path = tmp_path / "t.parquet"
+    write(path, ["alpha", "beta", None])
+    columns.add(path, one.bind("text", "vector"))
+    table = read(path)
+    kind = pa.list_(pa.float64())
+    table = table.set_column(2, "vector", pa.array(table["vector"].to_pylist(), kind))
+    pq.write_table(table, path)
+    edited(path, {1: "changed"})
+    assert columns.refresh(path)[0].written == 1
+    assert read(path).schema.field("vector").type.value_type == pa.float64()
+    assert pa.types.is_list(read(path).schema.field("vector").type)
+    assert right(path, 1.0)
+    columns.migrate(path, "vector", two)
+    assert read(path).schema.field("vector").type == pa.list_(pa.float32(), 2)
+    columns.migrations(path)[0].rollback()
+    assert pa.types.is_list(read(path).schema.field("vector").type)
+
+
 # -- migrating ---------------------------------------------------------------------------------------------------------
 
 

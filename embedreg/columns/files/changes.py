@@ -225,7 +225,9 @@ class _Plan:
     def _refuse_other_type(self, field: pa.Field) -> None:
         import pyarrow as pa
 
-        if not pa.types.is_fixed_size_list(field.type) or not field.nullable:
+        kinds = pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list
+        floats = any(is_one(field.type) for is_one in kinds) and pa.types.is_floating(field.type.value_type)
+        if not floats or not field.nullable:
             raise SchemaError(
                 f"column {field.name!r} is {field.type}{'' if field.nullable else ' without nulls'}, not a list of "
                 f"{self._ndims()} floats that may be null.",

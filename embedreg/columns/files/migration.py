@@ -69,7 +69,10 @@ class FilesMigration(Migration):
         notes = []
         if (listed := self._staging.publishing()) is not None:
             left = sum(1 for name in listed.files if self._staging.done(name) is not None)
-            notes.append(f"the switch was interrupted: {left:,} of {len(listed.files):,} files are left; run it again")
+            notes.append(
+                f"interrupted among its renames, {left:,} of {len(listed.files):,} files are left: the next call that "
+                "changes the column completes them"
+            )
         return MigrationStatus(
             facts.id,
             facts.state,

@@ -162,9 +162,11 @@ def _embedded(
     """Return the vectors of a batch, with those of some rows computed."""
     import pyarrow as pa
 
-    made = Embedded.empty(len(source), kind.list_size)
+    lists = not pa.types.is_fixed_size_list(kind)  # as pandas and polars write vectors
+    ndims = config.function.ndims() if lists else kind.list_size
+    made = Embedded.empty(len(source), ndims)
     if vector is not None:
-        made, _ = given_vectors(vector, kind.list_size, config.vector_column, kind.value_type)
+        made, _ = given_vectors(vector, ndims, config.vector_column, kind.value_type)
     inputs = layouts.taken(source, rows)
     new = embed_column(config.function, inputs, on_window=on_window, declared=codec.declared_by(config))
     if pa.types.is_float16(kind.value_type):
@@ -176,4 +178,6 @@ def _embedded(
     counts.bad_rows += len(new.reasons)
     for row, reason in sorted(new.reasons.items())[: SHOWN_BAD_ROWS - len(counts.bad)]:
         counts.bad.append(BadRow(first_row + int(rows[row]), config.source_column, str(reason)))
+    if lists:
+        return to_arrow(made.matrix, made.valid, pa.list_(kind.value_type, ndims)).cast(kind)
     return to_arrow(made.matrix, made.valid, kind)
