@@ -82,6 +82,8 @@ def test_a_javascript_table_means_the_model_of_its_client(minilm_path: Path) -> 
     assert theirs.name == "Xenova/all-MiniLM-L6-v2"
     assert stored("huggingface", {}).name == "colbert-ir/colbertv2.0"
     assert theirs.ndims() == 384
+    assert "counts padding as tokens" in theirs._remarks()[0]
+    assert embedreg.get("huggingface").create(name=theirs.name)._remarks() == []
     wanted = by_transformers(minilm_path, TEXTS[:1])
     assert np.abs(theirs.compute_query_embeddings(TEXTS[0])[0] - wanted[0]).max() < 1e-5
 
