@@ -30,6 +30,8 @@ from embedreg.cli.column_options import (
 )
 from embedreg.cli.session import AsJson, command
 
+_NEXT = {"ready": "switch", "switched": "settle"}  # by the state of a migration
+
 __all__ = ["add", "detach", "fill", "refresh", "repoint", "status"]
 
 
@@ -46,7 +48,12 @@ def status(data: Data, as_json: AsJson = False) -> None:
     with terminal.status("reading"):
         found = columns.status(path)
     column_words.print_statuses(data, found, as_json=as_json)
-    if not as_json and any((each.todo if each.digest else each.empty) and each.problem is None for each in found):
+    moving = next((each.migration.state for each in found if each.migration is not None), None)
+    if as_json:
+        return
+    if moving in _NEXT:
+        try_next(_NEXT[moving], data)
+    elif any((each.todo if each.digest else each.empty) and each.problem is None for each in found):
         try_next("refresh", data)
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedreg
+from embedreg.columns.files.staging import Staging
 
 HASHING = ("--set", "dim=16")
 
@@ -118,6 +119,30 @@ def test_a_migration_from_a_shell(added: Path, cli: Callable) -> None:
     assert cli("column", "migrate", "notes", *to, "--json").json["state"] == "settled"
     assert "finished" in cli("column", "finish", "notes").out
     assert "no migration of notes is in progress" in cli("column", "rollback", "notes", expect=2).err
+
+
+def test_an_interrupted_switch_is_told_and_completed_by_the_next_command(
+    added: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status` says how many files are left and what to run; that command leaves all files new."""
+    replace, names = Staging._replace, list[str]()
+
+    def stopping(self: Staging, name: str) -> None:
+        names.append(name)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        replace(self, name)
+
+    monkeypatch.setattr(Staging, "_replace", stopping)
+    cli("column", "migrate", "notes", "--to", "hashing", *HASHING, "--set", "seed=2", expect=130)
+    monkeypatch.undo()
+    monkeypatch.chdir(added.parent)
+    found = cli("column", "status", "notes")
+    assert "ready (5 of 5 rows staged)" in found.out
+    assert "1 of 2 files are left" in found.err
+    assert "next: embedreg column switch notes" in found.err
+    cli("column", "switch", "notes")
+    assert {embedreg.functions_in(path)["vector"].function.seed for path in added.glob("*.parquet")} == {2}
 
 
 def test_detach_and_repoint_change_the_declaration_alone(added: Path, cli: Callable) -> None:

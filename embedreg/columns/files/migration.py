@@ -65,9 +65,11 @@ class FilesMigration(Migration):
     def _status(self, facts: Migrating) -> MigrationStatus:
         files = self._files
         counted = [(name, sum(unit.rows or 0 for unit in files.scan(name).units)) for name in files.names()]
-        staged = [each for each in counted if self._staged(facts, each[0])]
+        listed = self._staging.publishing()
+        renamed = {} if listed is None else listed.files
+        staged = [each for each in counted if each[0] in renamed or self._staged(facts, each[0])]
         notes = []
-        if (listed := self._staging.publishing()) is not None:
+        if listed is not None:
             left = sum(1 for name in listed.files if self._staging.done(name) is not None)
             notes.append(
                 f"interrupted among its renames, {left:,} of {len(listed.files):,} files are left: the next call that "
