@@ -20,7 +20,7 @@ from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 from embedreg.runtime.remote.answers import Refusal
-from embedreg.runtime.remote.clients import client_key, clients
+from embedreg.runtime.remote.connections import client_key, clients
 from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
 from embedreg.support.imports import attempt_import_or_raise
 from embedreg.support.retry import http_status, is_transient

@@ -18,7 +18,7 @@ from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.remote import http
-from embedreg.runtime.remote.clients import client_key, clients
+from embedreg.runtime.remote.connections import client_key, clients
 from embedreg.runtime.remote.prompts import PromptedFunction
 from embedreg.runtime.remote.vendor import Model, Vendor
 

@@ -12,7 +12,7 @@ from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
     from embedreg.runtime.remote.answers import AnswerError, Refusal, Usage, report_usage
-    from embedreg.runtime.remote.clients import client_key, clients, release
+    from embedreg.runtime.remote.connections import client_key, clients, release
     from embedreg.runtime.remote.function import RemoteFunction, RemoteTextFunction
 else:
     __getattr__, __dir__ = index(
@@ -23,9 +23,9 @@ else:
             "Usage": "answers",
             "RemoteFunction": "function",
             "RemoteTextFunction": "function",
-            "client_key": "clients",
-            "clients": "clients",
-            "release": "clients",
+            "client_key": "connections",
+            "clients": "connections",
+            "release": "connections",
             "report_usage": "answers",
         },
     )

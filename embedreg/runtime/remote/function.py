@@ -44,7 +44,7 @@ from embedreg.runtime.remote.answers import (
     span,
 )
 from embedreg.runtime.remote.budget import Budget, Limits, record
-from embedreg.runtime.remote.clients import client_key, clients, release
+from embedreg.runtime.remote.connections import client_key, clients, release
 from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.security.redaction import called, carried, guarded, redact
 from embedreg.support.retry import DEADLINE_S, call_with_retry, http_status, is_transient, retry_after_s

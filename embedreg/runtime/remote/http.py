@@ -21,7 +21,7 @@ from urllib.parse import quote
 from embedreg._version import __version__
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.remote.answers import report_headers
-from embedreg.runtime.remote.clients import client_key, clients
+from embedreg.runtime.remote.connections import client_key, clients
 from embedreg.security.addresses import parse_host
 from embedreg.support.imports import attempt_import_or_raise
 

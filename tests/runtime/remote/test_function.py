@@ -479,3 +479,17 @@ def test_other_inputs_than_texts_go_out_in_batches_too() -> None:
     assert embedreg.embed_query(fn, b"png").tolist() == [3, 1]
     assert np.asarray(fn.compute_source_embeddings([b"png"])).tolist() == [[3, 0]]
     assert np.asarray(fn.compute_query_embeddings("a text")).tolist() == [[6, 1]]
+
+
+def test_no_module_hides_what_the_package_exports() -> None:
+    """`embedreg.runtime.remote.clients` is the cache of clients, whatever module was imported first."""
+    import importlib
+    import pkgutil
+
+    from embedreg.runtime import remote
+
+    modules = {each.name for each in pkgutil.iter_modules(remote.__path__)}
+    for name in modules:
+        importlib.import_module(f"{remote.__name__}.{name}")
+    assert not modules & set(remote.__all__)
+    assert remote.clients.get("key", lambda: "client") == "client"
