@@ -325,6 +325,27 @@ def test_a_text_changed_meanwhile_does_not_get_the_old_vector(
     assert set(counts(table)) == {"fresh"}
 
 
+def test_a_refresh_does_not_go_on_after_a_switch(
+    table: Any, folder: Path, two: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The column gets another function while stale rows are embedded: the old one's vectors are not written to it."""
+    table.update(where="id < 20 or id >= 300", values_sql={"text": "text || '!'"})
+    embed, migrated = Counting.generate_embeddings, []
+
+    def slow(self: Counting, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.seed == 1 and not migrated and len(list(texts)) > 5:
+            migrated.append(True)
+            columns.migrate(folder / "t.lance", "vector", two)
+        return embed(self, texts)
+
+    monkeypatch.setattr(Counting, "generate_embeddings", slow)
+    with pytest.raises(StorageError, match="was changed meanwhile"):
+        columns.refresh(table)
+    (migration,) = columns.migrations(table)
+    migration.settle()
+    assert set(seeds(table).values()) == {2}
+
+
 def test_a_source_that_became_null_loses_its_vector(table: Any) -> None:
     """Vector and digest go; the row counts as having nothing to embed."""
     table.update(where="id < 2", values_sql={"text": "null"})
@@ -520,6 +541,22 @@ def test_a_stale_handle_is_found_and_settled(table: Any, two: Counting, folder: 
     assert report.written == 2
     assert set(seeds(table).values()) == {2}
     assert counts(table) == {"fresh": 599}
+
+
+def test_old_vectors_under_a_fresh_digest_are_found(table: Any, two: Counting, folder: Path) -> None:
+    """A stale handle merges a row whose text stays: no digest shows it, the staged vectors of that text do."""
+    stale = lancedb.connect(folder).open_table("t")
+    assert stale.search("text 17").limit(1).to_list()
+    migration = columns.migrate(table, "vector", two)
+    old = pa.array([vector_of("text 17", 1)], pa.list_(pa.float32(), D))
+    data = pa.table({"id": [17], "text": ["text 17"], "vector": old})
+    stale.merge_insert("id").when_matched_update_all().execute(data)
+    table.checkout_latest()
+    assert (counts(table), seeds(table)[17]) == ({"fresh": 598}, 1)
+    assert migration.settle().written == 1
+    assert set(seeds(table).values()) == {2}
+    compacted(table)
+    assert migration.settle().written == 0
 
 
 def test_stale_appends_go_through_and_come_back_right(table: Any, two: Counting, folder: Path) -> None:

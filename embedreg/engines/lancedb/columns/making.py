@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Earlier", "Files", "Maker"]
+__all__ = ["NO_FUNCTION", "Earlier", "Files", "Maker", "keys_of"]
 
 NO_FUNCTION = "00000000:"  # the prefix of digests that are not stored: another client's declaration has no fingerprint
 _CHUNK = 65536  # rows of a file of earlier vectors that are read at once
@@ -95,7 +95,7 @@ class Maker:
         if not self.earlier or not len(source):
             return self._embedded(source, stamps)
         rest = np.arange(len(source))
-        keys, valid = _keys(stamps)
+        keys, valid = keys_of(stamps)
         parts, order = [], []
         for place in self.earlier:
             asked = rest[valid[rest]]
@@ -172,7 +172,7 @@ class Files:
                 rest = rest[~hit]
 
 
-def _keys(stamps: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def keys_of(stamps: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashes in digests: (n,) uint64, and where there is one."""
     import numpy as np
 
@@ -189,7 +189,7 @@ def _read(path: Path) -> _Sorted | None:
     try:
         batches = LanceFileReader(str(path), columns=["digest"]).read_all(batch_size=_CHUNK).to_batches()
         stamps = pa.concat_arrays([batch.column(0) for batch in batches] or [pa.nulls(0, pa.string())])
-        keys, valid = _keys(stamps)
+        keys, valid = keys_of(stamps)
     except (OSError, RuntimeError, ValueError):
         return None
     rows = np.flatnonzero(valid)

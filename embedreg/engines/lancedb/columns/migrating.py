@@ -36,6 +36,7 @@ from embedreg.engines.lancedb.columns.declared import (
 from embedreg.engines.lancedb.columns.indexing import built, join, replaced, settings_of
 from embedreg.engines.lancedb.columns.making import Files, Maker
 from embedreg.engines.lancedb.columns.place import BACK, Place
+from embedreg.engines.lancedb.columns.settling import mend
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
 from embedreg.engines.lancedb.columns.standing import standing
 from embedreg.engines.lancedb.columns.switching import switched, went_back
@@ -271,6 +272,7 @@ class LanceMigration(Migration):
             mark, record = self._recorded()
             if mark is None or record is None:
                 raise StorageError(f"{self.state}: nothing was switched.", "Migration.switch()")
+            mended = mend(self._place, mark, self._options)
             reports = [
                 refreshing.refresh(self._place, mark.name, self._options, unstamped="recompute", sample=1)
                 for _ in range(2)
@@ -282,7 +284,7 @@ class LanceMigration(Migration):
             failed = reports[-1].bad_rows
             if counts["stale"] + counts["foreign"] == 0 and counts["empty"] <= failed:
                 self._place.kept.write({**record, "state": "settled"})
-        written = sum(each.written for each in reports)
+        written = mended + sum(each.written for each in reports)
         notes = (f"{written:,} rows were written by others since they were staged; settled",) if written else ()
         return replace(
             reports[-1],

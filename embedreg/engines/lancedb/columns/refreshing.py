@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 from embedreg.columns.declare import rebuilt
 from embedreg.columns.results import ColumnReport
 from embedreg.columns.store import Options, Unstamped
-from embedreg.declaration import digest
+from embedreg.declaration import codec, digest
 from embedreg.engines.lancedb.columns import adding
 from embedreg.engines.lancedb.columns.commits import Attempts, lance, lance_errors
 from embedreg.engines.lancedb.columns.comparing import agrees
-from embedreg.engines.lancedb.columns.declared import Column, chosen, counts_of, predicate, quoted
+from embedreg.engines.lancedb.columns.declared import Column, chosen, columns_of, counts_of, predicate, quoted
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import data_files
-from embedreg.errors import InputError
+from embedreg.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["fill", "refresh"]
+__all__ = ["fill", "refresh", "rewrite"]
 
 WHOLE = 0.2  # of a fragment's rows, from which on its column is written anew (measured: docs/benchmarks.md)
 _CHUNK = 20_000  # rows of one merge
@@ -67,6 +67,13 @@ def refresh(
     return replace(report, stamped=stamped, notes=(*report.notes, *notes))
 
 
+def rewrite(place: Place, vector: str, options: Options, sources: pa.Table) -> int:
+    """Embed some sources, whatever their rows' digests say, and write these rows; return how many."""
+    work = _Refresh(place, vector, options, "settle")
+    work._merge(sources)
+    return work.written
+
+
 @dataclass
 class _Refresh:
     """One run on one column."""
@@ -89,6 +96,20 @@ class _Refresh:
             raise InputError(f"table {self.place.name!r} has no column {self.options.key!r}.", "key='id'")
         self._maker: Maker | None = None
         self._failed: set[str] = set()
+
+    def _newest(self) -> Any:
+        """Return the newest version.
+
+        Raises:
+            StorageError: the column has another declaration now: its rows would get vectors of the old one.
+        """
+        dataset = self.place.newest()
+        now = columns_of(dataset.schema).get(self.column.vector)
+        if now is None or _said(now) != _said(self.column):
+            raise StorageError(
+                f"the declaration of column {self.column.vector!r} was changed meanwhile.", "run the same call again"
+            )
+        return dataset
 
     @property
     def maker(self) -> Maker:
@@ -155,7 +176,7 @@ class _Refresh:
         column, done = self.column, 0
         attempts = Attempts(self.options.switch_timeout_s)
         while True:
-            self.dataset = self.place.newest()
+            self.dataset = self._newest()
             scanned = (
                 (each, list(self._scan(["unstamped"], [column.source], each))) for each in self.dataset.get_fragments()
             )
@@ -174,7 +195,7 @@ class _Refresh:
         """Embed the rows of some classes, again while others write, up to a few rounds."""
         attempts = Attempts(self.options.switch_timeout_s)
         for _ in range(_ROUNDS):
-            self.dataset = self.place.newest()
+            self.dataset = self._newest()
             left = self._round(classes, attempts)
             if not left:
                 break
@@ -203,7 +224,7 @@ class _Refresh:
         names = [column.source, *([self.options.key] if self.options.key is not None else [])]
         waiting: list[pa.Table] = []
         for number in [each.fragment_id for each in self.dataset.get_fragments()]:
-            self.dataset = self.place.newest()  # a commit of this run, too, is one that others must be based on
+            self.dataset = self._newest()  # a commit of this run, too, is one that others must be based on
             if (fragment := self.dataset.get_fragment(number)) is None:
                 again = True
                 continue
@@ -289,7 +310,7 @@ class _Refresh:
         table = pa.table(values)
         by = key or column.source
         table = table.take(pa.array(_first_of_each(found[by])))
-        before = self.place.newest()
+        before = self._newest()
         if table.schema.field(column.source).type != before.schema.field(column.source).type:
             table = table.cast(pa.schema([before.schema.field(name) for name in table.schema.names]))
         same = f"target.{quoted(column.source)} = source.{quoted(column.source)}"
@@ -328,6 +349,12 @@ class _Refresh:
     def _count(self, before: set[str]) -> None:
         self.commits += 1
         self.bytes_written += self.place.size_of(data_files(self.place.newest()) - before)
+
+
+def _said(column: Column) -> tuple[Any, ...]:
+    """Return what of a declaration must stay while its column is written; another writer may record the probe."""
+    model = {key: value for key, value in column.entry.model.items() if key != codec.RESERVED}
+    return column.prefix, column.digest, column.source, column.entry.name, model
 
 
 def _by_fragment(addresses: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

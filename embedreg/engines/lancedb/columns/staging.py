@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Staging", "data_files", "offsets_of"]
+__all__ = ["Staging", "data_files", "file_of", "offsets_of"]
 
 ROUNDS = 20
 _ENOUGH = 0.01  # of the rows may be left for the switch itself, which stages them at once
@@ -91,13 +91,13 @@ class Staging:
             raise StorageError(
                 f"the source column {self.source!r} is not in the table any more.", "abandon it: Migration.abandon()"
             )
-        return _file_of(fragment.metadata, ids[self.source])[0]
+        return file_of(fragment.metadata, ids[self.source])[0]
 
     def _old(self, fragment: Any) -> list[tuple[str, int]]:
         """Return the files and columns of the old fields, if the fragment still has all of them."""
         if fragment.fragment_id > self.last_old:
             return []
-        found = [_file_of(fragment.metadata, each) for each in self.old_fields]
+        found = [file_of(fragment.metadata, each) for each in self.old_fields]
         return found if all(path for path, _ in found) else []
 
     def missing(self, dataset: Any) -> list[Any]:
@@ -380,7 +380,7 @@ def offsets_of(addresses: pa.Array) -> np.ndarray:
     return (np.asarray(addresses).astype(np.uint64) & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _file_of(metadata: Any, field_id: int) -> tuple[str, int]:
+def file_of(metadata: Any, field_id: int) -> tuple[str, int]:
     """Return the data file of a fragment that holds a field, and the column's index in it; "" if none does."""
     for each in metadata.files:
         if field_id in each.fields:
