@@ -106,10 +106,14 @@ class Comparison:
 
 
 def difference_of(differences: np.ndarray) -> Interval:
-    """Return the mean difference of recall, and half of its 95% interval, which also holds the adjusted mean."""
+    """Return the mean difference of recall, and half of its 95% interval.
+
+    It holds the adjusted interval whole, and a continuity correction of one pair (Edwards 1948): differences come in
+    steps, and without it equal functions would be called different in 5% of all trials, or a little more.
+    """
     mean = float(differences.mean())
     adjusted = bounds.paired_interval(differences)
-    return Interval(mean, adjusted.error + abs(mean - adjusted.value))
+    return Interval(mean, adjusted.error + abs(mean - adjusted.value) + 1 / len(differences))
 
 
 def judged(differences: np.ndarray) -> str:

@@ -80,7 +80,10 @@ def test_a_worse_model_is_told_with_its_error_size_and_corpus(hashed: tuple[pa.T
 def test_equal_models_are_called_different_in_at_most_5_percent_of_400_resamplings(
     hashed: tuple[pa.Table, Any, Any],
 ) -> None:
-    """Two seeds of one method are equal: real differences of pairs, drawn anew with random sides, 400 times."""
+    """Two seeds of one method are equal: real differences of pairs are drawn anew with random sides.
+
+    Ten times 400 resamplings, so that the share does not hang on one draw.
+    """
     table, _, b = hashed
     differences = compare(table, "vector", b, pairs=pairs_of(table, 1500), key="id").differences
     assert differences is not None
@@ -88,15 +91,15 @@ def test_equal_models_are_called_different_in_at_most_5_percent_of_400_resamplin
     generator = np.random.default_rng(0)
     for pairs in (20, 100, 500):
         false = 0
-        for _ in range(400):
+        for _ in range(4000):
             some = generator.choice(differences, pairs) * generator.choice([-1, 1], pairs)
             false += judged(some) in ("better", "worse")
-        assert false <= 20, f"{false} of 400 with {pairs} pairs"
+        assert false <= 200, f"{false} of 4,000 with {pairs} pairs"
 
 
 def test_the_paired_interval_is_as_wide_as_the_discordant_pairs_allow() -> None:
-    """10% discordant pairs: 50 pairs give about +-.09, 1,000 about +-.02; no discordant pair leaves a width."""
-    for pairs, error in ((50, 0.1), (200, 0.046), (1000, 0.02)):
+    """10% discordant pairs: 50 pairs give about +-.12, 1,000 about +-.02; no discordant pair leaves a width."""
+    for pairs, error in ((50, 0.12), (200, 0.05), (1000, 0.02)):
         values = np.zeros(pairs)
         values[: pairs // 20], values[pairs // 20 : pairs // 10] = 1, -1
         assert difference_of(values).error == pytest.approx(error, rel=0.12)
