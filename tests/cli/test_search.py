@@ -239,3 +239,25 @@ def test_a_class_that_changed_is_found_out_though_its_module_creates_it(
     for made in ("sizes.parquet", "sizes.lance"):
         result = command("search", made, "cat", "--import", "sizes.py", expect=exits.DRIFT)
         assert "'sizes' no longer gives the vectors that are stored" in result.err
+
+
+def test_a_search_imports_neither_torch_nor_lancedb(cli: Callable, run_python: Callable, tmp_path: Path) -> None:
+    """The demo's table is embedded, searched and inspected by processes in which these libraries cannot be imported."""
+    blocked = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'sentence_transformers'):\n"
+        "    sys.modules[name] = None\n"
+        "from embedreg.cli import main\n"
+        "code = main(sys.argv[2:])\n"
+        "assert sys.argv[1] not in sys.modules, sys.argv[1]\n"
+        "sys.exit(code)\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"text": "Return the sine of x."}\n{"text": "Delete a folder."}\n')
+    embed = ("embed", "rows.jsonl", "db/rows.lance", "--function", "sentence-transformers", "--source", "text")
+    run_python(blocked, "open_clip", *embed)
+    found = run_python(blocked, "lancedb", "search", "db/rows", "remove a directory", "--limit", "1", "--json")
+    (row,) = json.loads(found)
+    assert row["text"] == "Delete a folder."
+    inspected = json.loads(run_python(blocked, "open_clip", "inspect", "db/rows", "--check", "--json"))
+    (function,) = inspected["functions"]
+    assert (function["backend"], function["drift"]["verdict"]) == ("light", "same")
