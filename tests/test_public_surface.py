@@ -136,6 +136,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "functions / open-clip / runtime": (TOWERS, "@@ -0,0 +1 @@\n+backend"),
     "functions / open-clip / signature": (TOWERS, "num_threads = None, backend = 'auto') -> None"),
     "outputs / functions / open-clip / config / properties / backend": (TOWERS, "added"),
+    "distribution / extras": ("(`embedreg[static]`)", ""),  # one for each new function
+    "outputs / doctor / libraries": ("(`embedreg[static]`)", "added"),  # what the new functions need
     "outputs / doctor / prompts": ("lists those in the hub's cache under `prompts`", "added"),
     **{
         f"modules / {module} / {name} / members / with_shell_hint_of": ("`EmbedregError.with_shell_hint_of`", "removed")
