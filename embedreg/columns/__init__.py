@@ -7,7 +7,8 @@
     compare(data, "vector", other_function)             # what another model would find, and cost
     migrate(data, "vector", other_function)             # another model for the same column, with a way back
 
-`data` is the path of a table or dataset, or a table object of an engine, which is brought to its newest version.
+`data` is a path, or a table object of an engine, which is brought to its newest version: `DB_DIR/name.lance`, a Parquet
+or Arrow IPC file or a folder of them, or `FILE.duckdb/table`.
 """
 
 from __future__ import annotations
