@@ -70,11 +70,13 @@ def test_vectors_come_in_order_with_their_usage(case: Case, server: VendorServer
     alone = [embedded(function, [text]).matrix[0] for text in TEXTS]
     assert np.array_equal(made.matrix, np.stack(alone))
     assert len({row.tobytes() for row in made.matrix}) == 4
-    used = [re.search(r"(\d+) request\(s\), (\d+) input\(s\), (\w+) tokens", line) for line in caplog.messages]
-    found = [match.groups() for match in used if match is not None][:2]
-    assert [(requests, inputs) for requests, inputs, _ in found] == [("1", "2")] * 2
+    pattern = r"requests=(\d+), .*inputs=(\d+), billed_tokens=(\d+), estimated_tokens=(\d+)"
+    used = [match.groups() for line in caplog.messages if (match := re.search(pattern, line))][:2]
+    assert [(requests, inputs) for requests, inputs, *_ in used] == [("1", "2")] * 2
     silent = case.name in ("bedrock-text", "huggingface-inference", "tei")  # their responses have no count
-    assert sum(0 if tokens == "None" else int(tokens) for *_, tokens in found) == (0 if silent else counted)
+    billed, estimated = (sum(int(each[k]) for each in used) for k in (2, 3))
+    assert billed == (0 if silent else counted)
+    assert (estimated > 0) is silent
 
 
 def test_queries_have_their_own_form(case: Case, server: VendorServer) -> None:

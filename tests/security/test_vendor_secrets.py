@@ -103,4 +103,4 @@ def test_no_channel_shows_a_key(
     shown += [caplog.text]
     for text in shown:
         assert_clean(text)
-    assert "request(s)" in caplog.text
+    assert "TotalUsage(requests=" in caplog.text
