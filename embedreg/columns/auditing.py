@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import bounds, sampling
 from embedreg.columns import candidates as functions
-from embedreg.columns import digest as digests
 from embedreg.columns.causes import EDITED, Search
 from embedreg.columns.findings import CLASSES, Audit, Evidence, judged
 from embedreg.columns.scan import Scan
@@ -17,6 +16,7 @@ from embedreg.columns.tables import TableRows, readable
 from embedreg.columns.vectors import SAME, cosines, storage_of, unit
 from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.declaration import codec
+from embedreg.declaration import digest as digests
 from embedreg.declaration.drift import PROBE_LENGTH
 from embedreg.declaration.entries import Entry
 from embedreg.errors import ConfigError, EmbedregError, MissingColumnError

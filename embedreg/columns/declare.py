@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from embedreg.columns import digest as digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, drift
+from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.registry import get_registry
 from embedreg.support import strict_json

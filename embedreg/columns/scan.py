@@ -6,9 +6,9 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns import digest as digests
 from embedreg.columns.rows import Readable, lengths_of, without_views
 from embedreg.columns.vectors import SAME, cosines, matrix_of, unit
+from embedreg.declaration import digest as digests
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns import digest as digests
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.folder import DataFiles, with_entries
 from embedreg.columns.files.rows import Counts
@@ -16,6 +15,7 @@ from embedreg.columns.files.staging import Staging
 from embedreg.columns.results import ColumnReport
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry, value_type
 from embedreg.errors import BadRowsError, MissingColumnError, SchemaError, StorageError
 

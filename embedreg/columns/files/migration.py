@@ -6,7 +6,6 @@ import dataclasses
 import random
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns import digest as digests
 from embedreg.columns.declare import columns_of, rebuilt
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.changes import Change, stage
@@ -18,6 +17,7 @@ from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec
+from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS
 from embedreg.errors import ConfigError, StorageError

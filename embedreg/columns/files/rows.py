@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow import layouts
 from embedreg.arrow.vectors import Embedded, given_vectors, to_arrow
-from embedreg.columns import digest as digests
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.declaration import codec
+from embedreg.declaration import digest as digests
 from embedreg.embedding.column import embed_column, fit_float16
 from embedreg.embedding.table import BadRow
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns import digest as digests
 from embedreg.columns.declare import entry_for, rebuilt, repointed
 from embedreg.columns.files import declarations
 from embedreg.columns.files import rows as by_row
@@ -23,6 +22,7 @@ from embedreg.columns.store import ColumnStore, Options, Unstamped
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.datasets.schemas import conformed, unified
 from embedreg.declaration import codec
+from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS
 from embedreg.errors import (

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from embedreg.columns import digest as digests
 from embedreg.columns.declare import columns_of, rebuilt
 from embedreg.columns.migration import Migration
 from embedreg.columns.proof import SAMPLE, refuse_unproven
@@ -15,6 +14,7 @@ from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec
+from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.engines.duckdb.columns import rows as by_row
 from embedreg.engines.duckdb.columns.place import Place

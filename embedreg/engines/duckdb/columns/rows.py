@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns import digest as digests
 from embedreg.columns.results import ROW_CLASSES
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.declaration import codec
+from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.column import embed_column
 from embedreg.embedding.table import BadRow

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns import digest as digests
 from embedreg.columns.declare import columns_of, entry_for, rebuilt, repointed
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus, MigrationStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, comments
+from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS
 from embedreg.engines.duckdb.columns import rows as by_row
