@@ -542,6 +542,24 @@ def test_hostile_records_of_a_migration_open_no_file_and_status_says_why(tmp_pat
     assert outside.read_bytes() == before
 
 
+def test_a_declaration_cannot_have_another_column_overwritten(tmp_path: Path, one: Counted) -> None:
+    """A digest column that is a source, or holds numbers, is refused by name, and no file changes."""
+    path = tmp_path / "t.parquet"
+    for name, kind in (("text__source_digest", pa.string()), ("n__source_digest", pa.int64())):
+        write(path, ["alpha"])
+        columns.add(path, one.bind("text", "vector"))
+        table = read(path).append_column(name, pa.array([None], kind))
+        text = table.schema.metadata[b"embedding_functions"].replace(b'"vector__source_digest"', f'"{name}"'.encode())
+        if kind == pa.string():
+            text = text.replace(b'"source_column": "text"', b'"source_column": "text__source_digest"')
+        pq.write_table(table.replace_schema_metadata({b"embedding_functions": text}), path)
+        before = path.read_bytes()
+        assert "it is used otherwise" in str(columns.status(path)[0].problem)
+        with pytest.raises(EmbedregError, match="it is used otherwise"):
+            columns.refresh(path, unstamped="recompute")
+        assert path.read_bytes() == before
+
+
 def test_a_folder_with_an_unfinished_job_is_left_alone(tmp_path: Path, one: Counted) -> None:
     """An embedding job owns its destination until it is complete; afterwards its records go with the first change."""
     source, data = tmp_path / "source", tmp_path / "data"

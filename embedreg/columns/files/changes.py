@@ -15,9 +15,10 @@ from embedreg.columns.files.staging import Staging
 from embedreg.columns.results import ColumnReport
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry, value_type
-from embedreg.errors import BadRowsError, MissingColumnError, SchemaError, StorageError
+from embedreg.errors import BadRowsError, MetadataError, MissingColumnError, SchemaError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,6 +197,8 @@ class _Plan:
         own = self.files.schema(name)
         self._refuse_missing(name, own)
         change, entry = self.change, self.change.entry
+        others = [each for each in codec.entries(own.metadata) if each.vector_column not in change.leave_out]
+        refuse_digest(entry, pa.schema([f for f in own if f.name not in change.leave_out]), others)
         fields = [field for field in own if field.name not in change.leave_out]
         place = next((n for n, field in enumerate(own) if field.name in change.leave_out), len(fields))
         names = [field.name for field in fields]
@@ -278,7 +281,9 @@ class _Plan:
             first,
             lambda rows: self._progress(first + rows),
         )
-        new = {entry.vector_column: made.vector, **({digest: made.digest} if digest is not None else {})}
+        new = {entry.vector_column: made.vector}
+        if digest is not None and made.digest is not None:
+            new[digest] = made.digest.cast(schema.field(digest).type)
         columns = [new[field.name] if field.name in new else batch.column(field.name) for field in schema]
         self._progress(counts.rows)
         return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -307,10 +312,31 @@ class _Plan:
         )
 
 
+def refuse_digest(entry: Entry, schema: pa.Schema, others: Iterable[Entry]) -> None:
+    """Raise if the digest column that a declaration names is used otherwise: a stored declaration is untrusted.
+
+    Raises:
+        MetadataError: it is a column of another use or type.
+    """
+    digest = digests.column_of(entry.reserved)
+    if digest is None:
+        return
+    used = {entry.source_column, entry.vector_column}
+    for each in others:
+        if each.vector_column != entry.vector_column:
+            used |= {each.source_column, each.vector_column, digests.column_of(each.reserved) or ""}
+    if digest in used or (digest in schema.names and not digests.is_stored(schema.field(digest))):
+        raise MetadataError(
+            f"column {digest!r} cannot hold the digests of {entry.vector_column!r}: it is used otherwise.",
+            "declare the function anew: embedreg.attach",
+        )
+
+
 def classified(files: DataFiles, name: str, entry: Entry, batch_rows: int) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield the classes of the rows of a file by their digests, a batch at a time, with the vectors or None."""
     digest, prefix = digests.column_of(entry.reserved), digests.prefix_stored(entry.reserved)
     schema = files.schema(name)
+    refuse_digest(entry, schema, codec.entries(schema.metadata))
     if entry.source_column not in schema.names:
         raise MissingColumnError(
             f"{files.data.shown(name)} has no column {entry.source_column!r}.", f"columns: {', '.join(schema.names)}"

@@ -338,6 +338,19 @@ def test_a_hostile_record_is_refused_and_the_rows_are_still_counted(table: Path,
             columns.migrate(table, "vector", one)
 
 
+def test_a_declaration_cannot_have_another_column_overwritten(table: Path, one: Letters) -> None:
+    """A digest column that is the source is refused by name."""
+    columns.add(table, one.bind("text", "vector"))
+    run(table, "ALTER TABLE docs RENAME text TO text__source_digest")
+    [(comment,)] = run(table, "SELECT comment FROM duckdb_columns() WHERE column_name = 'vector'")
+    for old, new in (('"text"', '"text__source_digest"'), ('"vector__source_digest"', '"text__source_digest"')):
+        comment = comment.replace(old, new)
+    run(table, f"COMMENT ON COLUMN docs.vector IS '{comment}'")
+    assert "it is used otherwise" in str(columns.status(table)[0].problem)
+    with pytest.raises(EmbedregError, match="it is used otherwise"):
+        columns.refresh(table, unstamped="recompute")
+
+
 def test_rows_are_found_by_number(table: Path) -> None:
     """`take` gives rows in the order asked for; `scan` gives them all."""
     from embedreg.columns.opening import opened

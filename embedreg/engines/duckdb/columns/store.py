@@ -24,7 +24,15 @@ from embedreg.engines.duckdb.columns.place import Place, arrow
 from embedreg.engines.duckdb.columns.records import Change, text_of
 from embedreg.engines.duckdb.columns.rows import Columns
 from embedreg.engines.duckdb.sql import comment_statements, identifier
-from embedreg.errors import ConfigError, DriftError, EmbedregError, InputError, MissingColumnError, SchemaError
+from embedreg.errors import (
+    ConfigError,
+    DriftError,
+    EmbedregError,
+    InputError,
+    MetadataError,
+    MissingColumnError,
+    SchemaError,
+)
 from embedreg.inspection.attach import Agreement, compared, refuse_other_vectors
 
 if TYPE_CHECKING:
@@ -120,12 +128,22 @@ class DuckDBColumns(ColumnStore):
 
     def _refuse_absent(self, entry: Entry) -> None:
         with self.place.reading() as con:
-            names = {name.casefold() for name in self.place.types(con)}
+            names = {name.casefold(): kind for name, kind in self.place.types(con).items()}
         for name in (entry.source_column, *columns_of(entry)):
             if name.casefold() not in names:
                 raise MissingColumnError(
                     f"{self.shown} has no column {name!r}, which {entry.vector_column!r} declares."
                 )
+        digest = digests.column_of(entry.reserved)
+        others = [each for each in self.declared() if each.vector_column != entry.vector_column]
+        used = {entry.source_column, entry.vector_column}
+        used |= {name for each in others for name in (each.source_column, *columns_of(each))}
+        taken = {name.casefold() for name in used}
+        if digest is not None and (digest.casefold() in taken or names[digest.casefold()] != "VARCHAR"):
+            raise MetadataError(
+                f"column {digest!r} cannot hold the digests of {entry.vector_column!r}: it is used otherwise.",
+                "declare the function anew",
+            )
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -158,6 +176,7 @@ class DuckDBColumns(ColumnStore):
         self, vector: str, options: Options, *, unstamped: Unstamped, sample: int, dry_run: bool
     ) -> ColumnReport:
         entry = self.entry(vector)
+        self._refuse_absent(entry)
         columns = Columns.of(entry)
         if columns.digest is None:
             made = self._fill("refresh", entry, frozenset({"empty"}), options, dry_run)
