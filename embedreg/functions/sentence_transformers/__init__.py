@@ -247,11 +247,10 @@ class SentenceTransformerEmbeddings(LocalFunction):
         if self.backend != backend.AUTO:
             return Choice(self.backend)
         files = self._files(download=download)
-        key = str(files.path), files.stamp() if files.origin == "local" else 0
-        if self._chosen is None or self._chosen[0] != key:
+        if self._chosen is None or self._chosen[0] is not files:  # once for each instance, as its weights
             found = self._choose(files.path)
             log.info("%s runs on the back end %s", self.name, found)
-            self._chosen = key, found
+            self._chosen = files, found
         return self._chosen[1]
 
     def _kind(self) -> type[ModelBackend]:
@@ -279,10 +278,10 @@ class SentenceTransformerEmbeddings(LocalFunction):
         name = self.chosen_backend().name
         key = (*group, devices[0], name, cache.THREADED, self.precision, threads, *(["alone"] if alone else []))
         prepare = kind.compile_for_queries if alone else kind.compile
-        # the identity does not cover the model's own code
-        identity = None if self.trust_remote_code else self.model_identity()
 
         def compiled() -> Any:
+            # the identity does not cover the model's own code
+            identity = None if self.trust_remote_code else self.model_identity()
             with progress.stage(f"preparing {self.name} for {kind.label}"):
                 return prepare(model, self.precision, threads, identity)
 
@@ -358,6 +357,6 @@ class SentenceTransformerEmbeddings(LocalFunction):
             counted = [] if self.truncate == "silent" else rows
             return Made(vectors, library.truncated(model, [first.prompt + text for text in counted], len(rows)))
 
-    def _vector_key(self, first: ModelBackend) -> Hashable:
-        options = (self._unit(), self.truncate_dim, self.precision)
-        return self._cache_key(), first.prompt, first.task, *options
+    def _vector_key(self) -> Hashable:
+        options = (self._as_stock(), self._unit(), self.truncate_dim, self.precision)
+        return self._cache_key(), self._prompts()[0], *options

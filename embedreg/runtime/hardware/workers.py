@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import sys
 import threading
@@ -55,15 +56,18 @@ def worker_threads() -> int:
 
 def physical_cores() -> int:
     """Return the number of cores that this process may use, counting threads of one core once, as torch does."""
-    if sys.platform != "linux":
-        return cores()
+    return _physical_of(frozenset(os.sched_getaffinity(0))) if sys.platform == "linux" else cores()
+
+
+@functools.cache
+def _physical_of(cpus: frozenset[int]) -> int:
     found = set()
-    for number in os.sched_getaffinity(0):
+    for number in cpus:
         try:
             path = f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
             found.add(Path(path).read_text("ascii").strip())
         except OSError:
-            return cores()
+            return len(cpus)
     return len(found)
 
 

@@ -113,6 +113,10 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         if not rows:
             return np.empty((0, ndims), np.float32)
         devices = self._devices()
+        # before the model: a query that is known needs none
+        known = queries.recent.look_up(self._vector_key(), rows) if role == "query" else None
+        if known is not None and not known.missing:
+            return self._settled(Made(*known.known()))
         alone = len(rows) == 1 and self._runs_alone(role)
         first = self._backend(devices[0], role, alone=alone)
         otherwise = self._embed_otherwise(first, rows, role)
@@ -138,10 +142,7 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
                 )
                 return made.vectors, made.truncated
 
-        if role == "source":
-            return self._settled(Made(*embed(rows)))
-        found = queries.recent.look_up(self._vector_key(first), rows)
-        made = found.joined(*embed(found.missing)) if found.missing else found.known()
+        made = embed(rows) if known is None else known.joined(*embed(known.missing))
         return self._settled(Made(*made))
 
     async def acompute_query_embeddings(self, query: Any) -> Any:
@@ -171,7 +172,7 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         """Return whether a single text runs without workers and a plan."""
         return role == "query"
 
-    def _vector_key(self, first: Any) -> Hashable:
+    def _vector_key(self) -> Hashable:
         """Return everything that the vector of a query depends on, except its text."""
         return *self._cache_key(), self._vector_fields()
 
