@@ -396,3 +396,18 @@ def test_staged_vectors_that_the_function_does_not_give_are_not_switched(
     assert migration.state == "staging"
     migration.abandon()
     assert right(table, 1.0)
+
+
+@pytest.mark.parametrize("name", ["vector__next", "Vector__Previous", "vector__previous_source_digest"])
+def test_a_users_column_of_a_needed_name_is_refused_before_anything_is_embedded(
+    table: Path, one: Letters, two: Letters, name: str
+) -> None:
+    """It would be in the way of the switch, after all texts have been embedded; it is left as it is."""
+    columns.add(table, one.bind("text", "vector"))
+    run(table, f"ALTER TABLE docs ADD COLUMN {name} VARCHAR DEFAULT 'mine'")
+    Letters.seen.clear()
+    with pytest.raises(SchemaError, match=name):
+        columns.migrate(table, "vector", two)
+    assert Letters.seen == []
+    assert columns.migrations(table) == []
+    assert {value for (value,) in run(table, f"SELECT {name} FROM docs")} == {"mine"}

@@ -522,6 +522,27 @@ def test_compaction_while_staged_embeds_nothing_again(table: Any, two: Counting)
     assert set(seeds(table).values()) == {2}
 
 
+def test_a_clean_up_while_staging_is_followed(plain: Any, one: Counting, two: Counting, folder: Path) -> None:
+    """`add` and `migrate` go on with the newest version when the files that they read are removed between batches."""
+    cleaned: list[int] = []
+
+    def clean(done: int, total: int) -> None:
+        if not cleaned:  # the second fragment has not been opened yet
+            cleaned.append(done)
+            compacted(lancedb.connect(folder).open_table("t"))
+
+    columns.add(plain, one.bind("text", "vector"), progress=clean, batch_rows=20)
+    assert cleaned
+    assert set(seeds(plain).values()) == {1}
+    lance.write_dataset(rows(600, 900), plain.to_lance().uri, mode="append")  # a second fragment
+    columns.fill(plain)
+    cleaned.clear()
+    columns.migrate(plain, "vector", two, progress=clean, batch_rows=20).finish()
+    assert cleaned
+    assert set(seeds(plain).values()) == {2}
+    assert leftovers(folder) == []
+
+
 def test_a_stale_handle_is_found_and_settled(table: Any, two: Counting, folder: Path) -> None:
     """A handle opened before the switch writes the old function's vectors: counted, and then mended."""
     stale = lancedb.connect(folder).open_table("t")

@@ -21,7 +21,7 @@ from embedreg.engines.duckdb.columns.place import Place
 from embedreg.engines.duckdb.columns.records import Change, commented, in_comments
 from embedreg.engines.duckdb.columns.rows import Columns
 from embedreg.engines.duckdb.sql import comment_statements, identifier, literal
-from embedreg.errors import ConfigError, StorageError
+from embedreg.errors import ConfigError, SchemaError, StorageError
 
 __all__ = ["DuckDBMigration", "Steps"]
 
@@ -94,14 +94,32 @@ class Steps:
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
+    def _refuse_taken(self, con: Any, change: Change) -> None:
+        """Raise SchemaError if the table has a column of a name that is needed, now or for the switch."""
+        wanted = [*self.next(change), *columns_of(change.entry("new"))]
+        if change.what == "migrate":
+            old = {name.lower() for name in columns_of(change.entry("old"))}
+            wanted = [name for name in wanted if name.lower() not in old]
+            wanted += self.kept(change) if change.keep else ()
+        names = {name.lower(): name for name in self.place.types(con)}  # DuckDB's names have no case
+        if taken := next((names[name.lower()] for name in wanted if name.lower() in names), None):
+            raise SchemaError(
+                f"{self.place.shown} has a column {taken!r}, whose name is needed here.", "rename or drop that column"
+            )
+
     def begin(self, change: Change) -> None:
-        """Add the columns where vectors are staged."""
+        """Add the columns where vectors are staged.
+
+        Raises:
+            SchemaError: the table has a column of a name that is needed.
+        """
         entry = change.entry("new")
         ndims = entry.reserved.get("ndims")
         assert isinstance(ndims, int)  # it was made from a function
         vector, digest = self.next(change)
         with self.place.writing() as con:
             self.place.refuse_indexed(con)
+            self._refuse_taken(con, change)
             self._alter(con, f"ADD COLUMN {identifier(vector)} {by_row.kind_of(entry, ndims)}")
             if digests.column_of(entry.reserved) is not None:
                 self._alter(con, f"ADD COLUMN {identifier(digest)} VARCHAR")

@@ -168,8 +168,9 @@ def _commit(
     schemas_of, attempts = Schemas(place, f"embedreg-{record['id']}"), Attempts(options.switch_timeout_s)
     while True:
         dataset = place.newest()
-        if missing := staging.missing(dataset):
-            staging.stage_all(dataset, missing)
+        if (missing := staging.missing(dataset)) and not staging.stage_all(dataset, missing):
+            attempts.tried(place)
+            continue
         if entry.vector_column in dataset.schema.names:
             raise SchemaError(f"another writer added a column {entry.vector_column!r}.", "choose another name")
         schema = schemas_of.changed(dataset, [], fields, {codec.KEY: with_entry(dataset.schema, entry)})

@@ -20,6 +20,7 @@ from embedreg.engines.lancedb.columns.commits import field_ids, lance, lance_err
 from embedreg.engines.lancedb.columns.declared import Column
 from embedreg.engines.lancedb.columns.making import NO_FUNCTION, Files, Maker
 from embedreg.engines.lancedb.columns.place import FILES, PIECES, Place
+from embedreg.engines.lancedb.columns.writing import CHUNK, Writer
 from embedreg.errors import StorageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ __all__ = ["Staging", "data_files", "file_of", "offsets_of"]
 
 ROUNDS = 20
 _ENOUGH = 0.01  # of the rows may be left for the switch itself, which stages them at once
-_CHUNK = 8192  # rows
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Staging:
     old_fields: tuple[int, ...] = ()
     last_old: int = -1
     progress: Progress | None = None
-    batch_rows: int = _CHUNK
+    batch_rows: int = CHUNK
     check: Callable[[], object] = bool
     folder: str = PIECES
     staged: int = 0
@@ -134,14 +134,29 @@ class Staging:
             self.stage_all(dataset, missing)
         return self.place.newest()
 
-    def stage_all(self, dataset: Any, fragments: Sequence[Any]) -> None:
-        """Stage some fragments of a version."""
+    def stage_all(self, dataset: Any, fragments: Sequence[Any]) -> bool:
+        """Stage some fragments of a version; return False if another writer's clean-up removed files of it meanwhile.
+
+        What was staged until then is kept; the newest version has the rows.
+        """
         self._reuse(dataset)
-        total = dataset.count_rows()
-        done = total - sum(each.count_rows() for each in fragments)
-        for fragment in fragments:
-            self._stage(dataset, fragment, done, total)
-            done += fragment.count_rows()
+        try:
+            total = dataset.count_rows()
+            done = total - sum(each.count_rows() for each in fragments)
+            for fragment in fragments:
+                self._stage(dataset, fragment, done, total)
+                done += fragment.count_rows()
+        except (StorageError, OSError, RuntimeError, ValueError):
+            if not self._removed(dataset):
+                raise
+            return False
+        return True
+
+    def _removed(self, dataset: Any) -> bool:
+        """Return whether data files of a version are gone, and the newest version does not need them."""
+        newest = self.place.newest()
+        gone = {name for name in data_files(dataset) if not (self.place.path / "data" / name).exists()}
+        return bool(gone) and not gone & data_files(newest)
 
     def _reuse(self, dataset: Any) -> None:
         """Take vectors from staged files of fragments that are gone, by the digests of their sources."""
@@ -226,7 +241,7 @@ class Staging:
             yield pa.RecordBatch.from_arrays(columns, wanted), offsets_of(batch.column("_rowaddr"))
 
     @contextlib.contextmanager
-    def _writing(self, name: str, kind: pa.DataType, version: str) -> Iterator[_Writer]:
+    def _writing(self, name: str, kind: pa.DataType, version: str) -> Iterator[Writer]:
         """Write a file of `vector` and `digest` beside the table; it has its name once it is whole and on the disk."""
         import pyarrow as pa
 
@@ -237,7 +252,7 @@ class Staging:
         with self.place.beside.publish(f"{FILES}/{name}", self.check) as growing:
             with lance_errors("a staged file cannot be written"):
                 writer = LanceFileWriter(str(growing), schema, version=version)
-            yield _Writer(writer, schema)
+            yield Writer(writer, schema)
             with lance_errors("a staged file cannot be written"):
                 writer.close()
 
@@ -317,9 +332,10 @@ class Staging:
         for fragment, piece in some:
             count = max(1, rows // len(some))
             start = max(0, fragment.count_rows() // 2 - count // 2)
-            taken = dataset.scanner(
-                columns=[self.source], fragments=[fragment], with_row_address=True, limit=count, offset=start
-            ).to_table()
+            with lance_errors(f"table {self.place.name!r} cannot be read"):
+                taken = dataset.scanner(
+                    columns=[self.source], fragments=[fragment], with_row_address=True, limit=count, offset=start
+                ).to_table()
             places = offsets_of(taken["_rowaddr"].combine_chunks())
             reader = LanceFileReader(str(self.place.staged(piece["file"])), columns=["vector"])
             vectors = [each.column(0) for each in reader.take_rows(places.tolist()).to_batches()]
@@ -332,45 +348,6 @@ class _Gone(Files):
     def __init__(self, paths: Sequence[Path], names: list[str]) -> None:
         super().__init__(paths)
         self.names = names
-
-
-class _Writer:
-    """Writes rows to a column file."""
-
-    def __init__(self, writer: Any, schema: pa.Schema) -> None:
-        self._writer, self._schema, self._at = writer, schema, 0
-
-    def place(self, vectors: pa.Array, digests: pa.Array, offsets: np.ndarray) -> None:
-        """Write rows at their places; places in between, of deleted rows, are null."""
-        import numpy as np
-        import pyarrow as pa
-
-        if not len(offsets):
-            return
-        stop = int(offsets[-1]) + 1
-        if stop - self._at != len(offsets):
-            index = np.full(stop - self._at, -1, np.int64)
-            index[offsets - self._at] = np.arange(len(offsets))
-            places = pa.array(index, mask=index < 0)
-            vectors, digests = vectors.take(places), digests.take(places)
-        self.put(vectors, digests)
-        self._at = stop
-
-    def end(self, rows: int) -> None:
-        """Write nulls up to a number of rows."""
-        import pyarrow as pa
-
-        while self._at < rows:
-            some = min(rows - self._at, _CHUNK)
-            self.put(pa.nulls(some, self._schema.field(0).type), pa.nulls(some, pa.string()))
-            self._at += some
-
-    def put(self, vectors: pa.Array, digests: pa.Array) -> None:
-        """Write rows one after another."""
-        import pyarrow as pa
-
-        with lance_errors("a staged file cannot be written"):
-            self._writer.write_batch(pa.RecordBatch.from_arrays([vectors, digests], schema=self._schema))
 
 
 def offsets_of(addresses: pa.Array) -> np.ndarray:

@@ -111,8 +111,7 @@ def _late(place: Place, staging: Staging, dataset: Any, attempts: Attempts) -> b
     many = sum(each.count_rows() for each in missing) > LATE_ROWS
     if not many and attempts.tries >= _PATIENCE:
         return True
-    staging.stage_all(dataset, missing)
-    if many:
+    if not staging.stage_all(dataset, missing) or many:
         attempts.tried(place)
         return None
     return False
