@@ -201,8 +201,8 @@ def rows_of(result: Any, m: int, what: str) -> Any:
 
 
 def count_of(value: Any) -> int | None:
-    """Return a number of a response as a count, 0 or more; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """Return a number of a response as a count, 0 or more; None for anything else, such as more than any limit."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def in_order(items: Any, m: int, hint: str) -> list[Any]:

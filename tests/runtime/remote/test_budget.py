@@ -23,7 +23,7 @@ import embedreg
 from embedreg.core.role import Role
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.remote import RemoteTextFunction, accounts
-from embedreg.runtime.remote.answers import Usage, report_headers, report_usage, usage_reports
+from embedreg.runtime.remote.answers import Usage, count_of, report_headers, report_usage, usage_reports
 from embedreg.runtime.remote.budget import Budget, Limits
 from embedreg.runtime.remote.usage import TotalUsage, collect
 from tests.servers import EmbeddingServer, Reply, create
@@ -357,3 +357,9 @@ def test_the_usage_of_a_killed_and_resumed_job_is_the_servers_own(tmp_path: Path
         requests, _ = map(int, done.stdout.split())
         # a request that was recorded, and killed before it was sent, may be counted on top: at most `concurrency`
         assert 0 <= requests - len(server.requests) <= 2
+
+
+@pytest.mark.parametrize("tokens", [10**400, -1, True, 1.5, "7"])
+def test_a_number_of_tokens_that_cannot_be_one_is_ignored(tokens: object) -> None:
+    """A server's odd usage does not end a call whose vectors are there: the estimate is kept."""
+    assert count_of(tokens) is None
