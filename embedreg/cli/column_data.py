@@ -51,7 +51,9 @@ def status(data: Data, as_json: AsJson = False) -> None:
     moving = next((each.migration.state for each in found if each.migration is not None), None)
     if as_json:
         return
-    if moving in _NEXT:
+    if not found:
+        try_next("add", data, "-f", "FUNCTION")
+    elif moving in _NEXT:
         try_next(_NEXT[moving], data)
     elif any((each.todo if each.digest else each.empty) and each.problem is None for each in found):
         try_next("refresh", data)

@@ -60,7 +60,10 @@ def print_statuses(data: str, found: Sequence[ColumnStatus], *, as_json: bool) -
             if number := getattr(each, name):
                 terminal.say(f"{each.vector}: {terminal.count(number, 'row')} {_CLASSES[name]}: {words}")
         if each.digest is None and each.rows and each.problem is None:
-            terminal.note(f"{each.vector} has no row digests, so changed sources cannot be found")
+            terminal.note(
+                f"{each.vector} has no row digests, so changed sources cannot be found: "
+                "`embedreg column audit` compares a sample"
+            )
         if each.problem is not None:
             terminal.say(f"{each.vector}: {in_shell(each.problem)}", style="bold")
         if each.migration is not None:

@@ -53,7 +53,7 @@ def doctor(as_json: AsJson = False) -> None:
     rows = [
         [name, "ready" if f["ready"] else "not ready", f["install"] or ""] for name, f in found["functions"].items()
     ]
-    terminal.print_table(["function", "", "to install"], rows)
+    terminal.print_table(["function", "", "to install"], rows, wide=1)  # a command to paste is not cut
     model = found["model"]
     where = f"{model['path']} ({model['origin']})" if model["path"] else "not on this machine; a hub in reach gives it"
     terminal.say(f"{DEMO_MODEL}: {where}")

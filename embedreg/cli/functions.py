@@ -70,11 +70,12 @@ def _installed(described: dict[str, Any]) -> str:
 
 
 def _print_one(described: dict[str, Any]) -> None:
-    terminal.say(f"{described['name']}: {described['doc']}", style="bold")
+    terminal.say(": ".join(filter(None, (described["name"], described["doc"]))), style="bold")
     where = "a remote service" if described["remote"] else "this machine"
     terminal.say(f"{described['modality']}, {described['origin']}, runs on {where}, installed: {_installed(described)}")
     doc = inspect.cleandoc(get_registry().get(described["name"]).__doc__ or "")
-    terminal.say(doc.partition("\n\n")[2], lines=True)
+    if more := doc.partition("\n\n")[2]:
+        terminal.say(more, lines=True)
     required, fields = described["config"].get("required", []), described["config"].get("properties", {})
     rows = [
         [name, _kind(schema), "(required)" if name in required else terminal.as_json(schema.get("default"))]

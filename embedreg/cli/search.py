@@ -277,17 +277,24 @@ def _with(source: str | None, shown: list[str], schema: pa.Schema) -> list[str]:
 
 
 def _columns(schema: pa.Schema, wanted: list[str] | None) -> list[str]:
-    """Return the columns to show: the requested ones, or all except lists of numbers and bytes."""
+    """Return the columns to show: the requested ones, or all except lists of numbers, row digests and bytes."""
     import pyarrow as pa
 
     if wanted is None:
         plain = [field for field in schema if not (pa.types.is_nested(field.type) and _is_vector(field.type))]
+        plain = [field for field in plain if not _is_digest(field.name, schema)]
         return [field.name for field in plain if not _is_binary(field.type)] or [field.name for field in plain]
     for name in wanted:
         if name not in schema.names:
             hint = f"{did_you_mean(name, schema.names)}columns: {', '.join(schema.names)}"
             raise MissingColumnError(f"there is no column {name!r}.", hint)
     return wanted
+
+
+def _is_digest(name: str, schema: pa.Schema) -> bool:
+    from embedreg.declaration import digest
+
+    return name.endswith(digest.SUFFIX) and name.removesuffix(digest.SUFFIX) in schema.names
 
 
 def _is_vector(kind: pa.DataType) -> bool:

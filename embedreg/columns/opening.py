@@ -27,6 +27,13 @@ def opened(data: Any) -> ColumnStore:
     if isinstance(store, ColumnStore):
         return store
     what = repr(str(place)) if isinstance(place, Path) else f"a {type(data).__name__}"
+    if isinstance(place, Path) and not place.exists():
+        lance = place.with_name(f"{place.name}.lance")
+        found = f"did you mean {str(lance)!r}? " if lance.exists() else ""
+        raise InputError(
+            f"there is no file or folder {str(place)!r}.",
+            f"{found}pass 'DB_DIR/name.lance', or a Parquet or Arrow file or a folder of them",
+        )
     raise InputError(
         f"{what} is not a table or dataset whose columns can be changed.",
         "pass 'DB_DIR/name.lance', or a Parquet or Arrow file or a folder of them",

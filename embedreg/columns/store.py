@@ -17,7 +17,7 @@ from embedreg.columns.results import ColumnReport, ColumnStatus
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS, OnError, Progress
-from embedreg.errors import ConfigError
+from embedreg.errors import ConfigError, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["ColumnStore", "Options", "Unstamped"]
 
 Unstamped = Literal["verify", "recompute", "trust"]
+NO_DIGESTS = option(
+    "the column has no row digests, so only missing vectors can be found; to embed every row and write "
+    "digests: `embedreg column detach --drop`, then `embedreg column add`",
+    "columns.detach(data, vector, drop=True), then columns.add",
+)
 
 
 @dataclass(frozen=True)

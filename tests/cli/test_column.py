@@ -152,7 +152,27 @@ def test_detach_and_repoint_change_the_declaration_alone(added: Path, cli: Calla
     found = cli("column", "repoint", "notes", "--to", "hashing", *HASHING, "--json").json
     assert (found["compared"], found["rows"]) == (4, 5)
     assert "is removed" in cli("column", "detach", "notes").out
-    assert "declares no embedding function" in cli("column", "status", "notes").out
+    undeclared = cli("column", "status", "notes")
+    assert "declares no embedding function" in undeclared.out
+    assert "next: embedreg column add notes -f FUNCTION" in undeclared.err
+
+
+def test_a_search_shows_no_row_digests_unless_they_are_named(added: Path, cli: Callable) -> None:
+    """They are neither data nor answers; `--columns` shows them."""
+    assert set(cli("search", "notes", "milk", "--json").json[0]) == {"text", "_distance", "_score"}
+    [row] = cli("search", "notes", "milk", "-n", 1, "--columns", "vector__source_digest", "--json").json
+    assert len(row["vector__source_digest"]) == 25
+
+
+def test_a_refresh_without_digests_says_how_to_embed_every_row(notes: Path, cli: Callable) -> None:
+    """`--unstamped recompute` cannot do it; what the note names does."""
+    cli("column", "add", "notes", "-f", "hashing", *HASHING, "--no-digest")
+    done = cli("column", "refresh", "notes", "--unstamped", "recompute")
+    assert "embedreg column detach --drop" in " ".join(done.err.split())
+    cli("column", "detach", "notes", "--drop")
+    cli("column", "add", "notes", "-f", "hashing", *HASHING)
+    [status] = cli("column", "status", "notes", "--json").json
+    assert (status["fresh"], status["digest"]) == (4, "vector__source_digest")
 
 
 def test_a_stored_address_wants_a_grant_and_an_own_function_an_import(

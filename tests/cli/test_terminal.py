@@ -169,3 +169,15 @@ def test_lines_are_folded_to_a_terminal_and_not_for_a_program(monkeypatch: pytes
     assert terminal.folded(text) == f"{folded}           disagree"
     monkeypatch.delenv("COLUMNS")
     assert terminal.folded(text) == text
+
+
+def test_doctor_cuts_no_command_in_a_narrow_terminal(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be pasted is there in full: a library that is missing shows its whole command."""
+    from embedreg.cli import doctor
+
+    command = "pip install 'embedreg[sentence-transformers]'"
+    found = doctor.examine()
+    found["functions"]["hashing"] = {"ready": False, "install": command}
+    monkeypatch.setattr(doctor, "examine", lambda: found)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert command in " ".join(cli("doctor").out.split())

@@ -18,7 +18,7 @@ from embedreg.columns.files.records import Migrating
 from embedreg.columns.files.staging import MIGRATION, Staging, key_of
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus
-from embedreg.columns.store import ColumnStore, Options, Unstamped
+from embedreg.columns.store import NO_DIGESTS, ColumnStore, Options, Unstamped
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.datasets.schemas import conformed, unified
 from embedreg.declaration import codec
@@ -169,7 +169,7 @@ class FilesStore(ColumnStore):
             wanted.add("unstamped")
         else:
             stamp.add("unstamped")
-        notes = () if digest is not None else (f"{vector!r} has no digests: only empty rows can be found",)
+        notes = () if digest is not None else (NO_DIGESTS,)
         if dry_run:
             return self._dry(entry, wanted, stamp, notes)
         made = self._kept("refresh", vector, options, frozenset(wanted), frozenset(stamp))

@@ -226,7 +226,8 @@ def test_add_without_digests_can_only_be_filled(plain: Any, one: Counting) -> No
     assert counts(plain) == {"unstamped": 598, "empty": 2}
     (report,) = columns.refresh(plain)
     assert report.written == 2
-    assert "no digests" in report.notes[0]
+    assert "no row digests" in report.notes[0]
+    assert "columns.detach(data, vector, drop=True)" in report.notes[0]
     assert set(seeds(plain).values()) == {1}
 
 
@@ -498,8 +499,10 @@ def test_one_step_after_another(table: Any, two: Counting, folder: Path) -> None
     """run, switch, settle, finish; each is refused before its time. Rows that came late are embedded at the switch."""
     migration = columns.migrate(table, "vector", two, switch=False)
     add(table, {"id": [900], "text": ["late"]})
-    with pytest.raises(StorageError, match="nothing was switched"):
+    with pytest.raises(StorageError, match="nothing was switched") as refused:
         migration.finish()
+    assert "embedreg column switch" in str(refused.value.shell_hint)
+    assert "Migration" not in str(refused.value.shell_hint)
     version = migration.switch()
     assert version == table.to_lance().version == migration.switch()
     assert set(seeds(table).values()) == {2}
@@ -919,6 +922,8 @@ def test_the_place_of_a_table(table: Any, folder: Path, tmp_path: Path) -> None:
     assert columns.status(lance.dataset(str(folder / "t.lance")))[0].fresh == 598
     with pytest.raises(InputError, match="is not a table or dataset"):
         columns.status(object())
+    with pytest.raises(InputError, match=r"there is no file or folder .*[\s\S]*did you mean '.*t\.lance'"):
+        columns.status(str(folder / "t"))
 
 
 # -- trials ------------------------------------------------------------------------------------------------------------

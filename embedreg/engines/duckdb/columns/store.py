@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from embedreg.columns.declare import columns_of, entry_for, rebuilt, repointed
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus, MigrationStatus
-from embedreg.columns.store import ColumnStore, Options, Unstamped
+from embedreg.columns.store import NO_DIGESTS, ColumnStore, Options, Unstamped
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, comments
 from embedreg.declaration import digest as digests
@@ -180,7 +180,7 @@ class DuckDBColumns(ColumnStore):
         columns = Columns.of(entry)
         if columns.digest is None:
             made = self._fill("refresh", entry, frozenset({"empty"}), options, dry_run)
-            return dataclasses.replace(made, notes=(f"{vector!r} has no digests: only empty rows can be found",))
+            return dataclasses.replace(made, notes=(NO_DIGESTS,))
         wanted = frozenset({"stale", "foreign", "empty"})
         stamped = 0
         if unstamped == "recompute":

@@ -170,7 +170,8 @@ class LanceMigration(Migration):
             column = chosen(schema, vector, f"table {self._place.name!r}")
             if column.entry.reserved.get("fingerprint") == to and name == vector:
                 raise ConfigError(
-                    f"column {vector!r} is declared with this function already.", "columns.refresh embeds what is stale"
+                    f"column {vector!r} is declared with this function already.",
+                    option("`embedreg column refresh` embeds what is stale", "columns.refresh"),
                 )
             if name != vector and (name in schema.names or "`" in name):
                 raise SchemaError(f"the new column cannot be named {name!r}.", "choose another name")
@@ -271,7 +272,10 @@ class LanceMigration(Migration):
         with self._locked():
             mark, record = self._recorded()
             if mark is None or record is None:
-                raise StorageError(f"{self.state}: nothing was switched.", "Migration.switch()")
+                raise StorageError(
+                    f"{self.state}: nothing was switched.",
+                    option("`embedreg column switch` first", "Migration.switch()"),
+                )
             mended = mend(self._place, mark, self._options)
             reports = [
                 refreshing.refresh(self._place, mark.name, self._options, unstamped="recompute", sample=1)
@@ -306,7 +310,13 @@ class LanceMigration(Migration):
             mark, record = self._recorded()
             if mark is None:
                 if record is not None:
-                    raise StorageError(f"{self.state}: nothing was switched.", "Migration.abandon() drops it")
+                    raise StorageError(
+                        f"{self.state}: nothing was switched.",
+                        option(
+                            "`embedreg column switch` goes on, `embedreg column abandon` drops it",
+                            "Migration.switch() or .abandon()",
+                        ),
+                    )
                 return
             last = self.status
             if record is None or record["state"] != "settled":

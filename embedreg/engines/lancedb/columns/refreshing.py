@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.columns.declare import rebuilt
 from embedreg.columns.results import ColumnReport
-from embedreg.columns.store import Options, Unstamped
+from embedreg.columns.store import NO_DIGESTS, Options, Unstamped
 from embedreg.declaration import codec, digest
 from embedreg.engines.lancedb.columns import adding
 from embedreg.engines.lancedb.columns.commits import Attempts, lance, lance_errors
@@ -34,7 +34,6 @@ __all__ = ["fill", "refresh", "rewrite"]
 WHOLE = 0.2  # of a fragment's rows, from which on its column is written anew (measured: docs/benchmarks.md)
 _CHUNK = 20_000  # rows of one merge
 _ROUNDS = 5
-_NO_DIGEST = "the column has no digests, so only missing vectors can be found"
 
 
 def fill(place: Place, vector: str, options: Options) -> ColumnReport:
@@ -49,7 +48,7 @@ def refresh(
     work = _Refresh(place, vector, options, "refresh")
     if work.column.digest is None:
         report = work.run(["empty"]) if not dry_run else work.counted(["empty"])
-        return replace(report, notes=(*report.notes, _NO_DIGEST))
+        return replace(report, notes=(*report.notes, NO_DIGESTS))
     classes = ["stale", "foreign", "empty"]
     if unstamped == "recompute":
         classes.append("unstamped")
