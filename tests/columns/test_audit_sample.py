@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 import embedreg
-from embedreg.columns import audit, bounds, digest, sampling
+from embedreg.columns import audit, bounds, sampling
 from embedreg.columns.tables import TableRows
+from embedreg.declaration import digest
 from tests.columns.made import column, docstrings
 
 

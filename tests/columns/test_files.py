@@ -405,6 +405,8 @@ def killed_at(call: Callable[[], object], step: int) -> bool:
         os._exit(1)
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning")  # where another test has loaded lance
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # since Python 3.12
 def test_a_process_killed_at_any_rename_leaves_old_or_new_files_and_the_next_run_ends_it(
     tmp_path: Path, one: Counted, two: Counted
 ) -> None:

@@ -315,6 +315,8 @@ def test_a_limit_is_a_positive_number(wrong: dict[str, Any]) -> None:
         embedreg.budget(embedreg.get("hashing").create(), rpm=1)
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning")  # where another test has loaded lance
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # since Python 3.12
 def test_a_forked_child_begins_with_no_requests_under_way() -> None:
     """A child keeps the limits, and does not wait for the requests of its parent."""
     found = embedreg.budget(Service(), max_concurrency=1)
