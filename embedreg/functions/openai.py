@@ -380,7 +380,9 @@ class OpenAIEmbeddings(RemoteTextFunction):
     def _connect(self, settings: dict[str, Any]) -> Any:
         openai = attempt_import_or_raise("openai", extra="openai")
         # No redirects: following one would send texts and headers to another host.
-        http_client = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [http.bound]})
+        http_client = openai.DefaultHttpxClient(
+            follow_redirects=False, headers=http.PACKING, event_hooks={"response": [http.bound]}
+        )
         try:
             # embedreg retries, not the SDK: with a log line, a deadline, and separate handling of bad rows.
             client = (openai.AzureOpenAI if self.use_azure else openai.OpenAI)(
