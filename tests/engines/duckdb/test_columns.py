@@ -338,6 +338,20 @@ def test_a_hostile_record_is_refused_and_the_rows_are_still_counted(table: Path,
             columns.migrate(table, "vector", one)
 
 
+def test_a_record_cannot_name_another_column_as_the_old_one(table: Path, one: Letters) -> None:
+    """The old column is dropped at the end of a change: it is the one that the old declaration is of."""
+    columns.add(table, one.bind("text", "vector"))
+    columns.migrate(table, "vector", Letters.create(scale=3.0), switch=False)
+    asked = "SELECT column_name, comment FROM duckdb_columns() WHERE comment LIKE '%embedreg_change%'"
+    [(column, comment)] = run(table, asked)
+    changed = comment.replace('"vector":"vector"', '"vector":"other"')
+    assert changed != comment
+    run(table, f"COMMENT ON COLUMN docs.{column} IS '{changed}'")
+    with pytest.raises(EmbedregError, match="its old declaration is of another column"):
+        columns.migrations(table)[0].switch()
+    assert "other" in names(table)
+
+
 def test_a_declaration_cannot_have_another_column_overwritten(table: Path, one: Letters) -> None:
     """A digest column that is the source is refused by name."""
     columns.add(table, one.bind("text", "vector"))

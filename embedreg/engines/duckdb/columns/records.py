@@ -84,7 +84,16 @@ def in_comments(comments: dict[str, str | None]) -> dict[str, Change]:
             except ValidationError as exc:
                 first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
                 raise _invalid(f"a value is invalid ({first['type']})") from None
+            _check_columns(found[column])
     return found
+
+
+def _check_columns(change: Change) -> None:
+    """Refuse a record whose declarations are of other columns than it names: the old column is dropped at the end."""
+    named = {"new": change.name} | ({"old": change.vector} if change.what == "migrate" else {})
+    for which, column in named.items():
+        if change.entry(which).vector_column != column:  # type: ignore[arg-type]  # the keys are these two
+            raise _invalid(f"its {which} declaration is of another column")
 
 
 def _invalid(why: str) -> MetadataError:
