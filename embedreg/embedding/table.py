@@ -100,6 +100,9 @@ class Report:
     bad: list[BadRow] = field(default_factory=list)
     usage: TotalUsage = field(default_factory=TotalUsage)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {"usage": TotalUsage()} | state  # pickles of earlier versions have none
+
 
 def embed_table(
     data: Any,

@@ -73,6 +73,9 @@ class JobReport:
     notes: tuple[str, ...] = ()
     usage: TotalUsage = field(default_factory=TotalUsage)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {"usage": TotalUsage()} | state  # pickles of earlier versions have none
+
     @property
     def nothing_to_do(self) -> bool:
         """Whether earlier runs had done everything, so that this one embedded and removed nothing."""
