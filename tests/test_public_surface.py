@@ -76,6 +76,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
     },
     "functions / openai / runtime": (_BUDGET, "+max_concurrency\n+rpm\n+tpm"),
     "modules / embedreg / Report / fields / usage": (_USAGE, "added"),
+    "modules / embedreg / inspect / signature": (
+        "`embedreg.inspect(data, backends=True)`",
+        "backends: bool = False) -> list[dict[str, Any]]",
+    ),
     "modules / embedreg / Report / signature": (_USAGE, "usage: TotalUsage = <factory>) -> None"),
     "results / embed / fields / usage": (_USAGE, "added"),
     "results / embed_table's report / fields / usage": (_USAGE, "added"),

@@ -35,7 +35,7 @@ def inspect_data(
 
     place = places.find(data)
     schema, rows = _schema_and_rows(place)
-    functions = inspect(place.path)
+    functions = inspect(place.path, backends=True)
     drifts = {drift.column: drift for drift in check_drift(place.path)} if check else {}
     for function in functions:
         for role in ("vector", "source"):

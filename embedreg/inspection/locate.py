@@ -291,17 +291,19 @@ def check_drift(data: Any) -> list[Drift]:
     return drifts
 
 
-def inspect(data: Any) -> list[dict[str, Any]]:
+def inspect(data: Any, *, backends: bool = False) -> list[dict[str, Any]]:
     """Return the declarations of a file, table or schema as data; no model is loaded or run.
 
     Args:
         data: as `functions_in`.
+        backends: whether to look at the models' files on this machine for `backend`; without it nothing is opened.
     Returns:
         One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, with
         hard-coded secrets redacted), the recorded properties (`format`, `ndims`, `dtype`, `normalized`,
         `metric`, `prompts`, `fingerprint`, `identity`, `producer`, and `probe` as a bool), `status` ("ready", or the
         name of the error), `problem`, `hint`, `needed` (for `embedreg.trust(**needed)`), `notes`, and `backend`: what
-        runs the model here and what was passed over, or None if the function has no back ends or no model here.
+        runs the model here and what was passed over, or None if the function has no back ends or no model here,
+        or without `backends`.
     """
     functions = functions_in(data)
     found = []
@@ -320,7 +322,7 @@ def inspect(data: Any) -> list[dict[str, Any]]:
                 "hint": None if problem is None else problem.hint,
                 "needed": _listed(problem.needed) if isinstance(problem, UntrustedError) else {},
                 "notes": list(functions.noted.get(column, ())),
-                "backend": _backend(functions, column) if problem is None else None,
+                "backend": _backend(functions, column) if backends and problem is None else None,
             }
         )
     return found

