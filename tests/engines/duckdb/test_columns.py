@@ -238,6 +238,8 @@ def killed_at(call: Callable[[], object], step: int) -> bool:
         os._exit(1)
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning")  # where another test has loaded lance
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # since Python 3.12
 def test_a_process_killed_between_transactions_is_continued_by_the_same_call(
     tmp_path: Path, one: Letters, two: Letters
 ) -> None:
