@@ -174,7 +174,7 @@ def serve(
         metrics_bind: "host:port" for /metrics, /live and /ready over HTTP, which need no token; None for none.
         on_error: what a bad row becomes: a "null", or it "raise"s and fails the query. A failed call always does.
         zero_vectors: what a vector of zeros becomes: "null", "keep", or "error", a bad row; as in `embed_batches`.
-        warm: run each function on this machine once before returning, so that the first query need not load a model.
+        warm: run each function on this machine before returning, so that the first query need not load a model.
     Raises:
         ConfigError: an address, a certificate, a limit or a function that cannot be served so.
         StorageError: the address is taken, or a file cannot be read.

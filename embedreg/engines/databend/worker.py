@@ -121,7 +121,7 @@ class FunctionWorker:
         return found.joined(made, keep=False)  # the batch that computed them has kept them
 
     def warm(self, kind: str) -> None:
-        """Run a function of this machine once, on the probe of a modality, which loads its model.
+        """Run a function of this machine on the probe of a modality, which loads its model.
 
         Raises:
             EmbedregError: it cannot be run at all. Other errors are logged: a user's function may not accept the probe.
@@ -131,6 +131,8 @@ class FunctionWorker:
             return
         try:
             embed_column(self.function, [sample], self.role)
+            if isinstance(sample, str):  # a back end may prepare a model for one text and for several separately
+                embed_column(self.function, [f"{sample} 1", f"{sample} 2"], self.role)
         except EmbedregError:
             raise
         except Exception as exc:  # noqa: BLE001  # a user's function may raise anything
