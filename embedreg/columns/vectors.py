@@ -135,7 +135,7 @@ def _even(numbers: np.ndarray) -> bool:
     if len(levels) == len(numbers) or not 2 < len(levels) <= _LEVELS:
         return len(levels) == 2
     span = float(levels[-1] - levels[0])
-    steps = round(span / float(np.diff(levels).min()))
+    steps = round(span / float(np.min(np.diff(levels))))
     if steps > _LEVELS:
         return False
     places = (levels - levels[0]) / span * steps

@@ -49,7 +49,7 @@ def read(module: Module) -> np.ndarray:
         rows = tensors["embeddings"]
         if "mapping" in tensors:
             mapping = tensors["mapping"].astype(np.int64)
-            if len(mapping) and not (mapping.min() >= 0 and mapping.max() < len(rows)):
+            if len(mapping) and not (np.min(mapping) >= 0 and np.max(mapping) < len(rows)):
                 raise Unsupported("its mapping names rows that its table does not have")
             rows = rows[mapping]
         if "weights" in tensors:
