@@ -17,7 +17,7 @@ from embedreg.columns.results import ColumnReport, ColumnStatus
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS, OnError, Progress
-from embedreg.errors import ConfigError, option
+from embedreg.errors import ConfigError, MissingColumnError, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,6 +92,19 @@ class ColumnStore(ABC):
     @abstractmethod
     def declared(self) -> list[Entry]:
         """Return the stored declarations."""
+
+    def entry(self, vector: str) -> Entry:
+        """Return the declaration of a column.
+
+        Raises:
+            MissingColumnError: there is none.
+        """
+        found = {each.vector_column: each for each in self.declared()}
+        if vector not in found:
+            raise MissingColumnError(
+                f"{self.shown} declares no function for column {vector!r}.", f"declared: {', '.join(found) or 'none'}"
+            )
+        return found[vector]
 
     def previous(self, vector: str) -> Entry | None:
         """Return the declaration that a migration replaced, while it can still be rolled back; else None."""

@@ -30,7 +30,6 @@ from embedreg.errors import (
     DriftError,
     EmbedregError,
     InputError,
-    MissingColumnError,
     SchemaError,
 )
 from embedreg.inspection.attach import Agreement, compared, refuse_other_vectors
@@ -273,19 +272,6 @@ class FilesStore(ColumnStore):
         return [] if self.staging.migrating() is None else [FilesMigration(self.staging, Options())]
 
     # -- declarations ------------------------------------------------------------------------------------------------
-
-    def entry(self, vector: str) -> Entry:
-        """Return the declaration of a column.
-
-        Raises:
-            MissingColumnError: there is none.
-        """
-        found = {each.vector_column: each for each in self.declared()}
-        if vector not in found:
-            raise MissingColumnError(
-                f"{self.shown} declares no function for column {vector!r}.", f"declared: {', '.join(found) or 'none'}"
-            )
-        return found[vector]
 
     def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
         import numpy as np

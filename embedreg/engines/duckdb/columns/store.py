@@ -306,19 +306,6 @@ class DuckDBColumns(ColumnStore):
 
     # -- declarations ------------------------------------------------------------------------------------------------
 
-    def entry(self, vector: str) -> Entry:
-        """Return the declaration of a column.
-
-        Raises:
-            MissingColumnError: there is none.
-        """
-        found = {each.vector_column: each for each in self.declared()}
-        if vector not in found:
-            raise MissingColumnError(
-                f"{self.shown} declares no function for column {vector!r}.", f"declared: {', '.join(found) or 'none'}"
-            )
-        return found[vector]
-
     def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
         import numpy as np
 
