@@ -64,6 +64,7 @@ ERRORS = (
 _COLUMN = ("abandon", "add", "audit", "compare", "detach", "fill", "finish", "identify", "migrate", "refresh")
 _COLUMN += ("repoint", "rollback", "settle", "status", "switch")
 _BUDGET = "`embedreg.budget`"
+_BATCHES = "`embedreg embed --batch-api`"
 _USAGE = "`Report.usage` and `JobReport.usage`"
 _FIELDS = ("ipm", "max_concurrency", "rpm", "tpm")
 ALLOWED: dict[str, tuple[str, str]] = {
@@ -89,6 +90,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
         f"help / embedreg column{name}": ("`embedreg column`: the same from a shell", "added")
         for name in ("", *(f" {each}" for each in _COLUMN))
     },
+    "modules / embedreg / embed / signature": (_BATCHES, "batch_api: bool = False) -> JobReport"),
+    "functions / openai / members / batch_api": (_BATCHES, "added"),
+    **{f"outputs / inspect{checked} / job": (_BATCHES, "added") for checked in ("", ", checked")},
     "modules / embedreg / embed_column / signature": (
         "`embed_column` has no parameter `probing` any more",
         "-> (function: EmbeddingFunction, values: Any, role: Role = 'source', *, "

@@ -121,6 +121,14 @@ def embed(
     cpus_per_actor: Annotated[
         float, typer.Option(min=0, help="With ray: CPUs for each actor; without a GPU, the threads of its model.")
     ] = 1,
+    batch_api: Annotated[
+        bool,
+        typer.Option(
+            "--batch-api",
+            help="Submit the inputs to the service's batch API, at its lower price, and wait: up to a day. Ctrl-C "
+            "leaves the batches running; the same command collects them.",
+        ),
+    ] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove the outputs of inputs that no longer exist.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -135,6 +143,8 @@ def embed(
         raise typer.BadParameter("give DST, or --estimate to write nothing.")
     if price_per_million is not None and not estimate:
         raise typer.BadParameter("--price-per-million is for --estimate.")
+    if batch_api and engine != "local":
+        raise typer.BadParameter("--batch-api and --engine ray exclude each other.")
     options = parse_settings(storage_option or [], "--storage-option")
     text_options: dict[str, Any] = {"types": _pairs(types or []), "encoding": encoding, "delimiter": delimiter}
     source = source or _column_of_files(src, options) or "text"
@@ -171,6 +181,7 @@ def embed(
             force=force,
             prune=prune,
             engine=elsewhere,
+            batch_api=batch_api,
             **text_options,
         )
     for note in report.notes:
@@ -290,8 +301,11 @@ def _going_on(dst: str, options: dict[str, Any]) -> Iterator[None]:
         yield
     except BaseException:
         from embedreg.jobs.opening import kept_rows
+        from embedreg.jobs.unfinished import unfinished
 
-        kept = kept_rows(dst, options)
+        kept, left = kept_rows(dst, options), unfinished(dst, options)
+        if left is not None and left.batches:
+            terminal.note(f"{terminal.count(len(left.batches), 'batch', 'batches')} of the service are left running")
         if kept is not None:
             terminal.note(f"what is done is kept ({terminal.count(kept, 'row')}); to go on: {_this_command()}")
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,11 +12,13 @@ from embedreg.cli import exits, terminal
 from embedreg.cli.hints import trusting
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
-from embedreg.errors import EmbedregError, Grant, in_shell
+from embedreg.errors import EmbedregError, Grant, StorageError, in_shell
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from embedreg.jobs.unfinished import Unfinished
 
 __all__ = ["inspect_data"]
 
@@ -30,10 +33,29 @@ def inspect_data(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the embedding functions that data declares, and whether they can be used here."""
-    from embedreg import check_drift, inspect
+    """Show the embedding functions that data declares, and whether they can be used here.
 
-    place = places.find(data)
+    At the destination of an unfinished job it also shows what is done, and the batches that it waits for.
+    """
+    from embedreg import check_drift, inspect
+    from embedreg.jobs.unfinished import unfinished
+
+    job = unfinished(data)
+    try:
+        place = places.find(data)
+    except StorageError:
+        if job is None:
+            raise
+        shown: dict[str, Any] = {
+            "path": data,
+            "kind": None,
+            "rows": None,
+            "columns": {},
+            "functions": [],
+            "job": vars(job),
+        }
+        terminal.print_json(shown) if as_json else _print_job(data, job)
+        return
     schema, rows = _schema_and_rows(place)
     functions = inspect(place.path, backends=True)
     drifts = {drift.column: drift for drift in check_drift(place.path)} if check else {}
@@ -50,8 +72,12 @@ def inspect_data(
         "rows": rows,
         "columns": {field.name: str(field.type) for field in schema},
         "functions": functions,
+        "job": None if job is None else vars(job),
     }
     terminal.print_json(found) if as_json else _print(found)
+    if job is not None and not as_json:
+        terminal.say()
+        _print_job(data, job)
     if any(drift.verdict == "drift" for drift in drifts.values()):
         raise typer.Exit(exits.DRIFT)
     problems = [function["status"] for function in functions if function["status"] != "ready"]
@@ -117,6 +143,29 @@ def _print(found: dict[str, Any]) -> None:
     if len(set(needs)) > 1:
         terminal.say()
         terminal.say(plain(f"For all columns, {trusting(Grant.union(needs))}"))
+
+
+def _print_job(path: str, job: Unfinished) -> None:
+    """Show an unfinished job."""
+    rows = terminal.count(job.rows, "row")
+    terminal.say(f"{path}: an unfinished job", style="bold")
+    terminal.say(f"  source     {plain(job.source)}")
+    terminal.say(f"  done       {job.done:,} of {terminal.count(job.pieces, 'piece')}, {rows}")
+    for batch in job.batches:
+        terminal.say(f"  batch      {plain(_batch_in_words(batch))}")
+    going_on = ", with --batch-api" if job.batches else ""
+    terminal.note(f"to go on: the command that began it{going_on}")
+
+
+def _batch_in_words(batch: dict[str, Any]) -> str:
+    inputs = f"{terminal.count(batch['inputs'], 'input')} of column {batch['column']}"
+    if batch["sent"] is None:
+        return f"{inputs}, not submitted yet"
+    since = dt.datetime.fromtimestamp(batch["sent"], dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    if batch["handle"] is None:
+        return f"{inputs}, sent {since}; whether the service has it is looked up by the next run"
+    state = "ended" if batch["ended"] else "submitted"
+    return f"{batch['handle']}: {inputs}, {state if batch['ended'] else f'{state} {since}'}"
 
 
 def _lines(function: dict[str, Any]) -> list[str]:

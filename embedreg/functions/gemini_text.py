@@ -8,6 +8,7 @@ want it in the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -17,6 +18,19 @@ from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.instances import metadata_is_building
 from embedreg.core.role import Role
 from embedreg.runtime.remote import http
+from embedreg.runtime.remote.answers import count_of
+from embedreg.runtime.remote.batch_api import (
+    PAGE,
+    PAGES,
+    TRANSFER_S,
+    BatchApi,
+    BatchResult,
+    BatchState,
+    Found,
+    listed,
+    name_in,
+    time_of,
+)
 from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
 
 if TYPE_CHECKING:
@@ -126,28 +140,115 @@ class GeminiTextEmbeddings(VendorFunction):
 
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
-        task = self.query_task_type if role == "query" else self.source_task_type
-        prompt = self._prompt(role)
-        model = self.name if "/" in self.name else f"models/{self.name}"
-        requests = []
-        for text in batch:
-            parts = [{"text": (prompt or "") + text}]
-            item: dict[str, Any] = {"model": model, "outputDimensionality": self._requested_width()}
-            if prompt is None:
-                if task == "retrieval_document":
-                    parts.insert(0, {"text": _TITLE})
-                if task:
-                    item["taskType"] = task.upper()
-            requests.append({**item, "content": {"parts": parts}})
+        requests = [self._item(text, role) for text in batch]
         try:
-            place = "/".join(map(http.in_path, model.split("/")))
-            answer = self._post(f"/v1/{place}:batchEmbedContents", {"requests": requests})
+            answer = self._post(f"/v1/{self._place()}:batchEmbedContents", {"requests": requests})
         except http.HttpError as exc:
             exc.retry_after_s = _delay_of(exc.body)
             raise
         items = self._field(answer, "embeddings")
         vectors = [self._field(item, "values") for item in items] if isinstance(items, list) else None
         return self._matrix(vectors, len(batch), self._field(answer, "usageMetadata", "promptTokenCount"))
+
+    def _full_name(self) -> str:
+        return self.name if "/" in self.name else f"models/{self.name}"
+
+    def _place(self) -> str:
+        return "/".join(map(http.in_path, self._full_name().split("/")))
+
+    def _item(self, text: str, role: Role) -> dict[str, Any]:
+        """Return the request for one text."""
+        task = self.query_task_type if role == "query" else self.source_task_type
+        prompt = self._prompt(role)
+        parts = [{"text": (prompt or "") + text}]
+        item: dict[str, Any] = {"model": self._full_name(), "outputDimensionality": self._requested_width()}
+        if prompt is None:
+            if task == "retrieval_document":
+                parts.insert(0, {"text": _TITLE})
+            if task:
+                item["taskType"] = task.upper()
+        return {**item, "content": {"parts": parts}}
+
+    def _vectors_of(self, answer: Any, m: int) -> Any:
+        """Return the vector of one response of a batch job: (1, d)."""
+        tokens = self._field(answer, "usageMetadata", "promptTokenCount") or self._field(answer, "tokenCount")
+        return self._matrix([self._field(answer, "embedding", "values")], m, count_of(_number(tokens)))
+
+    def batch_api(self) -> BatchApi:
+        return _Batches(self, self.vendor.name)
+
+
+class _Batches(BatchApi):
+    """Gemini's batch jobs, with the requests and their results inline. A job's name for people is its tag.
+
+    Source: Gemini API reference, Batch API (`asyncBatchEmbedContent`). Read, not tried.
+    """
+
+    max_bytes: ClassVar[int] = 18 * 2**20  # a request may have 20 MB
+    states: ClassVar[dict[str, str]] = {
+        "SUCCEEDED": "ended",
+        "EXPIRED": "ended",
+        "CANCELLED": "cancelled",
+        "FAILED": "failed",
+    }
+
+    def line(self, place: int, text: str) -> Any:
+        return {"request": self.function._item(text, "source"), "metadata": {"key": str(place)}}
+
+    def create(self, tag: str, prepared: Any) -> str:
+        batch = {
+            "displayName": tag,
+            "model": self.function._full_name(),
+            "inputConfig": {"requests": {"requests": prepared}},
+        }
+        path = f"/v1beta/{self.function._place()}:asyncBatchEmbedContent"
+        return name_in(self.post(path, {"batch": batch}, timeout_s=TRANSFER_S), "name")
+
+    def found(self) -> Iterator[Found]:
+        token = ""
+        for _ in range(PAGES):
+            answer = self.get(f"/v1beta/batches?pageSize={PAGE}{token}")
+            for item in listed(answer, "operations"):
+                metadata = item.get("metadata") or {}
+                tag = str(metadata.get("displayName") or "")
+                yield Found(name_in(item, "name"), tag, time_of(metadata.get("createTime")))
+            if not (following := answer.get("nextPageToken")):
+                return
+            token = f"&pageToken={http.in_path(str(following))}"
+
+    def state(self, handle: str) -> BatchState:
+        place = "/".join(map(http.in_path, handle.split("/")))
+        answer = self.get(f"/v1beta/{place}", TRANSFER_S)
+        metadata = answer.get("metadata") or {}
+        word = str(metadata.get("state", "")).rpartition("STATE_")[2]
+        status: Any = self.states.get(word, "running")
+        if answer.get("error"):
+            status = "failed"
+        counts = metadata.get("batchStats") or {}
+        done, total = (count_of(_number(counts.get(name))) or 0 for name in ("successfulRequestCount", "requestCount"))
+        response = answer.get("response") or metadata.get("output") or {}
+        items = self.function._field(response, "inlinedResponses", "inlinedResponses")
+        found = items if isinstance(items, list) else []
+        message = http.message_of(answer.get("error"))
+        return BatchState(status, done, total, message, metadata.get("displayName"), (), found)
+
+    def results(self, handle: str, state: BatchState, inputs: int) -> Iterator[BatchResult]:
+        for place, item in enumerate(state.results):
+            key = str(self.function._field(item, "metadata", "key") or place)
+            error, response = item.get("error"), item.get("response")
+            if key.isdecimal() and len(key) < 9:
+                code = _number(error.get("code")) if isinstance(error, dict) else None
+                status = _STATUS.get(code or 0, 0) if error or not response else 200
+                yield BatchResult(int(key), status, response, http.message_of(error))
+
+
+# Google's codes of errors -> HTTP's.
+_STATUS = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 12: 501, 13: 500, 14: 503, 16: 401, 400: 400, 404: 404}
+
+
+def _number(value: Any) -> int | None:
+    """Return a count, which Google's JSON has as a text."""
+    return int(value) if isinstance(value, int | str) and str(value).isdecimal() and len(str(value)) < 16 else None
 
 
 def _delay_of(body: Any) -> float | None:

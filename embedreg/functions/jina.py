@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -9,6 +11,19 @@ from pydantic import Field, model_validator
 from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
+from embedreg.runtime.remote.answers import AnswerError, count_of
+from embedreg.runtime.remote.batch_api import (
+    TRANSFER_S,
+    BatchApi,
+    BatchResult,
+    BatchState,
+    Found,
+    listed,
+    name_in,
+    result_of,
+    time_of,
+)
+from embedreg.runtime.remote.http import in_path, message_of
 from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
 
 if TYPE_CHECKING:
@@ -28,7 +43,10 @@ MODELS = {
     "jina-embeddings-v3": Model(1024, max_tokens=8192),
     "jina-embeddings-v4": Model(2048, max_tokens=32_768),
     "jina-embeddings-v5-text-nano": Model(768, max_tokens=8192),
+    "jina-embeddings-v5-text-small": Model(1024, max_tokens=32_768),
 }
+_BATCHED = ("jina-embeddings-v5-text-nano", "jina-embeddings-v5-text-small")
+_REQUEST = re.compile(r"request-(\d{1,8})")
 
 
 class JinaEmbeddings(VendorFunction):
@@ -83,7 +101,63 @@ class JinaEmbeddings(VendorFunction):
 
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
+        return self._vectors_of(self._post("/embeddings", self._body(batch, role)), len(batch))
+
+    def _body(self, batch: list[str], role: Role) -> dict[str, Any]:
         body: dict[str, Any] = {"input": batch, "model": self.name}
         optional = {"task": self.query_task if role == "query" else self.source_task, "dimensions": self.dim}
-        body |= {name: value for name, value in optional.items() if value is not None}
-        return self._listed(self._post("/embeddings", body), len(batch))
+        return body | {name: value for name, value in optional.items() if value is not None}
+
+    def _vectors_of(self, answer: Any, m: int) -> Any:
+        return self._listed(answer, m)
+
+    def batch_api(self) -> BatchApi | None:
+        return _Batches(self, self.vendor.name) if self.name in _BATCHED else None
+
+
+class _Batches(BatchApi):
+    """Jina's batches, with the inputs inline; it keeps no tags, so a lost one is known by its time and its inputs.
+
+    Source: Jina AI's description of its API for models (docs.jina.ai), Batch Embeddings API. Read, not tried.
+    """
+
+    max_inputs: ClassVar[int] = 10_000
+    states: ClassVar[dict[str, str]] = {"completed": "ended", "cancelled": "cancelled", "failed": "failed"}
+
+    def line(self, place: int, text: str) -> Any:
+        return text
+
+    def create(self, tag: str, prepared: Any) -> str:
+        body = self.function._body([*prepared], "source")
+        return name_in(self.post("/batch/embeddings", body, {"Idempotency-Key": tag}, TRANSFER_S), "batch_id")
+
+    def found(self) -> Iterator[Found]:
+        answer = self.get("/batches")
+        items = [*listed(answer, "data"), *listed(answer, "batches")]
+        for item in sorted(items, key=lambda item: -time_of(item.get("created_at"))):
+            inputs = count_of(self.function._field(item, "stats", "total")) or 0
+            yield Found(name_in(item, "batch_id"), None, time_of(item.get("created_at")), inputs)
+
+    def state(self, handle: str) -> BatchState:
+        answer = self.get(f"/batch/{in_path(handle)}")
+        status: Any = self.states.get(str(answer.get("status")), "running")
+        done, total, failed = (
+            count_of(self.function._field(answer, "stats", name)) or 0 for name in ("completed", "total", "failed")
+        )
+        outputs = (f"/batch/{in_path(handle)}/output", *([f"/batch/{in_path(handle)}/errors"] if failed else []))
+        return BatchState(status, done, total, message_of(answer.get("error")), None, outputs)
+
+    def results(self, handle: str, state: BatchState, inputs: int) -> Iterator[BatchResult]:
+        lines = {
+            int(found[1]): line
+            for path in state.outputs
+            for line in self.lines_at(path)
+            if (found := _REQUEST.fullmatch(str(line.get("custom_id", ""))))
+        }
+        first = 0 if 0 in lines else 1  # its documents show both
+        if (not first and inputs in lines) or (first and lines and inputs not in lines):
+            raise AnswerError(
+                f"the results of batch {handle} cannot be matched with its inputs.", "embed without the batch API"
+            )
+        for number, line in lines.items():
+            yield result_of(number - first, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -9,6 +10,8 @@ from pydantic import Field, model_validator
 from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
+from embedreg.runtime.remote.batch_api import PAGE, PAGES, BatchApi, BatchState, FileBatches, Found, listed
+from embedreg.runtime.remote.http import in_path
 from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
 
 if TYPE_CHECKING:
@@ -62,7 +65,53 @@ class MistralEmbeddings(VendorFunction):
 
     def request(self, batch: list[str], role: Role) -> Any:
         """Embed one batch: (m, d) float32 in the order of the batch."""
+        return self._vectors_of(self._post("/embeddings", self._body(batch, role)), len(batch))
+
+    def _body(self, batch: list[str], role: Role) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.name, "input": batch}
         if self.dim is not None and self.dim != (self._model() or Model(0)).ndims:
             body["output_dimension"] = self.dim
-        return self._listed(self._post("/embeddings", body), len(batch))
+        return body
+
+    def _vectors_of(self, answer: Any, m: int) -> Any:
+        return self._listed(answer, m)
+
+    def batch_api(self) -> BatchApi:
+        return _Batches(self, self.vendor.name)
+
+
+class _Batches(FileBatches):
+    """Mistral's batch jobs. Source: Mistral AI API, Batch. Read, not tried."""
+
+    path: ClassVar[str] = "/batch/jobs"
+    states: ClassVar[dict[str, str]] = {
+        "SUCCESS": "ended",
+        "TIMEOUT_EXCEEDED": "ended",
+        "CANCELLED": "cancelled",
+        "FAILED": "failed",
+    }
+
+    def line(self, place: int, text: str) -> Any:
+        body = {name: value for name, value in self.function._body([text], "source").items() if name != "model"}
+        return {"custom_id": str(place), "body": body}
+
+    def batch(self, tag: str, file: str) -> dict[str, Any]:
+        return {
+            "input_files": [file],
+            "model": self.function.name,
+            "endpoint": "/v1/embeddings",
+            "metadata": {"embedreg": tag},
+            "timeout_hours": 24,
+        }
+
+    def found(self) -> Iterator[Found]:
+        for page in range(PAGES):
+            items = listed(self.get(f"{self.path}?page={page}&page_size={PAGE}&created_by_me=true"), "data")
+            yield from map(self._found, items)
+            if len(items) < PAGE:
+                return
+
+    def state(self, handle: str) -> BatchState:
+        answer = self.get(f"{self.path}/{in_path(handle)}")
+        files = [answer.get(name) for name in ("output_file", "error_file")]
+        return self._state(answer, answer.get("succeeded_requests"), answer.get("total_requests"), files)

@@ -33,6 +33,7 @@ from embedreg.runtime.remote.answers import (
     in_order,
     report_usage,
 )
+from embedreg.runtime.remote.batch_api import FileBatches
 from embedreg.runtime.remote.function import RemoteTextFunction, client_key, clients
 from embedreg.support.imports import attempt_import_or_raise
 from embedreg.support.retry import http_status
@@ -234,20 +235,24 @@ class OpenAIEmbeddings(RemoteTextFunction):
 
     def request(self, batch: list[str], role: Role = "source") -> np.ndarray:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
-        import numpy as np
-
-        options: dict[str, Any] = {}
-        if self.dim is not None and NDIMS.get(self.name, (None, True))[0] != self.dim:
-            options["dimensions"] = self.dim
-        answer = self._client().embeddings.create(
-            input=prompts.prompted(self, batch, role), model=self.name, encoding_format=self.encoding_format, **options
-        )
+        answer = self._client().embeddings.create(**self._body(batch, role))
         if isinstance(answer, str) and answer.lstrip().startswith("<"):
             raise CallError("the endpoint returned a web page.", "check base_url: for most servers it ends with /v1")
-        items = in_order(
-            getattr(answer, "data", None), len(batch), "check that base_url is that of an embeddings endpoint"
-        )
-        vectors = [decode(getattr(item, "embedding", None), _NUMBERS) for item in items]
+        return self._vectors_of(answer, len(batch))
+
+    def _body(self, batch: list[str], role: Role) -> dict[str, Any]:
+        texts = prompts.prompted(self, batch, role)
+        body: dict[str, Any] = {"input": texts, "model": self.name, "encoding_format": self.encoding_format}
+        if self.dim is not None and NDIMS.get(self.name, (None, True))[0] != self.dim:
+            body["dimensions"] = self.dim
+        return body
+
+    def _vectors_of(self, answer: Any, m: int) -> np.ndarray:
+        """Return the vectors of a response, an object of the SDK or a dict, and report its usage."""
+        import numpy as np
+
+        items = in_order(_field(answer, "data"), m, "check that base_url is that of an embeddings endpoint")
+        vectors = [decode(_field(item, "embedding"), _NUMBERS) for item in items]
         widths = {len(vector) for vector in vectors}
         expected = self._known_ndims()
         if len(widths) > 1:
@@ -262,9 +267,35 @@ class OpenAIEmbeddings(RemoteTextFunction):
                 "leave dim out if the server cannot shorten vectors, or check which model it serves",
             )
         self._ndims = widths.pop()
-        tokens = getattr(getattr(answer, "usage", None), "total_tokens", None)
-        report_usage(Usage(1, len(batch), count_of(tokens)))
+        report_usage(Usage(1, m, count_of(_field(_field(answer, "usage"), "total_tokens"))))
         return np.stack(vectors)
+
+    def batch_api(self) -> Any:
+        number_bytes = 5.4 if self.encoding_format == "base64" else 22.0
+        return None if self.use_azure else FileBatches(self, "OpenAI", number_bytes)
+
+    def _request_bytes(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        upload: tuple[str, bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Send a request of the batch API through the SDK's client; as `VendorFunction._request_bytes`."""
+        httpx2 = attempt_import_or_raise("httpx2", extra="openai")
+        options: dict[str, Any] = {"headers": headers or {}, "timeout": max(self.timeout_s, timeout_s or 0.0)}
+        client = self._client()
+        if method == "GET":
+            response = client.get(path, cast_to=httpx2.Response, options=options)
+        else:
+            files = None if upload is None else [("file", (*upload, "application/jsonl"))]
+            if files:
+                options["headers"]["Content-Type"] = "multipart/form-data"
+            response = client.post(path, cast_to=httpx2.Response, body=body, files=files, options=options)
+        return bytes(response.content)
 
     def explain(self, exc: Exception) -> Refusal | None:
         status, code, param = http_status(exc), getattr(exc, "code", None), getattr(exc, "param", None)
@@ -457,6 +488,11 @@ class AzureOpenAIEmbeddings(OpenAIEmbeddings):
 
     def _address(self) -> str | None:
         return host_of(self.azure_endpoint) if self.azure_endpoint else super()._address()
+
+
+def _field(holder: Any, name: str) -> Any:
+    """Return a field of an SDK's object or of a dict; None if there is none."""
+    return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
 
 
 def _close(http_client: Any, process: int) -> None:

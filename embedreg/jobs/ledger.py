@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from embedreg.errors import Words
 from embedreg.jobs import stored
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.stored import FORMAT, MAX_BYTES
+from embedreg.jobs.submissions import Submission
 from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.support.strict_json import Malformed
 
@@ -43,6 +44,7 @@ RECORDS = f"{manifest.FOLDER}/ledger"
 BAD_ROWS = f"{manifest.FOLDER}/bad_rows.jsonl"
 OPENING = "opening"
 _USED = ".usage"
+_BATCHES = ".batches"
 _READERS = 16  # threads that read records
 
 
@@ -155,6 +157,35 @@ class Ledger:
         del facts["piece"]["input"]["units"]
         self._write(self._name(outcome.piece.output), facts)
 
+    def submitted(self) -> list[str]:
+        """Return the outputs for which something was submitted to a batch API."""
+        names = [file.path.removeprefix(f"{RECORDS}/") for file in self.root.listing(RECORDS)]
+        outputs = [name.removesuffix(_BATCHES) for name in names if name.endswith(_BATCHES)]
+        return [output for output in outputs if stored.is_output(output)]
+
+    def submissions(self, output: str) -> dict[str, Submission]:
+        """Return what was submitted for a piece, by column.
+
+        Raises:
+            StorageError: the record cannot be read: what it says must not be submitted again.
+        """
+        name = f"{RECORDS}/{output}{_BATCHES}"
+        data = self.root.read(name, MAX_BYTES)
+        if data is None:
+            return {}
+        try:
+            return stored.submissions_of(stored.read(stored.Submitted, data))
+        except Malformed as exc:
+            raise stored.refused(self.root.shown(name), str(exc)) from None
+
+    def keep_submissions(self, output: str, known: Mapping[str, Submission]) -> None:
+        """Record what was or will be submitted for a piece; nothing removes the record."""
+        name = f"{RECORDS}/{output}{_BATCHES}"
+        if not known:
+            self.root.remove(name)
+            return
+        self._write(name, {"format": FORMAT, "columns": {key: dataclasses.asdict(each) for key, each in known.items()}})
+
     def used(self, name: str) -> TotalUsage:
         """Return what was spent on a piece that has no record, or on the job itself under the name `OPENING`."""
         found = self._read(stored.Used, f"{RECORDS}/{name}{_USED}")
@@ -169,8 +200,9 @@ class Ledger:
         self.root.remove(f"{RECORDS}/{name}{_USED}")
 
     def forget(self, output: str) -> None:
-        """Remove a record, if it exists."""
+        """Remove a record, if it exists, and what was submitted."""
         self.root.remove(self._name(output))
+        self.root.remove(f"{RECORDS}/{output}{_BATCHES}")
 
     def bad_rows(self, outputs: Iterable[str]) -> Iterator[tuple[str, BadRow]]:
         """Yield (input, bad row) of the given outputs; the rows of one piece are in memory at a time."""

@@ -36,7 +36,7 @@ from embedreg.support.strict_json import Malformed
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["KINDS", "kept_rows", "open_job"]
+__all__ = ["KINDS", "kept_rows", "open_job", "sink_for"]
 
 KINDS: tuple[Kind, ...] = ("parquet", "arrow", "jsonl", "csv", "lance", INPUTS)
 
@@ -73,7 +73,7 @@ def open_job(
     target = targets.destination(dst, **where)
     claims.refuse_link(target)
     claims.refuse_overlap(place, target)
-    sink = _sink_for(target)
+    sink = sink_for(target)
     ledger = Ledger(sink.root)
     there = ledger.is_begun()
     fresh = not there or not resume or (force and target.kind == "folder" and claims.finished(target))
@@ -199,7 +199,7 @@ def kept_rows(dst: str, storage_options: Mapping[str, Any] | None = None, filesy
     """Return how many rows are recorded at a destination; None if no job was begun there."""
     with contextlib.suppress(EmbedregError):
         target = targets.destination(dst, options=storage_options, filesystem=filesystem)
-        root = _sink_for(target).root
+        root = sink_for(target).root
         return sum(each.rows for each in Ledger(root).records().values()) if root.exists(JOB) else None
     return None
 
@@ -301,7 +301,7 @@ def _refuse_unwritable(schema: pa.Schema, target: Target) -> None:
         ) from None
 
 
-def _sink_for(target: Target) -> Sink:
+def sink_for(target: Target) -> Sink:
     """Return the sink of a destination; for a file or table it writes pieces beside it, under a hidden name."""
     if target.kind == "folder":
         return FolderSink(target.storage)

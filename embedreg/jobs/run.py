@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 from embedreg.core.modality import files_of
 from embedreg.embedding.column import ZeroVectors
 from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, Progress
-from embedreg.errors import BadRowsError, InputError, StorageError
+from embedreg.errors import BadRowsError, ConfigError, InputError, StorageError, option
 from embedreg.images.allowances import allow_images
 from embedreg.jobs import opening, stored
 from embedreg.jobs.ledger import OPENING, RECORDS
 from embedreg.jobs.opened import Opened
 from embedreg.jobs.pieces import Outcome, Piece
+from embedreg.jobs.submissions import Submission
 from embedreg.runtime.remote.usage import TotalUsage, collect
 from embedreg.runtime.vectors import disk
 
@@ -103,6 +104,7 @@ def embed(
     types: Mapping[str, str] | None = None,
     encoding: str | None = None,
     delimiter: str | None = None,
+    batch_api: bool = False,
 ) -> JobReport:
     """Embed a dataset piece by piece; after an interruption the same call continues where it stopped.
 
@@ -128,6 +130,8 @@ def embed(
             from all of its values; it is text if another type would change one of them.
         encoding: of text files; None for UTF-8, or the encoding of their byte order mark.
         delimiter: of CSV files; None for a comma, or a tab in `.tsv`.
+        batch_api: submit the pieces to the functions' batch APIs, at their lower price, and wait for the results, which
+            takes up to a day. An interruption leaves the batches running; the same call collects them.
     Returns:
         The report, over all runs.
     Raises:
@@ -141,6 +145,12 @@ def embed(
                 f"{name} is a {type(given).__name__}; embed reads and writes files.",
                 "embed_table(data, declaration) embeds data in memory",
             )
+    if batch_api:
+        if engine is not None:
+            raise ConfigError("batch_api=True takes the place of another engine.", "leave out engine=")
+        from embedreg.jobs import batches
+
+        engine = batches.engine()
     with contextlib.ExitStack() as stack:
         if cache is not None:
             stack.enter_context(disk.use(cache))
@@ -177,12 +187,7 @@ def embed(
 def here(job: Job) -> Generator[Outcome]:
     """Run the pieces of a job one after another in this process."""
     for piece in job.pending():
-        try:
-            yield job.work.run(piece, job.advance, max_bad_rows=job.bad_rows_left, usage=job.usage_of(piece))
-        except BadRowsError as exc:
-            if job.work.on_error == "raise":
-                raise
-            raise job.too_many_bad_rows(job.bad_rows + len(exc.rows)) from exc
+        yield job.run_here(piece, job.usage_of(piece))
 
 
 class Job:
@@ -257,9 +262,47 @@ class Job:
         """Release the destination; if no piece was done, nothing is left there."""
         self._opened.close(done=self._kept, whole=self._whole)
 
-    def pending(self) -> list[Piece]:
-        """Return the pieces that are not done yet."""
-        return [piece for piece in self.pieces if piece.output not in self._done]
+    def pending(self, *, submitted: bool = False) -> list[Piece]:
+        """Return the pieces that are not done yet.
+
+        Args:
+            submitted: whether the caller collects what was submitted to batch APIs.
+        Raises:
+            ConfigError: it does not, and something was: embedding it in another way would be paid for twice.
+        """
+        pending = [piece for piece in self.pieces if piece.output not in self._done]
+        there = set() if submitted or not pending else set(self._opened.ledger.submitted())
+        if number := sum(piece.output in there for piece in pending):
+            raise ConfigError(
+                f"{number:,} pieces of {self._opened.target} have been submitted to a batch API.",
+                option("--batch-api collects them, --fresh drops them", "batch_api=True, or resume=False"),
+            )
+        return pending
+
+    def run_here(self, piece: Piece, usage: TotalUsage) -> Outcome:
+        """Run a piece in this process.
+
+        Args:
+            usage: what was spent on it so far, which this run is added to.
+        Raises:
+            BadRowsError: rows failed under "raise", or too many rows of the job.
+        """
+        try:
+            return self.work.run(piece, self.advance, max_bad_rows=self.bad_rows_left, usage=usage)
+        except BadRowsError as exc:
+            if self.work.on_error == "raise":
+                raise
+            raise self.too_many_bad_rows(self.bad_rows + len(exc.rows)) from exc
+
+    def submissions(self, piece: Piece) -> dict[str, Submission]:
+        """Return what was submitted to batch APIs for a piece, by column."""
+        return self._opened.ledger.submissions(piece.output)
+
+    def keep_submissions(self, piece: Piece, known: Mapping[str, Submission]) -> None:
+        """Record what is about to be submitted for a piece, or what has become of it."""
+        self._opened.claim.lock.check()
+        self._kept = self._kept or bool(known)  # a later run continues from here
+        self._opened.ledger.keep_submissions(piece.output, known)
 
     @property
     def bad_rows(self) -> int:
@@ -285,6 +328,7 @@ class Job:
         self._opened.claim.lock.check()
         self._kept = True  # set first: an interruption right after the record must not drop it
         self._opened.ledger.record(outcome)
+        self._opened.ledger.keep_submissions(outcome.piece.output, {})
         if outcome.usage:
             self._opened.ledger.forget_used(outcome.piece.output)
             self._usage.add(outcome.usage)

@@ -19,6 +19,7 @@ from embedreg.declaration import manifest
 from embedreg.embedding.table import BadRow
 from embedreg.errors import StorageError, Words, option
 from embedreg.jobs.pieces import Outcome, Piece, stem_of
+from embedreg.jobs.submissions import Batch, Submission
 from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.support import confined
 from embedreg.support.strict_json import Malformed, document
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["FORMAT", "MAX_BYTES", "Done", "Job", "Plan", "Record", "Used", "inputs_of", "is_output", "outcome_of"]
-__all__ += ["read", "refused", "schema_of", "usage_of"]
+__all__ += ["Submitted", "read", "refused", "schema_of", "submissions_of", "usage_of"]
 
 FORMAT = 1
 MAX_BYTES = 256 << 20  # of a file: fits the plan of a million inputs, or the record of a piece whose rows all failed
@@ -130,6 +131,27 @@ class Used(_Stored):
     usage: _Usage
 
 
+class _Batch(_Part):
+    ranges: list[tuple[Count, Count]]
+    tag: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    sent: Annotated[float, Field(ge=0)] | None
+    handle: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None
+    ended: bool
+    attempt: Annotated[int, Field(ge=1, le=100)]
+
+
+class _Submission(_Part):
+    digest: Annotated[str, Field(max_length=64)]
+    inputs: Count
+    batches: list[_Batch]
+
+
+class Submitted(_Stored):
+    """What was submitted to batch APIs for a piece, by column."""
+
+    columns: dict[str, _Submission]
+
+
 class Record(_Stored):
     """The result of a piece."""
 
@@ -214,6 +236,27 @@ def outcome_of(record: Record) -> Outcome:
 def usage_of(found: Record | Used | Done) -> TotalUsage:
     """Convert the usage in a file."""
     return TotalUsage(**found.usage.model_dump())
+
+
+def submissions_of(found: Submitted) -> dict[str, Submission]:
+    """Convert what was submitted.
+
+    Raises:
+        Malformed: ranges overlap, end before they begin, or name inputs that do not exist.
+    """
+    made = {}
+    for column, each in found.columns.items():
+        for batch in each.batches:
+            edges = [edge for pair in batch.ranges for edge in pair]
+            if (
+                edges != sorted(edges)
+                or any(start == stop for start, stop in batch.ranges)
+                or max(edges, default=0) > each.inputs
+            ):
+                raise Malformed("its ranges are inconsistent")
+        batches = [Batch(**batch.model_dump()) for batch in each.batches]
+        made[column] = Submission(each.digest, each.inputs, batches)
+    return made
 
 
 def _bad_row(facts: tuple[Any, ...]) -> BadRow:

@@ -76,6 +76,18 @@ class JobSpec:
         given = [column for column in self.functions if column in own.names]
         return pa.schema([own.field(item.name) if item.name in given else item for item in self.schema])
 
+    def gather(self, piece: Piece) -> None:
+        """Read a piece and call its functions, and write nothing; see `runtime.remote.offline.Gathered`."""
+        made = embed_batches(
+            self._reader(piece, {"read": 0}),
+            schemas.Resolved(None, self.configs),
+            on_error="drop",  # no row has a vector yet
+            zero_vectors=self.zero_vectors,
+            batch_rows=self.batch_rows,
+        )
+        for _ in made:
+            pass
+
     def run(
         self,
         piece: Piece,

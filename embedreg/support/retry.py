@@ -12,6 +12,7 @@ import errno
 import logging
 import math
 import random
+import sys
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 from embedreg.errors import CallError, EmbedregError
 
-__all__ = ["call_with_retry", "http_status", "is_outage", "is_transient", "retry_after_s"]
+__all__ = ["call_with_retry", "http_status", "is_outage", "is_transient", "retry_after_s", "waits_are_left_out"]
 
 T = TypeVar("T")
 
@@ -145,6 +146,7 @@ def call_with_retry(
         failure = exc
     import stamina
 
+    logging.getLogger("stamina").addFilter(_ONE_LINE)  # the same object: it is added once
     attempts = max_retries + 1 if stamina.is_active() else 1
     try:
         for attempt in stamina.retry_context(on=_wait_of, attempts=attempts, timeout=None):
@@ -175,6 +177,22 @@ def call_with_retry(
         raise failure
     finally:
         del failure  # its traceback references this frame: avoid a cycle
+
+
+def waits_are_left_out() -> bool:
+    """Return whether waits between attempts are left out: stamina's test mode, which applies to every wait."""
+    stamina = sys.modules.get("stamina")
+    return stamina is not None and bool(stamina.is_testing())
+
+
+class _OneLine(logging.Filter):
+    """Drops stamina's own line for a retry of ours, which has a line already; its other hooks see every retry."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(getattr(record, "stamina.caused_by", "")).startswith(f"{_Transient.__name__}(")
+
+
+_ONE_LINE = _OneLine()
 
 
 def _wait_of(exc: Exception) -> bool | float:

@@ -107,3 +107,36 @@ def run_elsewhere(life_s: float, environment: dict[str, str], *args: Any, **opti
     lock.STALE_S, lock._RENEW_S = life_s, life_s / 5
     os.environ.update(environment)
     run(*args, **options)
+
+
+def submit_killed(point: str, vendor: str, url: str, src: str, dst: str, **options: Any) -> None:
+    """Run a job through a batch API, and kill this process around the creation of a batch.
+
+    Args:
+        point: "before" it is sent, "after" its answer is here, or "collected", once its results are read.
+    """
+    from embedreg.jobs import batches
+    from embedreg.runtime.remote import batch_api, batch_calls
+    from tests.batches import CONFIGS, KEY
+
+    cls = embedreg.get(vendor)
+    embedreg.get_registry().set_var("vendor_key", KEY)
+    function = cls.create(**CONFIGS[vendor](url))
+    create = type(function.batch_api()).create  # type: ignore[attr-defined]
+    collect = batch_calls.collect
+
+    def creating(self: batch_api.BatchApi, tag: str, prepared: Any) -> str:
+        if point == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        handle: str = create(self, tag, prepared)
+        if point == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return handle
+
+    def collecting(*args: Any) -> Any:
+        collect(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    type(function.batch_api()).create = creating  # type: ignore[attr-defined]
+    batch_calls.collect = collecting
+    embed(src, dst, function.bind("text", "vector"), engine=batches.engine(0.01, 0.0), **options)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from typing import Any
 
 from embedreg.runtime.remote.answers import Usage, usage_reports
 from embedreg.runtime.remote.usage import TotalUsage, collectors
+from embedreg.support.retry import waits_are_left_out
 
 __all__ = ["Budget", "Limits", "Reservation", "record"]
 
@@ -273,14 +273,14 @@ class Budget:
             now = time.monotonic()
             if reservation.started >= self._last_change or self._last_change == -math.inf:
                 self._refusals += 1
-                if not _left_out():
+                if not waits_are_left_out():
                     self._gap_s = min(_LONGEST_GAP_S, 2 * max(self._gap_s, self._mean_gap_s(now)))
                 self._last_change = now
             if retry_after_s is None:
                 pause_s = min(30.0, _FIRST_PAUSE_S * 2.0 ** min(self._refusals - 1, 5)) * self.window_s / WINDOW_S
             else:
                 pause_s = min(retry_after_s, MAX_PAUSE_S)
-            if _left_out():
+            if waits_are_left_out():
                 pause_s = 0.0
             if now + pause_s > self._paused_until:
                 self._paused_until = self._next_start = now + pause_s
@@ -334,12 +334,6 @@ def _counted(usage: Usage, per_input: bool, tokens: float) -> list[float]:
     """Return a cost in the order of `_RATES`; `tokens` if the usage has none."""
     requests = usage.inputs if per_input else usage.requests
     return [float(requests), float(usage.inputs), tokens if usage.tokens is None else float(usage.tokens)]
-
-
-def _left_out() -> bool:
-    """Return whether waits between attempts are left out: stamina's test mode, which applies to retries too."""
-    stamina = sys.modules.get("stamina")
-    return stamina is not None and bool(stamina.is_testing())
 
 
 def record(total: TotalUsage, change: TotalUsage) -> None:

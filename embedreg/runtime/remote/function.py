@@ -45,12 +45,14 @@ from embedreg.runtime.remote.answers import (
 )
 from embedreg.runtime.remote.budget import Budget, Limits, record
 from embedreg.runtime.remote.connections import client_key, clients, release
+from embedreg.runtime.remote.offline import instead
 from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.security.redaction import called, carried, guarded, redact
 from embedreg.support.retry import DEADLINE_S, call_with_retry, http_status, is_transient, retry_after_s
 from embedreg.support.threads import Threads
 
-__all__ = ["AnswerError", "Refusal", "RemoteFunction", "RemoteTextFunction", "client_key", "clients", "release"]
+__all__ = ["AnswerError", "Refusal", "RemoteFunction", "RemoteTextFunction", "client_key", "clients", "is_passing"]
+__all__ += ["release"]
 
 # Maximum extra requests for one refused batch. Bisecting 512 rows takes up to 18 requests per bad row, so this finds a
 # dozen or more, and a batch in which every row is refused ends in about a minute instead of after a thousand requests.
@@ -83,9 +85,10 @@ class _Stopped(CallError):
 
 @dataclass
 class _Call:
-    """One call of a function: its role, and whether one of its requests has failed."""
+    """One call of a function: its role, its budget, and whether one of its requests has failed."""
 
     role: Role
+    budget: Budget
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
@@ -183,6 +186,10 @@ class RemoteFunction(EmbeddingFunction):
             found.lower(limits)
         return found
 
+    def batch_api(self) -> Any:
+        """Return the service's `batch_api.BatchApi` for this function; None if it has none."""
+        return None
+
     def row_problem(self, text: Any) -> str | None:
         """Return the reason why an input cannot be embedded, before it is sent, or None; the default is None."""
         return None
@@ -229,7 +236,13 @@ class RemoteFunction(EmbeddingFunction):
                 rows.append((row, value))
             else:
                 found[row] = RowError(problem)
-        results = self._embed_all(list(self._batches(rows)), _Call(role))
+        other = instead()
+        if other is not None:
+            for (row, _), vector in zip(rows, other.take(self, [value for _, value in rows], role), strict=True):
+                found[row] = vector
+            rows = [each for each in rows if found[each[0]] is None]  # such as the control of a call without vectors
+        budget = self.budget()  # once a call: an account is a digest of the secrets
+        results = self._embed_all(list(self._batches(rows, budget.limits)), _Call(role, budget)) if rows else []
         if len(rows) == len(values) and all(isinstance(result, np.ndarray) for result in results):
             return np.concatenate(results) if len(results) > 1 else results[0]
         vectors = (vector for result in results for vector in result)
@@ -239,12 +252,14 @@ class RemoteFunction(EmbeddingFunction):
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
-    def _batches(self, rows: Batch) -> Iterator[Batch]:
-        """Cut rows into batches by number and tokens, in order."""
+    def _batches(self, rows: Batch, limits: Limits) -> Iterator[Batch]:
+        """Cut rows into batches by number and tokens, in order.
+
+        A request over a limit per minute would wait until nothing else counts.
+        """
         batch: Batch = []
         total = 0
         most_rows, most_tokens = self._request_limits()
-        limits = self.budget().limits  # a request over a limit per minute would wait until nothing else counts
         most_rows = max(1, min(most_rows, int(limits.ipm or most_rows)))
         most_tokens = max(1, min(most_tokens, int(limits.tpm or most_tokens)))
         for row in rows:
@@ -340,7 +355,7 @@ class RemoteFunction(EmbeddingFunction):
         """
         ask = functools.partial(_caller(type(self).request), self.request, [value for _, value in batch], call.role)
 
-        budget, estimate = self.budget(), self.estimate_usage([value for _, value in batch])
+        budget, estimate = call.budget, self.estimate_usage([value for _, value in batch])
         total = TotalUsage()
 
         def attempt() -> Any:
@@ -370,7 +385,7 @@ class RemoteFunction(EmbeddingFunction):
                 attempt,
                 max_retries=self.max_retries,
                 deadline_s=max(0.0, until - time.monotonic()),
-                transient=_is_transient,
+                transient=is_passing,
                 uncounted_s=lambda: total.waited_s,
             )
         except _Refused as refused:
@@ -378,17 +393,9 @@ class RemoteFunction(EmbeddingFunction):
         except EmbedregError:
             raise
         except Exception as exc:
-            status = http_status(exc)
-            if status is None and not _is_transient(exc) and not isinstance(exc, OSError):
+            if http_status(exc) is None and not is_passing(exc) and not isinstance(exc, OSError):
                 raise  # a bug in `request`: its own traceback is more useful
-            if isinstance(exc, _NO_JSON):
-                refusal = Refusal("call", "the response is not JSON", MEANING[405][1])
-            else:
-                refusal = Refusal("call", self.words_of(exc), hint_for(status))
-            address = self._address() if status is None else None
-            kind = type(exc).__name__ + (f" at {address}" if address else "")
-            failure = _Refused(refusal, status, kind)
-            failure.__cause__ = exc
+            failure = self._failure(exc)
         else:
             return rows_of(result, len(batch), kind_of(batch))
         finally:
@@ -405,10 +412,35 @@ class RemoteFunction(EmbeddingFunction):
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
-    def _call_error(self, refused: _Refused, batch: Batch) -> CallError:
+    def _failure(self, exc: Exception) -> _Refused:
+        """Return what an error means that retries have not helped against."""
+        status = http_status(exc)
+        if isinstance(exc, _NO_JSON):
+            refusal = Refusal("call", "the response is not JSON", MEANING[405][1])
+        else:
+            refusal = self.explain(exc) or Refusal("call", self.words_of(exc), hint_for(status))
+        address = self._address() if status is None else None
+        failure = _Refused(refusal, status, type(exc).__name__ + (f" at {address}" if address else ""))
+        failure.__cause__ = exc
+        return failure
+
+    def _failed_call(self, what: str, exc: Exception, batch: Batch) -> CallError:
+        """Return the error for an exchange other than `request`; `batch` holds the inputs that it may repeat."""
+        return self._call_error(self._failure(exc), batch, what)
+
+    def _refused_call(self, refusal: Refusal, status: int | None, what: str) -> CallError:
+        """Return the error for a refusal that came with other results."""
+        return self._call_error(_Refused(refusal, status), [], what)
+
+    def _failure_of_row(self, refusal: Refusal, status: int, batch: Batch) -> str:
+        """Return why a row failed that the service has refused."""
+        return self._failure_text(f"the server refused this {kind_of(batch)}", _Refused(refusal, status), batch)
+
+    def _call_error(self, refused: _Refused, batch: Batch, what: str | None = None) -> CallError:
         """Return the error for a failed request; its cause is the client library's error unless that repeats inputs."""
         rows = [row for row, _ in batch if row >= 0]
-        what = f"the request for {span(rows)} of this call failed" if rows else "the service cannot be used"
+        if what is None:
+            what = f"the request for {span(rows)} of this call failed" if rows else "the service cannot be used"
         error = CallError(f"{self._failure_text(what, refused, batch)}.", refused.hint)
         if not repeats(str(refused.__cause__), batch):
             error.__cause__ = refused.__cause__
@@ -472,7 +504,7 @@ def _caller(request: Any) -> Callable[[Callable[..., Any], list[Any], Role], Any
     return lambda bound, batch, role: bound(batch)
 
 
-def _is_transient(exc: BaseException) -> bool:
+def is_passing(exc: BaseException) -> bool:
     """Return whether an error of a request is transient; a successful response without a valid body is too."""
     status = http_status(exc)
     return (

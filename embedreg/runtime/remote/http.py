@@ -26,6 +26,7 @@ from embedreg.security.addresses import parse_host
 from embedreg.support.imports import attempt_import_or_raise
 
 __all__ = ["MAX_ANSWER_BYTES", "PACKING", "HttpError", "bound", "endpoint", "exchange", "in_path", "message_of"]
+__all__ += ["transfer"]
 
 MAX_ANSWER_BYTES = 256 * 2**20  # more than 2,048 vectors of 4,096 numbers in JSON
 PACKING = {"Accept-Encoding": "gzip"}
@@ -107,10 +108,35 @@ def exchange(
         CallError: the response is a web page, or too long.
         ValueError: the response is not JSON.
     """
+    content = transfer(url, body, form=form, method=method, headers=headers, timeout_s=timeout_s, extra=extra)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+
+def transfer(
+    url: str,
+    body: Any = None,
+    *,
+    form: Mapping[str, str] | None = None,
+    upload: tuple[str, bytes] | None = None,
+    method: str = "POST",
+    headers: Mapping[str, str],
+    timeout_s: float,
+    extra: str | None = None,
+) -> bytes:
+    """Send one request and return the content of its response; arguments and errors as `exchange`.
+
+    Args:
+        upload: the name and the content of a file, sent beside the fields of `form`.
+    """
     client = clients.get(client_key("http"), functools.partial(_connect, extra)).client
     sent: dict[str, Any] = {"headers": {**headers}, "timeout": timeout_s}
     if form is not None:
         sent["data"] = dict(form)
+        if upload is not None:
+            sent["files"] = {"file": (*upload, "application/jsonl")}
     elif body is not None:
         sent["headers"]["Content-Type"] = "application/json"
         sent["content"] = _json(body)
@@ -120,10 +146,7 @@ def exchange(
         raise HttpError(response.status_code, response.headers, _lenient(content))
     if content.lstrip()[:1] == b"<":
         raise CallError("the endpoint returned a web page.", "check the endpoint's path")
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise json.JSONDecodeError("nested too deeply", "", 0) from None
+    return content
 
 
 def _json(body: Any) -> bytes:

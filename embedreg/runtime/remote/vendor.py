@@ -204,6 +204,32 @@ class VendorFunction(RemoteTextFunction):
             extra=self.traits.extra,
         )
 
+    def _request_bytes(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        upload: tuple[str, bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Send a request of a batch API, and return the content of its response.
+
+        Args:
+            upload: the name and the content of a file; `body` then holds the form's fields.
+        """
+        return http.transfer(
+            self._endpoint() + path,
+            None if upload else body,
+            form=body if upload else None,
+            upload=upload,
+            method=method,
+            headers={**self._key_headers(), **(headers or {})},
+            timeout_s=max(self.timeout_s, timeout_s or 0.0),
+            extra=self.traits.extra,
+        )
+
     def _matrix(self, vectors: Any, m: int, tokens: Any = None) -> Any:
         """Return a response's vectors as (m, d) float32 after checking number and width, and report the usage.
 
