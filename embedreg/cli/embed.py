@@ -1,4 +1,7 @@
-"""`embedreg embed`: embed a column of a dataset, a file or a LanceDB table, and write the vectors."""
+"""`embedreg embed`: embed a column of a dataset, a file or a LanceDB table, and write the vectors.
+
+Over 400 lines: the options of one command, and what is printed of its run.
+"""
 
 from __future__ import annotations
 
@@ -152,8 +155,8 @@ def embed(
         raise typer.BadParameter(f"--source and --vector are both {source!r}: vectors need a column of their own.")
     declared = _declared(function, settings or [], source, vector)
     if estimate or declared is None:
-        sources = [config.source_column for config in declared or ()]
-        data = _look(src, options, Reading.of(**text_options, sources=sources))
+        reading = Reading.of(**text_options, sources=[config.source_column for config in declared or ()])
+        data = _look(src, options, reading)
         if declared is None:
             declared = _stored(data, settings or [])
         if estimate:
