@@ -35,6 +35,7 @@ BUILTINS = {
     "bedrock-text": "embedreg.functions.bedrock_text:BedrockTextEmbeddings",
     "cohere": "embedreg.functions.cohere:CohereEmbeddings",
     "colbert": "embedreg.functions.sentence_transformers.huggingface:ColbertEmbeddings",
+    "colpali": "embedreg.functions.colpali:ColPaliEmbeddings",
     "gemini-text": "embedreg.functions.gemini_text:GeminiTextEmbeddings",
     "gte-text": "embedreg.functions.sentence_transformers.gte_text:GteEmbeddings",
     "hashing": "embedreg.functions.hashing:HashingEmbeddings",
@@ -42,6 +43,7 @@ BUILTINS = {
     "huggingface-inference": "embedreg.functions.huggingface_inference:HuggingFaceInferenceEmbeddings",
     "instructor": "embedreg.functions.sentence_transformers.instructor:InstructorEmbeddings",
     "jina": "embedreg.functions.jina:JinaEmbeddings",
+    "late-interaction": "embedreg.functions.sentence_transformers.late_interaction:LateInteractionEmbeddings",
     "litellm": "embedreg.functions.litellm:LiteLLMEmbeddings",
     "mistral": "embedreg.functions.mistral:MistralEmbeddings",
     "ollama": "embedreg.functions.ollama:OllamaEmbeddings",
@@ -49,6 +51,7 @@ BUILTINS = {
     "openai": "embedreg.functions.openai:OpenAIEmbeddings",
     "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
     "siglip": "embedreg.functions.siglip:SiglipEmbeddings",
+    "splade": "embedreg.functions.sentence_transformers.splade:SpladeEmbeddings",
     "static": "embedreg.functions.static:StaticEmbeddings",
     "tei": "embedreg.functions.tei:TextEmbeddingsInference",
     "vertex": "embedreg.functions.vertex:VertexEmbeddings",
@@ -57,7 +60,6 @@ BUILTINS = {
 }
 # Functions of LanceDB's that are not built in: what they are. Their declarations are kept, and explained.
 RECOGNISED = {
-    "colpali": "images of pages with a vector for each patch (late interaction)",
     "imagebind": "images, texts and sounds in one space, with a library that needs torch 1.13",
 }
 ENTRY_POINT_GROUP = "embedreg.functions"

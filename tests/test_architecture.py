@@ -59,6 +59,12 @@ BY_NAME = {
         "embedreg.functions.sentence_transformers.huggingface",
     ): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.sentence_transformers.instructor"): "the table of built-ins, imported on get()",
+    (
+        "registry.py",
+        "embedreg.functions.sentence_transformers.late_interaction",
+    ): "the table of built-ins, imported on get()",
+    ("registry.py", "embedreg.functions.sentence_transformers.splade"): "the table of built-ins, imported on get()",
+    ("registry.py", "embedreg.functions.colpali"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.siglip"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.static"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.open_clip"): "the table of built-ins, imported on get()",

@@ -7,7 +7,6 @@ model was trained with. Only batching and scheduling are embedreg's.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import os
@@ -196,12 +195,16 @@ class SentenceTransformerEmbeddings(LocalFunction):
     # -- the model --------------------------------------------------------------------------------------------------
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
+        return self._resolve(download=download)
+
+    def _resolve(self, *, download: bool, beside: bool = False) -> weights.ResolvedModel:
         found = weights.resolve_model(
             self._model_id(),
             self.revision,
             allow_local=self._may_read(),
             trust_remote_code=self.trust_remote_code,
             download=download,
+            beside=beside,
         )
         if found.origin == "local" and self.from_metadata:
             integrity.refuse_links(found.path, self.name)  # before anything is read
@@ -343,19 +346,21 @@ class SentenceTransformerEmbeddings(LocalFunction):
             )
         model = self._loaded()
         with self._failing(len(rows)):
-            encode = functools.partial(
-                library.encode,
-                model,
-                rows,
-                "encode" if self._as_stock() else f"encode_{TASKS[role]}",
-                prompt=first.prompt,
-                batch_size=self.batch_size or library.BATCH,
-                normalize_embeddings=self._unit(),
-                truncate_dim=self.truncate_dim,
-            )
-            vectors = workers.alone(encode)
+            vectors = workers.alone(self._encode, first, rows, role, self.batch_size or library.BATCH)
             counted = [] if self.truncate == "silent" else rows
             return Made(vectors, library.truncated(model, [first.prompt + text for text in counted], len(rows)))
+
+    def _encode(self, first: ModelBackend, rows: list[str], role: Role, batch_size: int) -> Any:
+        """Embed rows with the library's own method."""
+        return library.encode(
+            self._loaded(),
+            rows,
+            "encode" if self._as_stock() else f"encode_{TASKS[role]}",
+            prompt=first.prompt,
+            batch_size=batch_size,
+            normalize_embeddings=self._unit(),
+            truncate_dim=self.truncate_dim,
+        )
 
     def _vector_key(self) -> Hashable:
         options = (self._as_stock(), self._unit(), self.truncate_dim, self.precision)

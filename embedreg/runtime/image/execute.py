@@ -20,6 +20,7 @@ from embedreg.errors import RowError
 from embedreg.runtime import progress
 from embedreg.runtime.hardware import workers
 from embedreg.runtime.progress import Step
+from embedreg.runtime.vectors.packed import Packed, PackedRows, concatenated, on_host
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,14 +54,15 @@ class PictureModel(Protocol):
     def prepare(self, picture: Any) -> np.ndarray:
         """Convert an RGB `PIL.Image.Image` to an array, all of the same shape; called in many threads.
 
-        uint8 is best, a quarter of the bytes of float32. A RowError fails that image, any other error the call.
+        uint8 is best, a quarter of the bytes of float32. A RowError fails that image, any other error the call. An
+        array () of one Python object, such as an image whose size matters, is passed on as it is.
         """
 
     def forward(self, batch: Any) -> Any:
         """Embed b prepared images: (b, d) floats, a numpy array or, on its device, a tensor; called in many threads.
 
         Args:
-            batch: (b, ...), a numpy array on a CPU and a tensor elsewhere.
+            batch: (b, ...), a numpy array on a CPU and a tensor elsewhere; a numpy array everywhere if of objects.
         """
 
 
@@ -72,6 +74,7 @@ def embed_pictures(
     batch_size: int | None = None,
     threads: int | None = None,
     from_query: bool = False,
+    packed: bool = False,
 ) -> Any:
     """Embed images.
 
@@ -83,11 +86,12 @@ def embed_pictures(
         threads: worker threads on a CPU, threads that open and prepare elsewhere; None for one per core that torch may
             use.
         from_query: whether they are queries, whose paths need no grant.
+        packed: whether the model returns `Packed` rows.
     Returns:
-        (n, d) float32; or, if some images have no vector, a list of n vectors with None for a null and a RowError for
-        each image that could not be opened.
+        (n, d) float32, or a list of n as `Packed.rows` returns them; or, if some images have no vector, a list of n
+        vectors with None for a null and a RowError for each image that could not be opened.
     """
-    run = _Run(model, pictures, ndims, from_query)
+    run = _Run(model, pictures, None if packed else ndims, from_query)
     threads = threads or workers.worker_threads()
     if model.device != "cpu":
         run.on_device(batch_size or DEVICE_BATCH, threads)
@@ -98,11 +102,11 @@ def embed_pictures(
     return run.result()
 
 
-def embed_picture(model: PictureModel, picture: Any) -> np.ndarray:
+def embed_picture(model: PictureModel, picture: Any) -> Any:
     """Embed one query image in this thread, on all cores.
 
     Returns:
-        (1, d) float32.
+        (1, d) float32, or one row of `Packed` arrays.
     Raises:
         RowError: the image cannot be opened or prepared.
     """
@@ -116,13 +120,16 @@ def _opened(model: PictureModel, picture: Any, *, from_query: bool = False) -> n
     return model.prepare(open_image(picture, draft=draft, from_query=from_query))
 
 
-def _forward(model: PictureModel, batch: np.ndarray) -> np.ndarray:
-    """Run a batch and wait for it: (b, d) float32."""
+def _forward(model: PictureModel, batch: np.ndarray) -> Any:
+    """Run a batch and wait for it: (b, d) float32, or `Packed` arrays."""
     import numpy as np
     import torch
 
     with torch.inference_mode():
-        made = model.forward(batch if model.device == "cpu" else torch.from_numpy(batch).to(model.device))
+        plain = model.device == "cpu" or batch.dtype == object
+        made = model.forward(batch if plain else torch.from_numpy(batch).to(model.device))
+        if isinstance(made, Packed):
+            return on_host(made)
         return np.asarray(made.float().cpu().numpy() if torch.is_tensor(made) else made, np.float32)
 
 
@@ -142,11 +149,12 @@ class _Run:
     `failed` is changed only in the caller's thread; rows of `vectors` are written by the thread that computes them.
     """
 
-    def __init__(self, model: PictureModel, pictures: Any, ndims: int, from_query: bool = False) -> None:
+    def __init__(self, model: PictureModel, pictures: Any, ndims: int | None, from_query: bool = False) -> None:
         import numpy as np
 
         self.model, self.pictures, self.from_query = model, pictures, from_query
-        self.vectors = np.zeros((len(pictures), ndims), np.float32)
+        packed, n = ndims is None, len(pictures)
+        self.vectors: Any = PackedRows(n) if packed else np.zeros((n, ndims or 0), np.float32)
         valid = pictures.is_valid() if hasattr(pictures, "is_valid") else [each is not None for each in pictures]
         self.rows: list[int] = np.flatnonzero(np.asarray(valid, bool)).tolist()
         self.failed: dict[int, RowError | None] = dict.fromkeys(np.flatnonzero(~np.asarray(valid, bool)).tolist())
@@ -155,9 +163,10 @@ class _Run:
 
     def result(self) -> Any:
         """Return the result of `embed_pictures`."""
+        made = self.vectors.rows() if isinstance(self.vectors, PackedRows) else self.vectors
         if not self.failed:
-            return self.vectors
-        return [self.failed.get(row, vector) for row, vector in enumerate(self.vectors)]
+            return made
+        return [self.failed.get(row, vector) for row, vector in enumerate(made)]
 
     def has_urls(self) -> bool:
         """Return whether some image has to be fetched from a network."""
@@ -305,12 +314,10 @@ class _DeviceQueue:
             yield self._oldest()
 
     def _oldest(self) -> tuple[_Batch, Any, float]:
-        import numpy as np
-
         batch, made, event, began = self.queued.popleft()
         if event is not None:
             event.synchronize()
-        vectors = np.concatenate([each.numpy() for each in made]) if made else None
+        vectors = concatenated(made) if made else None
         return batch, vectors, time.perf_counter() - began
 
     def _pieces(self, prepared: np.ndarray) -> Iterator[Any]:
@@ -334,8 +341,9 @@ class _DeviceQueue:
     def _through(self, prepared: np.ndarray) -> Any:
         import torch
 
+        if prepared.dtype == object:
+            return on_host(self.model.forward(prepared), pinned=self.cuda)
         batch = torch.from_numpy(prepared)
         batch = batch.pin_memory() if self.cuda else batch
         made = self.model.forward(batch.to(self.model.device, non_blocking=self.cuda))
-        host = torch.empty(made.shape, dtype=torch.float32, pin_memory=self.cuda)
-        return host.copy_(made, non_blocking=self.cuda)
+        return on_host(made, pinned=self.cuda)

@@ -12,6 +12,7 @@ from embedreg.errors import RowError
 from embedreg.runtime.hardware import device, workers
 from embedreg.runtime.image.execute import embed_picture, embed_pictures
 from embedreg.runtime.local.model import LocalModel, run
+from embedreg.runtime.vectors.packed import Packed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,8 @@ class LocalImageFunction(LocalModel):
         window=8192,  # rows per call: batches are cut from them, and the last ones of each call leave cores idle
         concurrency=2,  # callers share the runtime's workers, so that a query does not wait for a whole table
     )
+
+    _packed: ClassVar[bool] = False  # whether the model returns `Packed` rows
 
     # -- defined by a subclass --------------------------------------------------------------------------------------
 
@@ -77,7 +80,8 @@ class LocalImageFunction(LocalModel):
         with self._failing(len(rows)):
             if from_query and len(rows) == 1:
                 try:
-                    return workers.alone(embed_picture, self._pictures(), rows[0])
+                    made = workers.alone(embed_picture, self._pictures(), rows[0])
+                    return made.rows() if isinstance(made, Packed) else made
                 except RowError as exc:
                     return [exc]
             return embed_pictures(
@@ -87,6 +91,7 @@ class LocalImageFunction(LocalModel):
                 batch_size=self.batch_size,
                 threads=self.num_threads,
                 from_query=from_query,
+                packed=self._packed,
             )
 
     def compute_source_embeddings(self, images: IMAGES, *args: Any, **kwargs: Any) -> Any:

@@ -80,7 +80,7 @@ class LocalModel(EmbeddingFunction):
         parent: Any = cls.__mro__[1]
         if cls.__module__.startswith(_BUILT_IN) and parent.__module__.startswith(_BUILT_IN):
             names = list(dict.fromkeys([*parent.__pydantic_fields__, *names]))  # its order, and new fields last
-        for name in names:
+        for name in [each for each in names if each in fields]:  # a class variable can take a field's place
             fields[name] = fields.pop(name)
         return super().__get_pydantic_core_schema__(source, handler)
 

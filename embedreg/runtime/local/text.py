@@ -18,6 +18,7 @@ from embedreg.runtime.text.execute import Made, embed_texts
 from embedreg.runtime.text.tokens import Tokens
 from embedreg.runtime.text.truncation import Truncate
 from embedreg.runtime.vectors import queries
+from embedreg.runtime.vectors.packed import Packed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +57,8 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
     )
 
     truncate: Truncate = "warn"
+
+    _packed: ClassVar[bool] = False  # whether the back end returns `Packed` rows
 
     @staticmethod
     def runtime_keys() -> list[str]:
@@ -103,6 +106,9 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
     def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
         """Embed texts: (n, d) float32; under truncate="error", a list with a RowError for each row that is too long.
 
+        A function of several vectors a row, or of sparse vectors, returns n arrays (k, d), or n pairs of (k,) indices
+        and values.
+
         Raises:
             InputError: a row is not text. CallError: the model failed.
         """
@@ -111,39 +117,40 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         rows = texts_of(self.sanitize_input(inputs))
         ndims = self.ndims()
         if not rows:
-            return np.empty((0, ndims), np.float32)
+            return [] if self._packed else np.empty((0, ndims), np.float32)
         devices = self._devices()
         # before the model: a query that is known needs none
-        known = queries.recent.look_up(self._vector_key(), rows) if role == "query" else None
+        cached = role == "query" and not self._packed
+        known = queries.recent.look_up(self._vector_key(), rows) if cached else None
         if known is not None and not known.missing:
-            return self._settled(Made(*known.known()))
+            return self._settled(Made(*known.known()), role)
         alone = len(rows) == 1 and self._runs_alone(role)
         first = self._backend(devices[0], role, alone=alone)
         otherwise = self._embed_otherwise(first, rows, role)
         if otherwise is not None:
-            return self._settled(otherwise)
+            return self._settled(otherwise, role)
 
-        def embed(some: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        def embed(some: list[str]) -> tuple[Any, np.ndarray]:
             with self._failing(len(some)):
                 if alone:
                     # not in the caller's thread, which may fork: see `workers`
-                    one: tuple[np.ndarray, np.ndarray] = (
-                        workers.alone(first.one, *some) if devices[0] == "cpu" else first.one(*some)
-                    )
-                    return one
+                    vector, cut = workers.alone(first.one, *some) if devices[0] == "cpu" else first.one(*some)
+                    return vector.rows() if isinstance(vector, Packed) else vector, cut
                 more = devices[1 : len(some) // ROWS_A_DEVICE]
                 made = embed_texts(
                     [first, *(self._backend(other, role) for other in more)],
                     some,
                     ndims,
+                    budget=self._budget(devices[0]),
                     max_rows=self.batch_size,
                     threads=self.num_threads,
                     whole=self.truncate == "error",
+                    packed=self._packed,
                 )
                 return made.vectors, made.truncated
 
         made = embed(rows) if known is None else known.joined(*embed(known.missing))
-        return self._settled(Made(*made))
+        return self._settled(Made(*made), role)
 
     async def acompute_query_embeddings(self, query: Any) -> Any:
         """Embed a query as `compute_query_embeddings_with_retry` does, without blocking the event loop.
@@ -176,10 +183,18 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         """Return everything that the vector of a query depends on, except its text."""
         return *self._cache_key(), self._vector_fields()
 
-    def _settled(self, made: Made) -> Any:
+    def _budget(self, on: str) -> int | None:
+        """Return the maximum number of padded tokens of a batch; None for the default of the device."""
+        return None
+
+    def _limit(self, role: Role) -> int | None:
+        """Return the maximum number of tokens that the model reads of a text in a role; None if there is no limit."""
+        return self.max_tokens()
+
+    def _settled(self, made: Made, role: Role) -> Any:
         if not made.truncated.any():
             return made.vectors
-        limit = self.max_tokens()
+        limit = self._limit(role)
         return truncation.settled(made.vectors, made.truncated, self.truncate, limit, self._model_name())
 
     def _try(self, model: Any, on: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from cachetools import LRUCache
 
 from embedreg.errors import ConfigError, Grant, ModelNotFoundError, UntrustedError, Words
 from embedreg.runtime.models import hub
-from embedreg.runtime.models.folders import CONFIG_NAMES, Module, broken, flat, modules, read_json, read_object
+from embedreg.runtime.models.folders import (
+    ARTIFACT,
+    CONFIG_NAMES,
+    Module,
+    broken,
+    flat,
+    modules,
+    read_json,
+    read_object,
+)
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
 
@@ -48,6 +57,7 @@ _CONFIGS = (
     "router_config.json",
     "sentence_*_config.json",
     "tokenizer_config.json",
+    ARTIFACT,
     *CONFIG_NAMES.values(),
 )
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "bpe.codes")
@@ -83,7 +93,13 @@ PICKLES = Words(
 )
 
 
-def missing(folder: Path, known_absent: Callable[[str], bool], *, code: bool = False) -> list[str]:
+def missing(
+    folder: Path,
+    known_absent: Callable[[str], bool],
+    *,
+    code: bool = False,
+    beside: Callable[[Path], Sequence[str]] = lambda _: (),
+) -> list[str]:
     """Return the files that a folder of the hub's cache lacks to be the complete model.
 
     Without `modules.json` the library would silently fall back to mean pooling, and without the other files to another
@@ -92,11 +108,13 @@ def missing(folder: Path, known_absent: Callable[[str], bool], *, code: bool = F
     Args:
         known_absent: returns whether the model is known not to have a file.
         code: whether the Python files that it refers to are needed too.
+        beside: returns the names of further files that are needed.
     """
     own = os.path.isfile(folder / "modules.json")
     if not own and not known_absent("modules.json"):
         return ["modules.json"]
     wanted = [folder / "config_sentence_transformers.json"] if own else []
+    wanted += [folder / each for each in beside(folder)]
     for module in flat(modules(folder)):
         if module.kind == "Transformer":
             wanted.append(module.folder / "config.json")
@@ -298,6 +316,8 @@ def _has_weights(module: Module) -> bool:
         "CLIPModel",
         "Dense",
         "StaticEmbedding",
+        "SparseAutoEncoder",
+        "SparseStaticEmbedding",
         "LayerNorm",
         "WordEmbeddings",
         "CNN",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cachetools import LRUCache
 
 from embedreg.errors import ConfigError, ModelNotFoundError, Words, changed
-from embedreg.runtime.models import hub, integrity
+from embedreg.runtime.models import folders, hub, integrity
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
 
@@ -26,7 +26,7 @@ EXTRA = "sentence-transformers"
 UNKNOWN = "check the name on https://huggingface.co/models; for a private or gated model: hf auth login"
 
 # The files that determine a model's vectors, in formats without code. No *.bin, *.pt, *.pkl: unpickling can run code.
-SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "bpe.codes")
+SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "bpe.codes", folders.ARTIFACT)
 CODE_FILES = ("*.py",)
 MARK = ".gitattributes"  # see _known_absent
 
@@ -86,6 +86,7 @@ def resolve_model(
     allow_local: bool,
     trust_remote_code: bool = False,
     download: bool = True,
+    beside: bool = False,
 ) -> ResolvedModel:
     """Find a model's folder; download the model if it is not on this machine.
 
@@ -95,6 +96,7 @@ def resolve_model(
         allow_local: whether the name may be a local folder; False for an ungranted name of stored metadata.
         trust_remote_code: whether the model's own Python files may be downloaded.
         download: whether the hub may be queried.
+        beside: whether the files are needed that only a class of the library other than `SentenceTransformer` reads.
     Raises:
         ModelNotFoundError: it is not available. UntrustedError: a local path is not allowed.
         ConfigError: an invalid name, revision or folder.
@@ -111,12 +113,12 @@ def resolve_model(
             f"{name!r} is neither a local folder nor a valid model name.", "name='all-MiniLM-L6-v2'"
         )
     cache = hub.cache_folder("SENTENCE_TRANSFORMERS_HOME")
-    key = (name, revision, trust_remote_code, cache)
+    key = (name, revision, trust_remote_code, cache, beside)
     with _lock:
         known = _found.get(key)
     if known is not None and known.path.is_dir():
         return known
-    search = _Search(name, revision, cache, trust_remote_code)
+    search = _Search(name, revision, cache, trust_remote_code, beside)
     found = search.local() or (search.download() if download else None)
     if found is None:
         raise search.failure()
@@ -146,11 +148,13 @@ def _local(name: str, revision: str | None) -> ResolvedModel | None:
 class _Search:
     """A search for a model of the hub; it records the reasons of a failure for the error message."""
 
-    def __init__(self, name: str, revision: str | None, cache: Path | None, trust_remote_code: bool) -> None:
+    def __init__(
+        self, name: str, revision: str | None, cache: Path | None, trust_remote_code: bool, beside: bool
+    ) -> None:
         self.name = name
         self.revision = revision
         self.cache = cache
-        self.code = trust_remote_code
+        self.code, self.beside = trust_remote_code, beside
         self.patterns = [*SAFE_FILES, MARK, *(CODE_FILES if trust_remote_code else ())]
         # Without an owner: the library's own models, else the hub's oldest models, which have no owner.
         self.repositories = [name] if "/" in name else [f"{ORGANIZATION}/{name}", name]
@@ -186,7 +190,10 @@ class _Search:
         snapshot = storage / "snapshots" / commit if commit else None
         if commit is None or snapshot is None or not snapshot.is_dir():
             return None
-        lacking = integrity.missing(snapshot, lambda name: _known_absent(storage, commit, name), code=self.code)
+        beside = folders.files_beside if self.beside else lambda _: ()
+        lacking = integrity.missing(
+            snapshot, lambda name: _known_absent(storage, commit, name), code=self.code, beside=beside
+        )
         if lacking:
             self.cached = f"; the copy in the hub's cache lacks {', '.join(lacking)}"
             if origin == "hub":

@@ -22,6 +22,7 @@ from embedreg.runtime import progress
 from embedreg.runtime.progress import Step
 from embedreg.runtime.text.plan import padded_tokens, share
 from embedreg.runtime.text.tokens import Tokens
+from embedreg.runtime.vectors.packed import concatenated, on_host
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,14 +66,15 @@ class DeviceWorkers:
         for worker in self._workers:
             worker.thread.shutdown(wait=True, cancel_futures=True)
 
-    def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: np.ndarray) -> Callable[[], None]:
+    def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: Any) -> Callable[[], None]:
         """Distribute batches to the device workers, which queue them on their devices.
 
         Returns:
-            A function that waits for them and fills their rows of (n, d) `vectors`.
+            A function that waits for them and fills their rows of `vectors`: (n, d), or of `PackedRows`.
         """
+        ndims = vectors.shape[1] if hasattr(vectors, "shape") else None
         pending = [
-            (worker, worker.thread.submit(contextvars.copy_context().run, worker.queue, tokens, part, vectors.shape[1]))
+            (worker, worker.thread.submit(contextvars.copy_context().run, worker.queue, tokens, part, ndims))
             for worker, part in zip(self._workers, share(tokens.lengths, batches, self.workers), strict=True)
             if part
         ]
@@ -81,7 +83,7 @@ class DeviceWorkers:
             for worker, future in pending:
                 queued = future.result()
                 took = worker.wait(queued)
-                vectors[queued.rows] = queued.made.numpy()
+                vectors[queued.rows] = queued.made if ndims is None else queued.made.numpy()
                 real = int(tokens.lengths[queued.rows].sum())
                 progress.report(Step(len(queued.rows), real, queued.padded, 0.0, took, self.workers))
 
@@ -94,7 +96,7 @@ class _Queued:
 
     Attributes:
         rows: (m,) the rows of the chunk.
-        made: (m, d) float32 on the host, valid after `done`.
+        made: (m, d) float32 on the host, valid after `done`; or `Packed` numpy arrays.
         padded: their tokens, padding included.
         began: when the first of them was queued.
         done: the CUDA event after the last of them; None if there is nothing to wait for.
@@ -120,20 +122,31 @@ class _DeviceWorker:
         self.idle_since = 0.0
         self.thread = ThreadPoolExecutor(1, f"embedreg-{backend.device}")
 
-    def queue(self, tokens: Tokens, batches: list[np.ndarray], ndims: int) -> _Queued:
-        """Queue batches; runs in the worker's thread."""
+    def queue(self, tokens: Tokens, batches: list[np.ndarray], ndims: int | None) -> _Queued:
+        """Queue batches; runs in the worker's thread.
+
+        Args:
+            ndims: the width of their vectors; None for `Packed` rows, each batch of which is waited for.
+        """
         import numpy as np
         import torch
 
         began = time.perf_counter()
         order = np.concatenate(batches)
         with self._current():
-            made = torch.empty((len(order), ndims), dtype=torch.float32, pin_memory=self.cuda)
+            made: Any = []
+            if ndims is not None:
+                made = torch.empty((len(order), ndims), dtype=torch.float32, pin_memory=self.cuda)
             at = padded = 0
             for rows in batches:
                 for part, vectors in self._forward(tokens, rows):
-                    made[at : at + len(part)].copy_(vectors, non_blocking=self.cuda)
+                    if ndims is None:
+                        made.append(on_host(vectors))
+                    else:
+                        made[at : at + len(part)].copy_(vectors, non_blocking=self.cuda)
                     at, padded = at + len(part), padded + padded_tokens(tokens.lengths, [part])
+            if ndims is None:
+                made = concatenated(made)
             done = None
             if self.cuda:
                 done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch ships it untyped

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedreg.runtime import progress
 from embedreg.runtime.hardware import workers
@@ -18,6 +18,7 @@ from embedreg.runtime.progress import Step
 from embedreg.runtime.text.devices import DeviceWorkers
 from embedreg.runtime.text.plan import MIN_BUDGET, padded_tokens, plan
 from embedreg.runtime.text.tokens import Tokens
+from embedreg.runtime.vectors.packed import PackedRows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,11 +39,12 @@ class Made:
     """Vectors, and which rows were truncated.
 
     Attributes:
-        vectors: (n, d) float32; rows that were skipped are zeros.
+        vectors: (n, d) float32, rows that were skipped are zeros; or, for rows of several entries, a list of n as
+            `Packed.rows` returns them, rows that were skipped are empty.
         truncated: (n,) bool, the rows that exceed the model's limit of tokens.
     """
 
-    vectors: np.ndarray
+    vectors: Any
     truncated: np.ndarray
 
 
@@ -55,6 +57,7 @@ def embed_texts(
     max_rows: int | None = None,
     threads: int | None = None,
     whole: bool = False,
+    packed: bool = False,
 ) -> Made:
     """Embed texts.
 
@@ -66,6 +69,7 @@ def embed_texts(
         max_rows: maximum rows of a batch; None for no limit.
         threads: worker threads on a CPU; None for one per core that torch may use.
         whole: whether rows that would be truncated are skipped.
+        packed: whether the model returns `Packed` rows.
     Returns:
         The vectors in the order of the texts.
     """
@@ -75,7 +79,7 @@ def embed_texts(
     on_cpu = len(backends) == 1 and backends[0].device == "cpu"
     threads = threads or (workers.worker_threads() if on_cpu else 1)
     runner = _CpuWorkers(backends[0], threads, budget) if on_cpu else DeviceWorkers(backends, budget)
-    vectors = np.zeros((len(texts), ndims), np.float32)
+    vectors: Any = PackedRows(len(texts)) if packed else np.zeros((len(texts), ndims), np.float32)
     truncated = np.zeros(len(texts), bool)
     finish = _nothing
     with runner:
@@ -93,13 +97,14 @@ def embed_texts(
                 least=runner.least,
                 start_cost=runner.start_cost,
             )
-            queued = runner.start(tokens, [wanted[rows] for rows in batches], vectors[start:stop])
+            part = vectors.part(start) if packed else vectors[start:stop]
+            queued = runner.start(tokens, [wanted[rows] for rows in batches], part)
             finish()  # the previous chunk, while the devices compute this one
             finish = queued
             if skipped := len(tokens) - len(wanted):
                 progress.report(Step(rows=skipped))
         finish()
-    return Made(vectors, truncated)
+    return Made(vectors.rows() if packed else vectors, truncated)
 
 
 def _tokenized(backend: Backend, texts: list[str], first: int) -> Iterator[tuple[int, Tokens, float]]:
@@ -144,7 +149,7 @@ class _CpuWorkers:
     def __exit__(self, *exc: object) -> None:
         """Do nothing: the workers belong to the process."""
 
-    def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: np.ndarray) -> Callable[[], None]:
+    def start(self, tokens: Tokens, batches: list[np.ndarray], vectors: Any) -> Callable[[], None]:
         """Run the batches and fill their rows of `vectors`; the returned function does nothing."""
         threads = self.workers
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["count_tokens", "encode", "flops_per_token", "load", "max_tokens", "ndims", "transformers", "truncated"]
 
 BATCH = 32  # rows, the library's default
+_SINCE = {"MultiVectorEncoder": "6.0", "SparseEncoder": "5.0"}
 
 
 def load(
@@ -31,8 +32,10 @@ def load(
     own: bool,
     revision: str | None = None,
     plain: bool = False,
+    kind: str = "SentenceTransformer",
+    dtype: str | None = None,
 ) -> Any:
-    """Load a `SentenceTransformer`, ready to be called from several threads.
+    """Load a model of the library, ready to be called from several threads.
 
     Args:
         name: the name in the user's configuration, for messages.
@@ -41,6 +44,8 @@ def load(
         revision: the requested revision.
         own: whether the user's own code names the folder, so that pickled weights and parts of other models may load.
         plain: whether the modules of the folder are ignored: its transformer, and the mean over all tokens.
+        kind: its class: "SentenceTransformer", "MultiVectorEncoder" or "SparseEncoder".
+        dtype: the number type that its weights are loaded in; None for that of its files.
     Raises:
         UntrustedError: it would run code or read files that are not allowed. CallError: it cannot be loaded.
         MissingExtraError: the library is not installed.
@@ -50,13 +55,19 @@ def load(
         with _quiet():
             library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
             options = {"trust_remote_code": code, "local_files_only": not code}  # code may lie in another repository
-            weights = {} if own else {"use_safetensors": True}
+            weights: dict[str, Any] = {} if own else {"use_safetensors": True}
+            if dtype is not None:
+                weights["dtype"] = dtype
             if plain:
                 model = library.SentenceTransformer(modules=_plain(found.path, options, weights), device=device)
             else:
-                model = library.SentenceTransformer(
-                    str(found.path), device=device, model_kwargs=weights or None, **options
-                )
+                made = getattr(library, kind, None)
+                if made is None:
+                    raise MissingExtraError(
+                        f"the installed sentence-transformers {library.__version__} has no {kind}.",
+                        f"pip install 'sentence-transformers>={_SINCE[kind]}'",
+                    )
+                model = made(str(found.path), device=device, model_kwargs=weights or None, **options)
     except MissingExtraError:
         raise
     except Exception as exc:
@@ -108,7 +119,11 @@ def count_tokens(model: Any, text: str) -> int:
 
 
 def ndims(model: Any) -> int:
-    """Return the width of a model's vectors, before `truncate_dim`, by embedding a text."""
+    """Return the width of a model's vectors, before `truncate_dim`: if the model does not know, by embedding a text."""
+    if type(model).__name__ == "MultiVectorEncoder":
+        return int(model.get_embedding_dimension())
+    if type(model).__name__ == "SparseEncoder":  # which reports another width until it has embedded something
+        return int(model.encode(["x"], show_progress_bar=False).shape[1])
     return int(encode(model, ["x"], "encode").shape[1])
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from embedreg.runtime.hardware.precision import Precision
 
-__all__ = ["TextPipeline", "serialise_tokenizing"]
+__all__ = ["TextPipeline", "first_module", "serialise_tokenizing"]
 
 log = logging.getLogger("embedreg")
 
@@ -84,7 +84,7 @@ class TextPipeline:
             known = _checked.setdefault(self.model, {})
         key = (self.prompt, self.task)
         if key not in known:
-            known[key] = _plain(self.model, self.task) and self._pads_alike(texts)
+            known[key] = _plain(self.model, self.task) and self._expands_nothing() and self._pads_alike(texts)
             if not known[key]:
                 log.debug("the runtime cannot run this model: using the library's encode")
         return known[key]
@@ -95,7 +95,7 @@ class TextPipeline:
 
         features = dict(self._preprocess(texts, processing_kwargs=_UNPADDED))
         encodings = features.pop("", None)
-        tokenizer = _first(self.model, self.task).tokenizer
+        tokenizer = first_module(self.model, self.task).tokenizer
         pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
         rows = {kind: value for kind, value in features.items() if isinstance(value, list)}
         extras = {kind: value for kind, value in features.items() if kind not in rows}
@@ -154,6 +154,14 @@ class TextPipeline:
         encodings = getattr(made, "encodings", None)
         return {**made, "": encodings} if encodings is not None else dict(made)
 
+    def _expands_nothing(self) -> bool:
+        """Return whether texts are embedded without the tokens that some models add to queries."""
+        return self._expansion() is None
+
+    def _expansion(self) -> Any:
+        first = first_module(self.model, self.task)
+        return getattr(first, "query_expansion", None) if self.task == "query" else None
+
     def _pads_alike(self, texts: list[str]) -> bool:
         """Return whether the runtime pads as the library does, on the shortest and the longest of some texts."""
         import numpy as np
@@ -176,7 +184,7 @@ class TextPipeline:
         return True
 
 
-def _first(model: Any, task: str | None) -> Any:
+def first_module(model: Any, task: str | None) -> Any:
     """Return the module that tokenizes: the first, or in a Router the first of the task's route."""
     first = model[0]
     routes = getattr(first, "sub_modules", None)
@@ -188,7 +196,7 @@ def _first(model: Any, task: str | None) -> Any:
 
 def _plain(model: Any, task: str | None) -> bool:
     """Return whether a model takes only text, with a fast tokenizer and a stateless torch module."""
-    first = _first(model, task)
+    first = first_module(model, task)
     config = getattr(first, "config", None)
     tokenizer = getattr(first, "tokenizer", None)
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -201,7 +209,6 @@ def _plain(model: Any, task: str | None) -> bool:
         and getattr(tokenizer, "is_fast", False)
         and isinstance(getattr(tokenizer, "pad_token_id", None), int)
         and not getattr(first, "can_flatten_inputs", False)
-        and not (task == "query" and getattr(first, "query_expansion", None))
         and getattr(model, "_distributed_inference", None) is None
         and not kinds & _STATEFUL_ROPE
     )
