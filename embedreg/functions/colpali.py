@@ -19,8 +19,9 @@ from embedreg.core.base import Traits
 from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 from embedreg.runtime.hardware import workers
+from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.local.image import LocalImageFunction
-from embedreg.runtime.models import folders, integrity, weights
+from embedreg.runtime.models import folders, integrity, kinds, weights
 from embedreg.runtime.text import library
 from embedreg.runtime.vectors.packed import Packed, concatenated, on_host
 from embedreg.security.references import is_reference
@@ -86,7 +87,7 @@ class ColPaliEmbeddings(LocalImageFunction):
     pool_queries: bool = True
     batch_size: int = Field(default=2, ge=1)
     num_threads: int | None = Field(default=None, ge=1)
-    precision: ClassVar[str] = "float32"  # type: ignore[misc]  # no field: LanceDB's name of it is `dtype`
+    precision: ClassVar[Precision] = "float32"  # type: ignore[misc]  # no field: LanceDB's name of it is `dtype`
 
     _packed: ClassVar[bool] = True
 
@@ -108,7 +109,7 @@ class ColPaliEmbeddings(LocalImageFunction):
         if self._ndims is None:
             path = self._files().path
             whole = folders.is_plain(path)
-            width = folders.plain_width(path, folders.MULTI) if whole else folders.ndims(path)
+            width = kinds.plain_width(path, folders.MULTI) if whole else folders.ndims(path)
             self._ndims = library.ndims(self._loaded()) if width is None else width
         return int(self._ndims)
 
@@ -172,7 +173,7 @@ class ColPaliEmbeddings(LocalImageFunction):
         found = weights.resolve_model(name, self.revision, allow_local=self._may_read(), download=download)
         if found.origin == "local" and self.from_metadata:
             integrity.refuse_links(found.path, name)
-        folders.refuse_other_kinds(found.path, name, folders.PAGES)
+        kinds.refuse_other_kinds(found.path, name, folders.PAGES)
         return found
 
     def weights_key(self) -> tuple[Hashable, ...]:
@@ -249,8 +250,8 @@ class _Pages:
             vectors, lengths = made["token_embeddings"][kept].float(), kept.sum(1)
         if self.factor == 1 or (task == "query" and not self.queries):
             return Packed(lengths, (vectors,))
-        rows = [pooled(each, self.factor) for each in vectors.cpu().split(lengths.tolist())]
-        return Packed(torch.tensor([len(each) for each in rows]), (torch.cat(rows),))
+        fewer = [pooled(each, self.factor) for each in vectors.cpu().split(lengths.tolist())]
+        return Packed(torch.tensor([len(each) for each in fewer]), (torch.cat(fewer),))
 
 
 def pooled(vectors: Any, factor: int) -> Any:

@@ -24,7 +24,7 @@ from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import precision, workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.local import LocalFunction
-from embedreg.runtime.models import families, folders, integrity, weights
+from embedreg.runtime.models import families, folders, integrity, kinds, weights
 from embedreg.runtime.text import backend, library
 from embedreg.runtime.text.backend import BackendName, ModelBackend
 from embedreg.runtime.text.execute import Made
@@ -212,7 +212,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
         return found
 
     def _refuse_other_kinds(self, path: Path) -> None:
-        folders.refuse_other_kinds(path, self.name)
+        kinds.refuse_other_kinds(path, self.name)
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder and the settings that change its weights: prompts, width and back end do not."""

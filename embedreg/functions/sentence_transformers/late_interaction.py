@@ -17,7 +17,7 @@ from pydantic import Field
 from embedreg.core.base import Metric
 from embedreg.core.role import Role
 from embedreg.functions.sentence_transformers import TASKS, SentenceTransformerEmbeddings
-from embedreg.runtime.models import folders, weights
+from embedreg.runtime.models import folders, kinds, weights
 from embedreg.runtime.text.backend import ModelBackend
 from embedreg.runtime.text.light import choice
 from embedreg.runtime.text.token_vectors import LateInteractionPipeline, max_tokens
@@ -39,13 +39,13 @@ class TokenModelEmbeddings(SentenceTransformerEmbeddings):
         return [key for key in SentenceTransformerEmbeddings.runtime_keys() if key != "backend"]
 
     def _refuse_other_kinds(self, path: Path) -> None:
-        folders.refuse_other_kinds(path, self.name, self._class)
+        kinds.refuse_other_kinds(path, self.name, self._class)
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
         return self._resolve(download=download, beside=True)
 
     def _width(self, path: Path) -> int | None:
-        return folders.plain_width(path, self._class) if folders.is_plain(path) else folders.ndims(path)
+        return kinds.plain_width(path, self._class) if folders.is_plain(path) else folders.ndims(path)
 
     def _ends_normalized(self, path: Path) -> bool:
         return False

@@ -19,21 +19,25 @@ from embedreg.core.fields import MAX_NDIMS
 from embedreg.errors import ConfigError, EmbedregError
 
 __all__ = [
+    "ARTIFACT",
+    "DENSE",
+    "MULTI",
+    "PAGES",
+    "PYLATE",
+    "SPARSE",
+    "STANFORD",
     "Module",
+    "architectures",
     "broken",
     "ends_normalized",
-    "files_beside",
     "flat",
     "hidden_size",
     "is_plain",
-    "kind_of",
     "modules",
     "ndims",
-    "plain_width",
     "prompts",
     "read_json",
     "read_object",
-    "refuse_other_kinds",
     "routed",
     "safetensors_header",
     "table_width",
@@ -42,26 +46,6 @@ __all__ = [
 DENSE, MULTI, SPARSE = "SentenceTransformer", "MultiVectorEncoder", "SparseEncoder"  # classes of the library
 PAGES = "ForRetrieval"  # models of transformers' that embed images of pages, which MULTI reads
 PYLATE = "ColBERT"  # the kind of a model that PyLate saved, which is one of MULTI
-_KINDS = {
-    DENSE: ("it returns one vector for each text", "embedreg.get('sentence-transformers') reads it"),
-    MULTI: ("it returns one vector for each token", "embedreg.get('late-interaction') reads it"),
-    PAGES: ("it returns vectors of images of pages", "embedreg.get('colpali') reads it"),
-    SPARSE: ("it returns one weight for each word of its vocabulary", "embedreg.get('splade') reads it"),
-    "CrossEncoder": (
-        "it scores pairs of texts",
-        "sentence_transformers.CrossEncoder reads it, to rerank search results",
-    ),
-    "transformer": (
-        "it has no layer that makes vectors of its hidden states",
-        "embedreg.get('sentence-transformers') or embedreg.get('huggingface') reads it",
-    ),
-}
-_MADE = {
-    DENSE: "dense vectors",
-    MULTI: "vectors of tokens",
-    PAGES: "vectors of images of pages",
-    SPARSE: "sparse vectors",
-}
 STANFORD = "HF_ColBERT"  # the architecture of a ColBERT that Stanford's library saved
 ARTIFACT = "artifact.metadata"  # the settings of such a model
 LIBRARY = "sentence_transformers."
@@ -70,7 +54,6 @@ _SAME_CLASS = {"pylate.models.Dense.Dense": "Dense", "MLMTransformer": "Transfor
 CONFIG_NAMES = {"CNN": "cnn_config.json", "LSTM": "lstm_config.json", "WordEmbeddings": "wordembedding_config.json"}
 _MAX_BYTES = 2**28  # of a JSON file: some contain a vocabulary
 _MAX_MODULES = 1000
-_RETRIEVAL_DIM = 128  # the default of transformers' ColPali, ColQwen2 and ColModernVBert
 _HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim")  # BERT, T5 and XLNet, GPT-2, DistilBERT, XLM
 _POOLING_FLAGS = re.compile(r"pooling_mode_(cls_token|(max|mean|mean_sqrt_len|weightedmean)_tokens|lasttoken)")
 
@@ -141,42 +124,6 @@ def is_plain(folder: Path) -> bool:
     return not (folder / "modules.json").is_file() or own not in (DENSE, MULTI, SPARSE, PYLATE)
 
 
-def kind_of(folder: Path) -> str:
-    """Return the class of the library that a model was made for, or another name; "transformer" if it has no head."""
-    saved = read_object(folder / "config_sentence_transformers.json").get("model_type")
-    own = read_object(folder / "config.json").get("sentence_transformers")
-    if saved in (None, DENSE) and isinstance(own, dict) and "activation_fn" in own:
-        return "CrossEncoder"  # it does not save config_sentence_transformers.json
-    if saved == PYLATE:
-        return MULTI
-    if saved is not None or (folder / "modules.json").is_file():
-        return str(saved or DENSE)
-    if STANFORD in _architectures(folder):
-        return MULTI
-    if any(each.endswith(PAGES) for each in _architectures(folder)):
-        return PAGES
-    return SPARSE if any(each.endswith("ForMaskedLM") for each in _architectures(folder)) else "transformer"
-
-
-def refuse_other_kinds(folder: Path, name: str, wanted: str = DENSE) -> None:
-    """Raise ConfigError for a model of another class of the library, which would return useless vectors.
-
-    Args:
-        wanted: what is to read it: `DENSE`, `MULTI`, `PAGES` or `SPARSE`. A plain transformer is read as dense, with
-            the mean of its hidden states; the others would add a layer of random weights.
-    Raises:
-        ConfigError: it is not of that class.
-    """
-    kind = kind_of(folder)
-    stated = read_object(folder / "config_sentence_transformers.json").get("model_type")
-    if kind == wanted or (wanted == DENSE and stated is None and kind != "CrossEncoder"):
-        return
-    if wanted == PAGES and kind == MULTI and not is_plain(folder):
-        return  # the library saved it with its modules
-    what, hint = _KINDS.get(kind, ("a model of another kind", "use the library that saved it"))
-    raise ConfigError(f"the model {name!r} is a {stated or kind}: {what}, not {_MADE[wanted]}.", hint)
-
-
 def ndims(folder: Path) -> int | None:
     """Return the width of a model's vectors; None if its files do not determine it.
 
@@ -194,30 +141,6 @@ def ndims(folder: Path) -> int | None:
     if any(isinstance(each, bool) or not isinstance(each, int) or not 0 < each <= MAX_NDIMS for each in widths):
         raise broken(folder / "modules.json")
     return None if width is None else min(widths)
-
-
-def plain_width(folder: Path, kind: str) -> int | None:
-    """Return the width of a model that has no `modules.json`, as the library reads it; None if it is not determined.
-
-    Args:
-        kind: `MULTI` or `SPARSE`.
-    Raises:
-        ConfigError: files that cannot be read.
-    """
-    config = read_object(folder / "config.json")
-    if kind == SPARSE:
-        width = config.get("vocab_size")
-    elif STANFORD in _architectures(folder):
-        file = folder / "model.safetensors"
-        try:
-            width = safetensors_header(file)["linear.weight"]["shape"][0] if file.is_file() else None
-        except (LookupError, TypeError) as exc:
-            raise broken(file) from exc
-    else:
-        width = config.get("embedding_dim", _RETRIEVAL_DIM)
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or not 0 < width <= MAX_NDIMS):
-        raise broken(folder / "config.json")
-    return width
 
 
 def hidden_size(folder: Path) -> int | None:
@@ -248,7 +171,7 @@ def prompts(folder: Path) -> tuple[dict[str, str], str | None]:
 
 def _markers(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """Return what PyLate's and Stanford's ColBERT models put before queries and documents, as the library reads it."""
-    if STANFORD in _architectures(folder) and is_plain(folder):
+    if STANFORD in architectures(folder) and is_plain(folder):
         own = read_object(folder / ARTIFACT)
         return {
             "query": f"{own.get('query_token_id') or '[unused0]'} ",
@@ -257,12 +180,8 @@ def _markers(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     return {task: str(config.get(f"{task}_prefix") or "") for task in ("query", "document")}
 
 
-def files_beside(folder: Path) -> tuple[str, ...]:
-    """Return the names of files beside a model's modules that change its vectors: settings of a Stanford ColBERT."""
-    return (ARTIFACT,) if STANFORD in _architectures(folder) else ()
-
-
-def _architectures(folder: Path) -> list[str]:
+def architectures(folder: Path) -> list[str]:
+    """Return the architectures that a model's configuration names."""
     named = read_object(folder / "config.json").get("architectures")
     return [str(each) for each in named] if isinstance(named, list) else []
 

@@ -78,6 +78,9 @@ _FILE_KEY = re.compile(r"(?:.*_)?(?:backbone|dir|directory|files?|folder|paths?|
 _MAX_PATH = 4096  # characters; a longer text is no path
 _MAX_ENTRIES = 100_000  # of a model's folder, which are all looked at
 
+_WITH_WEIGHTS = re.compile(
+    "Transformer|CLIPModel|Dense|LayerNorm|WordEmbeddings|CNN|LSTM|StaticEmbedding|SparseAutoEncoder|SparseStaticEmbedding"
+)
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 # Options that may have a string value when a Transformer's configuration passes them to the transformers library.
 _STRING_OPTIONS = frozenset({"attn_implementation", "dtype", "padding_side", "torch_dtype", "truncation_side"})
@@ -311,18 +314,7 @@ def stamp(folder: Path) -> int:
 
 
 def _has_weights(module: Module) -> bool:
-    return module.kind in (
-        "Transformer",
-        "CLIPModel",
-        "Dense",
-        "StaticEmbedding",
-        "SparseAutoEncoder",
-        "SparseStaticEmbedding",
-        "LayerNorm",
-        "WordEmbeddings",
-        "CNN",
-        "LSTM",
-    )
+    return _WITH_WEIGHTS.fullmatch(module.kind) is not None
 
 
 def _has_safe_weights(module: Module) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cachetools import LRUCache
 
 from embedreg.errors import ConfigError, ModelNotFoundError, Words, changed
-from embedreg.runtime.models import folders, hub, integrity
+from embedreg.runtime.models import folders, hub, integrity, kinds
 from embedreg.security import grants
 from embedreg.support.forks import ForkSafeLock
 
@@ -190,7 +190,7 @@ class _Search:
         snapshot = storage / "snapshots" / commit if commit else None
         if commit is None or snapshot is None or not snapshot.is_dir():
             return None
-        beside = folders.files_beside if self.beside else lambda _: ()
+        beside = kinds.files_beside if self.beside else lambda _: ()
         lacking = integrity.missing(
             snapshot, lambda name: _known_absent(storage, commit, name), code=self.code, beside=beside
         )

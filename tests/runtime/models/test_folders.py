@@ -11,7 +11,7 @@ import pytest
 
 import embedreg
 from embedreg import errors
-from embedreg.runtime.models import folders, integrity
+from embedreg.runtime.models import folders, integrity, kinds
 
 OLD = "sentence_transformers.models."
 NEW = "sentence_transformers.sentence_transformer.modules."
@@ -247,4 +247,4 @@ def test_a_cross_encoder_is_known_by_its_config(tmp_path: Path) -> None:
     """A CrossEncoder that leaves no file of its own reports it in the configuration of its transformer."""
     write(tmp_path / "config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}})
     with pytest.raises(errors.ConfigError, match="is a CrossEncoder"):
-        folders.refuse_other_kinds(tmp_path, "m")
+        kinds.refuse_other_kinds(tmp_path, "m")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from embedreg import errors
 from embedreg.errors import EmbedregError
-from embedreg.runtime.models import folders, integrity
+from embedreg.runtime.models import folders, integrity, kinds
 from tests.hostile_folders import RAW, damage, patience, write
 from tests.watched import nothing_touched
 
@@ -170,7 +170,7 @@ def damages(draw: st.DrawFn) -> list[tuple[str, str, Any]]:
 
 
 READS: tuple[Callable[[Path], object], ...] = (
-    lambda root: folders.refuse_other_kinds(root, "m"),
+    lambda root: kinds.refuse_other_kinds(root, "m"),
     folders.ndims,
     folders.prompts,
     folders.similarity,
