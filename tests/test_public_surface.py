@@ -117,6 +117,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
             ),
             ("`siglip`, images and texts", ("siglip",)),
             ("`static`: model2vec's models", ("static",)),
+            ("`late-interaction`: ColBERT models", ("colpali", "late-interaction", "splade")),
         )
         for name in names
     },

@@ -15,9 +15,9 @@ from PIL import Image
 import embedreg
 from embedreg.declaration import codec
 from embedreg.errors import ConfigError, RowError
-from tests.functions.conftest import _tokenizer
+from tests.functions import token_models
+from tests.functions.token_models import DIMS
 
-DIMS, SIDE = 8, 24
 TEXTS = ["a red circle", "x", "https://example.com/a.png"]
 
 
@@ -30,38 +30,8 @@ def no_model_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def colpali(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ColPali with random weights, as transformers saves it: 9 patches an image."""
-    import torch
-    from transformers import (
-        ColPaliConfig,
-        ColPaliForRetrieval,
-        ColPaliProcessor,
-        GemmaConfig,
-        PaliGemmaConfig,
-        SiglipImageProcessor,
-        SiglipVisionConfig,
-    )
-
-    made, tokenizer = tmp_path_factory.mktemp("colpali") / "model", _tokenizer(256, causal=True)
-    tokenizer.add_special_tokens({"bos_token": "[CLS]", "eos_token": "[SEP]"})
-    images = SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
-    images.image_seq_length = 9
-    processor = ColPaliProcessor(image_processor=images, tokenizer=tokenizer)
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = SiglipVisionConfig(image_size=SIDE, patch_size=8, vision_use_head=False, projection_dim=16, **size)
-    vocabulary = len(processor.tokenizer)
-    text = GemmaConfig(vocab_size=vocabulary, num_key_value_heads=2, head_dim=8, pad_token_id=0, **size)
-    whole = PaliGemmaConfig(
-        vision_config=vision,
-        text_config=text,
-        projection_dim=16,
-        image_token_index=processor.image_token_id,
-        vocab_size=vocabulary,
-    )
-    torch.manual_seed(4)
-    ColPaliForRetrieval(ColPaliConfig(vlm_config=whole, embedding_dim=DIMS)).save_pretrained(made)
-    processor.save_pretrained(made)
-    return made
+    """The folder of the tiny model."""
+    return token_models.colpali(tmp_path_factory.mktemp("colpali"))
 
 
 def create(folder: Path, **config: Any) -> Any:

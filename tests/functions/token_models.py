@@ -1,4 +1,4 @@
-"""Tiny models of sentence-transformers' `MultiVectorEncoder` and `SparseEncoder`, with random weights."""
+"""Tiny models with random weights: sentence-transformers' `MultiVectorEncoder` and `SparseEncoder`, a ColPali."""
 
 from __future__ import annotations
 
@@ -116,3 +116,38 @@ def routed(folder: Path) -> Path:
     modules = [Router.for_query_document(query, [first, SpladePooling()])]
     SparseEncoder(modules=modules, device="cpu").save(str(folder / "model"), create_model_card=False)
     return folder / "model"
+
+
+def colpali(folder: Path) -> Path:
+    """Save a ColPali with random weights, as transformers saves it: 9 patches an image."""
+    import torch
+    from transformers import (
+        ColPaliConfig,
+        ColPaliForRetrieval,
+        ColPaliProcessor,
+        GemmaConfig,
+        PaliGemmaConfig,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+    )
+
+    made, tokenizer = folder / "model", _tokenizer(256, causal=True)
+    tokenizer.add_special_tokens({"bos_token": "[CLS]", "eos_token": "[SEP]"})
+    images = SiglipImageProcessor(size={"height": 24, "width": 24})
+    images.image_seq_length = 9
+    processor = ColPaliProcessor(image_processor=images, tokenizer=tokenizer)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(image_size=24, patch_size=8, vision_use_head=False, projection_dim=16, **size)
+    vocabulary = len(processor.tokenizer)
+    text = GemmaConfig(vocab_size=vocabulary, num_key_value_heads=2, head_dim=8, pad_token_id=0, **size)
+    whole = PaliGemmaConfig(
+        vision_config=vision,
+        text_config=text,
+        projection_dim=16,
+        image_token_index=processor.image_token_id,
+        vocab_size=vocabulary,
+    )
+    torch.manual_seed(4)
+    ColPaliForRetrieval(ColPaliConfig(vlm_config=whole, embedding_dim=DIMS)).save_pretrained(made)
+    processor.save_pretrained(made)
+    return made
