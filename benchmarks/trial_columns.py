@@ -7,6 +7,9 @@ end no row may be lost, doubled or have another text than its writer gave it, an
 `python -m benchmarks.trial_columns kills [--points 30]`: a migration is killed (SIGKILL) at points spread over all its
 writes, renames, links and commits. The same call must then end it, and the way back must give the old vectors back bit
 for bit, also after a compaction that removes every unused file.
+
+`python -m benchmarks.trial_columns models [--cache FILE] [--rounds 6]`: 20,000 docstrings go from MiniLM to `hashing`,
+and to MiniLM with prompts, and back, killed at random moments, while a reader asks all the time. See `trial_models`.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from embedreg import columns
 from embedreg.errors import SchemaError
 
 D, ROWS = 32, 4000
+USUAL_S = 20.0  # a trial of so long or longer has its roles pause as written; in a shorter one they hurry
 FIXED = 200  # rows that nobody changes: what the searchers look for
 NAME = "t"
 
@@ -70,10 +74,18 @@ def made(folder: Path, *, index: bool = False, vectors: bool = True) -> Any:
 
 
 class Log:
-    """What a process has done, for the check at the end."""
+    """What a process has done, for the check at the end.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._file = (folder / f"{name}.jsonl").open("w")
+    Attributes:
+        pace: the share of its usual pauses that a role makes, less than 1 in a short trial.
+    """
+
+    def __init__(self, folder: Path, name: str, pace: float) -> None:
+        self._file, self.pace = (folder / f"{name}.jsonl").open("w"), pace
+
+    def pause(self, seconds: float) -> None:
+        """Wait for a moment."""
+        time.sleep(seconds * self.pace)
 
     def __call__(self, **facts: Any) -> None:
         """Write one fact."""
@@ -108,7 +120,7 @@ def adder(folder: Path, number: int, until: float, log: Log) -> None:
             else:
                 log(add=[row["id"] for row in data])
                 break
-        time.sleep(0.2)
+        log.pause(0.2)
 
 
 def merger(folder: Path, number: int, until: float, log: Log) -> None:
@@ -129,7 +141,7 @@ def merger(folder: Path, number: int, until: float, log: Log) -> None:
             continue
         for row in data:
             log(text=row)
-        time.sleep(0.3)
+        log.pause(0.3)
 
 
 def deleter(folder: Path, number: int, until: float, log: Log) -> None:
@@ -140,13 +152,13 @@ def deleter(folder: Path, number: int, until: float, log: Log) -> None:
             return
         table.delete(f"id = {at}")
         log(delete=at)
-        time.sleep(0.5)
+        log.pause(0.5)
 
 
 def compactor(folder: Path, number: int, until: float, log: Log) -> None:
     """Compact the table; lance gives up on conflicts, which is not ours."""
     while time.time() < until:
-        time.sleep(4)
+        log.pause(4)
         try:
             opened(folder).optimize()
             log(compacted=1)
@@ -178,9 +190,9 @@ def migrator(folder: Path, number: int, until: float, log: Log) -> None:
     """Change the function, settle, and finish or go back, again and again."""
     path, now = folder / "db" / f"{NAME}.lance", 0
     for turn in itertools.count():
-        if time.time() > until - 3:
+        if time.time() > until - 3 * log.pace:
             return
-        time.sleep(2)
+        log.pause(2)
         begun = time.perf_counter()
         migration = columns.migrate(path, "vector", functions()[1 - now], switch=False)
         staged = time.perf_counter()
@@ -223,7 +235,7 @@ def play(role: int, folder: Path, seconds: float, ready: Any) -> None:
     ready.wait()
     until = time.time() + seconds
     call, number = ROLES[role]
-    log = Log(folder, f"{call.__name__}{number}")
+    log = Log(folder, f"{call.__name__}{number}", min(1.0, seconds / USUAL_S))
     try:
         call(folder, number, until, log)
     except BaseException as exc:
@@ -234,9 +246,10 @@ def play(role: int, folder: Path, seconds: float, ready: Any) -> None:
 
 def live(seconds: float) -> dict[str, Any]:
     """Run the trial; return its counts."""
+    import_only()
     folder = Path(tempfile.mkdtemp(prefix="embedreg-live-"))
-    made(folder / "db")
-    context = multiprocessing.get_context("spawn")
+    assert forked(lambda: bool(made(folder / "db")))[0] == 0
+    context = multiprocessing.get_context("fork")  # one import for all; this process has not used lance yet
     ready = context.Barrier(len(ROLES))
     processes = [context.Process(target=play, args=(role, folder, seconds, ready)) for role in range(len(ROLES))]
     for each in processes:
@@ -444,14 +457,19 @@ def left_in(folder: Path) -> list[str]:
     return left + [each.name for each in (*folder.iterdir(), *path.iterdir()) if each.name not in known]
 
 
-def kills(points: int, kinds: tuple[str, ...] = ("add", "migrate", "rollback", "finish")) -> dict[str, Any]:
-    """Kill each operation at points spread over it; return the counts."""
-    import lance  # noqa: F401  # imported, not used: a fork copies no threads of its runtime
+def import_only() -> None:
+    """Import what the children need, and use none of it: a fork copies no threads of lance's runtime."""
+    import lance  # noqa: F401
     import lancedb  # noqa: F401
 
     import embedreg.engines.lancedb.columns.migrating  # noqa: F401
 
     warnings.simplefilter("ignore")
+
+
+def kills(points: int, kinds: tuple[str, ...] = ("add", "migrate", "rollback", "finish")) -> dict[str, Any]:
+    """Kill each operation at points spread over it; return the counts."""
+    import_only()
     base = Path(tempfile.mkdtemp(prefix="embedreg-kills-"))
     result: dict[str, Any] = {"points": 0, "states": Counter(), "untrue": 0, "wrong": 0, "left": 0, "failed": 0}
     assert forked(lambda: bool(made(base / "plain", vectors=False)))[0] == 0
@@ -491,11 +509,19 @@ def kills(points: int, kinds: tuple[str, ...] = ("add", "migrate", "rollback", "
 def main() -> None:
     """Run a trial and print its counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", choices=["live", "kills"])
+    parser.add_argument("trial", choices=["live", "kills", "models"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--points", type=int, default=30)
+    parser.add_argument("--cache", type=Path, default=None, help="keeps the vectors of MiniLM for the next run")
+    parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args()
-    found = live(given.seconds) if given.trial == "live" else kills(given.points)
+    if given.trial == "models":
+        from benchmarks.trial_models import models
+
+        with tempfile.TemporaryDirectory() as own:
+            found = models(given.cache or Path(own, "cache"), given.rounds)
+    else:
+        found = live(given.seconds) if given.trial == "live" else kills(given.points)
     for name, value in found.items():
         print(f"{name:>34}: {value}")
 

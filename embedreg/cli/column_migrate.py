@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +30,10 @@ from embedreg.cli.column_options import (
     vector_of,
 )
 from embedreg.cli.session import AsJson, command
+
+if TYPE_CHECKING:
+    from embedreg.columns import Migration
+    from embedreg.columns.results import MigrationStatus
 
 __all__ = ["abandon", "finish", "migrate", "rollback", "settle", "switch"]
 
@@ -130,10 +135,7 @@ def _would_migrate(data: str, path: object, column: str, to: str, as_json: bool)
     column_words.print_reports(data, [made], as_json=as_json)
 
 
-def _print(data: str, found: object, vector: str | None, as_json: bool) -> None:
-    from embedreg.columns.results import MigrationStatus
-
-    assert isinstance(found, MigrationStatus)
+def _print(data: str, found: MigrationStatus, vector: str | None, as_json: bool) -> None:
     column_words.print_migration(data, found, as_json=as_json)
     if not as_json:
         options = [] if vector is None else ["--vector", vector]
@@ -141,61 +143,72 @@ def _print(data: str, found: object, vector: str | None, as_json: bool) -> None:
             try_next(each, data, *options)
 
 
+def _step(
+    data: str,
+    vector: str | None,
+    dry_run: bool,
+    as_json: bool,
+    what: str,
+    call: Callable[[Migration], object],
+) -> None:
+    """Make one step of the migration in progress, and print where it stands then."""
+    from embedreg.columns.results import ColumnReport
+
+    found = migration_of(path_of(data), vector)
+    if dry_run:
+        now = found.status
+        column_words.print_migration(data, replace(now, notes=(*now.notes, "nothing was written")), as_json=as_json)
+        return
+    with terminal.status(what):
+        report = call(found)
+    if isinstance(report, ColumnReport) and not as_json:
+        column_words.print_reports(data, [report], as_json=False)
+    _print(data, found.status, vector, as_json)
+
+
 @command
 def switch(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Publish the staged vectors of `migrate --no-switch`, or complete a switch that was interrupted."""
-    found = migration_of(path_of(data), vector)
-    if not dry_run:
-        with terminal.status("switching"):
-            found.switch()
-    _done(data, found.status, vector, dry_run, as_json)
+    _step(data, vector, dry_run, as_json, "switching", lambda found: found.switch())
 
 
 @command
-def settle(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Embed the rows that other writers changed while a migration went on; run it again as long as they write."""
-    found = migration_of(path_of(data), vector)
-    if not dry_run:
-        with terminal.status("settling"):
-            report = found.settle()
-        if not as_json:
-            column_words.print_reports(data, [report], as_json=False)
-    _done(data, found.status, vector, dry_run, as_json)
+def settle(
+    data: Data,
+    vector: Vector = None,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Look again after so long, for writers that opened the data before the switch.",
+        ),
+    ] = 0.0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Embed what other writers changed since it was staged; the migration can then be finished."""
+    _step(data, vector, dry_run, as_json, "settling", lambda found: found.settle(grace_s=grace))
 
 
 @command
 def finish(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """End a settled migration: remove the old vectors and all else that the way back needs."""
-    found = migration_of(path_of(data), vector)
-    if not dry_run:
-        found.finish()
-    _done(data, found.status, vector, dry_run, as_json)
+    _step(data, vector, dry_run, as_json, "finishing", lambda found: found.finish())
 
 
 @command
-def rollback(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Give the old vectors and the old function back; rows written since the switch are embedded with it."""
-    found = migration_of(path_of(data), vector)
-    if not dry_run:
-        with terminal.status("rolling back"):
-            found.rollback()
-    _done(data, found.status, vector, dry_run, as_json)
+def rollback(
+    data: Data, vector: Vector = None, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Give the old vectors and the old function back; rows written since the switch are embedded with it.
+
+    More than 100 rows that have no old vector are embedded with `--yes` only.
+    """
+    _step(data, vector, dry_run, as_json, "rolling back", lambda found: found.rollback(yes=yes))
 
 
 @command
 def abandon(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove what a migration has staged, before its switch; the data stays as it is."""
-    found = migration_of(path_of(data), vector)
-    if not dry_run:
-        found.abandon()
-    _done(data, found.status, vector, dry_run, as_json)
-
-
-def _done(data: str, found: object, vector: str | None, dry_run: bool, as_json: bool) -> None:
-    from embedreg.columns.results import MigrationStatus
-
-    assert isinstance(found, MigrationStatus)
-    if dry_run:
-        column_words.print_migration(data, replace(found, notes=(*found.notes, "nothing was written")), as_json=as_json)
-        return
-    _print(data, found, vector, as_json)
+    _step(data, vector, dry_run, as_json, "removing", lambda found: found.abandon())

@@ -80,12 +80,17 @@ def path_of(data: str) -> Path:
     """Return the path of the data that an argument names; a Lance table may be given as DB_DIR/name.
 
     Raises:
-        StorageError: there is no such data.
+        StorageError: there is no such data. ConfigError: it is on an object store.
     """
+    from embedreg.columns.arguments import on_object_store
     from embedreg.columns.opening import is_known
+    from embedreg.datasets.storage import is_uri
 
-    path = Path(data)
-    return path if is_known(path) else places.find(data, ("lance", "parquet", "arrow")).path
+    name = data.removeprefix("file://")
+    if is_uri(name):
+        raise on_object_store(name)
+    path = Path(name)
+    return path if is_known(path) else places.find(name, ("lance", "parquet", "arrow")).path
 
 
 def function_of(name: str, settings: list[str] | None) -> EmbeddingFunction:

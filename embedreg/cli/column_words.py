@@ -51,7 +51,7 @@ def print_statuses(data: str, found: Sequence[ColumnStatus], *, as_json: bool) -
         return
     columns = ["column", "function", "rows", *_CLASSES.values()]
     rows = [
-        [each.vector, each.function or "?", f"{each.rows:,}", *(f"{getattr(each, name):,}" for name in _CLASSES)]
+        [each.vector, _told_apart(each, found), f"{each.rows:,}", *(f"{getattr(each, name):,}" for name in _CLASSES)]
         for each in found
     ]
     terminal.print_table(columns, rows, wide=1)
@@ -74,12 +74,21 @@ def print_statuses(data: str, found: Sequence[ColumnStatus], *, as_json: bool) -
             terminal.note(in_shell(note))
 
 
+def _told_apart(column: ColumnStatus, all_columns: Sequence[ColumnStatus]) -> str:
+    """Return a column's function, with the settings in which it differs from others of that name here."""
+    name = column.function or "?"
+    same = [each.settings for each in all_columns if each.function == column.function]
+    told = [f"{key}={value}" for key, value in column.settings.items() if any(each.get(key) != value for each in same)]
+    return f"{name} ({', '.join(told)})" if told else name
+
+
 def migration_line(found: MigrationStatus) -> str:
     """Return a migration in one line."""
     to = "" if found.name == found.vector else f" as {found.name}"
     far = f"{found.staged_rows:,} of {terminal.count(found.total_rows, 'row')} staged"
     done = "" if found.state in ("settled", "finished", "rolled back", "abandoned") else f" ({far})"
-    return f"migration of {found.vector} to {found.function or '?'}{to}: {found.state}{done}"
+    differs = f" ({found.differs})" if found.differs else ""
+    return f"migration of {found.vector} to {found.function or '?'}{differs}{to}: {found.state}{done}"
 
 
 def print_migration(data: str, found: MigrationStatus, *, as_json: bool) -> None:

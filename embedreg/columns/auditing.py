@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import bounds, sampling
 from embedreg.columns import candidates as functions
+from embedreg.columns.arguments import no_declarations, refuse_count, undeclared
 from embedreg.columns.causes import EDITED, Search
 from embedreg.columns.findings import CLASSES, Audit, Evidence, judged
 from embedreg.columns.scan import Scan
@@ -15,13 +16,13 @@ from embedreg.columns.store import ColumnStore
 from embedreg.columns.tables import TableRows, readable
 from embedreg.columns.vectors import SAME, cosines, storage_of, unit
 from embedreg.core.base import EmbeddingFunction, metric_of
+from embedreg.core.modality import IMAGE, source_modality
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.drift import PROBE_LENGTH
 from embedreg.declaration.entries import Entry
 from embedreg.errors import ConfigError, EmbedregError, MissingColumnError
 from embedreg.registry import get_registry
-from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,8 +66,7 @@ def audit(
         MissingColumnError: a column that is not declared. ConfigError: invalid arguments.
         InputError, StorageError, MetadataError, VectorError: the data, its declarations or its vectors cannot be read.
     """
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-        raise ConfigError(f"invalid sample={sample!r}; expected a number of rows, 1 or more.", "sample=300")
+    refuse_count("sample", sample, 300)
     if not isinstance(confidence, int | float) or not 0.5 <= confidence < 1:
         raise ConfigError(f"invalid confidence={confidence!r}; expected 0.5 or more, and less than 1.", "0.95")
     given, opened = functions.checked(candidates), readable(data)
@@ -74,14 +74,9 @@ def audit(
     wanted = list(entries) if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in wanted:
         if name not in entries:
-            raise MissingColumnError(
-                f"{opened.shown} declares no function for column {name!r}.",
-                f"{did_you_mean(name, entries)}embedreg.columns.identify(data, {name!r}) looks for one",
-            )
+            raise undeclared(opened.shown, name, entries, f"embedreg.columns.identify(data, {name!r}) looks for one")
     if not wanted:
-        raise MissingColumnError(
-            f"{opened.shown} declares no embedding function.", "embedreg.columns.identify(data, ...)"
-        )
+        raise no_declarations(opened.shown, "embedreg.columns.identify(data, ...)")
     return [_One(opened, entries[name], sample, float(confidence), given, seed).run(whole=scan) for name in wanted]
 
 
@@ -227,7 +222,9 @@ class _One:
         search = Search(self._data, self._source, functions.Vectors(function), rows, stored, made, wrong)
         stale, foreign = self._by_digest(rows, wrong)
         search.found |= dict.fromkeys(stale, ("edited", EDITED))
-        if str(rows.sources.type) in _TEXTS:
+        if source_modality(function) is IMAGE:
+            search.run_images(self._previous(), self._candidates)
+        elif str(rows.sources.type) in _TEXTS:
             search.run(self._previous(), self._candidates)
         search.settle(foreign)
         for index, (kind, label) in search.found.items():

@@ -7,17 +7,16 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
+from embedreg.columns.arguments import a_function, no_declarations, refuse_count, undeclared
 from embedreg.columns.migration import Migration
 from embedreg.columns.opening import opened
 from embedreg.columns.results import ColumnReport, ColumnStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
-from embedreg.core.lancedb_hooks import unwrap
 from embedreg.embedding.table import BATCH_ROWS, OnError, Progress
-from embedreg.errors import ConfigError, InputError, MissingColumnError
+from embedreg.errors import ConfigError, InputError
 from embedreg.inspection.attach import Agreement
 from embedreg.runtime.vectors import disk
-from embedreg.support.imports import did_you_mean
 
 __all__ = ["add", "detach", "fill", "migrate", "migrations", "refresh", "repoint", "status"]
 
@@ -117,7 +116,7 @@ def refresh(
     """
     if unstamped not in get_args(Unstamped):
         raise ConfigError(f"invalid unstamped={unstamped!r}.", "unstamped='verify', 'recompute' or 'trust'")
-    _refuse_count("sample", sample)
+    refuse_count("sample", sample, 300)
     options = _options(**same)
     with _cached(options.cache):
         store = opened(data)
@@ -171,13 +170,12 @@ def migrate(
         MissingColumnError: no such declared column. ConfigError: a computed column, or invalid arguments.
         StorageError: another migration or process works on the table, or other writers left no quiet moment.
     """
-    if not isinstance(unwrap(function), EmbeddingFunction):
-        raise InputError(f"a function is needed, not a {type(function).__name__}.", "embedreg.get(...).create(...)")
+    new = a_function(function)
     if index not in ("like", "none"):
         raise ConfigError(f"invalid index={index!r}.", "index='like' or 'none'")
     options = _options(**same)
     with _cached(options.cache):
-        return opened(data).migrate(vector, unwrap(function), options, name=name, switch=switch, index=index, keep=keep)
+        return opened(data).migrate(vector, new, options, name=name, switch=switch, index=index, keep=keep)
 
 
 def migrations(data: Any) -> list[Migration]:
@@ -203,10 +201,8 @@ def repoint(data: Any, vector: str, function: EmbeddingFunction, *, sample: int 
     Raises:
         DriftError: the function gives other vectors. MissingColumnError: no such declared column.
     """
-    _refuse_count("sample", sample)
-    if not isinstance(unwrap(function), EmbeddingFunction):
-        raise InputError(f"a function is needed, not a {type(function).__name__}.", "embedreg.get(...).create(...)")
-    return opened(data).repoint(vector, unwrap(function), sample=sample, seed=seed)
+    refuse_count("sample", sample, 100)
+    return opened(data).repoint(vector, a_function(function), sample=sample, seed=seed)
 
 
 def detach(data: Any, vector: str, *, drop: bool = False) -> None:
@@ -229,13 +225,8 @@ def _options(**given: Any) -> Options:
     made = Options(**given)
     if made.on_error not in ("raise", "null"):
         raise ConfigError(f"invalid on_error={made.on_error!r}.", "on_error='raise' or 'null'; no row can be dropped")
-    _refuse_count("batch_rows", made.batch_rows)
+    refuse_count("batch_rows", made.batch_rows, BATCH_ROWS)
     return made
-
-
-def _refuse_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"invalid {name}={value!r}; expected a number of rows, 1 or more.", f"{name}=300")
 
 
 def _chosen(store: ColumnStore, columns: str | Iterable[str] | None) -> list[str]:
@@ -248,10 +239,9 @@ def _chosen(store: ColumnStore, columns: str | Iterable[str] | None) -> list[str
     wanted = known if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in wanted:
         if name not in known:
-            hint = f"{did_you_mean(name, known)}declared: {', '.join(known) or 'none'}"
-            raise MissingColumnError(f"{store.shown} declares no function for column {name!r}.", hint)
+            raise undeclared(store.shown, name, known)
     if not wanted:
-        raise MissingColumnError(f"{store.shown} declares no embedding function.", "declare one: embedreg.attach")
+        raise no_declarations(store.shown, "declare one: embedreg.attach")
     return wanted
 
 

@@ -100,14 +100,14 @@ def unprompted(function: EmbeddingFunction) -> EmbeddingFunction | None:
 
 
 class Vectors:
-    """The unit vectors of one function for texts, each embedded once."""
+    """The unit vectors of one function, each input embedded once."""
 
     def __init__(self, function: EmbeddingFunction) -> None:
         self.function = function
-        self._known: dict[tuple[Role, str], np.ndarray] = {}
+        self._known: dict[tuple[Role, Any], np.ndarray] = {}
 
-    def of(self, texts: Iterable[str], role: Role = "source") -> np.ndarray:
-        """Return (n, d) float64; a text without a vector has zeros.
+    def of(self, texts: Iterable[Any], role: Role = "source") -> np.ndarray:
+        """Return (n, d) float64 for texts, or images as bytes or names; one without a vector has zeros.
 
         Raises:
             CallError and the function's own errors.

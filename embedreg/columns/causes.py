@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import cuts
 from embedreg.columns.candidates import PROMPTS, Vectors, described, each_role, installed, unprompted
@@ -13,6 +13,7 @@ from embedreg.columns.rows import Readable
 from embedreg.columns.sampling import Rows, sources_of
 from embedreg.columns.vectors import SAME, cosines
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.modality import source_modality
 from embedreg.core.role import Role
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ KINDS = {
     "edited": "the text was changed after its vector was made",
     "cut": "the vector is that of the text's beginning",
     "text": "the vector is that of the text in another form",
+    "image": "the vector is that of the image in another form",
     "prompt": "the vector was made with another prompt",
     "previous": "the vector is of the function before the migration",
     "candidate": "the vector is of another function",
@@ -36,12 +38,13 @@ KINDS = {
 
 GROWN = ("text", "text without something that follows it now")
 EDITED = "text changed since (row digest)"
-OTHER_TEXT = frozenset({"edited", "cut", "text", "near"})  # the declared function made these, of another text
+OTHER_TEXT = frozenset({"edited", "cut", "text", "image", "near"})  # the declared function made these, of another text
 OTHER_FUNCTION = frozenset({"prompt", "previous", "candidate", "foreign", "unexplained"})
 NAMED = 0.95  # share of the disagreeing rows that a cause of all of them explains
 
 _TRIAL = 16  # rows of either kind that a cause is tried on first
 _PROMPTED = 4  # rows that each of many prompts is tried on first
+_PICTURES = 3  # images, near and apart, that each of many forms is tried on first
 _SHIFTED = 8  # rows up and down that a vector may have moved
 _LOOKED_AROUND = 4  # rows whose neighbours are embedded
 _TELLING = 20  # rows among which the nearest text tells something
@@ -79,7 +82,7 @@ class Cause:
 
 
 class Search:
-    """The search for the causes of the disagreeing rows of a sample of texts.
+    """The search for the causes of the disagreeing rows of a sample.
 
     Args:
         data: the rows by number.
@@ -104,7 +107,7 @@ class Search:
         self._data, self._source, self._own = data, source, own
         self._rows, self._stored, self._made = rows, stored, made
         self._wrong = list(wrong)
-        self._texts = {index: rows.text(index) for index in self._wrong}
+        self._values = {index: rows.value(index) for index in self._wrong}
         self.found: dict[int, tuple[str, str]] = {}
         """index in the sample -> (kind, label)"""
 
@@ -130,9 +133,22 @@ class Search:
         for candidate in candidates:
             self._try_function("candidate", candidate)
         for prompt in PROMPTS if self._near(self._open()) else ():
-            self._try_texts("prompt", f"{prompt!r} before each text", prompt.__add__, _PROMPTED)
+            self._try_forms_of("prompt", f"{prompt!r} before each text", prompt.__add__, _PROMPTED)
         self._shifted()
         self._cut()
+
+    def run_images(self, previous: EmbeddingFunction | None, candidates: Sequence[EmbeddingFunction] | None) -> None:
+        """Try the causes of images; arguments as `run`. No function of images is installed with this library."""
+        from embedreg.columns import pictures
+
+        self._moved()
+        for kind, others in (("previous", [previous]), ("candidate", candidates or ())):
+            for other in others:
+                if other is not None and source_modality(other).name == source_modality(self._own.function).name:
+                    self._try_function(kind, other)
+        for kind, label, form in pictures.forms():
+            self._try_forms_of(kind, label, form, _PICTURES)
+        self._shifted()
 
     def settle(self, foreign: Sequence[int]) -> None:
         """Label the rows that no cause explained.
@@ -190,26 +206,20 @@ class Search:
             if not fits.any():
                 return
 
-    def _try_texts(self, kind: str, label: str, form: Callable[[str], str | None], trial: int = _TRIAL) -> None:
-        def make(part: list[int]) -> np.ndarray:
-            return self._of_changed(self._own, part, form)
-
-        self._try(kind, label, make, trial)
-
-    def _of_changed(self, vectors: Vectors, part: list[int], form: Callable[[str], str | None]) -> np.ndarray:
-        """Embed texts in another form; (m, d), zeros where that form is the same, empty, or not to be had."""
+    def _try_forms_of(self, kind: str, label: str, form: Callable[[Any], Any], trial: int = _TRIAL) -> None:
+        """Try the vectors of the sources in another form; a form that is the same, blank or None is no other one."""
         import numpy as np
 
-        made = np.zeros((len(part), self._stored.shape[1]))
-        changed = [form(self._texts[index]) for index in part]
-        new = [
-            at
-            for at, (index, text) in enumerate(zip(part, changed, strict=True))
-            if text is not None and text.strip() and text != self._texts[index]
-        ]
-        if new:
-            made[new] = vectors.of([str(changed[at]) for at in new])
-        return made
+        def make(part: list[int]) -> np.ndarray:
+            made = np.zeros((len(part), self._stored.shape[1]))
+            changed = [form(self._values[index]) for index in part]
+            pairs = zip(part, changed, strict=True)
+            new = [at for at, (index, value) in enumerate(pairs) if not _blank(value) and value != self._values[index]]
+            if new:
+                made[new] = self._own.of([changed[at] for at in new])
+            return made
+
+        self._try(kind, label, make, trial)
 
     def _try_function(self, kind: str, function: EmbeddingFunction) -> None:
         if function.ndims() == self._stored.shape[1]:
@@ -222,7 +232,7 @@ class Search:
             if role in labels:
 
                 def make(part: list[int], role: Role = role) -> np.ndarray:
-                    return vectors.of([self._texts[index] for index in part], role)
+                    return vectors.of([self._values[index] for index in part], role)
 
                 self._try(kind, labels[role], make)
 
@@ -238,13 +248,13 @@ class Search:
 
     def _try_forms(self) -> None:
         for label, form in TEXT_FORMS:
-            self._try_texts("text", label, form)
+            self._try_forms_of("text", label, form)
 
     def _only_long(self) -> bool:
         """Return whether all rows that no cause explained are longer than most of those that agree."""
         rows, wrong = self._open(), set(self._wrong)
         agreeing = sorted(len(self._rows.text(index)) for index in range(len(self._rows)) if index not in wrong)
-        return bool(rows and agreeing) and min(len(self._texts[row]) for row in rows) > agreeing[len(agreeing) // 2]
+        return bool(rows and agreeing) and min(len(self._values[row]) for row in rows) > agreeing[len(agreeing) // 2]
 
     def _shifted(self) -> None:
         """Match stored vectors with the texts of rows nearby; a shift that fits some is tried on all."""
@@ -272,10 +282,12 @@ class Search:
 
         made = np.zeros((len(numbers), self._stored.shape[1]))
         inside = [at for at, number in enumerate(numbers) if 0 <= number < self._data.rows]
-        texts = sources_of(self._data.take([numbers[at] for at in inside], [self._source]).column(0)).to_pylist()
-        filled = [(at, str(text)) for at, text in zip(inside, texts, strict=True) if text is not None and text.strip()]
+        taken = self._data.take([numbers[at] for at in inside], [self._source])
+        rows = Rows(np.asarray(inside, np.int64), sources_of(taken.column(0)), made)
+        values = [rows.value(at) for at in range(len(inside))]
+        filled = [(at, value) for at, value in zip(inside, values, strict=True) if not _blank(value)]
         if filled:
-            made[[at for at, _ in filled]] = self._own.of([text for _, text in filled])
+            made[[at for at, _ in filled]] = self._own.of([value for _, value in filled])
         return made
 
     def _other_prompts(self) -> None:
@@ -297,18 +309,23 @@ class Search:
     def _cut(self) -> None:
         """Look for a length that long texts were cut at."""
         for cut in cuts.token_cuts(self._own.function):
-            self._try_texts("cut", str(cut), cut.applied)
+            self._try_forms_of("cut", str(cut), cut.applied)
         near = self._near(self._open())
-        for index in sorted(near, key=lambda index: -len(self._texts[index]))[:_CUT_ROWS]:
+        for index in sorted(near, key=lambda index: -len(self._values[index]))[:_CUT_ROWS]:
             if index in self.found:
                 continue
-            for cut in cuts.found_in(self._texts[index], self._stored[index], self._own):
-                self._try_texts("cut", str(cut), cut.applied)
+            for cut in cuts.found_in(self._values[index], self._stored[index], self._own):
+                self._try_forms_of("cut", str(cut), cut.applied)
         lengths = {found: rows for found, rows in Counter(self.found.values()).items() if found[0] == "cut"}
         if len(lengths) > 1:  # one or two rows of each length: no cut, but texts that have grown
             for index, found in self.found.items():
                 if lengths.get(found, _SEVERAL) < _SEVERAL:
                     self.found[index] = GROWN
+
+
+def _blank(value: Any) -> bool:
+    """Return whether a source is none: null, empty, or white space alone."""
+    return not value or (isinstance(value, str) and not value.strip())
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import bounds, sampling
+from embedreg.columns.arguments import a_function, no_column, refuse_count, undeclared
 from embedreg.columns.candidates import described
 from embedreg.columns.comparison import MARGIN, Comparison, Example, difference_of, judged
 from embedreg.columns.pairs import Pair, found_rows, read_pairs
@@ -17,9 +18,8 @@ from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration import codec
 from embedreg.embedding.column import embed_column
-from embedreg.errors import ConfigError, InputError, MissingColumnError, VectorError
+from embedreg.errors import InputError, VectorError
 from embedreg.registry import get_registry
-from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,10 +76,8 @@ def compare(
         VectorError: the stored vectors have another width than the function's. CallError: a function failed.
     """
     for name, value in {"k": k, "corpus": corpus, "sample": sample}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"invalid {name}={value!r}; expected 1 or more.", f"{name}=10")
-    if not isinstance(unwrap(other), EmbeddingFunction):
-        raise InputError(f"a function is needed, not a {type(other).__name__}.", "embedreg.get(...).create(...)")
+        refuse_count(name, value, 10)
+    new = a_function(other)
     opened = readable(data)
     made_by, of = _declared(opened, vector, unwrap(function), source)
     asked = [] if pairs is None else read_pairs(pairs)
@@ -95,7 +93,7 @@ def compare(
             f"{made_by.ndims()}.",
             "function=... names the function that made them",
         )
-    search = _Search(made_by, unwrap(other), rows, min(k, len(rows) - 1))
+    search = _Search(made_by, new, rows, min(k, len(rows) - 1))
     texts = list(queries) if queries is not None else [pair.query for pair in asked]
     kind = "queries" if queries is not None else "pairs" if asked else "rows"
     found = search.overlaps(texts, sample, seed)
@@ -213,21 +211,16 @@ def _declared(
     names = data.schema.names
     for name in (vector, source):
         if name is not None and name not in names:
-            hint = f"{did_you_mean(name, names)}columns: {', '.join(names)}"
-            raise MissingColumnError(f"{data.shown} has no column {name!r}.", hint)
+            raise no_column(data.shown, name, names)
     entry = next((entry for entry in data.declared() if entry.vector_column == vector), None)
     if entry is None and (function is None or source is None):
-        raise MissingColumnError(
-            f"{data.shown} declares no function for column {vector!r}.", "function=..., source='...' name them"
-        )
+        raise undeclared(data.shown, vector, (), "function=..., source='...' name them")
     if function is None and entry is not None:
         parsed = get_registry().parse_functions({codec.KEY: f"[{entry.raw}]"})
         if (problem := parsed.problems.get(vector)) is not None:
             raise problem
         function = parsed[vector].function
-    if not isinstance(function, EmbeddingFunction):
-        raise InputError(f"a function is needed, not a {type(function).__name__}.", "embedreg.get(...).create(...)")
-    return function, source if source is not None else "" if entry is None else entry.source_column
+    return a_function(function), source if source is not None else "" if entry is None else entry.source_column
 
 
 def _corpus(

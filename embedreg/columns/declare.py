@@ -8,10 +8,14 @@ from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, drift
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
+from embedreg.inspection import locate
 from embedreg.registry import get_registry
 from embedreg.support import strict_json
+from embedreg.support.display import plain
 
-__all__ = ["columns_of", "entry_for", "rebuilt", "repointed"]
+__all__ = ["columns_of", "differing", "entry_for", "rebuilt", "repointed", "settings_of"]
+
+_SHOWN = 60  # characters of a value
 
 
 def entry_for(function: EmbeddingFunction, source: str, vector: str, *, digest: bool) -> Entry:
@@ -46,6 +50,21 @@ def rebuilt(entry: Entry) -> EmbeddingFunctionConfig:
         EmbedregError: it cannot be rebuilt, or needs a grant.
     """
     return get_registry().parse_functions({codec.KEY: f"[{entry.raw}]"})[entry.vector_column]
+
+
+def settings_of(entry: Entry) -> dict[str, str]:
+    """Return the settings in a declaration, each as one printable line, with secrets redacted."""
+    shown = locate.shown_config(entry)
+    return {plain(name, _SHOWN): plain(value, _SHOWN) for name, value in shown.items() if value is not None}
+
+
+def differing(old: Entry, new: Entry) -> str:
+    """Return the settings that two declarations of one function do not share, on one line; "" for other functions."""
+    if old.name != new.name:
+        return ""
+    one, two = settings_of(old), settings_of(new)
+    names = [name for name in {**one, **two} if one.get(name) != two.get(name)]
+    return ", ".join(f"{name}={two.get(name, 'none')} instead of {one.get(name, 'none')}" for name in names)
 
 
 def columns_of(entry: Entry) -> tuple[str, ...]:

@@ -135,6 +135,7 @@ CLASSES = {
     "edited": "stale",
     "near": "stale",
     "text": "stale",
+    "image": "stale",
     "cut": "cut",
     "moved": "moved",
     "prompt": "foreign",

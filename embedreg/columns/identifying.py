@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import candidates as functions
 from embedreg.columns import sampling
+from embedreg.columns.arguments import no_column, refuse_count
 from embedreg.columns.candidates import PROMPTS, Vectors
 from embedreg.columns.tables import readable
 from embedreg.columns.vectors import SAME, STORAGE, cosines, storage_of, unit
 from embedreg.core.base import EmbeddingFunction
-from embedreg.errors import ConfigError, EmbedregError, MissingColumnError
+from embedreg.errors import EmbedregError, MissingColumnError
 from embedreg.support.display import plain
-from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,15 +81,12 @@ def identify(
         MissingColumnError: there is no such column, or no column of texts. VectorError: it holds no vectors.
         InputError, StorageError: the data cannot be read. ConfigError: invalid arguments.
     """
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-        raise ConfigError(f"invalid sample={sample!r}; expected a number of rows, 1 or more.", "sample=30")
+    refuse_count("sample", sample, 30)
     given, opened = functions.checked(candidates), readable(data)
     names = opened.schema.names
     for name in (vector, source):
         if name is not None and name not in names:
-            raise MissingColumnError(
-                f"{opened.shown} has no column {name!r}.", f"{did_you_mean(name, names)}columns: {', '.join(names)}"
-            )
+            raise no_column(opened.shown, name, names)
     texts = [field.name for field in opened.schema if str(field.type) in _TEXTS and not field.name.endswith("_digest")]
     sources = [source] if source is not None else texts[:_MAX_COLUMNS]
     if not sources:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from embedreg.columns.results import ColumnReport, MigrationStatus
+from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.embedding.column import embed_column
+from embedreg.errors import ConfigError, option
 
-__all__ = ["Migration"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["FEW_ROWS", "Migration", "ask_before_embedding"]
+
+FEW_ROWS = 100  # that the way back embeds without asking: seconds, or a part of a cent
+TIMED_ROWS = 32  # that are embedded to say how long more of them take
 
 
 class Migration(ABC):
@@ -56,9 +69,28 @@ class Migration(ABC):
             StorageError: not all rows are staged, or other writers left no quiet moment.
         """
 
+    def settle(self, *, grace_s: float = 0.0) -> ColumnReport:
+        """Embed what other writers changed since it was staged: rows that are stale, foreign or without a vector.
+
+        Args:
+            grace_s: look again after so many seconds, for writers that opened the data before the switch and go on with
+                the old function; 0 looks now only.
+        Returns:
+            What was done, of both times.
+        Raises:
+            ConfigError: `grace_s` is negative. StorageError: nothing was switched. EmbedregError: as `add`.
+        """
+        if not isinstance(grace_s, int | float) or not 0 <= grace_s < float("inf"):
+            raise ConfigError(f"invalid grace_s={grace_s!r}; expected 0 or more.", "grace_s=60")
+        report = self._settle()
+        if not grace_s:
+            return report
+        time.sleep(grace_s)
+        return _sum(report, self._settle())
+
     @abstractmethod
-    def settle(self) -> ColumnReport:
-        """Embed what other writers changed since it was staged: rows that are stale, foreign or without a vector."""
+    def _settle(self) -> ColumnReport:
+        """Embed once what other writers changed."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -69,9 +101,60 @@ class Migration(ABC):
         """
 
     @abstractmethod
-    def rollback(self) -> None:
-        """Give the old vectors and the old declaration back, also for rows that were added since."""
+    def rollback(self, *, yes: bool = False) -> None:
+        """Give the old vectors and the old declaration back, also for rows that were added since.
+
+        Args:
+            yes: embed rows whose old vectors are not kept, however many; else more than 100 are refused.
+        Raises:
+            ConfigError: more rows would be embedded than that. StorageError: nothing was switched.
+        """
 
     @abstractmethod
     def abandon(self) -> None:
         """Remove what was staged, before a switch; the data is as before."""
+
+
+def ask_before_embedding(
+    rows: int, yes: bool, why: str, config: Callable[[], EmbeddingFunctionConfig], some: Callable[[], pa.Array]
+) -> None:
+    """Raise if the way back embeds many rows and this is not what was asked for.
+
+    Args:
+        rows: how many.
+        yes: whether it was asked for.
+        why: in a few words, why they have no old vector.
+        config: returns the old declaration.
+        some: returns at most `TIMED_ROWS` of the sources, from which the time is estimated.
+    Raises:
+        ConfigError: there are more than `FEW_ROWS`. EmbedregError: the old function cannot be used.
+    """
+    if yes or rows <= FEW_ROWS:
+        return
+    function, sources = config().function, some()
+    embed_column(function, sources.slice(0, 1))  # loads the model
+    start = time.perf_counter()
+    made = embed_column(function, sources)
+    computed = made.distinct - made.cached
+    took = rows * (time.perf_counter() - start) / computed if computed > 0 else None
+    about = "" if took is None else f" (about {_duration(took)})"
+    raise ConfigError(
+        f"{rows:,} rows have no old vector ({why}): going back embeds them{about}.", option("pass --yes", "yes=True")
+    )
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {name}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "a second"
+
+
+def _sum(first: ColumnReport, second: ColumnReport) -> ColumnReport:
+    """Return the report of two runs, one after the other, with the counts of both."""
+    names = ("written", "embedded", "cached", "stamped", "changed_meanwhile", "commits", "retries", "seconds")
+    both = {name: getattr(first, name) + getattr(second, name) for name in names}
+    known = first.bytes_written is not None and second.bytes_written is not None
+    size = (first.bytes_written or 0) + (second.bytes_written or 0) if known else None
+    notes = tuple(dict.fromkeys((*first.notes, *second.notes)))
+    return replace(second, **both, bytes_written=size, notes=notes)

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from embedreg.columns.arguments import on_object_store
 from embedreg.columns.files.store import open_files
 from embedreg.columns.store import ColumnStore
+from embedreg.datasets.storage import is_uri
 from embedreg.errors import InputError
 from embedreg.inspection.engines import columns_of
 
@@ -20,9 +22,15 @@ def opened(data: Any) -> ColumnStore:
     Args:
         data: a path, or an object of an engine.
     Raises:
-        InputError: no engine works on its columns. StorageError: it cannot be opened.
+        InputError: no engine works on its columns. ConfigError: a URI of an object store. StorageError: it cannot be
+            opened.
     """
-    place = Path(data) if isinstance(data, str | os.PathLike) else data
+    place = data
+    if isinstance(data, str | os.PathLike):
+        name = os.fspath(data).removeprefix("file://")
+        if is_uri(name):
+            raise on_object_store(name)
+        place = Path(name)
     store = _store(place)
     if isinstance(store, ColumnStore):
         return store

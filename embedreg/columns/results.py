@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from embedreg.embedding.table import BadRow
@@ -40,6 +40,7 @@ class MigrationStatus:
         vector: the column's name before the switch.
         name: its name after the switch.
         function: the stored name of the new function.
+        differs: the settings in which it is another than the old one, where both have one name: "seed=7 instead of 0".
         staged_rows, total_rows: rows whose new vectors are staged, of the rows of the table.
         staged_fragments, total_fragments: the same in fragments or files.
         notes: surprising findings.
@@ -50,6 +51,7 @@ class MigrationStatus:
     vector: str
     name: str
     function: str | None = None
+    differs: str = ""
     staged_rows: int = 0
     total_rows: int = 0
     staged_fragments: int = 0
@@ -64,6 +66,7 @@ class ColumnStatus:
     Attributes:
         vector, source: the columns.
         function: the stored name of the declared function.
+        settings: its stored settings, each as one printable line, with secrets redacted.
         fingerprint: the fingerprint that fresh rows carry; None for a declaration of another client.
         digest: the column of digests; None without one: rows are then unstamped, empty or null_source only.
         rows: all rows.
@@ -76,6 +79,7 @@ class ColumnStatus:
     vector: str
     source: str
     function: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
     fingerprint: str | None = None
     digest: str | None = None
     rows: int = 0

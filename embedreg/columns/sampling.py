@@ -40,6 +40,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def value(self, index: int) -> Any:
+        """Return a source; of an image that is stored as a mapping its bytes, or else its path."""
+        value = self.sources[index].as_py()
+        return (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+
     def text(self, index: int) -> str:
         """Return a source as text."""
         value = self.sources[index].as_py()

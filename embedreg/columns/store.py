@@ -12,26 +12,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from embedreg.columns.arguments import undeclared
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ColumnReport, ColumnStatus
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS, OnError, Progress
-from embedreg.errors import ConfigError, MissingColumnError, option
+from embedreg.errors import ConfigError, option
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from embedreg.inspection.attach import Agreement
 
-__all__ = ["ColumnStore", "Options", "Unstamped"]
+__all__ = ["ColumnStore", "Options", "Unstamped", "without_digests"]
 
 Unstamped = Literal["verify", "recompute", "trust"]
 NO_DIGESTS = option(
-    "the column has no row digests, so only missing vectors can be found; to embed every row and write "
-    "digests: `embedreg column detach --drop`, then `embedreg column add`",
+    "the column has no row digests, so only missing vectors can be found; `--unstamped recompute` embeds every row, "
+    "and `embedreg column detach --drop`, then `embedreg column add`, writes digests too",
+    "unstamped='recompute'; columns.detach(data, vector, drop=True), then columns.add",
+)
+STILL_NO_DIGESTS = option(
+    "the column has no row digests, so every row was embedded, and changed sources cannot be found later either; to "
+    "write digests: `embedreg column detach --drop`, then `embedreg column add`",
     "columns.detach(data, vector, drop=True), then columns.add",
 )
+
+
+def without_digests(unstamped: Unstamped) -> tuple[frozenset[str], str]:
+    """Return what `refresh` does to a column without row digests: the classes of rows to embed, and a note."""
+    if unstamped == "recompute":
+        return frozenset({"empty", "unstamped"}), STILL_NO_DIGESTS
+    return frozenset({"empty"}), NO_DIGESTS
 
 
 @dataclass(frozen=True)
@@ -101,9 +114,7 @@ class ColumnStore(ABC):
         """
         found = {each.vector_column: each for each in self.declared()}
         if vector not in found:
-            raise MissingColumnError(
-                f"{self.shown} declares no function for column {vector!r}.", f"declared: {', '.join(found) or 'none'}"
-            )
+            raise undeclared(self.shown, vector, found)
         return found[vector]
 
     def previous(self, vector: str) -> Entry | None:

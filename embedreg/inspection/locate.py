@@ -40,6 +40,7 @@ __all__ = [
     "inspect",
     "is_data",
     "metadata_of",
+    "shown_config",
 ]
 
 RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
@@ -314,7 +315,7 @@ def inspect(data: Any, *, backends: bool = False) -> list[dict[str, Any]]:
                 "vector_column": column,
                 "source_column": entry.source_column,
                 "function": entry.name,
-                "config": _shown_config(entry),
+                "config": shown_config(entry),
                 **{key: entry.reserved.get(key) for key in RECORDED},
                 "probe": bool(entry.reserved.get("probe")),
                 "status": "ready" if problem is None else type(problem).__name__,
@@ -350,14 +351,14 @@ def refuse_clear_secrets(entry: Entry) -> None:
         MetadataError: another writer stored a secret in plain text.
     """
     stored = {key: value for key, value in entry.model.items() if key != codec.RESERVED}
-    if _shown_config(entry) != stored:
+    if shown_config(entry) != stored:
         raise MetadataError(
             f"the declaration of {entry.vector_column!r} contains a secret in plain text, which is not printed.",
             "declare the column anew, with a reference: api_key='$var:name'",
         )
 
 
-def _shown_config(entry: Entry) -> dict[str, Any]:
+def shown_config(entry: Entry) -> dict[str, Any]:
     """Return a stored configuration with hard-coded secrets of other writers redacted."""
     from embedreg.registry import get_registry
 

@@ -107,7 +107,7 @@ def test_a_migration_from_a_shell(added: Path, cli: Callable) -> None:
     staged = cli("column", "migrate", "notes", *to, "--no-switch")
     assert "ready (5 of 5 rows staged)" in staged.out
     assert "next: embedreg column switch notes" in staged.err
-    assert "migration of vector to hashing: ready" in cli("column", "status", "notes").out
+    assert "migration of vector to hashing (seed=2 instead of 0): ready" in cli("column", "status", "notes").out
     assert "not settled" in cli("column", "finish", "notes", expect=1).err
     assert "next: embedreg column settle notes" in cli("column", "switch", "notes").err
     assert embedreg.functions_in(added)["vector"].function.seed == 2
@@ -143,6 +143,36 @@ def test_an_interrupted_switch_is_told_and_completed_by_the_next_command(
     assert "next: embedreg column switch notes" in found.err
     cli("column", "switch", "notes")
     assert {embedreg.functions_in(path)["vector"].function.seed for path in added.glob("*.parquet")} == {2}
+
+
+def test_a_rollback_that_embeds_much_asks_first(added: Path, cli: Callable) -> None:
+    """It names the number of rows and the option, with the exit code of an error; with `--yes` it is done."""
+    cli("column", "migrate", "notes", "--to", "hashing", *HASHING, "--set", "seed=2")
+    pq.write_table(pa.table({"text": [f"text {n}" for n in range(101)]}), added / "c.parquet")
+    refused = cli("column", "rollback", "notes", expect=1)
+    assert "101 rows have no old vector" in refused.err
+    assert "pass --yes" in refused.err
+    assert "yes=True" not in refused.err
+    assert "vector settled" in cli("column", "settle", "notes", "--grace", "0.01").out
+    assert "rolled back" in cli("column", "rollback", "notes", "--yes").out
+    assert embedreg.functions_in(added)["vector"].function.seed == 0
+
+
+def test_columns_of_one_function_are_told_apart_by_their_settings(added: Path, cli: Callable) -> None:
+    """The table of `status` names what differs, and nothing else."""
+    cli("column", "add", "notes", "-f", "hashing", *HASHING, "--set", "seed=3", "--vector", "other")
+    said = " ".join(cli("column", "status", "notes").out.split())
+    assert "seed=0" in said
+    assert "seed=3" in said
+    assert "dim=16" not in said
+
+
+def test_an_object_store_is_refused_in_words_for_the_shell(cli: Callable) -> None:
+    """By every command, before anything is reached."""
+    for name, *options in (("status",), ("add", "-f", "hashing"), ("refresh",), ("migrate", "--to", "hashing")):
+        refused = cli("column", name, "s3://bucket/data", *options, expect=1)
+        assert "'s3://bucket/data' is on an object store" in " ".join(refused.err.split())
+        assert "embedreg embed SRC s3://bucket/new" in " ".join(refused.err.split())
 
 
 def test_detach_and_repoint_change_the_declaration_alone(added: Path, cli: Callable) -> None:

@@ -203,6 +203,20 @@ def test_unstamped_vectors_are_verified_by_a_sample(tmp_path: Path, one: Counted
         assert columns.status(path)[0].fresh == 50
 
 
+def test_recompute_embeds_every_row_of_a_column_without_digests(folder: Path, one: Counted) -> None:
+    """Wrong vectors that no digest shows are made anew, and the note says that digests would show them."""
+    columns.add(folder, one.bind("text", "vector"), digest=False)
+    for path in files(folder):
+        edited(path, {0: "changed"})
+    assert not right(folder, 1.0)
+    assert columns.refresh(folder)[0].embedded == 0
+    assert columns.refresh(folder, unstamped="recompute", dry_run=True)[0].written == 6
+    [report] = columns.refresh(folder, unstamped="recompute")
+    assert report.written == 6
+    assert "every row was embedded" in report.notes[0]
+    assert right(folder, 1.0)
+
+
 def with_digest(path: Path) -> None:
     """Let the declaration of a file name a column of digests, which the file does not have."""
     table = read(path)
@@ -319,6 +333,39 @@ def test_rows_written_after_the_switch_are_there_after_a_rollback(folder: Path, 
     assert sorted(Counted.seen) == ["changed", "new"]
     assert columns.status(folder)[0].todo == 0
     assert left(folder) == []
+
+
+def test_many_rows_without_an_old_vector_are_embedded_if_that_is_agreed_to(
+    folder: Path, one: Counted, two: Counted
+) -> None:
+    """A rollback says how many rows it would embed, and changes nothing; `yes` embeds them."""
+    columns.add(folder, one.bind("text", "vector"))
+    migration = columns.migrate(folder, "vector", two)
+    write(folder / f"new{files(folder)[0].suffix}", [f"text {n}" for n in range(101)])
+    with pytest.raises(ConfigError, match=r"101 rows have no old vector \(they came or were changed"):
+        migration.rollback()
+    assert migration.state == "settled"
+    migration.rollback(yes=True)
+    assert right(folder, 1.0)
+
+
+def test_data_on_an_object_store_is_refused_by_name(one: Counted, two: Counted) -> None:
+    """Each call says so before it reaches anything, and what to do; no key of a URI is shown."""
+    uri = "s3://bucket/data"
+    calls: list[Callable[[], object]] = [
+        lambda: columns.add(uri, one.bind("text", "vector")),
+        lambda: columns.refresh(uri),
+        lambda: columns.migrate(uri, "vector", two),
+        lambda: columns.status(uri),
+        lambda: columns.audit(uri),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"'s3://bucket/data' is on an object store") as refused:
+            call()
+        assert "copy it to a local disk" in str(refused.value.hint)
+    with pytest.raises(ConfigError) as refused:
+        columns.status("s3://key:hidden@bucket/data")
+    assert "hidden" not in str(refused.value)
 
 
 def test_a_finished_migration_leaves_nothing_behind(folder: Path, one: Counted, two: Counted) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from embedreg.columns.arguments import no_column
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.folder import DataFiles, with_entries
 from embedreg.columns.files.rows import Counts
@@ -338,9 +339,7 @@ def classified(files: DataFiles, name: str, entry: Entry, batch_rows: int) -> It
     schema = files.schema(name)
     refuse_digest(entry, schema, codec.entries(schema.metadata))
     if entry.source_column not in schema.names:
-        raise MissingColumnError(
-            f"{files.data.shown(name)} has no column {entry.source_column!r}.", f"columns: {', '.join(schema.names)}"
-        )
+        raise no_column(files.data.shown(name), entry.source_column, schema.names)
     wanted = [entry.source_column, entry.vector_column, *([digest] if digest is not None else [])]
     for batch in files.batches(name, wanted, batch_rows):
         here = batch.schema.names

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns.declare import columns_of, rebuilt
+from embedreg.arrow import layouts
+from embedreg.columns.declare import columns_of, differing, rebuilt
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.changes import Change, stage
 from embedreg.columns.files.records import Migrating, entry_of
 from embedreg.columns.files.staging import FILES, MIGRATION, PREVIOUS, Staging, key_of
-from embedreg.columns.migration import Migration
+from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding
 from embedreg.columns.proof import SAMPLE, refuse_unproven
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
@@ -81,6 +83,7 @@ class FilesMigration(Migration):
             facts.vector,
             facts.name,
             self._new(facts).name,
+            differing(self._old(facts), self._new(facts)),
             sum(rows for _, rows in staged),
             sum(rows for _, rows in counted),
             len(staged),
@@ -172,7 +175,7 @@ class FilesMigration(Migration):
             self._staging.publish()
             return len(self._facts().published)
 
-    def settle(self) -> ColumnReport:
+    def _settle(self) -> ColumnReport:
         with self._staging.held():
             facts = self._facts()
             if facts.state not in ("switched", "settled"):
@@ -218,7 +221,7 @@ class FilesMigration(Migration):
             self._staging.forget()
             self._last = last
 
-    def rollback(self) -> None:
+    def rollback(self, *, yes: bool = False) -> None:
         before = dataclasses.replace(self.status, state="rolled back")
         with self._staging.held():
             facts = self._staging.migrating()
@@ -235,20 +238,42 @@ class FilesMigration(Migration):
             def untouched(name: str) -> bool:
                 return self._files.stamp(name) == facts.published.get(name) and self._staging.previous(name)
 
+            key, known = key_of("rollback", facts.id), self._known(old)
+            if not self._staging.is_begun(key):  # else it was asked for
+                names = [name for name in self._files.names() if not untouched(name)]
+                rows, some = self._unknown(names, old, known)
+                why = "they came or were changed since the switch" if facts.keep else "no copy was kept"
+                ask_before_embedding(rows, yes, why, lambda: rebuilt(old), lambda: some)
             change = Change(
                 "rollback",
-                key_of("rollback", facts.id),
+                key,
                 old,
                 lambda: rebuilt(old),
                 leave_out=columns_of(new),
                 anew=True,
-                known=self._known(old),
+                known=known,
                 previous=untouched,
             )
             _, entries = stage(self._staging, change, self._options)
             self._staging.list_renames(change.key, entries, state="rolled back")
             self._staging.publish()
             self._last = last
+
+    def _unknown(self, names: Sequence[str], old: Entry, known: Known) -> tuple[int, pa.Array]:
+        """Return how many rows of some files have a source and no known vector, and the sources of some of them."""
+        import numpy as np
+        import pyarrow as pa
+
+        total, some = 0, pa.nulls(0, pa.string())
+        for name in names:
+            for batch in self._files.batches(name, [old.source_column], BATCH_ROWS):
+                source = batch.column(0)
+                _, _, have = known(source)
+                rows = np.flatnonzero(np.asarray(source.is_valid()) & ~have)
+                if not len(some):
+                    some = layouts.taken(source, rows[:TIMED_ROWS])
+                total += len(rows)
+        return total, some
 
     def _known(self, old: Entry) -> Known:
         """Return a look-up of the vectors in the files that the switch replaced; they are read when first needed."""

@@ -128,15 +128,21 @@ class Staging:
 
     def begin(self, key: str, entry: Entry, resume: bool) -> Entry:
         """Begin a change, or go on with it; return the declaration that all of its files get."""
-        begun = None
-        with contextlib.suppress(EmbedregError):  # one that cannot be read is begun anew
-            begun = self.read(Begun, BEGUN)
-        if resume and begun is not None and begun.key == key:
-            with contextlib.suppress(EmbedregError):
-                return records.entry_of(begun.entry, self.root.shown(BEGUN))
+        if resume:
+            with contextlib.suppress(EmbedregError):  # one that cannot be read is begun anew
+                begun = self.read(Begun, BEGUN)
+                if begun is not None and begun.key == key:
+                    return records.entry_of(begun.entry, self.root.shown(BEGUN))
         self.drop()
         self.write(BEGUN, Begun(key=key, entry=entry.raw))
         return entry
+
+    def is_begun(self, key: str) -> bool:
+        """Return whether an earlier run has begun this change."""
+        begun = None
+        with contextlib.suppress(EmbedregError):
+            begun = self.read(Begun, BEGUN)
+        return begun is not None and begun.key == key
 
     def done(self, name: str) -> Done | None:
         """Return the record of a staged file; None if it is not staged, or the file it was made of has changed."""

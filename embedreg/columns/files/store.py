@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns.declare import entry_for, rebuilt, repointed
+from embedreg.columns.arguments import already_there
+from embedreg.columns.declare import entry_for, rebuilt, repointed, settings_of
 from embedreg.columns.files import declarations
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.changes import Change, classified, stage
@@ -18,7 +19,7 @@ from embedreg.columns.files.records import Migrating
 from embedreg.columns.files.staging import MIGRATION, Staging, key_of
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus
-from embedreg.columns.store import NO_DIGESTS, ColumnStore, Options, Unstamped
+from embedreg.columns.store import ColumnStore, Options, Unstamped, without_digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.datasets.schemas import conformed, unified
 from embedreg.declaration import codec
@@ -131,6 +132,7 @@ class FilesStore(ColumnStore):
             vector=entry.vector_column,
             source=entry.source_column,
             function=entry.name,
+            settings=settings_of(entry),
             fingerprint=stored if isinstance(stored, str) else None,
             digest=digests.column_of(entry.reserved),
             rows=sum(counts.values()),
@@ -146,9 +148,7 @@ class FilesStore(ColumnStore):
         with self.staging.held():
             self._refuse_staged()
             if vector in {name for file in self.files.names() for name in self.files.schema(file).names}:
-                raise SchemaError(
-                    f"{self.shown} has a column {vector!r} already.", "fill it, or migrate it to another function"
-                ).for_shell("embedreg column fill or migrate; --vector NAME adds another column")
+                raise already_there(self.shown, vector)
             entry = entry_for(declaration.function, source, vector, digest=options.digest)
             change = self._anew("add", entry, declaration.function)
             return self._publish(change, options)
@@ -160,15 +160,14 @@ class FilesStore(ColumnStore):
         self, vector: str, options: Options, *, unstamped: Unstamped, sample: int, dry_run: bool
     ) -> ColumnReport:
         entry = self.entry(vector)
-        wanted, stamp = {"stale", "foreign", "empty"}, set[str]()
-        digest = digests.column_of(entry.reserved)
-        if digest is None:
-            wanted = {"empty"}
+        wanted, stamp, notes = {"stale", "foreign", "empty"}, set[str](), tuple[str, ...]()
+        if digests.column_of(entry.reserved) is None:
+            some, note = without_digests(unstamped)
+            wanted, notes = set(some), (note,)
         elif unstamped == "recompute" or (unstamped == "verify" and not dry_run and not self._verified(entry, sample)):
             wanted.add("unstamped")
         else:
             stamp.add("unstamped")
-        notes = () if digest is not None else (NO_DIGESTS,)
         if dry_run:
             return self._dry(entry, wanted, stamp, notes)
         made = self._kept("refresh", vector, options, frozenset(wanted), frozenset(stamp))

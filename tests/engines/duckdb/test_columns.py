@@ -146,6 +146,17 @@ def test_unstamped_vectors_are_verified_by_a_sample(table: Path, one: Letters) -
     assert right(table, 1.0)
 
 
+def test_recompute_embeds_every_row_of_a_column_without_digests(table: Path, one: Letters) -> None:
+    """Wrong vectors that no digest shows are made anew."""
+    columns.add(table, one.bind("text", "vector"), digest=False)
+    run(table, "UPDATE docs SET text = 'changed' WHERE id = 0")
+    assert columns.refresh(table)[0].written == 0
+    [report] = columns.refresh(table, unstamped="recompute")
+    assert report.written == 4
+    assert "every row was embedded" in report.notes[0]
+    assert right(table, 1.0)
+
+
 def test_bad_rows_are_null_and_not_tried_again(table: Path, one: Letters) -> None:
     """Under "raise" nothing changes."""
     run(table, "INSERT INTO docs (id, text) VALUES (7, 'bad')")
@@ -185,6 +196,38 @@ def test_a_migration_switches_in_one_transaction_and_rolls_back(table: Path, one
     assert sorted(names(table)) == ["id", "other", "text", "vector", "vector__source_digest"]
     assert columns.migrations(table) == []
     assert columns.status(table)[0].todo == 0
+
+
+def test_many_rows_without_an_old_vector_are_embedded_if_that_is_agreed_to(
+    table: Path, one: Letters, two: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`yes` agrees; a way back that stops among its rows is completed by whatever changes the column next."""
+    columns.add(table, one.bind("text", "vector"))
+    migration = columns.migrate(table, "vector", two)
+    run(table, "INSERT INTO docs (id, text) SELECT 100 + i, 'text ' || i FROM range(101) AS t(i)")
+    with pytest.raises(ConfigError, match=r"101 rows have no old vector \(they came or were changed"):
+        migration.rollback()
+    assert columns.status(table)[0].migration.notes == ()
+    monkeypatch.setattr("embedreg.engines.duckdb.columns.rows._CHUNK_BYTES", 4 * 2 * 40)
+    embed, left = Letters.generate_embeddings, [2]
+
+    def stops(self: Letters, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.scale == 1.0 and len(list(texts)) > 10:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+        return embed(self, texts)
+
+    monkeypatch.setattr(Letters, "generate_embeddings", stops)
+    with pytest.raises(KeyboardInterrupt):
+        migration.rollback(yes=True)
+    monkeypatch.setattr(Letters, "generate_embeddings", embed)
+    assert "it is being rolled back" in columns.status(table)[0].migration.notes[0]
+    Letters.seen.clear()
+    assert columns.refresh(table)[0].written == 0
+    assert len(Letters.seen) == 61  # 40 of the 101 were written before
+    assert right(table, 1.0)
+    assert columns.migrations(table) == []
 
 
 def test_vectors_without_digests_come_back_as_they_were(table: Path, one: Letters, two: Letters) -> None:

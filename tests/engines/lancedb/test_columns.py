@@ -231,6 +231,42 @@ def test_add_without_digests_can_only_be_filled(plain: Any, one: Counting) -> No
     assert set(seeds(plain).values()) == {1}
 
 
+def test_recompute_embeds_every_row_of_a_column_without_digests(plain: Any, one: Counting, folder: Path) -> None:
+    """Once, whatever the vectors are; a row that lost its source loses its vector; other columns' files stay."""
+    columns.add(plain, one.bind("text", "vector"), digest=False)
+    plain.to_lance().update({"text": "'changed'"}, where="id = 17")
+    plain.to_lance().update({"text": "null"}, where="id = 18")
+    plain.checkout_latest()
+    Counting.seen.clear()
+    assert columns.refresh(plain, unstamped="recompute", dry_run=True)[0].written == 597
+    assert Counting.seen == []
+    (report,) = columns.refresh(plain, unstamped="recompute")
+    assert (report.written, len(Counting.seen)) == (598, 597)  # one of them was cleared
+    assert "every row was embedded" in report.notes[0]
+    assert seeds(plain) == {i: None if i == 18 else 1 for i in range(600) if i not in (5, 400)}
+    assert leftovers(folder) == []
+
+
+def test_recompute_is_not_lost_to_another_writer(plain: Any, one: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that another one moves to a new fragment while theirs is embedded are embedded there."""
+    columns.add(plain, one.bind("text", "vector"), digest=False)
+    plain.to_lance().update({"text": "'changed ' || text"}, where="true")
+    plain.checkout_latest()
+    embed, left = Counting.generate_embeddings, [1]
+
+    def slow(self: Counting, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        if left and len(list(texts)) > 5:
+            left.pop()
+            plain.to_lance().update({"id": "id + 1000"}, where="id < 50")
+        return embed(self, texts)
+
+    monkeypatch.setattr(Counting, "generate_embeddings", slow)
+    columns.refresh(plain, unstamped="recompute")
+    plain.checkout_latest()
+    assert not left
+    assert set(seeds(plain).values()) == {1}
+
+
 def test_bad_and_blank_rows(db: Any, one: Counting, folder: Path) -> None:
     """A row that fails has neither vector nor digest and is tried again; a blank one has a digest and is done."""
     table = db.create_table("t", pa.table({"id": [0, 1, 2, 3], "text": ["a", "bad", "", None]}))
@@ -445,11 +481,17 @@ def test_old_vectors_come_back_after_compaction(table: Any, two: Counting, folde
 
 
 def test_without_a_copy_they_are_embedded(table: Any, two: Counting) -> None:
-    """`keep=False`: after compaction the old function makes them again."""
+    """`keep=False`: after compaction the old function makes them again, once that is agreed to."""
     migration = columns.migrate(table, "vector", two, keep=False)
     compacted(table)
+    with pytest.raises(
+        ConfigError, match=r"598 rows have no old vector \(no copy was kept\): .*\(about a second\)"
+    ) as no:
+        migration.rollback()
+    assert "--yes" in str(no.value.shell_hint)
+    assert (migration.state, set(seeds(table).values())) == ("settled", {2})
     Counting.seen.clear()
-    migration.rollback()
+    migration.rollback(yes=True)
     assert len(Counting.seen) == 598
     assert set(seeds(table).values()) == {1}
 
@@ -565,6 +607,55 @@ def test_a_stale_handle_is_found_and_settled(table: Any, two: Counting, folder: 
     assert report.written == 2
     assert set(seeds(table).values()) == {2}
     assert counts(table) == {"fresh": 599}
+
+
+def test_a_late_writer_is_settled_after_a_grace(
+    table: Any, two: Counting, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stale handle writes after the first look is found by the second; nobody waits without `grace_s`."""
+    stale = lancedb.connect(folder).open_table("t")
+    assert stale.search("text 17").limit(1).to_list()
+    migration = columns.migrate(table, "vector", two, switch=False)
+    migration.switch()
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        stale.add([{"id": 901, "text": "late"}])
+
+    monkeypatch.setattr("embedreg.columns.migration.time.sleep", wait)
+    assert migration.settle().written == 0
+    report = migration.settle(grace_s=60)
+    assert (waited, report.written) == ([60], 1)
+    assert "opened the table before the switch" in report.notes[0]
+    table.checkout_latest()
+    assert set(seeds(table).values()) == {2}
+    with pytest.raises(ConfigError, match="grace_s=-1"):
+        migration.settle(grace_s=-1)
+
+
+def test_what_users_say_of_a_column_stays(table: Any, two: Counting) -> None:
+    """LanceDB's status, description and tags of the column go with it to the new vectors, and back."""
+    own = {"lancedb:status": "production", "lancedb:description": "of the text", "team": "search"}
+    table.update_field_metadata({"path": "vector", "metadata": own})
+    wanted = {key.encode(): value.encode() for key, value in own.items()}
+    migration = columns.migrate(table, "vector", two)
+    assert table.schema.field("vector").metadata == wanted
+    migration.rollback()
+    assert table.schema.field("vector").metadata == wanted
+    columns.migrate(table, "vector", two, name="better").finish()
+    assert table.schema.field("better").metadata == wanted
+
+
+def test_status_tells_two_settings_of_a_function_apart(table: Any, two: Counting) -> None:
+    """What differs, before and after the switch; and the settings of each column."""
+    migration = columns.migrate(table, "vector", two, switch=False)
+    assert migration.status.differs == "seed=2 instead of 1"
+    assert columns.status(table)[0].settings["seed"] == "1"
+    migration.switch()
+    assert columns.status(table)[0].migration == migration.status
+    assert migration.status.differs == "seed=2 instead of 1"
+    assert columns.status(table)[0].settings["seed"] == "2"
 
 
 def test_old_vectors_under_a_fresh_digest_are_found(table: Any, two: Counting, folder: Path) -> None:
@@ -922,6 +1013,11 @@ def test_the_place_of_a_table(table: Any, folder: Path, tmp_path: Path) -> None:
     assert columns.status(lance.dataset(str(folder / "t.lance")))[0].fresh == 598
     with pytest.raises(InputError, match="is not a table or dataset"):
         columns.status(object())
+    assert columns.status(f"file://{folder}/t.lance")[0].fresh == 598
+    away = lance.write_dataset(rows(0, 2), "memory://away")
+    with pytest.raises(ConfigError, match=r"'memory://away' is on an object store") as refused:
+        columns.status(away)
+    assert "copy it to a local disk" in str(refused.value.hint)
     with pytest.raises(InputError, match=r"there is no file or folder .*[\s\S]*did you mean '.*t\.lance'"):
         columns.status(str(folder / "t"))
 
@@ -947,6 +1043,8 @@ def test_a_killed_migration_is_ended_by_the_same_call() -> None:
 @pytest.mark.slow
 def test_a_live_table_is_migrated_again_and_again() -> None:
     """Eight other processes add, merge, delete, compact and search: no row is lost or has another text's vector."""
-    found = trial("live", "--seconds", "15")
+    found = trial("live", "--seconds", "4")
     assert {found[name] for name in ("lost", "ghosts", "double", "other text", "wrong vectors", "not fresh")} == {"0"}
+    assert int(found["switches"]) >= 1
+    assert int(found["searches"]) > 20
     assert (found["died"], found["search errors"], found["wrong outside of switches"]) == ("[]", "{}", "0")

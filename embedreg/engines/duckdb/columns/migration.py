@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from embedreg.columns.declare import columns_of, rebuilt
-from embedreg.columns.migration import Migration
+from embedreg.columns.declare import columns_of, differing, rebuilt
+from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding
 from embedreg.columns.proof import SAMPLE, refuse_unproven
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
@@ -17,15 +17,19 @@ from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.engines.duckdb.columns import rows as by_row
-from embedreg.engines.duckdb.columns.place import Place
+from embedreg.engines.duckdb.columns.place import Place, arrow
 from embedreg.engines.duckdb.columns.records import Change, commented, in_comments
 from embedreg.engines.duckdb.columns.rows import Columns
 from embedreg.engines.duckdb.sql import comment_statements, identifier, literal
 from embedreg.errors import ConfigError, SchemaError, StorageError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = ["DuckDBMigration", "Steps"]
 
 _ALL = frozenset({"stale", "foreign", "unstamped", "empty"})
+_CHANGED = frozenset({"stale", "empty"})  # since the switch, of the old vectors
 
 
 class Steps:
@@ -88,8 +92,19 @@ class Steps:
         total = sum(counts.values())
         left = counts["empty"] + counts["stale"] if change.state in ("staging", "ready") else 0
         name = change.entry("new").name
+        notes = ("it is being rolled back: the next call that changes the column goes on with that",)
         return MigrationStatus(
-            change.id, change.state, change.vector, change.name, name, total - left, total, int(not left), 1
+            change.id,
+            change.state,
+            change.vector,
+            change.name,
+            name,
+            differing(change.entry("old"), change.entry("new")) if change.what == "migrate" else "",
+            total - left,
+            total,
+            int(not left),
+            1,
+            notes if change.back else (),
         )
 
     # -- the steps ---------------------------------------------------------------------------------------------------
@@ -189,8 +204,10 @@ class Steps:
         """Give the old columns their names and declaration back; embed rows that changed since as before."""
         old, new = change.entry("old"), change.entry("new")
         kept, kept_digest = self.kept(change)
-        columns = Columns(old.source_column, kept, kept_digest, digests.prefix_stored(old.reserved) or "")
-        by_row.fill(self.place, columns, config, frozenset({"stale", "empty"}), options)
+        if not change.back:
+            with self.place.writing() as con:
+                self.record(con, change.model_copy(update={"back": True}))
+        by_row.fill(self.place, self._kept_columns(change), config, _CHANGED, options)
         with self.place.writing() as con:
             self.place.refuse_indexed(con)
             names = self.place.types(con)
@@ -204,6 +221,27 @@ class Steps:
                 self._alter(con, f"DROP COLUMN {identifier(kept_digest)}")
             for statement in comment_statements(str(self.place.table), [old]):
                 con.execute(statement)
+
+    def ask(self, change: Change, config: Callable[[], EmbeddingFunctionConfig], yes: bool) -> None:
+        """Raise `ConfigError` if the way back embeds many rows and nobody has agreed to that."""
+        if yes or change.back:
+            return
+        columns = self._kept_columns(change)
+        source = f"t.{identifier(columns.source)}"
+        where = f"FROM {self.place.quoted} AS t WHERE {columns.any_of(_CHANGED)} AND {source} IS NOT NULL"
+        with self.place.reading() as con:
+            [rows] = con.execute(f"SELECT count(*) {where}").fetchone()
+
+        def some() -> pa.Array:
+            with self.place.reading() as con:
+                made = arrow(con, f"SELECT {source} AS source {where} LIMIT {TIMED_ROWS}")
+            return made["source"].combine_chunks()
+
+        ask_before_embedding(rows, yes, "they came or were changed since the switch", config, some)
+
+    def _kept_columns(self, change: Change) -> Columns:
+        old = change.entry("old")
+        return Columns(old.source_column, *self.kept(change), digests.prefix_stored(old.reserved) or "")
 
     def drop(self, columns: tuple[str, str]) -> None:
         """Drop the columns beside the declared ones, and the record with them."""
@@ -274,7 +312,7 @@ class DuckDBMigration(Migration):
                 self._last = last
         return 1
 
-    def settle(self) -> ColumnReport:
+    def _settle(self) -> ColumnReport:
         start, change = time.perf_counter(), self._change("switched", "settled")
         entry = change.entry("new")
         columns = Columns.of(entry)
@@ -296,10 +334,15 @@ class DuckDBMigration(Migration):
         self._steps.drop(self._steps.kept(change))
         self._last = last
 
-    def rollback(self) -> None:
+    def rollback(self, *, yes: bool = False) -> None:
         change = self._change("switched", "settled")
         last = self._end("rolled back", change)
-        self._steps.rollback(change, lambda: rebuilt(change.entry("old")), self._options)
+
+        def config() -> EmbeddingFunctionConfig:
+            return rebuilt(change.entry("old"))
+
+        self._steps.ask(change, config, yes)
+        self._steps.rollback(change, config, self._options)
         self._last = last
 
     def abandon(self) -> None:

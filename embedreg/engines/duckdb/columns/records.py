@@ -28,6 +28,7 @@ class Change(BaseModel):
         vector, name: the column before and after the switch; for a new column both are its name.
         state: of the migration.
         keep: whether the old vectors are kept for the way back.
+        back: whether the way back has begun.
         old, new: the declarations, as base64; `old` is empty for a new column.
     """
 
@@ -39,6 +40,7 @@ class Change(BaseModel):
     name: Column
     state: Literal["staging", "ready", "switched", "settled"]
     keep: bool
+    back: bool = False
     old: Text
     new: Text
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns.declare import columns_of, entry_for, rebuilt, repointed
+from embedreg.columns.arguments import already_there, no_column
+from embedreg.columns.declare import columns_of, entry_for, rebuilt, repointed, settings_of
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus, MigrationStatus
-from embedreg.columns.store import NO_DIGESTS, ColumnStore, Options, Unstamped
+from embedreg.columns.store import ColumnStore, Options, Unstamped, without_digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, comments
 from embedreg.declaration import digest as digests
@@ -118,6 +119,7 @@ class DuckDBColumns(ColumnStore):
             vector=entry.vector_column,
             source=entry.source_column,
             function=entry.name,
+            settings=settings_of(entry),
             fingerprint=stored if isinstance(stored, str) else None,
             digest=digests.column_of(entry.reserved),
             rows=sum(counts.values()),
@@ -147,19 +149,25 @@ class DuckDBColumns(ColumnStore):
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    def _change(self, options: Options | None = None) -> Change | None:
+        """Return the change in progress; a rollback that was stopped is completed first, as it was asked for."""
+        change = self.steps.change()
+        if change is None or not change.back:
+            return change
+        DuckDBMigration(self.steps, change, options or Options()).rollback(yes=True)
+        return None
+
     def add(self, declaration: EmbeddingFunctionConfig, options: Options) -> ColumnReport:
         start = time.perf_counter()
         vector, source = declaration.vector_column, declaration.source_column
-        change = self.steps.change()
+        change = self._change(options)
         if change is None:
             with self.place.reading() as con:
                 names = list(self.place.types(con))
             if source not in names:
-                raise MissingColumnError(f"{self.shown} has no column {source!r}.", f"columns: {', '.join(names)}")
+                raise no_column(self.shown, source, names)
             if vector in names:
-                raise SchemaError(
-                    f"{self.shown} has a column {vector!r} already.", "fill it, or migrate it to another function"
-                ).for_shell("embedreg column fill or migrate; --vector NAME adds another column")
+                raise already_there(self.shown, vector)
             entry = entry_for(declaration.function, source, vector, digest=options.digest)
             change = self._begin("add", vector, vector, None, entry, True)
         elif change.what != "add" or not codec.says_same(declaration, change.entry("new")) or change.name != vector:
@@ -170,17 +178,21 @@ class DuckDBColumns(ColumnStore):
         return self._report("add", vector, made, start)
 
     def fill(self, vector: str, options: Options) -> ColumnReport:
+        self._change(options)
         return self._fill("fill", self.entry(vector), frozenset({"missing"}), options)
 
     def refresh(
         self, vector: str, options: Options, *, unstamped: Unstamped, sample: int, dry_run: bool
     ) -> ColumnReport:
+        if not dry_run:
+            self._change(options)
         entry = self.entry(vector)
         self._refuse_absent(entry)
         columns = Columns.of(entry)
         if columns.digest is None:
-            made = self._fill("refresh", entry, frozenset({"empty"}), options, dry_run)
-            return dataclasses.replace(made, notes=(NO_DIGESTS,))
+            wanted, note = without_digests(unstamped)
+            made = self._fill("refresh", entry, wanted, options, dry_run)
+            return dataclasses.replace(made, notes=(note,))
         wanted = frozenset({"stale", "foreign", "empty"})
         stamped = 0
         if unstamped == "recompute":
@@ -252,7 +264,7 @@ class DuckDBColumns(ColumnStore):
         index: str,
         keep: bool,
     ) -> Migration:
-        change = self.steps.change()
+        change = self._change(options)
         if change is None:
             old = self.entry(vector)
             self._refuse_absent(old)
@@ -309,6 +321,7 @@ class DuckDBColumns(ColumnStore):
     def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
         import numpy as np
 
+        self._change()
         old = self.entry(vector)
         config = function.bind(old.source_column, vector)
         pairs = by_row.pairs(self.place, Columns.of(old), "", sample, seed)
@@ -323,8 +336,9 @@ class DuckDBColumns(ColumnStore):
         return Agreement(self.rows, len(cosines), float(cosines.min()), float(np.median(cosines)), path)
 
     def detach(self, vector: str, *, drop: bool) -> None:
+        change = self._change()
         entry = self.entry(vector)
-        if (change := self.steps.change()) is not None and vector in (change.vector, change.name):
+        if change is not None and vector in (change.vector, change.name):
             raise self._busy(change)
         with self.place.writing() as con:
             names = self.place.types(con)

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from embedreg.columns.arguments import no_column
 from embedreg.columns.declare import entry_for
 from embedreg.columns.results import ColumnReport
 from embedreg.columns.store import Options
@@ -18,9 +19,8 @@ from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, 
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
-from embedreg.errors import ConfigError, MissingColumnError, SchemaError, StorageError, option
+from embedreg.errors import ConfigError, SchemaError, StorageError, option
 from embedreg.support import strict_json
-from embedreg.support.imports import did_you_mean
 
 __all__ = ["add", "new_fields", "reported", "resumed", "typed", "with_entry"]
 
@@ -86,10 +86,7 @@ def _is_done(record: dict[str, Any] | None, dataset: Any, vector: str) -> bool:
 def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options: Options) -> None:
     vector, source = config.vector_column, config.source_column
     if source not in schema.names:
-        raise MissingColumnError(
-            f"table {place.name!r} has no column {source!r}.",
-            f"{did_you_mean(source, schema.names)}columns: {', '.join(schema.names)}",
-        )
+        raise no_column(f"table {place.name!r}", source, schema.names)
     declared.refuse_computed(schema, [source])
     if "`" in source or "`" in vector:
         raise ConfigError("a column's name holds a backtick, which Lance's SQL cannot quote.", "rename the column")

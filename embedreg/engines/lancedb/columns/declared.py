@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from embedreg.columns.arguments import undeclared
 from embedreg.declaration import codec, digest
 from embedreg.declaration.entries import Entry
-from embedreg.errors import ConfigError, EmbedregError, MissingColumnError, StorageError
+from embedreg.errors import ConfigError, EmbedregError, StorageError
 from embedreg.jobs import stored
 from embedreg.support.strict_json import Malformed, document
 
@@ -25,6 +26,7 @@ __all__ = [
     "chosen",
     "columns_of",
     "counts_of",
+    "kept_metadata",
     "mark_of",
     "marked",
     "notes_on",
@@ -106,9 +108,7 @@ def chosen(schema: pa.Schema, vector: str, shown: str) -> Column:
     """
     found = columns_of(schema)
     if vector not in found:
-        raise MissingColumnError(
-            f"{shown} declares no function for column {vector!r}.", f"declared: {', '.join(found) or 'none'}"
-        )
+        raise undeclared(shown, vector, found)
     column = found[vector]
     if column.problem is not None:
         raise StorageError(
@@ -123,6 +123,16 @@ def refuse_computed(schema: pa.Schema, names: Sequence[str]) -> None:
     for name in names:
         if name in schema.names and any(b"computed_column" in key for key in schema.field(name).metadata or {}):
             raise ConfigError(f"{name!r} is a computed column of LanceDB.", "its values come from refresh_column")
+
+
+def kept_metadata(field: pa.Field) -> dict[bytes, bytes]:
+    """Return the metadata of a vector column that its successor gets too: what users say of the column.
+
+    LanceDB's `lancedb:status` tells physical columns of one logical column apart (production, candidate ...). Here old
+    and new vectors are never both in the schema, so it is handed on as it is, with descriptions and tags.
+    """
+    others = (b"lance-encoding:", b"lance-schema:")  # of the files, which are new
+    return {key: value for key, value in (field.metadata or {}).items() if not key.startswith(others)}
 
 
 def refuse_legacy(dataset: Any, shown: str) -> None:

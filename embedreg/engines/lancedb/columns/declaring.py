@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from embedreg.columns.arguments import undeclared
 from embedreg.columns.declare import repointed
 from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration import codec
@@ -12,7 +13,7 @@ from embedreg.engines.lancedb.columns.adding import with_entry
 from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, lance, write_metadata
 from embedreg.engines.lancedb.columns.declared import Column, chosen, columns_of, mark_of
 from embedreg.engines.lancedb.columns.place import Place
-from embedreg.errors import EmbedregError, InputError, MissingColumnError, StorageError, option
+from embedreg.errors import EmbedregError, InputError, StorageError, option
 from embedreg.inspection.attach import Agreement, compared, refuse_other_vectors
 
 __all__ = ["detach", "repoint"]
@@ -82,10 +83,7 @@ def detach(place: Place, vector: str, *, drop: bool) -> None:
 def _found(place: Place, dataset: Any, vector: str) -> Column:
     found = columns_of(dataset.schema)
     if vector not in found:
-        raise MissingColumnError(
-            f"table {place.name!r} declares no function for column {vector!r}.",
-            f"declared: {', '.join(found) or 'none'}",
-        )
+        raise undeclared(f"table {place.name!r}", vector, found)
     mark = None
     with contextlib.suppress(EmbedregError):  # what cannot be read holds nothing up
         mark = mark_of(dataset.schema)

@@ -158,6 +158,20 @@ class Files:
 
     def find(self, keys: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Array]]:
         """Yield known vectors, as `Earlier`."""
+        for found, table, places in self._places(keys):
+            yield found, _taken(table.path, places)
+
+    def holds(self, keys: np.ndarray) -> np.ndarray:
+        """Return which keys have a vector, without reading these: (m,) bool."""
+        import numpy as np
+
+        made = np.zeros(len(keys), bool)
+        for found, _, _ in self._places(keys):
+            made[found] = True
+        return made
+
+    def _places(self, keys: np.ndarray) -> Iterator[tuple[np.ndarray, _Sorted, np.ndarray]]:
+        """Yield indices of keys, the file that has their vectors, and the rows of it."""
         import numpy as np
 
         if self._tables is None:
@@ -168,7 +182,7 @@ class Files:
             places[places == len(table.keys)] = 0
             hit = table.keys[places] == keys[rest]
             if hit.any():
-                yield rest[hit], _taken(table.path, table.rows[places[hit]])
+                yield rest[hit], table, table.rows[places[hit]]
                 rest = rest[~hit]
 
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from embedreg.columns.declare import entry_for, rebuilt
-from embedreg.columns.migration import Migration
+from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding
 from embedreg.columns.results import ColumnReport, MigrationStatus
-from embedreg.columns.store import Options
+from embedreg.columns.store import Options, Unstamped
 from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration import codec, digest
 from embedreg.declaration.entries import Entry
@@ -267,7 +267,7 @@ class LanceMigration(Migration):
             self._place.remove_branches()
             return int(made.version)
 
-    def settle(self) -> ColumnReport:
+    def _settle(self) -> ColumnReport:
         started = time.perf_counter()
         with self._locked():
             mark, record = self._recorded()
@@ -277,19 +277,26 @@ class LanceMigration(Migration):
                     option("`embedreg column switch` first", "Migration.switch()"),
                 )
             mended = mend(self._place, mark, self._options)
+            column = chosen(self._place.newest().schema, mark.name, f"table {self._place.name!r}")
+            # without digests only rows without a vector are known to need one
+            policy: Unstamped = "trust" if column.digest is None else "recompute"
             reports = [
-                refreshing.refresh(self._place, mark.name, self._options, unstamped="recompute", sample=1)
-                for _ in range(2)
+                refreshing.refresh(self._place, mark.name, self._options, unstamped=policy, sample=1) for _ in range(2)
             ]
             replaced(self._place, record.get("like"), mark.name)
-            dataset = self._place.newest()
-            column = chosen(dataset.schema, mark.name, f"table {self._place.name!r}")
-            counts = counts_of(dataset, column)
+            counts = counts_of(self._place.newest(), column)
             failed = reports[-1].bad_rows
             if counts["stale"] + counts["foreign"] == 0 and counts["empty"] <= failed:
                 self._place.kept.write({**record, "state": "settled"})
         written = mended + sum(each.written for each in reports)
-        notes = (f"{written:,} rows were written by others since they were staged; settled",) if written else ()
+        notes = (
+            (
+                f"{written:,} rows were written by others since they were staged; settled. A writer that opened the "
+                "table before the switch goes on with the old model until it opens it again",
+            )
+            if written
+            else ()
+        )
         return replace(
             reports[-1],
             what="settle",
@@ -343,7 +350,7 @@ class LanceMigration(Migration):
             self._place.kept.drop()
             self._last = replace(last, state="abandoned")
 
-    def rollback(self) -> None:
+    def rollback(self, *, yes: bool = False) -> None:
         with self._locked() as lock:
             mark, record = self._recorded()
             if mark is None or record is None:
@@ -351,13 +358,12 @@ class LanceMigration(Migration):
                     f"{self.state}: nothing was switched.", option("`embedreg column abandon`", "Migration.abandon()")
                 )
             last = self.status
-            record = {**record, "back": True}
-            self._place.kept.write(record)
             maker = Maker(
                 lambda: rebuilt(mark.before), mark.before, self._options, mark.old.field(0).with_nullable(True)
             )
             before = Staging(self._place, mark.before.source_column, None).previous()
-            maker.earlier = [Files(before)] if before else []
+            kept = Files(before) if before else None
+            maker.earlier = [] if kept is None else [kept]
             staging = Staging(
                 self._place,
                 mark.before.source_column,
@@ -369,6 +375,12 @@ class LanceMigration(Migration):
                 check=lock.check,
                 folder=BACK,
             )
+            if not yes and record.get("back") is not True:
+                rows, some = staging.unknown(kept, TIMED_ROWS)
+                why = "no copy was kept" if kept is None else "they came or were changed since the switch"
+                ask_before_embedding(rows, yes, why, lambda: maker.config, lambda: some)
+            record = {**record, "back": True}
+            self._place.kept.write(record)
             staging.run()
             like = settings_of(self._place.newest(), mark.name)
             self._place.kept.write({**record, "like": like})

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from embedreg.columns.arguments import on_object_store
 from embedreg.datasets.storage import Storage
 from embedreg.engines.lancedb.folders import dataset_at
 from embedreg.errors import ConfigError, InputError, StorageError
@@ -46,7 +47,9 @@ def place_of(data: Any) -> Place:
             "no fragment can be reached there; use a table on a local disk",
         )
     uri = str(data.uri if kind == "LanceDataset" else data.to_lance().uri).removeprefix("file://")
-    if "://" in uri or not Path(uri).is_dir():
+    if "://" in uri:
+        raise on_object_store(uri)
+    if not Path(uri).is_dir():
         raise ConfigError(f"the table at {uri!r} is not on a local disk.", "copy it to one, or embed it anew")
     return Place(Path(uri), None if kind == "LanceDataset" else data)
 

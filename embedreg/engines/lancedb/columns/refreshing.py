@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.columns.declare import rebuilt
 from embedreg.columns.results import ColumnReport
-from embedreg.columns.store import NO_DIGESTS, Options, Unstamped
+from embedreg.columns.store import Options, Unstamped, without_digests
 from embedreg.declaration import codec, digest
 from embedreg.engines.lancedb.columns import adding
 from embedreg.engines.lancedb.columns.commits import Attempts, lance, lance_errors
@@ -47,8 +47,11 @@ def refresh(
     """Embed the rows that are not fresh; arguments and errors as `embedreg.columns.refresh`."""
     work = _Refresh(place, vector, options, "refresh")
     if work.column.digest is None:
-        report = work.run(["empty"]) if not dry_run else work.counted(["empty"])
-        return replace(report, notes=(*report.notes, NO_DIGESTS))
+        wanted, note = without_digests(unstamped)
+        some = sorted(wanted)
+        every = unstamped == "recompute"
+        report = work.counted(some) if dry_run else work.anew(some) if every else work.run(some)
+        return replace(report, notes=(*report.notes, note))
     classes = ["stale", "foreign", "empty"]
     if unstamped == "recompute":
         classes.append("unstamped")
@@ -198,6 +201,35 @@ class _Refresh:
             left = self._round(classes, attempts)
             if not left:
                 break
+        return self._report()
+
+    def anew(self, classes: Sequence[str]) -> ColumnReport:
+        """Embed all rows of some classes once, where nothing in a row shows that this has been done.
+
+        Fragments that others add meanwhile are embedded too: they may hold rows of earlier ones, with their vectors.
+        """
+        attempts, done = Attempts(self.options.switch_timeout_s), set[int]()
+        column = self.column
+        self._clear_where(f"{quoted(column.source)} is null and {quoted(column.vector)} is not null")
+        done_rows, total = 0, self.dataset.count_rows(predicate(column, classes))
+        for _ in range(_ROUNDS):
+            found = [each.fragment_id for each in self._newest().get_fragments() if each.fragment_id not in done]
+            if not found:
+                break
+            for number in found:
+                self.dataset = self._newest()
+                if (fragment := self.dataset.get_fragment(number)) is None:
+                    continue
+                batches = list(self._scan(classes, [column.source], fragment))
+                if batches and not self._embed_whole(fragment, batches, attempts):
+                    continue
+                done.add(number)
+                done_rows += sum(batch.num_rows for batch in batches)
+                if self.options.progress is not None:
+                    self.options.progress(min(done_rows, total), total)
+        return self._report()
+
+    def _report(self) -> ColumnReport:
         report = ColumnReport(self.vector, self.what, rows=int(self.dataset.count_rows()), seconds=self._seconds())
         if self._maker is not None:
             report = adding.reported(self.vector, self.what, self._maker, self.dataset, self.started)
@@ -233,12 +265,7 @@ class _Refresh:
                 continue
             found = pa.Table.from_batches(batches)
             if rows > WHOLE * fragment.count_rows():
-                vectors, marks = self._made(found[column.source])
-                columns = {"_rowaddr": found["_rowaddr"], column.vector: vectors}
-                if column.digest is not None:
-                    columns[column.digest] = marks
-                if self._rewrite(fragment, pa.table(columns), attempts):
-                    self.written += rows
+                self._embed_whole(fragment, batches, attempts)
                 again = True
             else:
                 waiting.append(found)
@@ -251,6 +278,20 @@ class _Refresh:
         if waiting:
             again |= self._merge(pa.concat_tables(waiting))
         return again
+
+    def _embed_whole(self, fragment: Any, batches: list[pa.RecordBatch], attempts: Attempts) -> bool:
+        """Embed rows of a fragment and write its column anew; return whether nobody was first."""
+        import pyarrow as pa
+
+        column, found = self.column, pa.Table.from_batches(batches)
+        vectors, marks = self._made(found[column.source])
+        columns = {"_rowaddr": found["_rowaddr"], column.vector: vectors}
+        if column.digest is not None:
+            columns[column.digest] = marks
+        if not self._rewrite(fragment, pa.table(columns), attempts):
+            return False
+        self.written += len(found)
+        return True
 
     def _made(self, source: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
         """Embed sources, and remember those that failed: another round would fail too."""
@@ -285,13 +326,16 @@ class _Refresh:
     def _clear(self, classes: Sequence[str]) -> None:
         """Take vector and digest from rows that had a source and have none now."""
         column = self.column
-        if column.digest is None or "stale" not in classes:
-            return
-        where = f"{quoted(column.source)} is null and {quoted(column.digest)} is not null"
+        if column.digest is not None and "stale" in classes:
+            self._clear_where(f"{quoted(column.source)} is null and {quoted(column.digest)} is not null")
+
+    def _clear_where(self, where: str) -> None:
+        column = self.column
         with lance_errors(f"table {self.place.name!r} cannot be written"):
             if self.dataset.count_rows(where):
                 before = data_files(self.dataset)
-                made = self.dataset.update({column.vector: "null", column.digest: "null"}, where=where)
+                names = [column.vector, *([column.digest] if column.digest is not None else [])]
+                made = self.dataset.update(dict.fromkeys(names, "null"), where=where)
                 self.written += int(made["num_rows_updated"])
                 self._count(before)
 

@@ -18,7 +18,7 @@ from embedreg.declaration import digest
 from embedreg.embedding.table import Progress
 from embedreg.engines.lancedb.columns.commits import field_ids, lance, lance_errors
 from embedreg.engines.lancedb.columns.declared import Column
-from embedreg.engines.lancedb.columns.making import NO_FUNCTION, Files, Maker
+from embedreg.engines.lancedb.columns.making import NO_FUNCTION, Files, Maker, keys_of
 from embedreg.engines.lancedb.columns.place import FILES, PIECES, Place
 from embedreg.engines.lancedb.columns.writing import CHUNK, Writer
 from embedreg.errors import StorageError
@@ -239,6 +239,29 @@ class Staging:
                 return
             columns = [batch.column(name) for name in wanted]
             yield pa.RecordBatch.from_arrays(columns, wanted), offsets_of(batch.column("_rowaddr"))
+
+    def unknown(self, kept: Files | None, some: int) -> tuple[int, pa.Array]:
+        """Return how many rows of the newest version would be embedded, and the sources of some of them.
+
+        Args:
+            kept: where vectors are found by the digests of sources; None for nowhere.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        dataset, total, sample = self.place.newest(), 0, pa.nulls(0, pa.string())
+        prefix = self._using.prefix
+        for fragment in self.missing(dataset):
+            for batch, _ in self._rows(dataset, fragment):
+                source = batch.column(0)
+                keys, valid = keys_of(digest.digests(source, prefix))
+                rows = np.flatnonzero(valid)
+                if kept is not None:
+                    rows = rows[~kept.holds(keys[rows])]
+                if not len(sample):
+                    sample = source.take(pa.array(rows[:some]))
+                total += len(rows)
+        return total, sample
 
     @contextlib.contextmanager
     def _writing(self, name: str, kind: pa.DataType, version: str) -> Iterator[Writer]:

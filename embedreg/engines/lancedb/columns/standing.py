@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from embedreg.columns.declare import differing
 from embedreg.columns.results import MigrationStatus
 from embedreg.declaration import codec
 from embedreg.engines.lancedb.columns.declared import Mark, columns_of, mark_of, notes_on
@@ -39,6 +40,7 @@ def _switched(dataset: Any, mark: Mark, record: dict[str, Any]) -> MigrationStat
         mark.vector,
         mark.name,
         None if entry is None else entry.entry.name,
+        "" if entry is None else differing(mark.before, entry.entry),
         total,
         total,
         fragments,
@@ -57,4 +59,6 @@ def _staged(place: Place, dataset: Any, record: dict[str, Any]) -> MigrationStat
         old = dataset.schema.field(record["vector"]).type
         notes += notes_on(record["vector"], record["name"], old, entry.reserved.get("ndims"))
     counts = Staging(place, record["source"], None).counts(dataset)
-    return MigrationStatus(record["id"], state, record["vector"], record["name"], entry.name, *counts, notes)
+    now = columns_of(dataset.schema).get(record["vector"])
+    differs = "" if now is None else differing(now.entry, entry)
+    return MigrationStatus(record["id"], state, record["vector"], record["name"], entry.name, differs, *counts, notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from embedreg.columns.declare import settings_of
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ColumnReport, ColumnStatus, MigrationStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped
@@ -141,6 +142,7 @@ def _status(
         vector=column.vector,
         source=column.source,
         function=column.entry.name,
+        settings=settings_of(column.entry),
         fingerprint=fingerprint if isinstance(fingerprint, str) else None,
         digest=column.digest,
         rows=int(dataset.count_rows()),

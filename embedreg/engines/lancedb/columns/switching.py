@@ -9,7 +9,15 @@ from embedreg.declaration import codec
 from embedreg.declaration.entries import Entry
 from embedreg.engines.lancedb.columns.adding import LATE_ROWS, new_fields, with_entry
 from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance
-from embedreg.engines.lancedb.columns.declared import MARK, Mark, chosen, columns_of, mark_of, marked
+from embedreg.engines.lancedb.columns.declared import (
+    MARK,
+    Mark,
+    chosen,
+    columns_of,
+    kept_metadata,
+    mark_of,
+    marked,
+)
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import Staging
 from embedreg.errors import SchemaError
@@ -26,7 +34,6 @@ def switched(place: Place, staging: Staging, record: dict[str, Any], entry: Entr
 
     maker = staging.maker
     assert maker is not None
-    fields = new_fields(pa.field(record["name"], maker.field.type), entry)
     schemas_of = Schemas(place, f"embedreg-{record['id']}")
     attempts, newest = Attempts(timeout_s), place.newest()
     first, last = int(newest.version), max((each.fragment_id for each in newest.get_fragments()), default=0)
@@ -36,6 +43,8 @@ def switched(place: Place, staging: Staging, record: dict[str, Any], entry: Entr
             continue
         column = chosen(dataset.schema, record["vector"], f"table {place.name!r}")
         gone = [column.vector, *([column.digest] if column.digest is not None else [])]
+        own = kept_metadata(dataset.schema.field(column.vector))
+        fields = new_fields(pa.field(record["name"], maker.field.type, metadata=own), entry)
         if clash := [name for name in fields.names if name in dataset.schema.names and name not in gone]:
             raise SchemaError(f"the table has a column {clash[0]!r}.", "drop or rename it")
         ids, old = field_ids(dataset.lance_schema), [dataset.schema.field(name) for name in gone]
