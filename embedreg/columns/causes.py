@@ -139,14 +139,14 @@ class Search:
 
     def run_images(self, previous: EmbeddingFunction | None, candidates: Sequence[EmbeddingFunction] | None) -> None:
         """Try the causes of images; arguments as `run`. No function of images is installed with this library."""
-        from embedreg.columns import pictures
+        from embedreg.images import forms
 
         self._moved()
         for kind, others in (("previous", [previous]), ("candidate", candidates or ())):
             for other in others:
                 if other is not None and source_modality(other).name == source_modality(self._own.function).name:
                     self._try_function(kind, other)
-        for kind, label, form in pictures.forms():
+        for kind, label, form in forms.forms():
             self._try_forms_of(kind, label, form, _PICTURES)
         self._shifted()
 

@@ -1,4 +1,4 @@
-"""Forms of an image that its vector may have been made of: scaled, cropped, turned or stored otherwise before."""
+"""Other forms of an image: scaled, cropped, turned or stored otherwise. A vector may have been made of one of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Form = Callable[[Any], "bytes | None"]
 
 
 def forms() -> Iterator[tuple[str, str, Form]]:
-    """Yield kinds of causes, labels and forms: each takes a source, and returns a PNG or JPEG.
+    """Yield a kind ("cut" or "image"), a label, and a form, which takes a source and returns a PNG or JPEG.
 
     A form that is not another image, and a source that cannot be read here, give None.
     """
