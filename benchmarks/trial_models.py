@@ -44,6 +44,12 @@ def function(which: str) -> Any:
     return embedreg.get("sentence-transformers").create(name=minilm_folder(), device="cpu", **prompts)
 
 
+def prepared() -> None:
+    """Grant the folder of the weights, which the table's declaration names."""
+    warnings.simplefilter("ignore")
+    embedreg.trust(paths=[minilm_folder()])
+
+
 def docstrings(rows: int) -> list[str]:
     """Return distinct docstrings of the standard library; where it has fewer, some again with a number."""
     from embedreg.cli.corpus import collect
@@ -85,7 +91,7 @@ def reader(folder: Path, asked: list[str], stop: Any, ready: Any, log: Path) -> 
     """Ask for the nearest row of each question in turn, with one handle that looks for the newest version."""
     import lancedb
 
-    warnings.simplefilter("ignore")
+    prepared()
     table = lancedb.connect(folder, read_consistency_interval=timedelta(0)).open_table(NAME)
     with log.open("w") as file:
         turn = 0
@@ -105,7 +111,7 @@ def reader(folder: Path, asked: list[str], stop: Any, ready: Any, log: Path) -> 
 
 def change(path: Path, which: str, way: str, cache: Path) -> None:
     """Migrate, or go back."""
-    warnings.simplefilter("ignore")
+    prepared()
     if way == "there":
         columns.migrate(path, "vector", function(which), cache=cache)
     else:
@@ -201,6 +207,7 @@ def judged(
 def models(cache: Path, rounds: int, rows: int = ROWS, seed: int = 0) -> dict[str, Any]:
     """Run the trial for both functions; return the counts."""
     context, chance, result = multiprocessing.get_context("spawn"), random.Random(seed), {}
+    prepared()
     texts = docstrings(rows)
     asked = chance.sample(texts, QUESTIONS)
     cpu = time.process_time()
