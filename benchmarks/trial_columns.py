@@ -25,6 +25,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -325,8 +326,8 @@ def checked(folder: Path) -> dict[str, Any]:
 class Points:
     """Counts the points at which something reaches the disk, and kills the process at one of them."""
 
-    def __init__(self, at: int | None) -> None:
-        self.at, self.count = at, 0
+    def __init__(self, at: int | None, later_s: float = 0.0) -> None:
+        self.at, self.count, self._later_s = at, 0, later_s
         import lance
 
         for owner, names in (
@@ -349,7 +350,9 @@ class Points:
     def reached(self) -> None:
         """Count a point."""
         self.count += 1
-        if self.count == self.at:
+        if self.count == self.at and self._later_s:  # somewhere between two points
+            threading.Timer(self._later_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        elif self.count == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,7 +1,7 @@
 """A reader that asks all the time while a table changes its model and is killed: `trial_columns models`.
 
 A table of 20,000 docstrings with the vectors of all-MiniLM-L6-v2 goes to another function and back, once to `hashing`
-and once to the same model with prompts. The process that changes it is killed (SIGKILL) at random moments, and the same
+and once to the same model with prompts. The process that changes it is killed (SIGKILL) at random points, and the same
 call goes on. Meanwhile a reader with a handle of its own asks for texts. What is nearest to each is known for either
 function from a comparison with all rows, and the moment of each switch from the file of the table's version. So each
 answer is right or wrong, and was begun before, in or after a switch.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -109,27 +108,28 @@ def reader(folder: Path, asked: list[str], stop: Any, ready: Any, log: Path) -> 
             ready.set()
 
 
-def change(path: Path, which: str, way: str, cache: Path) -> None:
-    """Migrate, or go back."""
+def change(path: Path, which: str, way: str, cache: Path, at: int | None, later_s: float, reached: Any) -> None:
+    """Migrate, or go back; die at a point, or a moment after it."""
+    from benchmarks.trial_columns import Points
+
     prepared()
+    points = Points(at, later_s)
     if way == "there":
         columns.migrate(path, "vector", function(which), cache=cache)
     else:
         for migration in columns.migrations(path):
             migration.rollback()
+    reached.value = points.count
 
 
-def killed(context: Any, path: Path, which: str, way: str, cache: Path, after: float | None) -> bool:
-    """Make the change in a process, which is killed after some seconds; return whether it was."""
-    process = context.Process(target=change, args=(path, which, way, cache))
+def killed(context: Any, *what: Any, at: int | None = None, later_s: float = 0.0) -> int | None:
+    """Make the change in a process; return how many points it reached, or None if it was killed."""
+    reached = context.Value("i", 0)
+    process = context.Process(target=change, args=(*what, at, later_s, reached))
     process.start()
-    process.join(after)
-    died = process.is_alive()
-    if died:
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    assert died or process.exitcode == 0, process.exitcode
-    return bool(died)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return None if process.exitcode else int(reached.value)
 
 
 def declared(path: Path, version: int | None = None) -> str:
@@ -227,21 +227,20 @@ def models(cache: Path, rounds: int, rows: int = ROWS, seed: int = 0) -> dict[st
         ready.wait()
         counts: Counter[str] = Counter()
         states: Counter[str] = Counter()
-        longest = {"there": 0.0, "back": 0.0}
+        points = {"there": 0, "back": 0}
         for turn in range(rounds):
-            for way in ("there", "back"):
-                begun = time.monotonic()
-                # the first round is not interrupted, and shows how long it takes
-                for _ in range(KILLS if turn else 0):
-                    if not killed(context, path, which, way, cache, chance.uniform(0.3, 1.1) * longest[way]):
+            for way in points:
+                what = (path, which, way, cache)
+                for _ in range(KILLS if turn else 0):  # the first round shows how many points there are
+                    at, later_s = chance.randint(1, points[way]), chance.choice((0.0, chance.uniform(0.01, 0.5)))
+                    if killed(context, *what, at=at, later_s=later_s) is not None:
                         break
                     counts["kills"] += 1
                     (status,) = columns.status(path)
                     states[f"{way}: {status.migration.state if status.migration else 'none'}"] += 1
                     counts["untrue after a kill"] += not true(path, vectors)
-                killed(context, path, which, way, cache, None)
+                points[way] = max(points[way], killed(context, *what) or 0)
                 counts["untrue at the end"] += not true(path, vectors)
-                longest[way] = longest[way] or time.monotonic() - begun
         stop.set()
         asking.join()
         moments = switches(path)
