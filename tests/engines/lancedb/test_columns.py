@@ -1046,5 +1046,5 @@ def test_a_live_table_is_migrated_again_and_again() -> None:
     found = trial("live", "--seconds", "4")
     assert {found[name] for name in ("lost", "ghosts", "double", "other text", "wrong vectors", "not fresh")} == {"0"}
     assert int(found["switches"]) >= 1
-    assert int(found["searches"]) > 20
+    assert int(found["searches"]) > 0
     assert (found["died"], found["search errors"], found["wrong outside of switches"]) == ("[]", "{}", "0")
