@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from embedreg.columns import bounds, sampling
@@ -16,7 +17,7 @@ from embedreg.columns.store import ColumnStore
 from embedreg.columns.tables import TableRows, readable
 from embedreg.columns.vectors import SAME, cosines, storage_of, unit
 from embedreg.core.base import EmbeddingFunction, metric_of
-from embedreg.core.modality import IMAGE, source_modality
+from embedreg.core.modality import source_modality
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.drift import PROBE_LENGTH
@@ -222,8 +223,8 @@ class _One:
         search = Search(self._data, self._source, functions.Vectors(function), rows, stored, made, wrong)
         stale, foreign = self._by_digest(rows, wrong)
         search.found |= dict.fromkeys(stale, ("edited", EDITED))
-        if source_modality(function) is IMAGE:
-            search.run_images(self._previous(), self._candidates)
+        if (forms := source_modality(function).forms) is not None:
+            search.run_forms(import_module(forms).forms(), self._previous(), self._candidates)
         elif str(rows.sources.type) in _TEXTS:
             search.run(self._previous(), self._candidates)
         search.settle(foreign)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ KINDS = {
     "edited": "the text was changed after its vector was made",
     "cut": "the vector is that of the text's beginning",
     "text": "the vector is that of the text in another form",
-    "image": "the vector is that of the image in another form",
+    "form": "the vector is that of the image in another form",
     "prompt": "the vector was made with another prompt",
     "previous": "the vector is of the function before the migration",
     "candidate": "the vector is of another function",
@@ -38,7 +38,7 @@ KINDS = {
 
 GROWN = ("text", "text without something that follows it now")
 EDITED = "text changed since (row digest)"
-OTHER_TEXT = frozenset({"edited", "cut", "text", "image", "near"})  # the declared function made these, of another text
+OTHER_TEXT = frozenset({"edited", "cut", "text", "form", "near"})  # the declared function made these, of another text
 OTHER_FUNCTION = frozenset({"prompt", "previous", "candidate", "foreign", "unexplained"})
 NAMED = 0.95  # share of the disagreeing rows that a cause of all of them explains
 
@@ -137,16 +137,24 @@ class Search:
         self._shifted()
         self._cut()
 
-    def run_images(self, previous: EmbeddingFunction | None, candidates: Sequence[EmbeddingFunction] | None) -> None:
-        """Try the causes of images; arguments as `run`. No function of images is installed with this library."""
-        from embedreg.images import forms
+    def run_forms(
+        self,
+        forms: Iterable[tuple[str, str, Callable[[Any], Any]]],
+        previous: EmbeddingFunction | None,
+        candidates: Sequence[EmbeddingFunction] | None,
+    ) -> None:
+        """Try the causes of inputs that are no texts.
 
+        Args:
+            forms: kinds of causes, labels, and what makes another form of an input.
+            previous, candidates: as in `run`; none are installed with this library.
+        """
         self._moved()
         for kind, others in (("previous", [previous]), ("candidate", candidates or ())):
             for other in others:
-                if other is not None and source_modality(other).name == source_modality(self._own.function).name:
+                if other is not None and source_modality(other) is source_modality(self._own.function):
                     self._try_function(kind, other)
-        for kind, label, form in forms.forms():
+        for kind, label, form in forms:
             self._try_forms_of(kind, label, form, _PICTURES)
         self._shifted()
 

@@ -135,7 +135,7 @@ CLASSES = {
     "edited": "stale",
     "near": "stale",
     "text": "stale",
-    "image": "stale",
+    "form": "stale",
     "cut": "cut",
     "moved": "moved",
     "prompt": "foreign",

@@ -89,6 +89,8 @@ class Modality:
         rows_of: splits an array of several axes into inputs; by default along the first axis.
         read: converts a column of another Arrow type to inputs, or raises an `InputError`.
         files: the files of which each is one input; None if folders cannot be embedded.
+        forms: the module whose `forms()` yields other forms of an input, which an audit tries; None for none, and for
+            texts, whose forms an audit knows.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Modality:
     rows_of: Callable[[Any], list[Any]] | None = None
     read: Callable[[pa.Array], Any] | None = None
     files: InputFiles | None = None
+    forms: str | None = None
 
     @property
     def plural(self) -> str:
@@ -131,6 +134,7 @@ IMAGE = Modality(
     rows_of=unstacked,
     read=images_of,
     files=InputFiles("images", (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "an image"),
+    forms="embedreg.images.forms",
 )
 # For a class that does not declare its modality, such as LanceDB's: it gets the column's values, and texts from SQL.
 ANY = Modality("any", objects=True, rows_of=unstacked)

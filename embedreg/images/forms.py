@@ -22,20 +22,20 @@ Form = Callable[[Any], "bytes | None"]
 
 
 def forms() -> Iterator[tuple[str, str, Form]]:
-    """Yield a kind ("cut" or "image"), a label, and a form, which takes a source and returns a PNG or JPEG.
+    """Yield a kind ("cut" or "form"), a label, and a form, which takes a source and returns a PNG or JPEG.
 
     A form that is not another image, and a source that cannot be read here, give None.
     """
     yield "cut", "the middle square of each image", _formed(_middle)
-    yield "image", "images squashed to a square", _formed(_squashed)
+    yield "form", "images squashed to a square", _formed(_squashed)
     for side in _SIDES:
-        yield "image", f"images scaled to {side} x {side} pixels first", _formed(functools.partial(_scaled, side=side))
-        yield "image", f"thumbnails of {side} pixels", _formed(functools.partial(_thumbnail, side=side))
-    yield "image", "images in grey", _formed(lambda image: image.convert("L").convert("RGB"))
-    yield "image", "images turned as their pixels lie, without the orientation in EXIF", without_orientation
+        yield "form", f"images scaled to {side} x {side} pixels first", _formed(functools.partial(_scaled, side=side))
+        yield "form", f"thumbnails of {side} pixels", _formed(functools.partial(_thumbnail, side=side))
+    yield "form", "images in grey", _formed(lambda image: image.convert("L").convert("RGB"))
+    yield "form", "images turned as their pixels lie, without the orientation in EXIF", without_orientation
     for name in ("ROTATE_90", "ROTATE_180", "ROTATE_270", "FLIP_LEFT_RIGHT"):
-        yield "image", f"images {name.lower().replace('_', ' ')}", _formed(functools.partial(_turned, name=name))
-    yield "image", f"images as JPEG of quality {_QUALITY}", _recompressed
+        yield "form", f"images {name.lower().replace('_', ' ')}", _formed(functools.partial(_turned, name=name))
+    yield "form", f"images as JPEG of quality {_QUALITY}", _recompressed
 
 
 def _formed(change: Callable[[Image], Image | None]) -> Form:

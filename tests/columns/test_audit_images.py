@@ -109,7 +109,7 @@ def test_a_form_of_the_images_is_named(pictures: list[bytes], label: str) -> Non
     assert found.verdict == "stale"
     assert found.causes
     named = found.causes[0]
-    assert (named.kind, named.label) == ("image", label)
+    assert (named.kind, named.label) == ("form", label)
     assert named.named
 
 
