@@ -107,6 +107,20 @@ def test_release_frees_the_compiled_form_too(tiny: Callable[[str], Path]) -> Non
     assert cache.models.keys() == []
 
 
+@pytest.mark.usefixtures("openvino")
+def test_a_few_texts_run_as_a_query_does(minilm_path: Path) -> None:
+    """On the light back end one compiled form on all cores serves queries and small batches, another one columns."""
+    function = create(minilm_path, backend="light", truncate="silent")
+    alone = [function.compute_query_embeddings(text) for text in TEXTS[:3]]
+    held = len(cache.models.keys())
+    few = function.generate_embeddings(TEXTS[:3])
+    assert len(cache.models.keys()) == held
+    many = function.generate_embeddings([*TEXTS[:3], *TEXTS])
+    assert len(cache.models.keys()) == held + 1
+    np.testing.assert_allclose(few, np.concatenate(alone), atol=1e-6)
+    np.testing.assert_allclose(few, many[:3], atol=1e-6)
+
+
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for conversions."""

@@ -120,6 +120,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
     ) -> None:
         limit_heaps()
         self._functions = {**BUILTINS, **{function._name: function for function in functions}}
+        self._schemas = {name: [*frames(function._result_schema)] for name, function in self._functions.items()}
         self._admission, self._metrics, self._limits = admission, metrics, limits
         self._expected = None if token is None else f"Bearer {token}".encode()
         self._memory = Memory.of(limits.memory_bytes)
@@ -243,7 +244,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                         f"{name}: the server is shutting down; run the query again later"
                     )
                 # at once: Databend waits for it with a clock of its own
-                await self._write(open_, context, frames(function._result_schema))
+                await self._write(open_, context, self._schemas[name])
             if seen.kind == "schema" and isinstance(function, SqlFunction):
                 function.check(incoming.schema)
             if seen.kind == "batch":

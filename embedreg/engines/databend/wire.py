@@ -9,6 +9,7 @@ Sources: Flight.proto (FlightData, FlightDescriptor); Message.fbs and Schema.fbs
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ MAX_SCHEMA_BYTES = 2**16  # of a schema's header: a function takes one column
 MAX_HEADER_BYTES = 2**20  # of a batch's header: 65,536 buffers of a string view
 MAX_COLUMNS = 64
 MAX_DICTIONARIES = 64  # messages
+_SCHEMAS = 32  # that were read last, which are kept: a client sends the same one with each call
 
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # MessageHeader of Message.fbs
 
@@ -162,17 +164,7 @@ class Incoming:
             raise InputError(
                 f"a schema of {count:,} columns and {len(header):,} bytes is too large.", "check CREATE FUNCTION"
             )
-        whole = _encapsulated(header, body)
-        try:
-            schema = pa.ipc.read_schema(pa.ipc.read_message(whole))
-        except (pa.ArrowException, OSError, ValueError):
-            raise invalid_message() from None
-        for field in schema:
-            if not _flat(field.type):
-                raise InputError(
-                    f"it takes plain columns, and got one of type {plain(field.type, 60)}.", "cast it in SQL"
-                )
-        self.schema, self._schema_message = schema, whole
+        self.schema, self._schema_message = _schema_of(bytes(header))
 
     def _check_batch(self, content: Table, body: memoryview, schema: pa.Schema | None) -> tuple[int, int]:
         """Return the rows of a batch and its bytes once it is decoded."""
@@ -248,6 +240,20 @@ class Incoming:
                 "server takes.",
                 f"send it as plain text, or a larger limits.max_expanded_bytes than {most}",
             )
+
+
+@functools.lru_cache(_SCHEMAS)
+def _schema_of(header: bytes) -> tuple[pa.Schema, pa.Buffer]:
+    """Return a schema, and its message."""
+    whole = _encapsulated(memoryview(header), memoryview(b""))
+    try:
+        schema = pa.ipc.read_schema(pa.ipc.read_message(whole))
+    except (pa.ArrowException, OSError, ValueError):
+        raise invalid_message() from None
+    for field in schema:
+        if not _flat(field.type):
+            raise InputError(f"it takes plain columns, and got one of type {plain(field.type, 60)}.", "cast it in SQL")
+    return schema, whole
 
 
 def _encapsulated(header: memoryview, body: memoryview) -> pa.Buffer:

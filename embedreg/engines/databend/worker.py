@@ -49,7 +49,7 @@ class _Request:
 
     name: str
     values: pa.Array
-    keys: list[Any]
+    keys: Sequence[Any]
 
 
 class FunctionWorker:
@@ -111,12 +111,13 @@ class FunctionWorker:
             name: of the SQL function that asks.
             check: raises when the call is over.
         """
-        keys = keys_of(values)
+        used = self.recent.capacity or self._weight(values) < 1  # else neither kept nor compared with other requests'
+        keys = keys_of(values) if used else range(len(values))
         found = self.recent.look_up(keys, self._blocks.empty)
         made = None
         if len(found.missing):
-            request = _Request(name, found.of_missing(values), [*found.missing_keys()])
-            made = self._computed(request, check)
+            request = _Request(name, found.of_missing(values), found.missing_keys())
+            made = self.batcher.submit(request, self._weight(request.values)).wait(check)
         self.metrics.add(name, "cached", len(keys) - len(found.missing))
         return found.joined(made, keep=False)  # the batch that computed them has kept them
 
@@ -142,10 +143,10 @@ class FunctionWorker:
         """Take no more work."""
         self.batcher.close()
 
-    def _computed(self, request: _Request, check: Callable[[], None]) -> Embedded:
-        tokens = request.values.nbytes / BYTES_A_TOKEN if _is_text(request.values) else 0
-        weight = max(len(request.keys) / self.limits.coalesce_rows, tokens / self.limits.coalesce_tokens)
-        return self.batcher.submit(request, weight).wait(check)
+    def _weight(self, values: pa.Array) -> float:
+        """Return the share of a micro-batch that inputs take."""
+        tokens = values.nbytes / BYTES_A_TOKEN if _is_text(values) else 0
+        return max(len(values) / self.limits.coalesce_rows, tokens / self.limits.coalesce_tokens)
 
     # -- in a worker thread -----------------------------------------------------------------------------------------
 
@@ -183,7 +184,9 @@ class FunctionWorker:
             results.append(Embedded(made.matrix[own], made.valid[own], reasons))
         return results
 
-    def _distinct(self, name: str, values: pa.Array, keys: list[Any], each: MicroBatch[_Request, Embedded]) -> Embedded:
+    def _distinct(
+        self, name: str, values: pa.Array, keys: Sequence[Any], each: MicroBatch[_Request, Embedded]
+    ) -> Embedded:
         """Embed different inputs, and keep their vectors."""
         found = self.recent.look_up(keys, self._blocks.empty)
         made = self._compute(name, found.of_missing(values), each) if len(found.missing) else None

@@ -321,12 +321,12 @@ class SentenceTransformerEmbeddings(LocalFunction):
         missed = None if family is None or (family.own and reads) else self._missed_prompts()
         return [*super()._remarks(), *([missed] if missed else [])]
 
-    def _backend(self, on: str, role: Role, *, alone: bool = False) -> ModelBackend:
+    def _backend(self, on: str, role: Role, *, alone: bool = False, few: bool = False) -> ModelBackend:
         query, document = self._prompts()
         prompt = query if role == "query" else document
         task = None if self._as_stock() else TASKS[role]
         model, kind = self._loaded(on), self._kind()
-        single = alone and kind.queries_compiled
+        single = (alone or few) and kind.queries_compiled
         by_torch = kind.compiles and alone and not single and self.precision == "float32"  # see ModelBackend.compiles
         compiled = self._compiled(model, alone=single) if kind.compiles and not by_torch else None
         made = backend.find(choice.TORCH) if by_torch else kind

@@ -6,6 +6,10 @@ Two workers that run whole batches on one core each are faster than one that spr
 never wait for each other. Smaller work runs in one thread, on all cores if nothing else is running. It never runs in
 the caller's thread: torch's OpenMP threads belong to the thread that used them first, and a child forked from that
 thread would wait for them forever.
+
+A query that comes while batches run needs the cores that they hold. For some seconds after it batches run in workers of
+lower priority, so that the system takes the cores from them at once. A thread's priority cannot be raised again without
+privileges: hence two pools.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import functools
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -29,13 +34,17 @@ __all__ = ["alone", "cores", "physical_cores", "run", "worker_threads"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-_pools: dict[tuple[int, bool], ThreadPoolExecutor] = {}  # by number of threads, and whether torch is imported
+# by number of threads, whether torch is imported, and whether they yield to queries
+_pools: dict[tuple[int, bool, bool], ThreadPoolExecutor] = {}
 _alone = Threads("embedreg-alone", computes=True)
 _running: list[None] = []  # one for each call that computes now
 _local = threading.local()  # `busy`: in a worker, the lock that a fork waits for
 _lock = forks.ForkSafeLock(outer=True)  # its holder waits for threads that take `_setting`
 _setting = forks.ForkSafeLock()
 _QUEUED = 2  # batches per worker: one runs and one waits, so that another caller's batches start soon
+_YIELD_S = 10.0  # how long batches yield after a query that came while batches ran
+_NICENESS = 10  # of workers that yield: a tenth of a core's time if another thread wants all of it
+_yielding = [0.0]  # until when batches yield, by the monotonic clock
 
 
 def cores() -> int:
@@ -83,6 +92,8 @@ def alone(work: Callable[..., R], /, *args: Any) -> R:
     if getattr(_local, "busy", None) is not None or getattr(_alone.here, "thread", None) is not None:
         return work(*args)
     threads = None
+    if _running:
+        _yielding[0] = time.monotonic() + _YIELD_S
     if (torch := _torch()) is not None:
         threads = 1 if _running or _is_overloaded() else torch.get_num_threads()
     with _counted():
@@ -123,7 +134,6 @@ def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R
         items: iterated in this thread, a few items ahead of the work.
         threads: number of worker threads.
     """
-    pool = _pool(threads)
     left = iter(items)
     running: set[Future[R]] = set()
 
@@ -133,6 +143,7 @@ def run(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R
                 item = next(left)
             except StopIteration:
                 return
+            pool = _pool(threads, time.monotonic() < _yielding[0])
             running.add(pool.submit(contextvars.copy_context().run, _busy, work, item))
 
     try:
@@ -156,11 +167,11 @@ def _torch() -> Any:
     return torch if hasattr(torch, "get_num_threads") else None
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    key = threads, _torch() is not None
+def _pool(threads: int, yielding: bool) -> ThreadPoolExecutor:
+    key = threads, _torch() is not None, yielding
     with _lock:
         if key not in _pools:
-            pool = ThreadPoolExecutor(threads, "embedreg", initializer=_single_threaded)
+            pool = ThreadPoolExecutor(threads, "embedreg", initializer=_single_threaded, initargs=(yielding,))
             # All threads start now, before any work: a thread that started later would briefly change torch's default
             # number of threads while the user's code runs.
             barrier = threading.Barrier(threads)
@@ -175,9 +186,12 @@ def _busy(work: Callable[[T], R], item: T) -> R:
         return work(item)
 
 
-def _single_threaded() -> None:
-    """Set up this worker with one torch thread."""
+def _single_threaded(yielding: bool) -> None:
+    """Set up this worker with one torch thread, and a lower priority if it yields."""
     _local.busy = forks.ForkSafeLock(outer=True)
+    if yielding and sys.platform == "linux":  # elsewhere a priority is that of the whole process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, min(19, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS))
     if _torch() is not None:
         _set_threads(1)
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalFunction", "texts_of"]
 
 ROWS_A_DEVICE = 512  # fewer rows are not worth a copy of the weights on another device
+FEW_CHARACTERS = 768  # of texts that make one small batch, of about 192 tokens
+_OF_A_ROW = 8  # characters that its special tokens count as
 _HOOKS = frozenset({"tokenize", "forward"})
 _SAMPLE = ["a", "and some more words"]
 
@@ -125,7 +127,8 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         if known is not None and not known.missing:
             return self._settled(Made(*known.known()), role)
         alone = len(rows) == 1 and self._runs_alone(role)
-        first = self._backend(devices[0], role, alone=alone)
+        few = sum(map(len, rows)) + _OF_A_ROW * len(rows) <= FEW_CHARACTERS
+        first = self._backend(devices[0], role, alone=alone, few=few)
         otherwise = self._embed_otherwise(first, rows, role)
         if otherwise is not None:
             return self._settled(otherwise, role)
@@ -163,11 +166,12 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
 
     # -- overridden by functions with their own back ends -----------------------------------------------------------
 
-    def _backend(self, on: str, role: Role, *, alone: bool = False) -> Any:
+    def _backend(self, on: str, role: Role, *, alone: bool = False, few: bool = False) -> Any:
         """Return the model on a device as a `Backend` with a method `one(text)`, as `ModelBackend` has it.
 
         Args:
             alone: whether it embeds a single query.
+            few: whether it embeds one small batch, which should use all cores.
         """
         return _InRole(self, self._held(on), on, role, self.ndims())
 

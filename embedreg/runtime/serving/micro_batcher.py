@@ -2,13 +2,14 @@
 
 A request that finds the model idle starts at once. Requests that arrive while a micro-batch runs form the next one. The
 callers of a shared micro-batch send their next requests at about the same time, so the next one waits a few
-milliseconds for them.
+milliseconds for them, if a micro-batch takes longer than that: a shorter one is repeated in less time than the wait.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -20,6 +21,7 @@ R = TypeVar("R")
 
 POLL_S = 0.05  # interval at which a waiting caller checks whether its result is still needed
 MAX_LOST = 4  # maximum number of hung micro-batches whose workers are replaced
+_TIMED = 8  # the last micro-batches of small requests, of which the shortest says whether a wait pays
 _CLOSED = "the micro-batcher is closed"
 
 
@@ -115,7 +117,8 @@ class MicroBatcher(Generic[T, R]):
         run: runs one micro-batch: returns one result for each item. Called in worker threads.
         max_workers: maximum number of micro-batches that run in parallel. With several, one worker is reserved for
             small requests.
-        window_s: maximum time that a micro-batch waits for requests, in seconds, if the previous one was shared.
+        window_s: maximum time that a micro-batch waits for requests, in seconds, if the previous one was shared. If a
+            micro-batch took less than this lately, there is no wait.
         give_up_s: a micro-batch that no caller waits for counts as hung after this time, and its worker is replaced.
         isolate: returns whether an error of a shared micro-batch may be caused by one request; each request then runs
             again, separately.
@@ -141,6 +144,7 @@ class MicroBatcher(Generic[T, R]):
         self._lost = 0
         self._idle = self._workers = 0
         self._expected_callers = 1  # small requests that wait, or are likely to follow the previous micro-batch
+        self._took_s: deque[float] = deque(maxlen=_TIMED)
         self._closed = False
 
     def submit(self, item: T, weight: float, on_done: Callable[[Ticket[T, R]], None] | None = None) -> Ticket[T, R]:
@@ -209,6 +213,7 @@ class MicroBatcher(Generic[T, R]):
             with self._changed:
                 self._running.remove(each)
                 if each.small:
+                    self._took_s.append(time.monotonic() - each.began)
                     self._expected_callers = len(each.tickets) + sum(ticket.small for ticket in self._waiting)
                 self._changed.notify_all()  # a large request may have waited for this worker
                 if each.lost:
@@ -242,7 +247,8 @@ class MicroBatcher(Generic[T, R]):
 
     def _gathered(self) -> bool:
         """Wait for the callers of the last micro-batch if it was shared; return whether there is still a request."""
-        deadline = time.monotonic() + self.window_s
+        pays = min(self._took_s, default=0.0) > self.window_s
+        deadline = time.monotonic() + (self.window_s if pays else 0.0)
         while not self._closed:
             small = [ticket for ticket in self._waiting if ticket.small]
             left_s = deadline - time.monotonic()

@@ -59,7 +59,8 @@ class ModelBackend(Backend, Protocol):
         devices: the devices that it runs on, as `device.resolve` names them; empty for all.
         compiles: whether it runs a compiled form from `compile` instead of the model. The model is then loaded in
             float32 for every precision, and torch runs a single query in float32, since it uses all cores and agrees.
-        queries_compiled: whether a single query runs a compiled form too, which `compile_for_queries` returns.
+        queries_compiled: whether a single query and a small batch run a compiled form of their own, on all cores, which
+            `compile_for_queries` returns.
     """
 
     label: ClassVar[str]

@@ -2,6 +2,7 @@
 
 import contextvars
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -136,6 +137,29 @@ def test_small_work_beside_other_work_has_one_torch_thread(monkeypatch: pytest.M
     finally:
         torch.set_num_threads(wanted)
     assert found == [2, 1, 2, 2, 1, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+def test_batches_yield_to_queries_that_come_while_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on they have a lower priority, for some seconds; the caller and the queries keep theirs."""
+
+    def priority(_: object = None) -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    monkeypatch.setattr(workers, "_yielding", [0.0])
+    usual = priority()
+    assert workers.alone(priority) == usual
+    assert set(workers.run(priority, range(4), 2)) == {usual}  # a query that found nothing running changes nothing
+    found = []
+    for number, seen in enumerate(workers.run(priority, range(20), 2)):
+        found.append(seen)
+        if number == 4:
+            assert workers.alone(priority) == usual
+    assert found[:5] == [usual] * 5
+    assert found[-1] == min(usual + 10, 19)
+    assert priority() == usual
+    workers._yielding[0] = 0.0
+    assert set(workers.run(priority, range(4), 2)) == {usual}
 
 
 def test_workers_see_the_callers_context() -> None:

@@ -16,9 +16,10 @@ SMALL, LARGE = 1 / 256, 1.0
 
 
 class Doubling:
-    """Doubles numbers, one micro-batch at a time; each can be held until it is released."""
+    """Doubles numbers, one micro-batch at a time; each can be held until it is released, or takes some seconds."""
 
-    def __init__(self, held: bool = False) -> None:
+    def __init__(self, held: bool = False, takes_s: float = 0.0) -> None:
+        self.takes_s = takes_s
         self.sizes: list[int] = []
         self.started = threading.Semaphore(0)
         self.go = threading.Semaphore(0 if held else 10**6)
@@ -34,6 +35,7 @@ class Doubling:
         try:
             while not self.go.acquire(timeout=0.01):
                 each.check()
+            time.sleep(self.takes_s)
         finally:
             with self._lock:
                 self.running -= 1
@@ -77,8 +79,8 @@ def test_a_lone_caller_never_waits_for_others() -> None:
 
 def test_callers_that_come_back_are_waited_for() -> None:
     """Sixteen clients that each send a request after the response to the last share nearly every micro-batch."""
-    work = Doubling()
-    batcher = MicroBatcher(work, window_s=0.1)
+    work = Doubling(takes_s=0.01)
+    batcher = MicroBatcher(work, window_s=0.009)
     start = threading.Barrier(16)  # or the first client may be done before the last one's thread has begun
 
     def client(name: int) -> None:
@@ -90,6 +92,21 @@ def test_callers_that_come_back_are_waited_for() -> None:
         list(clients.map(client, range(16)))
     assert sum(work.sizes) == 320
     assert len(work.sizes) < 80
+
+
+def test_nobody_is_waited_for_where_a_batch_takes_less_than_the_wait() -> None:
+    """Two callers shared a micro-batch, and one comes back alone: its request runs at once."""
+    work = Doubling(held=True)
+    batcher = MicroBatcher(work, window_s=5.0)
+    tickets = [batcher.submit(1, SMALL)]
+    assert work.started.acquire(timeout=10)
+    tickets += [batcher.submit(k, SMALL) for k in (2, 3)]
+    work.go.release(10)
+    assert [ticket.wait() for ticket in tickets] == [2, 4, 6]
+    began = time.monotonic()
+    assert batcher.submit(4, SMALL).wait() == 8
+    assert time.monotonic() - began < 4.0
+    assert work.sizes == [1, 2, 1]
 
 
 def test_a_batch_holds_no_more_than_its_limit() -> None:
