@@ -90,7 +90,8 @@ class Limits:
             stops after a chunk, sooner where the function runs on embedreg's runtime.
         cache_rows: the most vectors that are kept for each function; 0 for none.
         cache_bytes: the most memory for the vectors of all functions, in bytes.
-        coalesce_window_s: how long a run may wait for more calls, in seconds; only where others were there just before.
+        coalesce_window_s: how long a run may wait for more calls, in seconds; only where others were there just before,
+            and where a run takes longer than this.
         coalesce_rows: the most inputs of a shared run.
         coalesce_tokens: the most tokens of a shared run, counted as four bytes of text each.
         max_text_bytes: a longer input is a bad row.
