@@ -107,6 +107,6 @@ class LateInteractionEmbeddings(TokenModelEmbeddings):
     def _metric(self, path: Path, unit: bool) -> Metric:
         return "cosine"
 
-    def _backend(self, on: str, role: Role, *, alone: bool = False) -> ModelBackend:
-        made = cast("LateInteractionPipeline", super()._backend(on, role, alone=alone))
+    def _backend(self, on: str, role: Role, *, alone: bool = False, few: bool = False) -> ModelBackend:
+        made = cast("LateInteractionPipeline", super()._backend(on, role, alone=alone, few=few))
         return replace(made, pool_factor=self.pool_factor)

@@ -58,6 +58,6 @@ class SpladeEmbeddings(TokenModelEmbeddings):
     def _budget(self, on: str) -> int:
         return SparsePipeline.CPU_BUDGET if on == "cpu" else SparsePipeline.BUDGET
 
-    def _backend(self, on: str, role: Role, *, alone: bool = False) -> ModelBackend:
-        made = cast("SparsePipeline", super()._backend(on, role, alone=alone))
+    def _backend(self, on: str, role: Role, *, alone: bool = False, few: bool = False) -> ModelBackend:
+        made = cast("SparsePipeline", super()._backend(on, role, alone=alone, few=few))
         return replace(made, max_active_dims=self.max_active_dims)
