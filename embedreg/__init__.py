@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from embedreg.core.modality import InputFiles, Modality, add_modality
     from embedreg.embedding.column import embed_column, embed_query
-    from embedreg.embedding.schema import Schema, Vector
+    from embedreg.embedding.schema import MultiVector, Schema, SparseVector, Vector
     from embedreg.embedding.table import Report, embed_batches, embed_table
     from embedreg.errors import EmbedregError, Grant, RowError
     from embedreg.images import ImagePolicy, allow_images, url_retrieve
@@ -53,11 +53,13 @@ __all__ = [
     "LocalFunction",
     "LocalImageFunction",
     "Modality",
+    "MultiVector",
     "RemoteFunction",
     "RemoteTextFunction",
     "Report",
     "RowError",
     "Schema",
+    "SparseVector",
     "TextEmbeddingFunction",
     "Tokens",
     "Traits",
@@ -97,6 +99,7 @@ _HOMES = {
     "ImagePolicy": "images",
     "InputFiles": "core.modality",
     "Modality": "core.modality",
+    "MultiVector": "embedding.schema",
     "LocalFunction": "runtime.local.text",
     "LocalImageFunction": "runtime.local.image",
     "RemoteFunction": "runtime.remote.function",
@@ -104,6 +107,7 @@ _HOMES = {
     "Report": "embedding.table",
     "RowError": "errors",
     "Schema": "embedding.schema",
+    "SparseVector": "embedding.schema",
     "TextEmbeddingFunction": "core.base",
     "Tokens": "runtime.text.tokens",
     "Traits": "core.base",

@@ -39,6 +39,7 @@ BUILTINS = {
     "gemini-text": "embedreg.functions.gemini_text:GeminiTextEmbeddings",
     "gte-text": "embedreg.functions.sentence_transformers.gte_text:GteEmbeddings",
     "hashing": "embedreg.functions.hashing:HashingEmbeddings",
+    "hashing-sparse": "embedreg.functions.hashing.sparse:HashingSparse",
     "huggingface": "embedreg.functions.sentence_transformers.huggingface:TransformersEmbeddings",
     "huggingface-inference": "embedreg.functions.huggingface_inference:HuggingFaceInferenceEmbeddings",
     "instructor": "embedreg.functions.sentence_transformers.instructor:InstructorEmbeddings",

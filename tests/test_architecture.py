@@ -53,6 +53,7 @@ BY_NAME = {
     ("inspection/engines.py", "embedreg.engines.lancedb.definition"): "the table of engines, imported when it is read",
     ("inspection/engines.py", "embedreg.engines.ray.definition"): "the table of engines, imported when it is read",
     ("registry.py", "embedreg.functions.hashing"): "the table of built-ins, imported on get()",
+    ("registry.py", "embedreg.functions.hashing.sparse"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.sentence_transformers.gte_text"): "the table of built-ins, imported on get()",
     (
         "registry.py",

@@ -38,6 +38,7 @@ WIDTHS = "the column's width where it has changed (`Traits.width_defaults`)"
 TOWERS = '`backend="openvino"` of `open-clip`'
 JAVASCRIPT = "(`Traits.javascript_defaults`)"
 
+KINDS = "Kinds of vectors, by `Traits(vectors=...)`"
 _LIGHT = 'The light back end of `sentence-transformers`, `backend="light"`'
 # The errors of the version that is compared with.
 ERRORS = (
@@ -163,10 +164,35 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "functions / sentence-transformers / members / chosen_backend": ("`chosen_backend()`", "added"),
     "functions / sentence-transformers / traits / alternatives": (_LIGHT, "added"),
     "functions / hashing / traits / alternatives": (_LIGHT, "added"),
+    **{
+        f"{owner} / hashing-sparse": ("`hashing-sparse`: the words of a text as a sparse vector", "added")
+        for owner in ("functions", "outputs / doctor / functions", "outputs / functions")
+    },
+    **{
+        f"functions / {name} / traits / vectors": (KINDS, "added")
+        for name in ("hashing", "open-clip", "openai", "sentence-transformers")
+    },
+    "modules / embedreg / Traits / fields / vectors": (KINDS, "added"),
+    **{
+        f"results / embed_column / {name}": ("`.vectors` of any kind and `.kind`", change)
+        for name, change in (
+            ("fields / kind", "added"),
+            ("fields / matrix", "removed"),
+            ("fields / vectors", "added"),
+            ("members / matrix", "added"),
+            ("members / ndims", "added"),
+        )
+    },
+    "modules / embedreg / MultiVector": ("`embedreg.MultiVector(n)` and", "added"),
+    "modules / embedreg / SparseVector": ("`embedreg.SparseVector(n)` are field types", "added"),
+    "modules / embedreg / embed_query / signature": (KINDS, "declared: Mapping[str, Any] | None = None) -> Any"),
     "functions / open-clip / traits / alternatives": (_LIGHT, "added"),
     "functions / openai / traits / alternatives": (_LIGHT, "added"),
     "modules / embedreg / Traits / fields / alternatives": (_LIGHT, "added"),
-    "modules / embedreg / Traits / signature": (_LIGHT, "alternatives: tuple[tuple[str, ...], ...] = ()) -> None"),
+    "modules / embedreg / Traits / signature": (
+        _LIGHT,
+        "alternatives: tuple[tuple[str, ...], ...] = (), vectors: str = 'dense') -> None",
+    ),
     "help": (
         "`--trust-remote-code` and `--trust-field` on every command",
         "\n+  --trust-remote-code MODEL, --allow-dir DIR,",

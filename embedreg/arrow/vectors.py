@@ -1,13 +1,17 @@
-"""Convert vectors between functions' results, numpy and Arrow, without creating Python lists."""
+"""Convert vectors between functions' results, numpy and Arrow, without creating Python lists.
+
+Over 400 lines: the vectors of a column, and their usual kind (`DENSE`) with the checks that the other kinds share.
+"""
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from embedreg.arrow.kind import Agreement, Read, VectorKind
 from embedreg.errors import RowError, VectorError, reason_of
 
 if TYPE_CHECKING:
@@ -15,15 +19,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "DENSE",
     "Embedded",
     "as_matrix",
+    "as_numbers",
     "complete_and_finite",
     "given_vectors",
+    "listed_rows",
+    "named",
+    "numbers_in",
     "numbers_of",
+    "numeric",
     "refuse_outage",
     "to_arrow",
     "zero_rows",
 ]
+
+MAX_NDIMS = 65_536
+"""The largest width of a dense vector: memory is allocated for it, and the configuration may be untrusted."""
 
 _CACHED = 2**16  # floats
 _FEW = 8  # if more vectors than these are returned and none is finite, the function has failed
@@ -38,27 +51,54 @@ class Embedded:
     """The vectors of one column.
 
     Attributes:
-        matrix: (n, d) float32; rows that are not valid are zeros.
+        vectors: the rows, as their kind has them; rows that are not valid are zeros, or have no numbers. Dense vectors
+            are an (n, d) float32 matrix, multi-vectors `multi.MultiVectors`, sparse ones `sparse.SparseVectors`.
         valid: (n,) bool.
         reasons: row -> why it failed; a null or blank input is not valid and has no reason.
         distinct: number of distinct inputs.
         cached: number of vector cache hits among these; the others were computed.
         zeros: (n,) bool, the rows for which the function returned a vector of zeros, under any policy; None for no row.
+        kind: the kind of the vectors.
     """
 
-    matrix: np.ndarray
+    vectors: Any
     valid: np.ndarray
     reasons: dict[int, str] = field(default_factory=dict)
     distinct: int = 0
     cached: int = 0
     zeros: np.ndarray | None = None
+    kind: VectorKind = field(default_factory=lambda: _dense())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {"kind": _dense(), **state}  # pickles of earlier versions have a matrix
+        if (matrix := self.__dict__.pop("matrix", None)) is not None:
+            self.vectors = matrix
 
     @classmethod
-    def empty(cls, n: int, d: int) -> Embedded:
-        """Return n rows without vectors."""
+    def empty(cls, n: int, d: int, kind: VectorKind | None = None) -> Embedded:
+        """Return n rows without vectors; dense ones by default."""
         import numpy as np
 
-        return cls(np.zeros((n, d), np.float32), np.zeros(n, bool))
+        kind = _dense() if kind is None else kind
+        return cls(kind.empty(n, d), np.zeros(n, bool), kind=kind)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The (n, d) float32 matrix of dense vectors.
+
+        Raises:
+            VectorError: the vectors are of another kind.
+        """
+        if not self.kind.one_size:
+            raise VectorError(
+                f"{self.kind.plural} are not one matrix, since their rows differ in size.", "Embedded.vectors"
+            )
+        matrix: np.ndarray = self.vectors
+        return matrix
+
+    @matrix.setter
+    def matrix(self, matrix: np.ndarray) -> None:
+        self.vectors = matrix
 
     def laid_out(self, index: np.ndarray) -> Embedded:
         """Return the vectors of n rows from those of m distinct inputs; without a copy if all inputs are distinct.
@@ -74,10 +114,10 @@ class Embedded:
         rows = np.flatnonzero(index >= 0)
         places = index[rows]
         good = self.valid[places]
-        made = Embedded.empty(n, self.matrix.shape[1])
+        kept = np.full(n, -1, np.int64)
+        kept[rows[good]] = places[good]
+        made = Embedded(self.kind.spread(self.vectors, kept), kept >= 0, kind=self.kind)
         made.distinct, made.cached = self.distinct, self.cached
-        made.matrix[rows[good]] = self.matrix[places[good]]
-        made.valid[rows[good]] = True
         if self.zeros is not None:
             made.zeros = np.zeros(n, bool)
             made.zeros[rows] = self.zeros[places]
@@ -87,10 +127,13 @@ class Embedded:
         return made
 
     def to_arrow(self, value_type: Any = None) -> pa.Array:
-        """Return the column as a FixedSizeListArray, without a copy for float32."""
-        import pyarrow as pa
+        """Return the column in its kind's Arrow type, without a copy for dense float32."""
+        return self.kind.to_arrow(self.vectors, self.valid, self.kind.arrow_type(self.ndims, value_type))
 
-        return to_arrow(self.matrix, self.valid, pa.list_(value_type or pa.float32(), self.matrix.shape[1]))
+    @property
+    def ndims(self) -> int:
+        """The width of the vectors."""
+        return self.kind.width(self.vectors)
 
 
 def as_matrix(
@@ -123,7 +166,7 @@ def as_matrix(
         valid = np.ones(n, bool)
         valid[broken] = False
         return matrix, valid, dict.fromkeys(broken, _NOT_FINITE)
-    return _from_rows(_listed(array, n, d), n, d, control)
+    return _from_rows(listed_rows(array, n, f"an array of shape ({n}, {d})", d), n, d, control)
 
 
 def _to_numpy(result: Any) -> Any:
@@ -167,8 +210,15 @@ def _floats(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, np.float32)
 
 
-def _listed(result: Any, n: int, d: int) -> list[Any]:
-    """Return the rows of a result that is not an array; at most n + 1 of a stream."""
+def listed_rows(result: Any, n: int, expected: str, d: Any = "?") -> list[Any]:
+    """Return the rows of a result that is not an array; at most n + 1 of a stream.
+
+    Args:
+        expected: what was expected, for messages.
+        d: the width, for messages.
+    Raises:
+        VectorError: it has no rows, or another number of them.
+    """
     import numpy as np
 
     if inspect.iscoroutine(result):
@@ -178,9 +228,7 @@ def _listed(result: Any, n: int, d: int) -> list[Any]:
         hint = "return one vector of ndims() numbers for each input, in their order"
         if inspect.isawaitable(result) or hasattr(result, "__aiter__"):
             hint = "define the method with def, and await inside it: asyncio.run(...)"
-        raise VectorError(
-            f"the function returned {_kind(result)} for {n} inputs; an array of shape ({n}, {d}) was expected.", hint
-        )
+        raise VectorError(f"the function returned {named(result)} for {n} inputs; {expected} was expected.", hint)
     rows = list(itertools.islice(result, n + 1)) if isinstance(result, Iterator) else list(result)
     if len(rows) != n:
         many = f"{len(rows)} or more" if isinstance(result, Iterator) and len(rows) > n else len(rows)
@@ -208,10 +256,10 @@ def _from_rows(
             reasons[index] = reason_of(row)
             continue
         given += 1
-        vector = _vector(row)
+        vector = as_numbers(row)
         if vector is None:
             wrong["numbers"] = row
-            reasons[index] = f"the function returned {_kind(row)} for it that is not a vector of numbers"
+            reasons[index] = f"the function returned {named(row)} for it that is not a vector of numbers"
         elif vector.shape == (d,):
             matrix[index], valid[index] = vector, True
         elif vector.size == 0:
@@ -229,14 +277,14 @@ def _from_rows(
             raise _wrong_shape(n, d, (n, *(wrong["width"] if "width" in wrong else wrong["empty"]).shape))
         if "numbers" in wrong:
             raise VectorError(
-                f"the function returned vectors that are not numbers, but {_kind(wrong['numbers'])}.",
+                f"the function returned vectors that are not numbers, but {named(wrong['numbers'])}.",
                 "return lists of floats",
             )
         refuse_outage(given, control)
     return matrix, valid, reasons
 
 
-def _vector(row: Any) -> np.ndarray | None:
+def as_numbers(row: Any) -> np.ndarray | None:
     """Convert a function's result for one row to a float32 array of any shape; None if it is not numeric."""
     import numpy as np
 
@@ -257,7 +305,8 @@ def _vector(row: Any) -> np.ndarray | None:
         return None
 
 
-def _kind(value: Any) -> str:
+def named(value: Any) -> str:
+    """Return the type of a value for messages: "a list"."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}" if value is not None else "None"
 
@@ -316,6 +365,24 @@ def numbers_of(column: pa.Array) -> np.ndarray:
     return values.reshape(len(column), column.type.list_size)
 
 
+def numeric(values: pa.Array) -> bool:
+    """Return whether an array holds numbers, or only nulls."""
+    import pyarrow as pa
+
+    number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
+    return bool(number) or values.null_count == len(values)
+
+
+def numbers_in(values: pa.Array) -> np.ndarray:
+    """Return the numbers of a flat array; a null becomes NaN, which invalidates only its row."""
+    import pyarrow as pa
+
+    if values.null_count:
+        values = values.cast(pa.float64()).fill_null(float("nan"))
+    numbers: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return numbers
+
+
 def complete_and_finite(column: pa.Array) -> bool:
     """Return whether a FixedSizeListArray has a finite vector in every row, without a copy."""
     if column.null_count:
@@ -355,16 +422,13 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
             "drop the column to embed it again, or declare the function that made it",
         ).for_shell("--vector NAME writes to another column; embedreg attach declares the function that made this one")
     values = column.filter(pa.array(present)).flatten()
-    number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
-    if not number and values.null_count < len(values):
+    if not numeric(values):
         raise VectorError(f"column {name!r} holds vectors that are not numbers.", "drop the column to embed it again")
     given = Embedded.empty(len(column), d)
     if kind == pa.float64():
         given.matrix = np.zeros((len(column), d), np.float64)
-    if values.null_count:
-        values = values.cast(pa.float64()).fill_null(float("nan"))  # a null among its numbers invalidates only its row
     with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, and are rejected below
-        given.matrix[present] = values.to_numpy(zero_copy_only=False).reshape(-1, d)
+        given.matrix[present] = numbers_in(values).reshape(-1, d)
     given.matrix, broken = _cleared(given.matrix)
     given.valid = present.copy()
     given.valid[broken] = False
@@ -393,3 +457,144 @@ def to_arrow(matrix: np.ndarray, valid: np.ndarray, kind: pa.DataType) -> pa.Arr
     flat = pa.array(np.ascontiguousarray(matrix, wanted).reshape(-1))
     mask = None if valid.all() else pa.array(~valid)
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask)
+
+
+def _dense() -> VectorKind:
+    return DENSE
+
+
+class DenseKind(VectorKind):
+    """Rows of one vector each: (n, d) matrices."""
+
+    name: ClassVar[str] = "dense"
+    plural: ClassVar[str] = "vectors"
+    one_size: ClassVar[bool] = True
+    stock_lancedb: ClassVar[bool] = True
+    max_ndims: ClassVar[int] = MAX_NDIMS
+    value_types: ClassVar[tuple[str, ...]] = ("float32", "float16", "float64")
+    type_hint: ClassVar[str] = "Vector({d})"
+    no_direction: ClassVar[str] = "its vector is all zeros"
+    sql: ClassVar[Mapping[str, str]] = {"duckdb": "FLOAT[{d}]", "databend": "VECTOR({d})"}
+
+    def empty(self, n: int, d: int) -> np.ndarray:
+        import numpy as np
+
+        return np.zeros((n, d), np.float32)
+
+    def width(self, rows: Any) -> int:
+        return int(rows.shape[1])
+
+    def joined(self, parts: Sequence[Any], d: int) -> np.ndarray:
+        import numpy as np
+
+        return parts[0] if len(parts) == 1 else np.concatenate([self.empty(0, d), *parts])
+
+    def spread(self, rows: Any, index: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        made = np.zeros((len(index), rows.shape[1]), rows.dtype)
+        places = np.flatnonzero(index >= 0)
+        made[places] = rows[index[places]]
+        return made
+
+    def put(self, rows: Any, places: Any, new: Any) -> np.ndarray:
+        rows[places] = new
+        return rows  # type: ignore[no-any-return]
+
+    def one(self, rows: Any, row: int) -> np.ndarray:
+        import numpy as np
+
+        return np.array(rows[row], np.float32)
+
+    def zeros(self, rows: Any) -> np.ndarray:
+        return zero_rows(rows)
+
+    def in_half(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        with np.errstate(over="ignore"):
+            half = rows.astype(np.float16)
+        return ~np.isfinite(half).all(axis=1), zero_rows(half)
+
+    def read(self, result: Any, n: int, d: int, control: Callable[[], bool] | None = None) -> Read:
+        return Read(*as_matrix(result, n, d, control))
+
+    def arrow_type(self, d: int, value_type: pa.DataType | None = None) -> pa.DataType:
+        import pyarrow as pa
+
+        return pa.list_(value_type or pa.float32(), d)
+
+    def holds(self, kind: pa.DataType) -> bool:
+        import pyarrow as pa
+
+        lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+    def of_fixed_width(self, kind: pa.DataType) -> bool:
+        import pyarrow as pa
+
+        return bool(pa.types.is_fixed_size_list(kind))
+
+    def fits(self, kind: pa.DataType, d: int) -> bool:
+        return self.of_fixed_width(kind) and kind.list_size == d
+
+    def arrow_name(self, d: int) -> str:
+        return f"fixed_size_list<float>[{d}]"
+
+    def value_type(self, kind: pa.DataType) -> pa.DataType:
+        return kind.value_type
+
+    def to_arrow(self, rows: Any, valid: np.ndarray, kind: pa.DataType) -> pa.Array:
+        return to_arrow(rows, valid, kind)
+
+    def given(self, column: pa.Array, d: int, name: str, kind: Any = None) -> Read:
+        given, reasons = given_vectors(column, d, name, kind)
+        return Read(given.vectors, given.valid, reasons)
+
+    def complete(self, column: pa.Array, d: int) -> bool:
+        return complete_and_finite(column)
+
+    def zeros_in(self, column: pa.Array, d: int) -> int:
+        return len(zero_rows(numbers_of(column)))
+
+    def described(self, d: int) -> str:
+        return f"{d} dimensions"
+
+    def packed(self, rows: Any) -> list[bytes]:
+        return [row.tobytes() for row in rows.astype("<f4", copy=False)]
+
+    def sizes(self, d: int) -> tuple[int, int]:
+        return 4 * d, 0
+
+    def unpacked(self, parts: Sequence[bytes], d: int) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        rows = np.frombuffer(b"".join(parts), "<f4").reshape(-1, d)
+        return rows, np.isfinite(rows).all(axis=1)
+
+    def probe_bytes(self, vector: Any) -> bytes:
+        return vector.astype("<f4").tobytes()  # type: ignore[no-any-return]
+
+    def probe_read(self, data: bytes, d: int | None) -> np.ndarray | None:
+        import numpy as np
+
+        if not data or len(data) % 4:
+            return None
+        vector = np.frombuffer(data, "<f4")
+        return vector if bool(np.isfinite(vector).all()) else None
+
+    def agreement(self, now: Any, stored: Any) -> Agreement:
+        import numpy as np
+
+        if now.shape != stored.shape:
+            return Agreement(None, why=f"{now.size} dimensions, stored {stored.size}")
+        one, other = now.astype(np.float64), stored.astype(np.float64)
+        lengths = float(np.linalg.norm(other)), float(np.linalg.norm(one))
+        norms = lengths[0] * lengths[1]
+        return Agreement(float(one @ other) / norms if norms else float(np.array_equal(one, other)), lengths)
+
+    def numbers(self, vector: Any) -> np.ndarray:
+        return vector  # type: ignore[no-any-return]
+
+
+DENSE = DenseKind()

@@ -72,6 +72,9 @@ class Traits:
         stored_names: other names in stored configurations (JavaScript's option names) -> field names.
         javascript_defaults: the defaults of LanceDB's JavaScript client, where they differ from the fields'.
         alternatives: other lists of modules, each of which is enough instead of `requires`.
+        vectors: the kind of the vectors, by name in `core.kinds`' table: "dense", "multi" (several vectors for one
+            input, of late interaction) or "sparse"; or several joined by "+": the first, unless an instance's field
+            `vectors` names another.
         width_defaults: field -> {width of the column: the default of the LanceDB versions that wrote such columns}, for
             a default that has changed.
     """
@@ -94,6 +97,7 @@ class Traits:
 
     width_defaults: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
+    vectors: str = "dense"
 
 
 class EmbeddingFunction(Value, ABC):
@@ -165,7 +169,8 @@ class EmbeddingFunction(Value, ABC):
             inputs: n inputs, as `sanitize_input` gives them: a list; none is null or blank where the library calls.
             role: "source" or "query".
         Returns:
-            (n, d), or n vectors with None or a RowError for each failed input.
+            (n, d), or n vectors with None or a RowError for each failed input. With `Traits(vectors="multi")` a list of
+            n (k, d) arrays, with "sparse" a CSR matrix or n pairs (indices, weights).
         """
         return fall_back(self, inputs, role)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import PydanticUndefined
 
 from embedreg.core.fields import names_by_key, runtime_fields, sensitive_fields
+from embedreg.core.kinds import kind_of
 from embedreg.security import references
 from embedreg.support.strict_json import jsonable
 
@@ -93,13 +94,16 @@ def persisted_name(function: Configured) -> str | None:
     """Return the name an entry is stored under.
 
     A built-in that sets a field which stock LanceDB's function of that name would ignore is stored as
-    `embedreg:<name>`. Stock LanceDB then fails instead of writing different vectors of the same width.
+    `embedreg:<name>`, and so is one whose kind of vectors stock LanceDB stores wrongly. Stock LanceDB then fails
+    instead of writing different vectors of the same width, or nulls.
     """
     cls: type[Any] = type(function)
     alias = registered_name(cls)
     stock = cls.traits.stock_fields
     if alias is None or stock is None:
         return alias
+    if not kind_of(function).stock_lancedb:
+        return f"{OWN_PREFIX}{alias}"
     usual = defaults(cls)
     own = (k for k, v in semantic_config(function).items() if k not in stock and v != usual.get(k))
     return alias if next(own, None) is None else f"{OWN_PREFIX}{alias}"

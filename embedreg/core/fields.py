@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import AliasChoices, AliasPath, BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
+from embedreg.arrow.vectors import MAX_NDIMS
 from embedreg.errors import ConfigError, EmbedregError, HardcodedSecretError
 from embedreg.security import references
 from embedreg.security.sensitive import items_judged
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-__all__ = ["copied", "names_by_key", "runtime_fields", "secret_values", "sensitive_fields"]
+__all__ = ["MAX_NDIMS", "copied", "names_by_key", "runtime_fields", "secret_values", "sensitive_fields"]
 
 T = TypeVar("T")
-
-MAX_NDIMS = 65_536
-"""The largest vector width accepted: memory is allocated for it, and the configuration may be untrusted."""
 
 _RUNTIME_FIELDS = frozenset({"batch_size", "device", "max_retries", "num_threads", "num_workers"})
 _NO_TEXT = (bool, int, float, NoneType, enum.Enum, BaseModel)  # a nested model's fields are checked one by one
@@ -151,11 +149,11 @@ def referring_defaults(cls: type[Any]) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if references.has_reference(value)}
 
 
-def bounded_ndims(ndims: Any) -> Any:
+def bounded_ndims(ndims: Any, most: int = MAX_NDIMS) -> Any:
     """Return the result of `ndims()` if it is a valid width: an int, or a numpy integer.
 
     Raises:
-        ConfigError: it is not an integer, less than 1, or more than `MAX_NDIMS`.
+        ConfigError: it is not an integer, less than 1, or more than the kind of vectors allows.
     """
     if not isinstance(ndims, Integral) or isinstance(ndims, bool):
         raise ConfigError(
@@ -165,8 +163,8 @@ def bounded_ndims(ndims: Any) -> Any:
     width = int(ndims)
     if width < 1:
         raise ConfigError(f"ndims() gave {width}.", "return the width of a vector: 1 or more")
-    if width > MAX_NDIMS:
-        raise ConfigError(f"ndims() gave {ndims}, more than {MAX_NDIMS}.", "return the width of a vector")
+    if width > most:
+        raise ConfigError(f"ndims() gave {ndims}, more than {most}.", "return the width of a vector")
     return ndims
 
 

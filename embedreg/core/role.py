@@ -219,16 +219,16 @@ def _one_by_one(function: Any, queries: Any, embed: Callable[[Any], Any]) -> Any
     """Embed queries with a method for single queries: (n, d) float32, or a list that may contain RowErrors."""
     import numpy as np
 
-    from embedreg.arrow.vectors import as_matrix
+    from embedreg.core.kinds import kind_of
 
-    ndims = function.ndims()
+    ndims, kind = function.ndims(), kind_of(function)
     values = [queries] if isinstance(queries, str | bytes) else queries
     found: list[Any] = []
     for value in values.to_pylist() if hasattr(values, "to_pylist") else values:
-        rows, valid, why = as_matrix(embed(value), 1, ndims)
+        rows, valid, why = kind.read(embed(value), 1, ndims)
         # a copy: the next call may reuse the same memory
-        found.append(rows[0].copy() if valid[0] else RowError(why[0]))
-    if any(isinstance(row, RowError) for row in found):
+        found.append(kind.one(rows, 0) if valid[0] else RowError(why[0]))
+    if not kind.one_size or any(isinstance(row, RowError) for row in found):
         return found
     return np.stack(found) if found else np.empty((0, ndims), np.float32)
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, PrivateAttr, V
 from pydantic_core import CoreSchema, from_json
 
 from embedreg.core import fields as config_
-from embedreg.core import instances, role, showing
+from embedreg.core import instances, kinds, role, showing
 from embedreg.core.canonical import persisted_name
 from embedreg.core.fields import copied, names_by_key, sensitive_fields
 from embedreg.core.held import declared_for, held_to
@@ -450,7 +450,7 @@ def _wrap(cls: type[Value]) -> None:
 def _checked_ndims(self: Value, ndims: Any) -> Any:
     if state_of(self).pending:
         settle(self)
-    return config_.bounded_ndims(ndims)
+    return config_.bounded_ndims(ndims, kinds.kind_of(self).max_ndims)
 
 
 def _after_references(method: Callable[..., None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from embedreg.core import base, held, vouched
+from embedreg.core import base, held, kinds, vouched
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import (
     OWN_PREFIX,
@@ -422,6 +422,7 @@ def reserved_for(function: EmbeddingFunction, *, written: bool = True) -> dict[s
         learnt |= {k: v for k, v in function._declared.items() if k in LEARNT}
     made = {
         "format": FORMAT,
+        **kinds.written(kinds.kind_of(function)),
         "ndims": stated_ndims(function),
         **function.vector_traits(),
         "metric": base.metric_of(function),

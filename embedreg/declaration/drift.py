@@ -11,23 +11,21 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from embedreg.arrow.columns import column_of
-from embedreg.arrow.vectors import as_matrix
+from embedreg.arrow.kind import Read, VectorKind
 from embedreg.core import role as contract
 from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.canonical import registered_name
 from embedreg.core.held import declared_for, findings, probe_of
+from embedreg.core.kinds import kind_of, kind_recorded
 from embedreg.core.modality import accepted, source_modality
 from embedreg.core.role import Role
 from embedreg.declaration.fingerprint import fingerprint, producer
-from embedreg.errors import CallError, DriftError, InputError
+from embedreg.errors import CallError, DriftError, InputError, MetadataError
 from embedreg.security.redaction import called, guarded
 from embedreg.support.retry import call_with_retry, is_outage
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Drift", "compare", "learn", "probe_input", "probe_vector", "verify_once"]
 
@@ -62,7 +60,7 @@ class Drift:
 
 
 def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None) -> None:
-    """Compute the probe (base64 of little-endian float32) and the model's identity, once, at the first write.
+    """Compute the probe (base64 of what the kind of vectors stores) and the model's identity, once, at the first write.
 
     The probe input is embedded in the source role, so this loads the model or calls the service. A function that
     cannot embed that input gets no probe.
@@ -87,30 +85,27 @@ def learn(function: EmbeddingFunction, declared: Mapping[str, Any] | None = None
             return
         if vector is None:
             return
-        probe = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        probe = base64.b64encode(kind_of(function).probe_bytes(vector)).decode()
         identity = function.model_identity()
         state.learnt.update({"probe": probe, **({} if identity is None else {"identity": identity})})
         state.verified.add(probe)
 
 
-def probe_vector(function: EmbeddingFunction, role: Role = "source") -> np.ndarray | None:
-    """Embed the fixed input: (d,) float32, or None if the function returns no vector for it."""
-    import numpy as np
-
+def probe_vector(function: EmbeddingFunction, role: Role = "source") -> Any | None:
+    """Embed the fixed input: a vector as `embed_query` returns it, or None if the function returns none for it."""
     column = column_of([probe_input(function)], accepted(function))
-    matrix, valid, _ = _answer(function, column, role, function.ndims())
-    return np.array(matrix[0], dtype=np.float32) if valid[0] else None
+    rows, valid, _ = _answer(function, column, role, function.ndims())
+    return kind_of(function).one(rows, 0) if valid[0] else None
 
 
 @guarded
-def _answer(
-    function: EmbeddingFunction, column: Any, role: Role, ndims: int
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def _answer(function: EmbeddingFunction, column: Any, role: Role, ndims: int) -> Read:
     """Call a function and check its result. An error that the probe may cause is not retried."""
+    kind = kind_of(function)
     if role == "query":
-        return as_matrix(contract.compute(function, column, role), 1, ndims)
+        return kind.read(contract.compute(function, column, role), 1, ndims)
     if not function.traits.retry:
-        return as_matrix(contract.compute(function, column, role, retry=False), 1, ndims)
+        return kind.read(contract.compute(function, column, role, retry=False), 1, ndims)
     rows = call_with_retry(
         contract.compute,
         function,
@@ -121,7 +116,7 @@ def _answer(
         called=called(function),
         transient=is_outage,
     )
-    return as_matrix(rows, 1, ndims)
+    return kind.read(rows, 1, ndims)
 
 
 def probe_input(function: EmbeddingFunction) -> Any:
@@ -138,10 +133,12 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
     Raises:
         EmbedregError: the function cannot be run.
     """
-    import numpy as np
-
+    kind, recorded = kind_of(function), _recorded(declared)
     changed = list(_differences(function, declared))
-    stored = _decode(probe_of(declared))
+    if declared and recorded is not kind:
+        before = "vectors of another kind" if recorded is None else recorded.plural
+        return Drift(column, "drift", (*changed, f"the function gives {kind.plural}, stored are {before}"))
+    stored = _decode(probe_of(declared), kind, declared.get("ndims"))
     if stored is None:
         if not declared:
             return Drift(column, "unknown", ("another client wrote the declaration: neither fingerprint nor probe",))
@@ -150,10 +147,9 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
     now = probe_vector(function)
     if now is None:
         return Drift(column, "drift", (*changed, "the function gives no vector for the probe any more"))
-    if now.shape != stored.shape:
-        return Drift(column, "drift", (*changed, f"{now.size} dimensions, stored {stored.size}"))
-    cosine = _cosine(now, stored)
-    lengths = [float(np.linalg.norm(vector.astype(np.float64))) for vector in (stored, now)]
+    cosine, lengths, why = kind.agreement(now, stored)
+    if cosine is None:
+        return Drift(column, "drift", (*changed, why))
     if abs(lengths[0] - lengths[1]) > PROBE_LENGTH * max(lengths):
         changed.append(f"the vectors' length {lengths[0]:.4g} -> {lengths[1]:.4g}")
         if metric_of(function) != "cosine":
@@ -228,21 +224,20 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _decode(text: str | None) -> np.ndarray | None:
-    import numpy as np
-
+def _decode(text: str | None, kind: VectorKind, ndims: Any) -> Any | None:
+    """Return the stored vector of the fixed input; None if there is none, or it cannot be read."""
     if text is None:
         return None
     try:
-        vector = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+        data = base64.b64decode(text, validate=True)
     except ValueError:
         return None
-    return vector if vector.size and bool(np.isfinite(vector).all()) else None
+    width = ndims if isinstance(ndims, int) and not isinstance(ndims, bool) and 0 < ndims <= kind.max_ndims else None
+    return kind.probe_read(data, width)
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    import numpy as np
-
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else float(np.array_equal(a, b))
+def _recorded(declared: Mapping[str, Any]) -> VectorKind | None:
+    try:
+        return kind_recorded(declared)
+    except MetadataError:
+        return None

@@ -16,10 +16,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg.arrow import columns
-from embedreg.arrow.vectors import Embedded, as_matrix, zero_rows
+from embedreg.arrow.kind import Read
+from embedreg.arrow.vectors import Embedded
 from embedreg.core import modality
 from embedreg.core import role as contract
 from embedreg.core.base import EmbeddingFunction, metric_of
+from embedreg.core.kinds import kind_of
 from embedreg.core.role import Role
 from embedreg.declaration import drift
 from embedreg.errors import BadRowsError, ConfigError, InputError, changed
@@ -47,7 +49,6 @@ __all__ = [
 ZeroVectors: TypeAlias = Literal["null", "keep", "error"]
 
 REASON_CHARACTERS = 500  # the longest reason of a failed row
-ALL_ZEROS = "its vector is all zeros"
 NOT_UNICODE = "it is not valid Unicode"
 
 
@@ -71,7 +72,7 @@ def embed_column(
             by each batch.
         declared: the record of the column being filled; by default as in `drift.verify_once`.
     Returns:
-        (n, d) vectors, a validity mask, and the reasons for failed rows.
+        n vectors of the function's kind, a validity mask, and the reasons for failed rows.
     Raises:
         InputError, VectorError: the column, or the function's result as a whole, has the wrong type or shape.
         ConfigError: an unknown `zero_vectors`.
@@ -103,9 +104,9 @@ def embed_distinct(
     Args:
         distinct: m inputs, no two equal, none of them null or blank.
         zero_vectors, on_window: as in `embed_column`.
-        empty: allocates the (m, d) float32 result matrix.
+        empty: allocates the (m, d) float32 result matrix of dense vectors.
     Returns:
-        As `embed_column`: (m, d) vectors.
+        As `embed_column`: m vectors.
     """
     import numpy as np
 
@@ -115,7 +116,7 @@ def embed_distinct(
 
 
 def zero_policy(function: EmbeddingFunction, zero_vectors: ZeroVectors | None) -> ZeroVectors:
-    """Return the policy for vectors of zeros.
+    """Return the policy for vectors of zeros: for a multi-vector without vectors and a sparse one without weights too.
 
     "null" replaces the vector by null, without failing the row; "keep" keeps it; "error" fails the row. None selects
     "null" for the cosine metric, since a vector of zeros has no direction (NaN distances sort first), else "keep".
@@ -137,14 +138,12 @@ def fit_float16(function: EmbeddingFunction, made: Embedded, zero_vectors: ZeroV
     """Fail rows whose vectors overflow float16, for a column of that type, and apply the policy to zeros there."""
     import numpy as np
 
-    with np.errstate(over="ignore"):
-        half = made.matrix.astype(np.float16)
-    lost = made.valid & ~np.isfinite(half).all(axis=1)
+    large, zero = made.kind.in_half(made.vectors)
+    lost = made.valid & large
     if lost.any():
-        made.matrix[lost] = 0
+        made.vectors = made.kind.put(made.vectors, lost, made.kind.empty(int(lost.sum()), made.ndims))
         made.reasons |= dict.fromkeys(np.flatnonzero(lost).tolist(), "its vector holds numbers too large for float16")
         made.valid &= ~lost
-    zero = zero_rows(half)
     zero = zero[made.valid[zero]]
     if made.zeros is not None:
         zero = zero[~made.zeros[zero]]
@@ -160,7 +159,7 @@ def _apply_zero_policy(made: Embedded, zero: np.ndarray, policy: ZeroVectors) ->
     made.zeros = np.zeros(len(made.valid), bool) if made.zeros is None else made.zeros
     made.zeros[zero] = True
     made.valid[zero] = policy == "keep"
-    made.reasons |= dict.fromkeys(zero.tolist(), ALL_ZEROS) if policy == "error" else {}
+    made.reasons |= dict.fromkeys(zero.tolist(), made.kind.no_direction) if policy == "error" else {}
 
 
 def _embed_chunks(
@@ -175,9 +174,10 @@ def _embed_chunks(
     """Embed distinct inputs in chunks; `counts` holds the number of rows of each input."""
     import numpy as np
 
-    m, ndims = len(distinct), function.ndims()
+    m, ndims, kind = len(distinct), function.ndims(), kind_of(function)
     several = m > function.traits.window
-    made = Embedded(_allocated(m if several else 0, ndims, empty), np.zeros(m, bool), distinct=m)
+    first = _allocated(m if several else 0, ndims, empty) if kind.one_size else kind.empty(0, ndims)
+    made, parts = Embedded(first, np.zeros(m, bool), distinct=m, kind=kind), list[Any]()
     call = functools.partial(contract.compute, function, role=role)
     for start in range(0, m, function.traits.window):
         chunk = distinct[start : start + function.traits.window]
@@ -185,15 +185,19 @@ def _embed_chunks(
             (rows, ok, why), known = _embed(function, role, ndims, chunk, call)
         made.cached += known
         stop = start + len(chunk)
-        if several:
+        if not kind.one_size:
+            parts.append(rows)
+        elif several:
             made.matrix[start:stop] = rows
         else:
             ours = rows.flags.owndata and rows.flags.writeable and _references(rows) == _OF_ONE_VARIABLE
             made.matrix = rows if ours else _copied(rows, empty)
         made.valid[start:stop] = ok
         made.reasons |= {start + row: reason for row, reason in why.items()}
-        zero = zero_rows(rows)
+        zero = kind.zeros(rows)
         _apply_zero_policy(made, start + zero[ok[zero]], zeros)
+    if parts:
+        made.vectors = kind.joined(parts, ndims)
     return made
 
 
@@ -232,7 +236,7 @@ def embed_query(
     *,
     zero_vectors: ZeroVectors | None = None,
     declared: Mapping[str, Any] | None = None,
-) -> np.ndarray:
+) -> Any:
     """Embed one query.
 
     Args:
@@ -241,7 +245,7 @@ def embed_query(
         zero_vectors: "keep" returns a vector of zeros, otherwise it is an error; see `zero_policy`.
         declared: the record of the searched column; by default as in `drift.verify_once`.
     Returns:
-        (d,) float32.
+        (d,) float32; of multi-vectors (k, d) float32; of sparse vectors a `SparseEmbedding` (indices, values).
     Raises:
         InputError: a null or blank query. BadRowsError: the function has no vector for it.
     """
@@ -253,15 +257,15 @@ def embed_query(
     if zero_vectors is not None:
         zero_policy(function, zero_vectors)  # raises for an unknown value
     drift.verify_once(function, declared)
-    call = functools.partial(contract.compute, function, role="query")
+    call, kind = functools.partial(contract.compute, function, role="query"), kind_of(function)
     (rows, valid, why), _ = _embed(function, "query", function.ndims(), [query], call)
     # in this order: a model's metric is read from its files, which takes longer than a cached query
-    if valid[0] and not rows[0].any() and zero_policy(function, zero_vectors) != "keep":
-        valid, why = np.zeros(1, bool), {0: ALL_ZEROS}
+    if valid[0] and len(kind.zeros(rows)) and zero_policy(function, zero_vectors) != "keep":
+        valid, why = np.zeros(1, bool), {0: kind.no_direction}
     if not valid[0]:
         message = changed(why.get(0, "no reason was given"), lambda reason: f"the query has no vector: {reason}.")
         raise BadRowsError(message, "try another query", (0,))
-    return np.array(rows[0], np.float32)  # a copy: the function may keep what it returned
+    return kind.one(rows, 0)  # a copy: the function may keep what it returned
 
 
 def _refuse_several(function: EmbeddingFunction, query: Any) -> None:
@@ -309,44 +313,44 @@ def _reporting(on_window: Callable[[int], None] | None, counts: np.ndarray) -> I
 
 def _embed(
     function: EmbeddingFunction, role: Role, ndims: int, chunk: Any, call: Callable[[Any], Any]
-) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
+) -> tuple[Read, int]:
     """Embed a chunk: look it up in an open vector cache, call the function for the misses, and check the result.
 
     A text that is not valid Unicode becomes a bad row first.
 
     Returns:
-        As `as_matrix`; and the number of cache hits.
+        As `VectorKind.read`; and the number of cache hits.
     """
     import numpy as np
 
-    def compute(some: Any) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    def compute(some: Any) -> Read:
         rows, valid, why = _checked(function, call, some, ndims)
-        return rows, valid, _in_words(function, why) if why else why
+        return Read(rows, valid, _in_words(function, why) if why else why)
 
     cache = disk.current()
 
-    def through(some: Any) -> tuple[tuple[np.ndarray, np.ndarray, dict[int, str]], int]:
+    def through(some: Any) -> tuple[Read, int]:
         return (compute(some), 0) if cache is None else cache.through(function, role, ndims, some, compute)
 
     broken = broken_texts(chunk) if _is_text(function, role) else None
     if broken is None:
         return through(chunk)
     good = np.flatnonzero(~broken)
-    matrix, valid = np.zeros((len(chunk), ndims), np.float32), np.zeros(len(chunk), bool)
+    kind = kind_of(function)
+    every, valid = kind.empty(len(chunk), ndims), np.zeros(len(chunk), bool)
     reasons, known = dict.fromkeys(np.flatnonzero(broken).tolist(), NOT_UNICODE), 0
     if len(good):
         some = chunk.take(good) if hasattr(chunk, "take") else [chunk[row] for row in good.tolist()]
-        (matrix[good], valid[good], why), known = through(some)
+        (rows, valid[good], why), known = through(some)
+        every = kind.put(every, good, rows)
         reasons |= {int(good[row]): reason for row, reason in why.items()}
-    return (matrix, valid, reasons), known
+    return Read(every, valid, reasons), known
 
 
 @guarded  # the outermost call of the function: redacts secrets and names the function in errors
-def _checked(
-    function: EmbeddingFunction, call: Callable[[Any], Any], some: Any, ndims: int
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def _checked(function: EmbeddingFunction, call: Callable[[Any], Any], some: Any, ndims: int) -> Read:
     """Call a function and check its result, inside the guard: a lazy result may fail while it is read."""
-    return as_matrix(call(some), len(some), ndims, control=lambda: _is_available(function))
+    return kind_of(function).read(call(some), len(some), ndims, control=lambda: _is_available(function))
 
 
 def _is_available(function: EmbeddingFunction) -> bool:

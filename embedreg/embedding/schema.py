@@ -1,6 +1,7 @@
 """Pydantic models as Arrow schemas, with declarations that pair source and vector columns.
 
-`Schema` needs no engine; LanceDB's `LanceModel` works in its place. `Vector(n)` is a field type in both.
+`Schema` needs no engine; LanceDB's `LanceModel` works in its place. `Vector(n)` and `MultiVector(n)` are field types in
+both, `SparseVector(n)` in a `Schema` only, since a LanceModel has no type for it.
 
 Over 400 lines: one mapping between pydantic and Arrow, in which types, markers and defaults depend on each other.
 """
@@ -28,9 +29,14 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
+from embedreg.arrow.kind import VectorKind
+from embedreg.arrow.multi import MULTI
+from embedreg.arrow.sparse import SPARSE
 from embedreg.arrow.values import NO_DEFAULTS, Defaults
+from embedreg.arrow.vectors import DENSE
 from embedreg.core import lancedb_hooks
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.core.kinds import kind_of
 from embedreg.core.lancedb_hooks import EXPLICIT, SOURCE, VECTOR
 from embedreg.errors import SchemaError
 from embedreg.registry import get_registry
@@ -38,17 +44,16 @@ from embedreg.registry import get_registry
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Schema", "Vector", "resolve"]
-
-_VALUE_TYPES = {"float16", "float32", "float64"}
+__all__ = ["MultiVector", "Schema", "SparseVector", "Vector", "resolve"]
 
 
 # -- vectors -----------------------------------------------------------------------------------------------------------
 
 
-class VectorType(list[float]):
+class VectorType(list[Any]):
     """The base of every `Vector(n)`: a list of n floats, stored as a fixed-size list."""
 
+    _kind: ClassVar[VectorKind] = DENSE
     _dim: ClassVar[int]
     _value_type: ClassVar[str]
     _nullable: ClassVar[bool]
@@ -71,10 +76,15 @@ class VectorType(list[float]):
         return cls._nullable
 
     @classmethod
+    def _listed(cls) -> CoreSchema:
+        """Return the form of a value in a model."""
+        return core_schema.list_schema(core_schema.float_schema(), min_length=cls._dim, max_length=cls._dim)
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         # Run by the class body of a LanceModel: lancedb is loaded by then, if it will inspect this type.
         lancedb_hooks.adopt_vector_type(VectorType)
-        floats = core_schema.list_schema(core_schema.float_schema(), min_length=cls._dim, max_length=cls._dim)
+        floats = cls._listed()
         listed = core_schema.chain_schema([core_schema.no_info_plain_validator_function(_as_list), floats])
         checked = core_schema.no_info_after_validator_function(cls, listed)
         return core_schema.nullable_schema(checked) if cls._nullable else checked
@@ -82,6 +92,77 @@ class VectorType(list[float]):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"type": "array", "items": {"type": "number"}, "minItems": cls._dim, "maxItems": cls._dim}
+
+
+class MultiVectorType(VectorType):
+    """The base of every `MultiVector(n)`: a list of lists of n floats."""
+
+    _kind: ClassVar[VectorKind] = MULTI
+
+    @staticmethod
+    def is_multi_vector() -> bool:
+        """Return True, by which lancedb knows the type."""
+        return True
+
+    @classmethod
+    def _listed(cls) -> CoreSchema:
+        return core_schema.list_schema(super()._listed())
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "array", "items": super().__get_pydantic_json_schema__(schema, handler)}
+
+
+class SparseVectorType(dict[str, Any]):
+    """The base of every `SparseVector(n)`: `{"indices": [...], "values": [...]}`."""
+
+    _kind: ClassVar[VectorKind] = SPARSE
+    _dim: ClassVar[int]
+    _nullable: ClassVar[bool]
+
+    @classmethod
+    def dim(cls) -> int:
+        """Return the number of dimensions."""
+        return cls._dim
+
+    @classmethod
+    def nullable(cls) -> bool:
+        """Return whether a row may have no vector."""
+        return cls._nullable
+
+    @classmethod
+    def value_arrow_type(cls) -> pa.DataType:
+        """Return the Arrow type of one weight."""
+        import pyarrow as pa
+
+        return pa.float32()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        index = core_schema.int_schema(ge=0, lt=cls._dim)
+        lists = {
+            "indices": core_schema.typed_dict_field(core_schema.list_schema(index)),
+            "values": core_schema.typed_dict_field(core_schema.list_schema(core_schema.float_schema())),
+        }
+        listed = core_schema.chain_schema(
+            [core_schema.no_info_plain_validator_function(_as_lists), core_schema.typed_dict_schema(lists)]
+        )
+        checked = core_schema.no_info_after_validator_function(cls, listed)
+        return core_schema.nullable_schema(checked) if cls._nullable else checked
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        lists = {name: {"type": "array", "items": {"type": kind}} for name, kind in _LISTS.items()}
+        return {"type": "object", "properties": lists, "required": list(lists)}
+
+
+_LISTS = {"indices": "integer", "values": "number"}
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, tuple) and len(value) == len(_LISTS):
+        value = dict(zip(_LISTS, value, strict=True))
+    return {name: _as_list(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def _as_list(value: Any) -> Any:
@@ -98,15 +179,50 @@ def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: 
     Raises:
         SchemaError: a dimension that is not a positive integer, or an unknown value type.
     """
-    size = dim() if callable(dim) else dim
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SchemaError(f"a vector needs a positive number of dimensions, got {size!r}.", "Vector(fn.ndims())")
-    name = getattr(value_type, "__name__", None) or value_name(value_type)
-    if name not in _VALUE_TYPES:
-        raise SchemaError(f"a vector cannot hold {value_type!r}.", "value_type='float32' or 'float16'")
-    made = type(f"Vector({size})", (VectorType,), {"_dim": size, "_value_type": name, "_nullable": nullable})
+    made: type[VectorType] = _made(VectorType, dim, value_type, nullable)
     lancedb_hooks.adopt_vector_type(VectorType)
     return made
+
+
+def MultiVector(
+    dim: int | Callable[[], int], value_type: Any = "float32", nullable: bool = True
+) -> type[MultiVectorType]:
+    """Return the type of a column of multi-vectors: several vectors of `dim` dimensions in each row.
+
+    Args:
+        dim, nullable: as in `Vector`.
+        value_type: "float32" or "float16".
+    Raises:
+        SchemaError: as `Vector`.
+    """
+    made: type[MultiVectorType] = _made(MultiVectorType, dim, value_type, nullable)
+    lancedb_hooks.adopt_vector_type(VectorType)
+    return made
+
+
+def SparseVector(dim: int | Callable[[], int], nullable: bool = True) -> type[SparseVectorType]:
+    """Return the type of a column of sparse vectors: `struct<indices: list<int32>, values: list<float32>>`.
+
+    Args:
+        dim, nullable: as in `Vector`.
+    Raises:
+        SchemaError: as `Vector`.
+    """
+    made: type[SparseVectorType] = _made(SparseVectorType, dim, "float32", nullable)
+    return made
+
+
+def _made(base: type[Any], dim: int | Callable[[], int], value_type: Any, nullable: bool) -> Any:
+    kind: VectorKind = base._kind
+    size = dim() if callable(dim) else dim
+    hint = kind.type_hint.format(d="fn.ndims()")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise SchemaError(f"a vector needs a positive number of dimensions, got {size!r}.", hint)
+    name = getattr(value_type, "__name__", None) or value_name(value_type)
+    if name not in kind.value_types:
+        known = " or ".join(repr(each) for each in kind.value_types[:2])
+        raise SchemaError(f"a vector cannot hold {value_type!r}.", f"value_type={known}")
+    return type(kind.type_hint.format(d=size), (base,), {"_dim": size, "_value_type": name, "_nullable": nullable})
 
 
 # -- markers -----------------------------------------------------------------------------------------------------------
@@ -247,20 +363,30 @@ def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction)
 
     from embedreg.declaration import codec
 
+    kind = kind_of(function)
+    right = f"{where.rpartition('.')[2]}: {kind.type_hint.format(d='fn.ndims()')} = fn.VectorField()"
     if (vector := _vector_class(annotation)) is not None:
+        if (declared := _kind_declared(vector)) is not kind:
+            raise SchemaError(f"{where} is declared as {declared.plural}, its function gives {kind.plural}.", right)
         ndims = codec.stated_ndims(function, vector.dim())
         if vector.dim() != ndims:
-            raise SchemaError(
-                f"{where} is declared with {vector.dim()} dimensions, its function gives {ndims}.",
-                f"{where.rpartition('.')[2]}: Vector(fn.ndims()) = fn.VectorField()",
-            )
-        return pa.list_(vector.value_arrow_type(), ndims)
-    if get_origin(annotation) is list and get_args(annotation) == (float,):
+            raise SchemaError(f"{where} is declared with {vector.dim()} dimensions, its function gives {ndims}.", right)
+        return kind.arrow_type(ndims, vector.value_arrow_type())
+    if kind.one_size and get_origin(annotation) is list and get_args(annotation) == (float,):
         return pa.list_(pa.float32(), function.ndims())
-    raise SchemaError(f"{where} is a vector field of type {annotation!r}.", "use Vector(fn.ndims()) or list[float]")
+    also = " or list[float]" if kind.one_size else ""
+    raise SchemaError(
+        f"{where} is a vector field of type {annotation!r}.", f"use {kind.type_hint.format(d='fn.ndims()')}{also}"
+    )
 
 
-def _vector_class(annotation: Any) -> type[VectorType] | None:
+def _kind_declared(vector: Any) -> VectorKind:
+    """Return the kind of vectors of a vector type, ours or lancedb's."""
+    theirs = MULTI if getattr(vector, "is_multi_vector", bool)() else DENSE
+    return getattr(vector, "_kind", theirs)
+
+
+def _vector_class(annotation: Any) -> Any:
     """Return a vector type, ours or lancedb's; both have the same three methods."""
     if isinstance(annotation, type) and hasattr(annotation, "value_arrow_type") and hasattr(annotation, "dim"):
         return annotation
@@ -312,7 +438,8 @@ def _arrow_type(where: str, annotation: Any) -> tuple[pa.DataType, bool]:
         return _common(where, {type(value) for value in args}), optional
     if isinstance(inner, type):
         if (vector := _vector_class(inner)) is not None:
-            return pa.list_(vector.value_arrow_type(), vector.dim()), optional or bool(vector.nullable())
+            made = _kind_declared(vector).arrow_type(vector.dim(), vector.value_arrow_type())
+            return made, optional or bool(vector.nullable())
         if issubclass(inner, BaseModel):
             return pa.struct(arrow_fields(inner)), optional
         if issubclass(inner, enum.Enum):
@@ -365,7 +492,7 @@ def _default(info: FieldInfo) -> Callable[[Mapping[str, Any]], Any]:
 
 def _declaration(source: Marker, vector: Marker, kind: pa.DataType) -> EmbeddingFunctionConfig:
     config = vector.function.bind(source.field, vector.field)
-    config.value_type = value_name(kind.value_type)
+    config.value_type = value_name(kind_of(vector.function).value_type(kind))
     return config
 
 
@@ -398,10 +525,9 @@ def resolve(schema: Any) -> Resolved:
     if pa is not None and isinstance(schema, pa.Schema):
         configs = get_registry().parse_functions(entries.metadata_with_widths(schema)).every()
         for config in configs:
-            if config.vector_column in schema.names and hasattr(
-                kind := schema.field(config.vector_column).type, "value_type"
-            ):
-                config.value_type = value_name(kind.value_type)
+            vectors = kind_of(config.function)
+            if config.vector_column in schema.names and vectors.holds(kind := schema.field(config.vector_column).type):
+                config.value_type = value_name(vectors.value_type(kind))
         return Resolved(schema, configs)
     if isinstance(schema, type) and issubclass(schema, Schema):
         return Resolved(schema.to_arrow_schema(), schema.parse_embedding_functions())

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedreg.arrow import casting, inputs, layouts
 from embedreg.arrow.declared import Expected, as_declared, made_column
 from embedreg.arrow.values import Defaults
-from embedreg.arrow.vectors import Embedded, complete_and_finite, given_vectors, numbers_of, to_arrow, zero_rows
+from embedreg.arrow.vectors import Embedded
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.core.kinds import kind_of
 from embedreg.declaration import codec, digest, drift
 from embedreg.declaration.entries import metadata_with_widths
 from embedreg.declaration.fingerprint import fingerprint
@@ -324,20 +325,16 @@ class _Plan:
     def _vector_field(config: EmbeddingFunctionConfig, declared: pa.Schema | None, own: pa.Field | None) -> pa.Field:
         import pyarrow as pa
 
-        ndims = config.function.ndims()
+        ndims, kind = config.function.ndims(), kind_of(config.function)
         if declared is not None and config.vector_column in declared.names:
             wanted = declared.field(config.vector_column)
-        elif own is not None and pa.types.is_fixed_size_list(own.type):
+        elif own is not None and kind.of_fixed_width(own.type):
             wanted = own
         else:
             name = str(stored_type(config) or config.function.vector_traits().get("dtype", "float32"))
-            value = pa.float16() if name == "float16" else pa.float32()
-            wanted = pa.field(config.vector_column, pa.list_(value, ndims))
-        if not pa.types.is_fixed_size_list(wanted.type) or wanted.type.list_size != ndims:
-            raise SchemaError(
-                f"column {config.vector_column!r} is declared as {wanted.type}, its function gives {ndims} dimensions.",
-                f"declare it as fixed_size_list<float>[{ndims}], or choose another vector column",
-            )
+            half = name == "float16" and name in kind.value_types
+            wanted = pa.field(config.vector_column, kind.arrow_type(ndims, pa.float16() if half else pa.float32()))
+        kind.refuse_misfit(config.vector_column, wanted.type, ndims)
         return wanted
 
 
@@ -496,20 +493,22 @@ def _fill_column(
 
     target = plan.schema.field(config.vector_column)
     source = batch.column(config.source_column)
-    ndims = target.type.list_size
+    kind, ndims = kind_of(config.function), config.function.ndims()
+    value_type = kind.value_type(target.type)
     own = batch.column(config.vector_column) if config.vector_column in batch.schema.names else None
     if own is not None and own.null_count < len(own):
         plan.refuse_mixture(config)
-        if own.type == target.type and complete_and_finite(own):
-            zeros = len(zero_rows(numbers_of(own)))
+        if own.type == target.type and kind.complete(own, ndims):
+            zeros = kind.zeros_in(own, ndims)
             if not zeros or run.zero_vectors != "error":
                 run.report.given += len(own)
                 run.report.zeros += zeros
                 if on_window is not None:
                     on_window(len(own))
                 return own, {}, np.zeros(0, np.int64)
-        given, reasons = given_vectors(own, ndims, config.vector_column, target.type.value_type)
-        zero = zero_rows(given.matrix)
+        stored, own_valid, reasons = kind.given(own, ndims, config.vector_column, value_type)
+        given = Embedded(stored, own_valid, kind=kind)
+        zero = kind.zeros(given.vectors)
         zero = zero[given.valid[zero]]
         run.report.zeros += len(zero)
         if run.zero_vectors == "error":
@@ -525,7 +524,7 @@ def _fill_column(
     else:
         given, reasons, todo = None, {}, None
     embedded = _embed_rows(config, source, run.zero_vectors, on_window)
-    if pa.types.is_float16(target.type.value_type):
+    if pa.types.is_float16(value_type):
         fit_float16(config.function, embedded, run.zero_vectors)
     rows = todo if todo is not None else np.arange(len(source))
     reasons |= {int(rows[row]): reason for row, reason in embedded.reasons.items()}
@@ -545,9 +544,10 @@ def _fill_column(
             why = "its vector is all zeros, and the vector column allows no null"
             reasons |= {int(row): why for row in rows[zeros_null]}
     if given is not None:
-        given.matrix[rows], given.valid[rows] = embedded.matrix, embedded.valid
+        given.vectors = kind.put(given.vectors, rows, embedded.vectors)
+        given.valid[rows] = embedded.valid
         embedded = given
-    return to_arrow(embedded.matrix, embedded.valid, target.type), reasons, todo
+    return kind.to_arrow(embedded.vectors, embedded.valid, target.type), reasons, todo
 
 
 def _stamped(

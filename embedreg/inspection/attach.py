@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from embedreg.arrow.vectors import given_vectors
 from embedreg.core import canonical
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
+from embedreg.core.kinds import kind_of
 from embedreg.declaration import codec, drift, manifest, parquet_footer
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import embed_column
@@ -104,7 +105,7 @@ def attach(
             source_column=declaration.source_column,
             vector_column=declaration.vector_column,
             function=declaration.function,
-            value_type=schemas.value_name(kind.value_type),
+            value_type=schemas.value_name(kind_of(declaration.function).value_type(kind)),
         )
         written = found.declare(codec.encode([typed], found.declared()))
     import numpy as np

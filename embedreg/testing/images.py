@@ -249,6 +249,6 @@ def _embedded(function: EmbeddingFunction, rows: list[Any], what: str, hint: str
 
 def _query(function: EmbeddingFunction, query: Any, what: str, hint: str) -> np.ndarray:
     try:
-        return embed_query(function, query).astype(np.float64)[None, :]
+        return np.asarray(embed_query(function, query), np.float64)[None, :]
     except Exception as exc:
         raise flaw(f"a query as {what} failed: {type(exc).__name__}: {exc}.", hint) from exc

@@ -43,7 +43,7 @@ _abandoned: list[sqlite3.Connection] = []  # the parent's: closing one in a fork
 
 
 class CacheFile:
-    """Vectors as raw little-endian float32 by key; the least recently used are evicted first.
+    """Vectors as raw little-endian bytes by key; the least recently used are evicted first.
 
     Args:
         path: the file; created if it does not exist.
@@ -71,8 +71,8 @@ class CacheFile:
 
     # -- reading and writing --------------------------------------------------------------------------------------
 
-    def find(self, keys: Iterable[bytes], ndims: int) -> dict[bytes, bytes]:
-        """Return the cached vectors: key -> the bytes of a vector of `ndims` dimensions.
+    def find(self, keys: Iterable[bytes], size: int, step: int = 0) -> dict[bytes, bytes]:
+        """Return the cached vectors: key -> the bytes of a vector, `size` or any number of steps more.
 
         A row whose checksum does not match counts as a miss.
 
@@ -80,7 +80,8 @@ class CacheFile:
             sqlite3.Error: the file cannot be read.
         """
         wanted = list(keys)
-        size, now = 4 * ndims + CHECK_BYTES, time.time()
+        size, now = size + CHECK_BYTES, time.time()
+        fits = f"= {size}" if not step else f">= {size} AND (length(vector) - {size}) % {step} = 0"
         found: dict[bytes, bytes] = {}
         stale: list[int] = []
         with self._lock:
@@ -91,7 +92,7 @@ class CacheFile:
                 # SQLite stores the length before the value, so a value of the wrong length is not read
                 rows = connection.execute(
                     f"SELECT id, key, used, vector FROM entries WHERE key IN ({places}) "
-                    f"AND typeof(vector) = 'blob' AND length(vector) = {size}",
+                    f"AND typeof(vector) = 'blob' AND length(vector) {fits}",
                     some,
                 )
                 for row, key, used, stored in rows.fetchall():
@@ -114,6 +115,8 @@ class CacheFile:
         now = time.time()
         rows, need = [], 0
         for key, vector in vectors.items():
+            if len(vector) > MAX_VALUE // 2:
+                continue
             need += int((len(vector) + ROW_BYTES) / FILLED)
             if need > self.max_bytes // 2:
                 break  # storing the rest would only evict these

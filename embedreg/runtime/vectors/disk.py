@@ -17,10 +17,12 @@ import sqlite3
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.kind import Read, VectorKind
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.kinds import kind_of
 from embedreg.core.role import Role
 from embedreg.declaration import drift
 from embedreg.declaration.fingerprint import fingerprint
@@ -30,8 +32,6 @@ from embedreg.support.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import numpy as np
-
-    Vectors: TypeAlias = tuple[np.ndarray, np.ndarray, dict[int, str]]
 
 __all__ = ["MAX_BYTES", "VectorCache", "current", "use", "vector_cache"]
 
@@ -133,13 +133,13 @@ class VectorCache:
         role: Role,
         ndims: int,
         chunk: Any,
-        compute: Callable[[Any], Vectors],
-    ) -> tuple[Vectors, int]:
+        compute: Callable[[Any], Read],
+    ) -> tuple[Read, int]:
         """Return the vectors of a chunk of inputs: hits from the file, misses computed and stored.
 
         Args:
             chunk: m inputs, none of them null: an Arrow array or a list.
-            compute: returns the (m, d) vectors of some inputs, which of them are valid, and why the others are not.
+            compute: returns the vectors of some inputs, which of them are valid, and why the others are not.
         Returns:
             What `compute` would return for all of them, and the number of hits.
         """
@@ -149,46 +149,47 @@ class VectorCache:
         owner = None if kinds is None else self._owner(function, role)
         if kinds is None or owner is None:
             return compute(chunk), 0
-        keys = [_key(owner, *content) for content in kinds]
-        found = self._find(keys, ndims)
+        keys, kind = [_key(owner, *content) for content in kinds], kind_of(function)
+        found = self._find(keys, kind, ndims)
         missing = [row for row, key in enumerate(keys) if key not in found]
         with self._lock:
             self.hits += len(keys) - len(missing)
             self.misses += len(missing)
         if not found:
             vectors = compute(chunk)
-            self._keep(keys, *vectors[:2])
+            self._keep(keys, kind, *vectors[:2])
             return vectors, 0
-        matrix, valid = np.empty((len(keys), ndims), np.float32), np.ones(len(keys), bool)
-        hits = [row for row, key in enumerate(keys) if key in found]
-        matrix[hits] = np.frombuffer(b"".join(found[keys[row]] for row in hits), "<f4").reshape(-1, ndims)
+        valid, hits = np.ones(len(keys), bool), [row for row, key in enumerate(keys) if key in found]
+        stored, _ = kind.unpacked([found[keys[row]] for row in hits], ndims)
+        every = kind.put(kind.empty(len(keys), ndims), hits, stored)
         reasons: dict[int, str] = {}
         if missing:
             some = chunk.take(missing) if hasattr(chunk, "take") else [chunk[row] for row in missing]
             rows, good, why = compute(some)
-            matrix[missing], valid[missing] = rows, good
+            every = kind.put(every, missing, rows)
+            valid[missing] = good
             reasons = {missing[row]: reason for row, reason in why.items()}
-            self._keep([keys[row] for row in missing], rows, good)
-        return (matrix, valid, reasons), len(hits)
+            self._keep([keys[row] for row in missing], kind, rows, good)
+        return Read(every, valid, reasons), len(hits)
 
     # -- the file ---------------------------------------------------------------------------------------------------
 
-    def _find(self, keys: list[bytes], ndims: int) -> dict[bytes, bytes]:
+    def _find(self, keys: list[bytes], kind: VectorKind, ndims: int) -> dict[bytes, bytes]:
         if self._file is None or not self._readable:
             return {}
         try:
-            return _finite(self._file.find(keys, ndims))
+            return _valid(self._file.find(keys, *kind.sizes(ndims)), kind, ndims)
         except sqlite3.Error as exc:
             self._give_up(exc)
             return {}
 
-    def _keep(self, keys: list[bytes], matrix: np.ndarray, valid: np.ndarray) -> None:
+    def _keep(self, keys: list[bytes], kind: VectorKind, rows: Any, valid: np.ndarray) -> None:
         """Store the vectors of valid rows; a bad row is tried again the next time."""
         if self._file is None or not self._writable:
             return
-        rows = matrix.astype("<f4", copy=False)
+        packed = zip(keys, kind.packed(rows), valid.tolist(), strict=True)
         try:
-            stored = self._file.store({key: rows[row].tobytes() for row, key in enumerate(keys) if valid[row]})
+            stored = self._file.store({key: data for key, data, good in packed if good})
         except sqlite3.Error as exc:
             self._give_up(exc, writing=True)
         else:
@@ -247,7 +248,7 @@ def _identity(function: EmbeddingFunction, role: Role) -> list[str] | None:
         return None
     if (known := function.model_identity()) is not None:  # the probe has downloaded the model
         return [known]
-    return None if probe is None else [home, _rounded(probe)]
+    return None if probe is None else [home, _rounded(kind_of(function).numbers(probe))]
 
 
 def _rounded(probe: np.ndarray) -> str:
@@ -258,13 +259,11 @@ def _rounded(probe: np.ndarray) -> str:
     return hashlib.blake2b(rounded.astype("<f8").tobytes(), digest_size=32).hexdigest()
 
 
-def _finite(found: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Drop vectors that are not finite, which no function returns: they are computed again."""
-    import numpy as np
-
+def _valid(found: dict[bytes, bytes], kind: VectorKind, ndims: int) -> dict[bytes, bytes]:
+    """Drop vectors that no function returns, such as those that are not finite: they are computed again."""
     if not found:
         return found
-    good = np.isfinite(np.frombuffer(b"".join(found.values()), "<f4").reshape(len(found), -1)).all(axis=1)
+    good = kind.unpacked(list(found.values()), ndims)[1]
     return found if good.all() else {key: found[key] for key, right in zip(found, good.tolist(), strict=True) if right}
 
 

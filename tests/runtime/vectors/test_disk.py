@@ -314,8 +314,8 @@ def test_what_was_not_used_for_longest_goes_first(path: Path, monkeypatch: pytes
         file.store({bytes([2, number, row]) + bytes(29): vector for row in range(100)})
         assert len(file.find(kept, 100)) == 50
     assert file.evicted > 1000
-    assert not file.find([bytes([2, 0, 0]) + bytes(29)], 100)
-    assert file.find([bytes([2, 39, 0]) + bytes(29)], 100)
+    assert not file.find([bytes([2, 0, 0]) + bytes(29)], 400)
+    assert file.find([bytes([2, 39, 0]) + bytes(29)], 400)
     file.close()
 
 

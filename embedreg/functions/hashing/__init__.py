@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["HashingEmbeddings"]
+__all__ = ["HashingEmbeddings", "features_of"]
 
 Range = tuple[int, int]
 
@@ -95,7 +95,7 @@ class HashingEmbeddings(TextEmbeddingFunction):
         import numpy as np
 
         values = ["" if value is None else str(value) for value in self.sanitize_input(texts)]
-        features = _features(self.seed, self.word_ngrams, self.char_ngrams, self.lowercase)
+        features = features_of(self.seed, self.word_ngrams, self.char_ngrams, self.lowercase)
         dim, rows = self.dim, max(1, CHUNK_COUNTS // self.dim)
         made = np.empty((len(values), dim), np.float32)
         for start, stop in _chunks(values, rows):
@@ -298,6 +298,6 @@ def _keep(memo: dict[str, bytes], key: str, value: bytes) -> bytes:
 
 
 @functools.lru_cache(maxsize=8)
-def _features(seed: int, words: Range | None, characters: Range | None, lowercase: bool) -> _Features:
+def features_of(seed: int, words: Range | None, characters: Range | None, lowercase: bool) -> _Features:
     """Return the hasher that equal configurations share."""
     return _Features(seed, words, characters, lowercase)

@@ -1,0 +1,66 @@
+"""Functions of multi-vectors and sparse vectors whose vectors can be computed by hand."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from embedreg import RowError, TextEmbeddingFunction, Traits, register
+
+D = 4
+
+
+def word_vectors(text: str) -> np.ndarray:
+    """Return a vector of length 1 for each word: (k, 4) float32."""
+    rows = [[len(word), sum(map(word.count, "aeiou")), ord(word[0]) % 7, 1] for word in text.split()]
+    made = np.array(rows, np.float32).reshape(-1, D)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+@register("word-vectors")
+class WordVectors(TextEmbeddingFunction):
+    """A vector for each word of a text; texts with a meaning fail, as `tests.fakes.Picky` does."""
+
+    traits: ClassVar[Traits] = Traits(vectors="multi", retry=False, window=64)
+
+    scale: float = 1.0
+
+    def ndims(self) -> int:
+        return D
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        special: dict[str, Any] = {
+            "none": None,
+            "bad": RowError("refused by hand"),
+            "nan": np.full((2, D), np.nan),
+            "nothing": np.empty((0, D)),
+            "wide": np.ones((2, D + 1)),
+        }
+        return [special[text] if text in special else self.scale * word_vectors(text) for text in map(str, texts)]
+
+
+@register("letters")
+class Letters(TextEmbeddingFunction):
+    """How often each of 26 letters occurs, as pairs of indices and weights."""
+
+    traits: ClassVar[Traits] = Traits(vectors="sparse", retry=False, metric="dot", window=64)
+
+    scale: float = 1.0
+
+    def ndims(self) -> int:
+        return 26
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        special: dict[str, Any] = {
+            "none": None,
+            "bad": RowError("refused by hand"),
+            "nan": ([1], [np.nan]),
+            "123": ([], []),
+            "wide": ([26], [1.0]),
+        }
+        return [special[text] if text in special else self._counts(text) for text in map(str, texts)]
+
+    def _counts(self, text: str) -> tuple[list[int], list[float]]:
+        letters = sorted({*text.lower()} & {*map(chr, range(97, 123))})
+        return [ord(each) - 97 for each in letters], [self.scale * text.lower().count(each) for each in letters]
