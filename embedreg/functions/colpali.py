@@ -74,6 +74,7 @@ class ColPaliEmbeddings(LocalImageFunction):
                 "max_retries",
             }
         ),
+        vectors="multi",
         window=64,  # an image has a thousand vectors
     )
 

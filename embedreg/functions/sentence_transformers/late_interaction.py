@@ -93,6 +93,7 @@ class LateInteractionEmbeddings(TokenModelEmbeddings):
         alternatives=(),
         extra="late-interaction",
         stock_fields=None,
+        vectors="multi",
         window=1024,  # a row has hundreds of vectors
     )
 

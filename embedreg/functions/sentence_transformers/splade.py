@@ -39,6 +39,7 @@ class SpladeEmbeddings(TokenModelEmbeddings):
         extra="splade",
         stock_fields=None,
         metric="dot",
+        vectors="sparse",
         window=4096,
     )
 
