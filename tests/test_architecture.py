@@ -97,6 +97,7 @@ BY_NAME = {
     ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.modernbert"): "the table of architectures",
     ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.mpnet"): "the table of architectures",
     ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.t5"): "the table of architectures",
+    ("core/modality.py", "embedreg.datasets.pages"): "the reader of PDF files, imported where one is read",
     ("core/modality.py", "embedreg.datasets.files"): "the reader of a folder of images, imported where one is read",
     ("core/modality.py", "embedreg.images.forms"): "other forms of an image, imported where an audit tries them",
     ("core/role.py", "embedreg.core.base"): "the contract's own methods are what any other is used instead of",

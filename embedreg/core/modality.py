@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,6 +91,7 @@ class Modality:
         files: the files of which each is one input; None if folders cannot be embedded.
         forms: the module whose `forms()` yields other forms of an input, which an audit tries; None for none, and for
             texts, whose forms an audit knows.
+        documents: other files, of which each has several inputs, such as the pages of PDF files.
     """
 
     name: str
@@ -104,6 +105,12 @@ class Modality:
     read: Callable[[pa.Array], Any] | None = None
     files: InputFiles | None = None
     forms: str | None = None
+    documents: tuple[InputFiles, ...] = ()
+
+    @property
+    def kinds_of_files(self) -> tuple[InputFiles, ...]:
+        """The kinds of files that hold inputs."""
+        return (*(() if self.files is None else (self.files,)), *self.documents)
 
     @property
     def plural(self) -> str:
@@ -135,6 +142,7 @@ IMAGE = Modality(
     read=images_of,
     files=InputFiles("images", (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"), "an image"),
     forms="embedreg.images.forms",
+    documents=(InputFiles("pages", (".pdf",), "a document", "embedreg.datasets.pages", "image"),),
 )
 # For a class that does not declare its modality, such as LanceDB's: it gets the column's values, and texts from SQL.
 ANY = Modality("any", objects=True, rows_of=unstacked)
@@ -151,7 +159,7 @@ def add_modality(modality: Modality) -> None:
     name = modality.name
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name:
         raise ConfigError(f"{name!r} cannot be the name of a modality.", "embedreg.Modality('audio', ...)")
-    for suffix in modality.files.suffixes if modality.files is not None else ():
+    for suffix in (suffix for each in modality.kinds_of_files for suffix in each.suffixes):
         if (other := of_files(suffix=suffix)) is not None and other.name != name:
             raise ConfigError(f"files that end in {suffix!r} are of the modality {other.name!r}.", "name other endings")
     if MODALITIES.setdefault(name, modality) != modality:
@@ -231,16 +239,19 @@ def sql_types(engine: str) -> dict[str, str]:
 
 def of_files(kind: str | None = None, *, suffix: str | None = None) -> Modality | None:
     """Return the modality of files, by the kind of their folder or by extension; None for other files."""
-    for each in MODALITIES.values():
-        if each.files is not None and (each.files.kind == kind or suffix in each.files.suffixes):
-            return each
-    return None
+    return next((each for each, _ in _with_files(kind, suffix)), None)
 
 
 def files_of(kind: str | None = None, *, suffix: str | None = None) -> InputFiles | None:
     """Return the `InputFiles` of a modality, with the arguments of `of_files`."""
-    found = of_files(kind, suffix=suffix)
-    return None if found is None else found.files
+    return next((files for _, files in _with_files(kind, suffix)), None)
+
+
+def _with_files(kind: str | None, suffix: str | None) -> Iterator[tuple[Modality, InputFiles]]:
+    for each in MODALITIES.values():
+        for files in each.kinds_of_files:
+            if files.kind == kind or suffix in files.suffixes:
+                yield each, files
 
 
 def query_names(function: EmbeddingFunction) -> list[str]:

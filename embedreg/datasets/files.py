@@ -19,7 +19,7 @@ from embedreg.datasets.storage import File
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["changed", "inputs", "read", "schema"]
+__all__ = ["changed", "folders", "inputs", "read", "schema"]
 
 
 def schema() -> pa.Schema:
@@ -32,7 +32,7 @@ def schema() -> pa.Schema:
 def inputs(place: Place) -> tuple[Input, ...]:
     """Return one input per folder; its ETag is a digest of the names, sizes and times of its files."""
     made = []
-    for name, files in _folders(place).items():
+    for name, files in folders(place).items():
         facts = json.dumps([(file.path, file.size, file.mtime_ns) for file in files])
         size = sum(file.size for file in files)
         units = (Unit(0, len(files), len(files), size),)
@@ -56,7 +56,7 @@ def read(
     """Read a span of one folder's rows."""
     import pyarrow as pa
 
-    files = _folders(place).get(path, [])[span.start : span.stop]
+    files = folders(place).get(path, [])[span.start : span.stop]
     rows = {
         "path": pa.array([place.storage.full(file.path) for file in files], pa.string()),
         "name": pa.array([file.path for file in files], pa.string()),
@@ -66,7 +66,7 @@ def read(
     yield from cut(iter([batch]), span, batch_rows)
 
 
-def _folders(place: Place) -> dict[str, list[File]]:
+def folders(place: Place) -> dict[str, list[File]]:
     """Return the files of each folder, by the name of their input: `photos/images`."""
     found: dict[str, list[File]] = {}
     for file in place.files:

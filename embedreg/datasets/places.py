@@ -160,7 +160,7 @@ def _readable(kinds: Sequence[Kind]) -> str:
     *most, last = [_READ[kind] for kind in _READ if kind in kinds]
     files = f"{', '.join(most)} or {last}" if most else last
     found = [f"a {files} file", "a folder of them"]
-    folders = [each.files.kind for each in MODALITIES.values() if each.files is not None]
+    folders = [files.kind for each in MODALITIES.values() for files in each.kinds_of_files]
     found += [f"a folder of {' or '.join(folders)}"] if INPUTS in kinds else []
     found += ["DB_DIR/name.lance"] if "lance" in kinds else []
     return f"{', '.join(found[:-1])} or {found[-1]}"
@@ -351,8 +351,10 @@ def _of_one_kind(
         else:
             others.append(file.path)
     beside = [kind for kind in by_kind if files_of(kind) is not None]
-    if len(by_kind) > len(beside):  # images beside data files are not the data
-        others += [file.path for kind in beside for file in by_kind.pop(kind)]
+    documents = [files.kind for each in MODALITIES.values() for files in each.documents if files.kind in by_kind]
+    for given_way in (beside, documents):  # images beside data files are not the data, nor are documents beside images
+        if len(by_kind) > len(given_way):
+            others += [file.path for kind in given_way if kind in by_kind for file in by_kind.pop(kind)]
     if len(by_kind) > 1:
         names = {kind: PurePosixPath(files[0].path).suffix for kind, files in by_kind.items()}
         raise StorageError(
