@@ -12,6 +12,7 @@ from embedreg.core import lancedb_hooks
 from embedreg.support.lazy import index, keep_old_modules
 
 if TYPE_CHECKING:
+    from embedreg.chunks import chunk, sync
     from embedreg.core.base import (
         IMAGES,
         TEXT,
@@ -71,6 +72,7 @@ __all__ = [
     "attempt_import_or_raise",
     "budget",
     "check_drift",
+    "chunk",
     "embed",
     "embed_batches",
     "embed_column",
@@ -83,6 +85,7 @@ __all__ = [
     "inspect",
     "register",
     "release",
+    "sync",
     "trust",
     "url_retrieve",
     "vector_cache",
@@ -118,6 +121,7 @@ _HOMES = {
     "attempt_import_or_raise": "support.imports",
     "budget": "runtime.remote.accounts",
     "check_drift": "inspection.locate",
+    "chunk": "chunks.calls",
     "embed": "jobs",
     "embed_batches": "embedding.table",
     "embed_column": "embedding.column",
@@ -130,6 +134,7 @@ _HOMES = {
     "inspect": "inspection.locate",
     "register": "registry",
     "release": "runtime.cache",
+    "sync": "chunks.calls",
     "trust": "security.grants",
     "url_retrieve": "images",
     "vector_cache": "runtime.vectors.disk",

@@ -38,6 +38,7 @@ ORDER = (
     ("datasets",),
     ("jobs",),
     ("columns",),
+    ("chunks",),
     ("engines",),
     ("",),
     ("cli",),
@@ -45,6 +46,7 @@ ORDER = (
 )
 # Imports by name, which no import statement shows: (the file, the module) -> why it is one.
 BY_NAME = {
+    ("chunks/settings.py", "embedreg.chunks"): "the key of the schema metadata",
     ("core/lancedb_hooks.py", "embedreg.engines.lancedb.adapter"): "lancedb loads the adapter, not the core",
     ("core/held.py", "embedreg.declaration.drift"): "the check runs a function; the core only knows that one is due",
     ("inspection/engines.py", "embedreg.engines"): "the name of the entry-point group",

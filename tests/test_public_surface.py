@@ -39,6 +39,8 @@ TOWERS = '`backend="openvino"` of `open-clip`'
 JAVASCRIPT = "(`Traits.javascript_defaults`)"
 
 KINDS = "Kinds of vectors, by `Traits(vectors=...)`"
+_TEMPLATES = "`fn.SourceField(template=...)`, `EmbeddingFunctionConfig.template`, `--template` of"
+_CHUNKS = "`embedreg.chunk`, `embedreg.sync`, `embedreg chunk` and `embedreg.chunks`"
 _LIGHT = 'The light back end of `sentence-transformers`, `backend="light"`'
 # The errors of the version that is compared with.
 ERRORS = (
@@ -69,6 +71,27 @@ _BATCHES = "`embedreg embed --batch-api`"
 _USAGE = "`Report.usage` and `JobReport.usage`"
 _FIELDS = ("ipm", "max_concurrency", "rpm", "tpm")
 ALLOWED: dict[str, tuple[str, str]] = {
+    **{
+        f"functions / {name} / members / {member}": (_TEMPLATES, "template: str | None = None" + end)
+        for name in ("hashing", "open-clip", "openai", "sentence-transformers")
+        for member, end in (("SourceField", ", **kwargs: Any) -> Any"), ("bind", ") -> EmbeddingFunctionConfig"))
+    },
+    **{
+        f"modules / embedreg / {name} / members / {member}": (_TEMPLATES, "template: str | None = None" + end)
+        for name in ("EmbeddingFunction", "TextEmbeddingFunction")
+        for member, end in (("SourceField", ", **kwargs: Any) -> Any"), ("bind", ") -> EmbeddingFunctionConfig"))
+    },
+    "modules / embedreg / EmbeddingFunctionConfig / fields / template": (_TEMPLATES, "added"),
+    "modules / embedreg / EmbeddingFunctionConfig / signature": (
+        _TEMPLATES,
+        "(*, vector_column, source_column, function, value_type = None, template = None) -> None",
+    ),
+    **{
+        f"outputs / {name} / functions / 0 / template": (_TEMPLATES, "added")
+        for name in ("inspect", "inspect, checked")
+    },
+    "results / functions_in, one / fields / template": (_TEMPLATES, "added"),
+    "results / inspect / 0 / template": (_TEMPLATES, "added"),
     "modules / embedreg / budget": (_BUDGET, "added"),
     **{f"functions / openai / fields / {name}": (_BUDGET, "added") for name in _FIELDS},
     **{f"outputs / functions / openai / config / properties / {name}": (_BUDGET, "added") for name in _FIELDS},
@@ -202,6 +225,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "modules / embedreg / InputFiles": ("`embedreg.Modality` (with `embedreg.InputFiles`)", "added"),
     "modules / embedreg / Modality": ("`embedreg.add_modality` and `embedreg.Modality`", "added"),
     "modules / embedreg / add_modality": ("`embedreg.add_modality` and `embedreg.Modality`", "added"),
+    "help / embedreg chunk": (_CHUNKS, "added"),
+    "modules / embedreg / chunk": (_CHUNKS, "added"),
+    "modules / embedreg / sync": (_CHUNKS, "added"),
     "modules / embedreg / Grant": ("`embedreg.Grant`, what stored metadata needs or is granted, as a value", "added"),
     "modules / embedreg / trust / signature": (
         "`embedreg.trust(grant)` grants it",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from embedreg.cli import terminal
-from embedreg.cli.embed import parse_settings
+from embedreg.cli.embed import Template, parse_settings, template_of
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
 
@@ -19,8 +19,9 @@ __all__ = ["attach_function"]
 def attach_function(
     data: Annotated[str, typer.Argument(help="A .lance folder, DB_DIR/name, or a Parquet file or folder of them.")],
     function: Annotated[str, typer.Option("--function", "-f", help="The name of the function that made the vectors.")],
-    source: Annotated[str, typer.Option(help="The column that was embedded.")],
     vector: Annotated[str, typer.Option(help="The column that holds the vectors.")],
+    source: Annotated[str | None, typer.Option(help="The column that was embedded.")] = None,
+    template: Template = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A field of the function, as JSON or plain text. Repeatable."),
@@ -36,8 +37,11 @@ def attach_function(
     """
     from embedreg import attach, get
 
+    text = template_of(template, source)
+    if source is None and text is None:
+        raise typer.BadParameter("--source NAME is needed, or --template.")
     place = places.find(data)
-    binding = get(function).create(**parse_settings(settings or [])).bind(source, vector)
+    binding = get(function).create(**parse_settings(settings or [])).bind(source, vector, template=text)
     with terminal.status("embedding a sample"):
         found = attach(place.path, binding, sample=sample, seed=seed)
     if as_json:

@@ -28,6 +28,7 @@ from embedreg.cli.column_options import (
     try_next,
     vector_of,
 )
+from embedreg.cli.embed import Template, template_of
 from embedreg.cli.session import AsJson, command
 
 _NEXT = {"ready": "switch", "switched": "settle"}  # by the state of a migration
@@ -64,8 +65,9 @@ def add(
     data: Data,
     function: Annotated[str, typer.Option("--function", "-f", help="The function's name.")],
     settings: Settings = None,
-    source: Annotated[str, typer.Option(help="The column to embed.")] = "text",
+    source: Annotated[str | None, typer.Option(help="The column to embed. [default: text]")] = None,
     vector: Annotated[str, typer.Option(help="The new column.")] = "vector",
+    template: Template = None,
     no_digest: Annotated[
         bool, typer.Option("--no-digest", help="Add no row digests; changed sources cannot be found then.")
     ] = False,
@@ -91,14 +93,16 @@ def add(
     """
     from embedreg import columns
 
+    text = template_of(template, source)
+    source = source or ("text" if text is None else None)
+    declaration = function_of(function, settings).bind(source, vector, template=text)
     if column_sql.is_printed(engine, print_):
         from embedreg.engines.databend.changes import add as statements
 
-        made = column_sql.column_of(data, function_of(function, settings), source, vector, as_, version, returns)
-        column_sql.show(statements(made), as_json=as_json)
+        named = declaration.source_column, vector, as_, version, returns, text
+        column_sql.show(statements(column_sql.column_of(data, declaration.function, *named)), as_json=as_json)
         return
     path = path_of(data)
-    declaration = function_of(function, settings).bind(source, vector)
     if dry_run:
         _would_add(data, path, declaration, as_json)
         return
@@ -122,11 +126,16 @@ def add(
 def _would_add(data: str, path: Any, declaration: Any, as_json: bool) -> None:
     from embedreg.columns import ColumnReport
     from embedreg.columns.opening import opened
+    from embedreg.columns.sources import Source
+    from embedreg.declaration import templates
     from embedreg.errors import MissingColumnError, SchemaError
 
     store = opened(path)
     names = store.schema.names
-    if declaration.source_column not in names:
+    source = Source(declaration.source_column, templates.of(declaration))
+    if source.template is not None:
+        source.template.refuse_missing(names, declaration.vector_column)
+    elif declaration.source_column not in names:
         raise MissingColumnError(
             f"{data} has no column {declaration.source_column!r}.",
             f"--source NAME names the column to embed: {', '.join(names)}",
@@ -135,7 +144,8 @@ def _would_add(data: str, path: Any, declaration: Any, as_json: bool) -> None:
         raise SchemaError(
             f"{data} has a column {declaration.vector_column!r} already.", "--vector NAME adds another column"
         )
-    filled = sum(len(batch) - batch.column(0).null_count for batch in store.scan([declaration.source_column]))
+    values = (source.values(batch) for batch in store.scan(source.columns))
+    filled = sum(len(each) - each.null_count for each in values)
     report = ColumnReport(declaration.vector_column, "add", store.rows, filled, filled, dry_run=True)
     column_words.print_reports(data, [report], as_json=as_json)
 
@@ -198,7 +208,10 @@ def refresh(
         str | None, typer.Option("--function", "-f", help="With --engine: the declared function's name.")
     ] = None,
     settings: Settings = None,
-    source: Annotated[str, typer.Option(help="With --engine: the column that is embedded.")] = "text",
+    source: Annotated[
+        str | None, typer.Option(help="With --engine: the column that is embedded. [default: text]")
+    ] = None,
+    template: Template = None,
     as_: column_sql.As = None,
     version: column_sql.Version = "1.2.453",
     returns: column_sql.Returns = "array",
@@ -216,9 +229,11 @@ def refresh(
 
         if function is None:
             raise typer.BadParameter("--function NAME is needed: nothing is read from the database.")
-        name = (vectors or ["vector"])[0]
-        made = column_sql.column_of(data, function_of(function, settings), source, name, as_, version, returns)
-        column_sql.show(statements(made), as_json=as_json)
+        text = template_of(template, source)
+        source = source or ("text" if text is None else None)
+        declared = function_of(function, settings).bind(source, (vectors or ["vector"])[0], template=text)
+        named = declared.source_column, declared.vector_column, as_, version, returns, text
+        column_sql.show(statements(column_sql.column_of(data, declared.function, *named)), as_json=as_json)
         return
     path = path_of(data)
     with progress("checking", path) as bar:

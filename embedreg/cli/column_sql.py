@@ -50,14 +50,21 @@ def is_printed(engine: str | None, print_: bool) -> bool:
 
 
 def column_of(
-    table: str, function: EmbeddingFunction, source: str, vector: str, name: str | None, version: str, returns: str
+    table: str,
+    function: EmbeddingFunction,
+    source: str,
+    vector: str,
+    name: str | None,
+    version: str,
+    returns: str,
+    template: str | None = None,
 ) -> Column:
     """Return a vector column of a Databend table."""
     from embedreg.columns.declare import entry_for
     from embedreg.engines.databend.changes import Column
     from embedreg.inspection.locate import refuse_clear_secrets
 
-    entry = entry_for(function, source, vector, digest=True)
+    entry = entry_for(function, source, vector, digest=True, template=template)
     refuse_clear_secrets(entry)
     refuse_unprintable(table, source, vector, name or "")
     return Column(table, entry, name or f"ai_embed_{function.ndims()}", version, returns)

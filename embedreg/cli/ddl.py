@@ -106,6 +106,7 @@ def returns_of(version: str, returns: str | None) -> Returns:
 
 
 def _statements(groups: list[Group], version: str, address: str, table: str, token: bool) -> dict[str, Any]:
+    from embedreg.declaration import templates
     from embedreg.engines.databend import sql
 
     first = groups[0]
@@ -113,7 +114,8 @@ def _statements(groups: list[Group], version: str, address: str, table: str, tok
     if first.config is not None:
         source, column = first.config.source_column, first.config.vector_column
     others, lacking = (None, []) if first.place is None else _others(first.place, {source, column})
-    layout = sql.Layout(table, source, column, others=others)
+    template = None if first.config is None else templates.of(first.config)
+    layout = sql.Layout(table, source, column, others=others, template=template)
     said = notes(version, token)
     if lacking:
         said.append(f"columns without a type in Databend are left out: {', '.join(map(plain, lacking))}")

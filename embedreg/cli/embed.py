@@ -19,6 +19,7 @@ from embedreg.cli import terminal
 from embedreg.cli.session import AsJson, command, common_arguments
 from embedreg.datasets import places
 from embedreg.datasets.reading import Reading
+from embedreg.declaration import templates
 from embedreg.errors import EmbedregError, MissingColumnError, in_shell
 from embedreg.images.allowances import allow_images
 
@@ -29,9 +30,18 @@ if TYPE_CHECKING:
     from embedreg.jobs import Engine, JobReport
     from embedreg.runtime.remote.usage import TotalUsage
 
-__all__ = ["embed", "parse_settings"]
+__all__ = ["Template", "embed", "parse_settings", "template_of"]
 
 _SHOWN_BAD_ROWS = 5
+
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help=r"In the place of --source: text to embed with columns in braces, such as '{title}: {body}'; \n is a new "
+        "line.",
+    ),
+]
 
 
 @command
@@ -58,6 +68,7 @@ def embed(
         str | None, typer.Option(help="The column to embed. [default: text; path for a folder of images]")
     ] = None,
     vector: Annotated[str, typer.Option(help="The column for the vectors.")] = "vector",
+    template: Template = None,
     types: Annotated[
         list[str] | None,
         typer.Option(
@@ -150,13 +161,16 @@ def embed(
         raise typer.BadParameter("--batch-api and --engine ray exclude each other.")
     options = parse_settings(storage_option or [], "--storage-option")
     text_options: dict[str, Any] = {"types": _pairs(types or []), "encoding": encoding, "delimiter": delimiter}
+    text = template_of(template, source)
     source = source or _column_of_files(src, options) or "text"
     if function is not None and source == vector:
         raise typer.BadParameter(f"--source and --vector are both {source!r}: vectors need a column of their own.")
-    declared = _declared(function, settings or [], source, vector)
+    if text is not None and function is None:
+        raise typer.BadParameter("--template needs --function.")
+    declared = _declared(function, settings or [], None if text is not None else source, vector, text)
     if estimate or declared is None:
-        reading = Reading.of(**text_options, sources=[config.source_column for config in declared or ()])
-        data = _look(src, options, reading)
+        read = [config.source_column for config in declared or () if config.template is None]
+        data = _look(src, options, Reading.of(**text_options, sources=read))
         if declared is None:
             declared = _stored(data, settings or [])
         if estimate:
@@ -198,15 +212,28 @@ def _on_ray(address: str | None, actors: int, gpus_per_actor: float, cpus_per_ac
     return ray.engine(address=address, actors=actors, gpus_per_actor=gpus_per_actor, cpus_per_actor=cpus_per_actor)
 
 
+def template_of(template: str | None, source: str | None) -> str | None:
+    r"""Return the template of `--template`, in which `\n` and `\t` stand for a new line and a tab; None without one.
+
+    Raises:
+        typer.BadParameter: a source column is named, too.
+    """
+    if template is None:
+        return None
+    if source is not None:
+        raise typer.BadParameter("--source and --template exclude each other.")
+    return template.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def _declared(
-    function: str | None, settings: list[str], source: str, vector: str
+    function: str | None, settings: list[str], source: str | None, vector: str, template: str | None
 ) -> list[EmbeddingFunctionConfig] | None:
     """Return the declaration from the options; None if the data's own declarations are used."""
     if function is None:
         return None
     from embedreg import get
 
-    return [get(function).create(**parse_settings(settings)).bind(source, vector)]
+    return [get(function).create(**parse_settings(settings)).bind(source, vector, template=template)]
 
 
 def _stored(data: Source, settings: list[str]) -> list[EmbeddingFunctionConfig]:
@@ -254,7 +281,9 @@ def _estimate(
 ) -> None:
     with _column_hint():
         for config in configs:
-            if config.source_column not in data.schema.names:
+            if (template := templates.of(config)) is not None:
+                template.refuse_missing(data.schema.names, config.vector_column)
+            elif config.source_column not in data.schema.names:
                 raise MissingColumnError(
                     f"{data.place} has no column {config.source_column!r}.", f"columns: {', '.join(data.schema.names)}"
                 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.cli import terminal
 from embedreg.datasets.sources import Source
+from embedreg.declaration import templates
 
 if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
@@ -66,7 +67,7 @@ def estimate(
         estimated), `tokens`, `tokens_per_row`, `max_tokens`, `truncated_share` (None where the function cannot count
         tokens), `load_s`, `sample_rows`, `rows_per_s`, `seconds` (None for a remote service, which is not called).
     """
-    rows, empty, to_run, distinct, sample = _read(source, config.source_column, batch_rows)
+    rows, empty, to_run, distinct, sample = _read(source, config, batch_rows)
     filled = rows - empty
     tokens = _tokens(config.function, sample, filled)
     load_s, timed, rows_per_s = _time(config.function, sample)
@@ -89,15 +90,20 @@ def estimate(
     }
 
 
-def _read(source: Source, column: str, batch_rows: int) -> tuple[int, int, int, Distinct, list[Any]]:
+def _read(
+    source: Source, config: EmbeddingFunctionConfig, batch_rows: int
+) -> tuple[int, int, int, Distinct, list[Any]]:
     """Return (rows, empty rows, values distinct in their batch, distinct values, uniform sample of filled rows)."""
     distinct, chance = Distinct(), random.Random(0)  # seeded, so that estimates of one file agree
     rows = empty = to_run = 0
     sample: list[Any] = []
     with terminal.rows_progress("reading", source.rows) as progress:
-        for batch in source.batches([column], batch_rows):
+        template = templates.of(config)
+        columns = [config.source_column] if template is None else [*template.columns]
+        for batch in source.batches(columns, batch_rows):
             in_batch = set[Any]()
-            for value in batch.column(0).to_pylist():
+            values = batch.column(0) if template is None else template.render(batch)
+            for value in values.to_pylist():
                 rows += 1
                 if value is None or (isinstance(value, str) and not value.strip()):
                     empty += 1

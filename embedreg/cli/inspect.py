@@ -187,6 +187,8 @@ def _lines(function: dict[str, Any]) -> list[str]:
         lines.append(f"made by    {', '.join(f'{k} {v}' for k, v in function['producer'].items())}")
     if function["identity"]:
         lines.append(f"weights    {function['identity']}")
+    if isinstance(function["template"], str):
+        lines.append(f"template   {terminal.as_json(function['template'])}")
     for role in ("source", "vector"):
         kind, column = function[f"{role}_type"], function[f"{role}_column"]
         lines.append(f"{role:<10} {column}: {kind or 'MISSING, the data has no such column'}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose", "find", "search"]
 
+_CHUNKS = 4  # chunks that are read for each parent at first, and the factor by which more are read
 _IMAGE_ROWS = 256  # batch size for tables with image bytes, which may be megabytes each
 
 
@@ -49,6 +50,9 @@ def search(
     where: Annotated[
         str | None, typer.Option(help="A condition in SQL, such as: module = 'json' AND year > 1990")
     ] = None,
+    group_by_parent: Annotated[
+        bool, typer.Option("--group-by-parent", help="Of a table of chunks: each parent once, with its best chunk.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the hits to a page too, with their images.")
     ] = None,
@@ -67,7 +71,8 @@ def search(
     start = time.perf_counter()
     wanted = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     asked = query if image is None else _opened(image)
-    hits = find(
+    look = _by_parent if group_by_parent else find
+    hits = look(
         place, asked, limit=limit, columns=wanted, vector=vector, where=where, values=html is not None, mode=mode
     )
     if html is not None:
@@ -84,6 +89,39 @@ def search(
     terminal.note(f"{terminal.count(len(hits.distances), 'row')} in {terminal.seconds(time.perf_counter() - start)}")
     if html is not None:
         terminal.note(f"the same with their images: {html}" if hits.images else f"the same as a page: {html}")
+
+
+def _by_parent(place: places.Place, query: Any, *, limit: int, columns: list[str] | None, **options: Any) -> Hits:
+    """Return the nearest parents, each with its best chunk: more chunks are read until there are enough parents.
+
+    Raises:
+        MetadataError: the data is no table of chunks. Errors of `find`.
+    """
+    import pyarrow as pa
+
+    from embedreg.chunks import settings
+    from embedreg.inspection.locate import metadata_of
+
+    found = settings.read(metadata_of(place.path), str(place.path))
+    if found is None:
+        raise MetadataError(
+            f"{place.path} is no table of chunks, so its rows have no parents.", "leave --group-by-parent out"
+        )
+    asked = None if columns is None else list(dict.fromkeys([*columns, found.key]))
+    wanted = _CHUNKS * limit
+    while True:
+        hits = find(place, query, limit=wanted, columns=asked, **options)
+        first: dict[Any, int] = {}
+        for row, key in enumerate(hits.rows[found.key].to_pylist()):
+            first.setdefault(key, row)
+        if len(first) >= limit or len(hits.distances) < wanted:
+            break
+        wanted *= _CHUNKS
+    best = list(first.values())[:limit]
+    rows = hits.rows.take(pa.array(best, pa.int64()))
+    kept = tuple(hits.values[row] for row in best) if hits.values else ()
+    shown = rows if columns is None else rows.select(columns)
+    return dataclasses.replace(hits, rows=shown, distances=hits.distances[best], values=kept)
 
 
 def _opened(path: Path) -> Image:
@@ -292,8 +330,11 @@ def _columns(schema: pa.Schema, wanted: list[str] | None) -> list[str]:
 
 
 def _is_digest(name: str, schema: pa.Schema) -> bool:
+    from embedreg.chunks import settings
     from embedreg.declaration import digest
 
+    if name == settings.PARENT_DIGEST and settings.KEY.encode() in (schema.metadata or {}):
+        return True
     return name.endswith(digest.SUFFIX) and name.removesuffix(digest.SUFFIX) in schema.names
 
 

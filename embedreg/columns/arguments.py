@@ -19,6 +19,7 @@ __all__ = [
     "no_declarations",
     "on_object_store",
     "refuse_count",
+    "texts_there",
     "undeclared",
 ]
 
@@ -71,6 +72,14 @@ def no_column(shown: str, name: str, names: Iterable[str]) -> MissingColumnError
     return MissingColumnError(
         f"{shown} has no column {name!r}.", f"{did_you_mean(name, known)}columns: {', '.join(known)}"
     )
+
+
+def texts_there(shown: str, source: str, vector: str) -> SchemaError:
+    """Return the error for data that has a column where the texts of a template would go."""
+    return SchemaError(
+        f"{shown} has a column {source!r} already, where the texts of the template would go.",
+        f"drop it, or embed it as it is: fn.bind({source!r}, {vector!r})",
+    ).for_shell(f"drop it, or embed it as it is: --source {source}")
 
 
 def on_object_store(uri: str) -> ConfigError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
-from embedreg.declaration import codec, drift
+from embedreg.declaration import codec, drift, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.inspection import locate
@@ -13,21 +13,24 @@ from embedreg.registry import get_registry
 from embedreg.support import strict_json
 from embedreg.support.display import plain
 
-__all__ = ["columns_of", "differing", "entry_for", "rebuilt", "repointed", "settings_of"]
+__all__ = ["columns_of", "differing", "dropped_with", "entry_for", "rebuilt", "repointed", "settings_of"]
 
 _SHOWN = 60  # characters of a value
 
 
-def entry_for(function: EmbeddingFunction, source: str, vector: str, *, digest: bool) -> Entry:
+def entry_for(
+    function: EmbeddingFunction, source: str, vector: str, *, digest: bool, template: str | None = None
+) -> Entry:
     """Return the declaration of a new column, with its probe; this loads the model.
 
     Args:
         digest: whether it names a column of row digests.
+        template: what the source column is rendered from.
     Raises:
         ConfigError: the function cannot be declared. CallError: the call failed.
     """
     drift.learn(function, {})
-    item = codec.entry_of(function.bind(source, vector))
+    item = codec.entry_of(function.bind(source, vector, template=template))
     if digest:
         item["model"][codec.RESERVED][digests.KEY] = digests.column_name(vector)
     return _entry(item)
@@ -36,7 +39,8 @@ def entry_for(function: EmbeddingFunction, source: str, vector: str, *, digest: 
 def repointed(old: Entry, function: EmbeddingFunction) -> Entry:
     """Return the declaration of another function for the same vectors: what is recorded of them stays."""
     item = codec.entry_of(function.bind(old.source_column, old.vector_column))
-    kept = {name: old.reserved[name] for name in ("probe", "identity", digests.KEY, "dtype") if name in old.reserved}
+    names = "probe", "identity", digests.KEY, "dtype", templates.KEY
+    kept = {name: old.reserved[name] for name in names if name in old.reserved}
     if (before := old.reserved.get(digests.MADE_BY, old.reserved.get("fingerprint"))) is not None:
         kept[digests.MADE_BY] = before  # the digests of the rows keep it
     item["model"][codec.RESERVED] = {**item["model"][codec.RESERVED], **kept}
@@ -71,6 +75,12 @@ def columns_of(entry: Entry) -> tuple[str, ...]:
     """Return the columns that a declaration's vectors take: of vectors, and of digests."""
     digest = digests.column_of(entry.reserved)
     return (entry.vector_column, *([digest] if digest is not None else []))
+
+
+def dropped_with(entry: Entry) -> tuple[str, ...]:
+    """Return the columns that go with a declared column: of vectors, of digests, of a template's texts."""
+    texts = () if templates.stored(entry) is None else (entry.source_column,)
+    return (*columns_of(entry), *texts)
 
 
 def _entry(item: Any) -> Entry:

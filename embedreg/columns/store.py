@@ -40,11 +40,16 @@ STILL_NO_DIGESTS = option(
 )
 
 
-def without_digests(unstamped: Unstamped) -> tuple[frozenset[str], str]:
-    """Return what `refresh` does to a column without row digests: the classes of rows to embed, and a note."""
+def without_digests(unstamped: Unstamped, *, templated: bool = False) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return what `refresh` does to a column without row digests: the classes of rows to embed, and notes.
+
+    Args:
+        templated: whether its sources are rendered: a text that changed differs from the stored one.
+    """
+    found = frozenset({"empty", "stale"} if templated else {"empty"})
     if unstamped == "recompute":
-        return frozenset({"empty", "unstamped"}), STILL_NO_DIGESTS
-    return frozenset({"empty"}), NO_DIGESTS
+        return found | {"unstamped"}, (STILL_NO_DIGESTS,)
+    return found, () if templated else (NO_DIGESTS,)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union, cast
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from embedreg.arrow.templates import SUFFIX, column_name, is_column, parse
 from embedreg.core import lancedb_hooks
 from embedreg.core.fields import copied, names_by_key, refuse_unknown, runtime_fields, sensitive_fields
 from embedreg.core.held import verify_first
@@ -225,9 +226,13 @@ class EmbeddingFunction(Value, ABC):
             return lancedb_hooks.adapted(self).safe_model_dump()  # type: ignore[no-any-return]
         return copied(self._original_args)  # type: ignore[no-any-return]
 
-    def SourceField(self, **kwargs: Any) -> Any:
-        """Mark a pydantic field as this function's source column; further arguments are those of `pydantic.Field`."""
-        return lancedb_hooks.field_info(self, lancedb_hooks.SOURCE, None, kwargs)
+    def SourceField(self, *, template: str | None = None, **kwargs: Any) -> Any:
+        """Mark a pydantic field as this function's source column; further arguments are those of `pydantic.Field`.
+
+        Args:
+            template: what the texts are rendered from, as in `bind`; the field is `<vector>__source: str | None`.
+        """
+        return lancedb_hooks.field_info(self, lancedb_hooks.SOURCE, None, kwargs, template)
 
     def VectorField(self, source: str | None = None, **kwargs: Any) -> Any:
         """Mark a pydantic field as this function's vector column; further arguments are those of `pydantic.Field`.
@@ -237,15 +242,29 @@ class EmbeddingFunction(Value, ABC):
         """
         return lancedb_hooks.field_info(self, lancedb_hooks.VECTOR, source, kwargs)
 
-    def bind(self, source: str, vector: str) -> EmbeddingFunctionConfig:
-        """Declare that this function fills column `vector` from column `source`.
+    def bind(
+        self, source: str | None = None, vector: str | None = None, *, template: str | None = None
+    ) -> EmbeddingFunctionConfig:
+        r"""Declare that this function fills column `vector` from column `source`, or from a template of columns.
 
+        Args:
+            source: the source column; with a template it is `<vector>__source`, and need not be given.
+            vector: the vector column.
+            template: such as "{title}\n\n{body}": names in braces are columns, doubled braces are braces; nothing else
+                is interpreted. Null is empty text; a row in which all of them are null has no vector.
         Raises:
-            ConfigError: an invalid column name, or one name for both.
+            ConfigError: an invalid column name, one name for both, or an invalid template.
         """
+        if template is not None:
+            if not isinstance(vector, str) or not vector:
+                raise ConfigError(
+                    f"invalid vector={vector!r}: a template needs the name of the vector column.",
+                    "fn.bind(template='{title} {body}', vector='vector')",
+                )
+            source = column_name(vector) if source is None else source
         if source == vector:
             raise ConfigError(f"{source!r} cannot be both source and vector column.", "fn.bind('source', 'vector')")
-        return EmbeddingFunctionConfig(source_column=source, vector_column=vector, function=self)
+        return EmbeddingFunctionConfig(source_column=source, vector_column=vector, function=self, template=template)
 
     @property
     def from_metadata(self) -> bool:
@@ -286,6 +305,8 @@ class EmbeddingFunctionConfig(BaseModel):
     function: EmbeddingFunction
     value_type: str | None = None
     """The type of stored values, "float32" or "float16", if the column's type determines it."""
+    template: str | None = None
+    """What the source column is rendered from; None for a plain column."""
 
     def __init__(self, **values: Any) -> None:
         function = lancedb_hooks.unwrap(values.get("function"))
@@ -300,7 +321,24 @@ class EmbeddingFunctionConfig(BaseModel):
                 raise ConfigError(
                     f"invalid {name}={values.get(name)!r}: expected a column name.", "fn.bind('source', 'vector')"
                 )
+        if (template := values.get("template")) is not None:
+            _refuse_template(template, values["source_column"], values["vector_column"])
         super().__init__(**{**values, "function": function})
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__({**state, "__dict__": {"template": None} | state["__dict__"]})  # of earlier versions
+
+
+def _refuse_template(template: Any, source: str, vector: str) -> None:
+    """Raise `ConfigError` for a template that is invalid, or whose texts would go to a column of other data."""
+    parsed = parse(template)
+    if not is_column(source):
+        raise ConfigError(
+            f"the texts of a template are kept in a column whose name ends in {SUFFIX!r}, not in {source!r}.",
+            f"{column_name(vector)!r}, which fn.bind(template=..., vector={vector!r}) takes",
+        )
+    if {source, vector} & {*parsed.columns}:
+        raise ConfigError(f"the template reads {source!r} or {vector!r}, which are made from it.", "name other columns")
 
 
 def metric_of(function: EmbeddingFunction) -> Metric:

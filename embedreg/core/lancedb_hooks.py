@@ -24,8 +24,9 @@ HOOKS = {"lancedb.embeddings": "embedreg.engines.lancedb.adapter"}
 
 _unusable: set[str] = set()  # libraries whose adapter failed to import
 
-SOURCE, VECTOR, EXPLICIT = "source_column_for", "vector_column_for", "embedreg_source"
-MARKERS = (SOURCE, VECTOR, EXPLICIT)
+SOURCE, VECTOR, EXPLICIT, TEMPLATE = "source_column_for", "vector_column_for", "embedreg_source", "embedreg_template"
+MARKERS = (SOURCE, VECTOR, EXPLICIT, TEMPLATE)
+_TEXTS = (EXPLICIT, TEMPLATE)  # markers that are texts, not functions
 
 
 def loaded(library: str) -> ModuleType | None:
@@ -73,7 +74,7 @@ class Marks(dict[str, Any]):
             return super().get(key, default)
         value = self._markers[key]
         for library in HOOKS:
-            if key != EXPLICIT and (engine := loaded(library)) is not None:
+            if key not in _TEXTS and (engine := loaded(library)) is not None:
                 value = engine.answer(value, key, sys._getframe(1))
         return value
 
@@ -81,7 +82,7 @@ class Marks(dict[str, Any]):
     def __getitem__(self, key: str) -> Any:
         if key not in self._markers:
             return super().__getitem__(key)
-        return self._markers[key] if key == EXPLICIT else adapted(self._markers[key])
+        return self._markers[key] if key in _TEXTS else adapted(self._markers[key])
 
     def __iter__(self) -> Iterator[str]:
         return iter([*super().__iter__(), *self._markers])
@@ -93,7 +94,9 @@ class Marks(dict[str, Any]):
         return True  # LanceDB skips extras that are false
 
 
-def field_info(function: Any, role: str, source: str | None, kwargs: dict[str, Any]) -> Any:
+def field_info(
+    function: Any, role: str, source: str | None, kwargs: dict[str, Any], template: str | None = None
+) -> Any:
     """Build the pydantic field that marks a source or vector column.
 
     Args:
@@ -101,11 +104,17 @@ def field_info(function: Any, role: str, source: str | None, kwargs: dict[str, A
         role: `SOURCE` or `VECTOR`, LanceDB's keys.
         source: for a vector column, the name of its source field, if it is ambiguous.
         kwargs: the other arguments of `pydantic.Field`.
+        template: for a source column, what it is rendered from.
     """
     from pydantic import Field  # not above: `import embedreg` loads this module, and not pydantic
 
     extra = Marks(kwargs.pop("json_schema_extra", None) or {})
     extra[role] = function
+    if template is not None:
+        from embedreg.arrow.templates import parse
+
+        extra[TEMPLATE] = parse(template).text
+        kwargs.setdefault("default", None)  # as computed columns are
     if role == VECTOR:
         kwargs.setdefault("default", None)  # computed columns are optional
         if source is not None:

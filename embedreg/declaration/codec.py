@@ -26,6 +26,7 @@ from embedreg.core.canonical import (
 from embedreg.core.fields import names_by_key, runtime_fields, secret_values
 from embedreg.core.instances import state_of
 from embedreg.core.lancedb_hooks import unwrap
+from embedreg.declaration import templates
 from embedreg.declaration.admission import admit, admit_built, examine, snake
 from embedreg.declaration.entries import (
     FORMAT,
@@ -136,7 +137,13 @@ class _Stored(EmbeddingFunctionConfig):
     __slots__ = ("_origin",)
 
     def __init__(self, entry: Entry, function: EmbeddingFunction) -> None:
-        super().__init__(vector_column=entry.vector_column, source_column=entry.source_column, function=function)
+        template = templates.stored(entry)
+        super().__init__(
+            vector_column=entry.vector_column,
+            source_column=entry.source_column,
+            function=function,
+            template=None if template is None else template.text,
+        )
         object.__setattr__(self, "_origin", (entry, function))
 
     def __eq__(self, other: object) -> bool:
@@ -158,7 +165,7 @@ def entry_behind(config: Any) -> Entry | None:
     if entry is None or config.function is not function:
         return None
     same = config.vector_column == entry.vector_column and config.source_column == entry.source_column
-    return entry if same else None
+    return entry if same and getattr(config, "template", None) == entry.reserved.get(templates.KEY) else None
 
 
 def declared_by(config: Any) -> dict[str, Any]:
@@ -183,6 +190,7 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
     widths: Mapping[str, int] = getattr(metadata, "widths", {})
     for column, entry in functions.entries.items():
         try:
+            templates.stored(entry)
             function, notes = build(entry, get, widths.get(column))
         except EmbedregError as exc:
             functions.problems[column] = exc
@@ -464,6 +472,9 @@ def entry_of(config: Any, *, written: bool = True) -> dict[str, Any]:
     model = persisted_model(function, written=written)
     if value_type := getattr(config, "value_type", None):
         model[RESERVED]["dtype"] = value_type
+    if (template := getattr(config, "template", None)) is not None:
+        templates.refuse_names(function)
+        model[RESERVED][templates.KEY] = template
     return {
         "name": persisted_name(function),
         "model": model,
@@ -527,6 +538,7 @@ def _repeats(config: Any, entry: Entry) -> bool:
         return True
     wanted = getattr(config, "value_type", None) or value_type(entry.reserved)
     same = config.source_column == entry.source_column and wanted == value_type(entry.reserved)
+    same = same and getattr(config, "template", None) == entry.reserved.get(templates.KEY)
     return same and bool(entry.reserved) and says_same(config, entry)
 
 

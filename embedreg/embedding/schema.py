@@ -37,8 +37,8 @@ from embedreg.arrow.vectors import DENSE
 from embedreg.core import lancedb_hooks
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.kinds import kind_of
-from embedreg.core.lancedb_hooks import EXPLICIT, SOURCE, VECTOR
-from embedreg.errors import SchemaError
+from embedreg.core.lancedb_hooks import EXPLICIT, SOURCE, TEMPLATE, VECTOR
+from embedreg.errors import ConfigError, InputError, MissingColumnError, SchemaError
 from embedreg.registry import get_registry
 
 if TYPE_CHECKING:
@@ -229,12 +229,13 @@ def _made(base: type[Any], dim: int | Callable[[], int], value_type: Any, nullab
 
 
 class Marker(typing.NamedTuple):
-    """One marked field: its name, its function, and for a vector the name of its source, if given."""
+    """One marked field: its name and function; a vector's source and a source's template, where given."""
 
     field: str
     info: FieldInfo
     function: EmbeddingFunction
     source: str | None
+    template: str | None = None
 
 
 def _markers(fields: Mapping[str, FieldInfo]) -> tuple[list[Marker], list[Marker]]:
@@ -246,8 +247,9 @@ def _markers(fields: Mapping[str, FieldInfo]) -> tuple[list[Marker], list[Marker
             if isinstance(extra, dict) and isinstance(
                 function := lancedb_hooks.unwrap(extra.get(role)), EmbeddingFunction
             ):
-                explicit = extra.get(EXPLICIT)
-                markers.append(Marker(name, info, function, explicit if isinstance(explicit, str) else None))
+                explicit, template = extra.get(EXPLICIT), extra.get(TEMPLATE)
+                texts = [each if isinstance(each, str) else None for each in (explicit, template)]
+                markers.append(Marker(name, info, function, *texts))
     return found[SOURCE], found[VECTOR]
 
 
@@ -299,14 +301,14 @@ class Schema(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        pair(*_markers(cls.model_fields))
-        arrow_fields(cls)
+        pairs = pair(*_markers(cls.model_fields))
+        refuse_templates(pairs, arrow_fields(cls))
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         made = handler(schema)
         for properties in handler.resolve_ref_schema(made).get("properties", {}).values():
-            for key in (SOURCE, VECTOR, EXPLICIT):
+            for key in (SOURCE, VECTOR, EXPLICIT, TEMPLATE):
                 properties.pop(key, None)
         return made
 
@@ -490,8 +492,36 @@ def _default(info: FieldInfo) -> Callable[[Mapping[str, Any]], Any]:
     return lambda row: info.get_default(call_default_factory=True, validated_data=dict(row))
 
 
+def refuse_templates(pairs: Iterable[tuple[Marker, Marker]], fields: Iterable[pa.Field]) -> None:
+    """Check the templates of a model against its fields.
+
+    Raises:
+        SchemaError: a template reads a field that the model lacks, or of a type without a text form; or its texts have
+            no nullable text field of their own.
+    """
+    from embedreg.arrow.templates import parse, refuse_type
+
+    known = {item.name: item for item in fields}
+    for source, vector in pairs:
+        if source.template is None:
+            continue
+        try:
+            vector.function.bind(source.field, vector.field, template=source.template)
+            parsed = parse(source.template)
+            parsed.refuse_missing(list(known), vector.field)
+            for name in parsed.columns:
+                refuse_type(name, known[name].type)
+        except (ConfigError, InputError, MissingColumnError) as exc:
+            raise SchemaError(f"field {source.field!r}: {exc.message}", exc.hint) from None
+        if str(known[source.field].type) not in ("string", "large_string") or not known[source.field].nullable:
+            raise SchemaError(
+                f"field {source.field!r} holds the texts of a template, and must be a text that may be null.",
+                f"{source.field}: str | None = fn.SourceField(template=...)",
+            )
+
+
 def _declaration(source: Marker, vector: Marker, kind: pa.DataType) -> EmbeddingFunctionConfig:
-    config = vector.function.bind(source.field, vector.field)
+    config = vector.function.bind(source.field, vector.field, template=source.template)
     config.value_type = value_name(kind_of(vector.function).value_type(kind))
     return config
 
@@ -534,6 +564,7 @@ def resolve(schema: Any) -> Resolved:
     if isinstance(schema, type) and hasattr(schema, "to_arrow_schema") and hasattr(schema, "model_fields"):
         pairs = pair(*_markers(schema.model_fields))
         arrow = schema.to_arrow_schema()
+        refuse_templates(pairs, arrow)
         return Resolved(arrow, [_declaration(s, v, arrow.field(v.field).type) for s, v in pairs])
     given = [schema] if hasattr(schema, "vector_column") else schema
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | dict):
@@ -555,4 +586,5 @@ def _own(config: Any) -> EmbeddingFunctionConfig:
     function = lancedb_hooks.unwrap(config.function)
     if (entry := codec.entry_behind(config)) is not None:
         return codec.recorded(entry, function)
-    return function.bind(config.source_column, config.vector_column)  # type: ignore[no-any-return]
+    template = getattr(config, "template", None)
+    return function.bind(config.source_column, config.vector_column, template=template)  # type: ignore[no-any-return]

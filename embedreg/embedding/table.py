@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.arrow import casting, inputs, layouts
 from embedreg.arrow.declared import Expected, as_declared, made_column
+from embedreg.arrow.templates import Template, refuse_type
 from embedreg.arrow.values import Defaults
 from embedreg.arrow.vectors import Embedded
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.core.kinds import kind_of
-from embedreg.declaration import codec, digest, drift
+from embedreg.declaration import codec, digest, drift, templates
 from embedreg.declaration.entries import metadata_with_widths
 from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding import schema as schemas
@@ -250,7 +251,12 @@ class _Plan:
         self._unmixed: set[str] = set()
         vectors = {config.vector_column for config in configs}
         for config in configs:
-            if config.source_column not in own.names:
+            if (template := templates.of(config)) is not None:
+                templates.refuse_names(config.function)
+                items = declared if declared is not None else []
+                made = [item.name for item in items if item.nullable or item.name in self.defaults.made]
+                template.refuse_missing(list(dict.fromkeys([*own.names, *made])), config.vector_column)
+            elif config.source_column not in own.names:
                 raise MissingColumnError(
                     f"the data has no column {config.source_column!r} to fill {config.vector_column!r} from "
                     f"(columns: {', '.join(own.names) or 'none'}).",
@@ -272,6 +278,11 @@ class _Plan:
                     f"the data has no column {item.name!r}, which the schema requires.",
                     f"add it, or {item.name}: ... | None",
                 )
+        self.templates = {
+            config.source_column: template for config in configs if (template := templates.of(config)) is not None
+        }
+        for name, template in self.templates.items():
+            fields[name] = self._text_field(name, template, fields, declared)
         for config in configs:
             fields[config.vector_column] = self._vector_field(config, declared, fields.get(config.vector_column))
             if config.vector_column not in own.names and total != 0:
@@ -279,6 +290,53 @@ class _Plan:
                 drift.learn(config.function, self.recorded(config))
         self.digests = {config.vector_column: self._digest_column(config, fields) for config in configs}
         self.schema = self.declare(pa.schema(list(fields.values()), metadata=own.metadata))
+
+    @staticmethod
+    def _text_field(name: str, template: Template, fields: dict[str, pa.Field], declared: pa.Schema | None) -> pa.Field:
+        """Return the column of a template's texts, as the data or the schema has it.
+
+        Raises:
+            SchemaError: it holds something else than texts. InputError: the template reads a type without a text form.
+        """
+        import pyarrow as pa
+
+        texts = pa.string(), pa.large_string()
+        for column in template.columns:
+            refuse_type(column, fields[column].type)
+        large = any(fields[column].type in (pa.large_string(), pa.string_view()) for column in template.columns)
+        made = pa.field(name, texts[large])
+        if declared is not None and name in declared.names:
+            made = declared.field(name)
+        elif name in fields and not pa.types.is_null(fields[name].type):
+            made = fields[name]
+        if made.type not in texts or not made.nullable:
+            kind = f"{made.type}{'' if made.nullable else ' not null'}"
+            raise SchemaError(
+                f"column {name!r} is {kind}, where the texts of a template would go.",
+                "drop it, or choose another vector column",
+            )
+        return made
+
+    def rendered(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+        """Return a batch with the texts of the templates, and the columns that they read and the data lacks."""
+        import pyarrow as pa
+
+        for name, template in self.templates.items():
+            for column in template.columns:
+                if column not in batch.schema.names:
+                    item = self.schema.field(column)
+                    batch = batch.append_column(item, _cast(None, item, self.defaults, first, batch.num_rows))
+            try:
+                texts = template.render({column: batch.column(column) for column in template.columns})
+                texts = texts.cast(self.schema.field(name).type)
+            except pa.ArrowInvalid as exc:  # more than 2 GiB of text in one batch
+                raise InputError(f"the texts of {name!r} cannot be rendered: {exc}.", "batch_rows=8192") from None
+            field = self.schema.field(name)
+            if name in batch.schema.names:
+                batch = batch.set_column(batch.schema.get_field_index(name), field, texts)
+            else:
+                batch = batch.append_column(field, texts)
+        return batch
 
     def declare(self, schema: pa.Schema) -> pa.Schema:
         """Return a schema with the current declarations; entries that cannot be rebuilt are kept."""
@@ -310,6 +368,12 @@ class _Plan:
         if config.vector_column in self._unmixed or entry is None:
             return
         stored = self.stored.get(config.vector_column)
+        if config.template != entry.reserved.get(templates.KEY):
+            raise DriftError(
+                f"column {config.vector_column!r} already holds vectors of "
+                f"{'another template' if config.template is not None else 'a template'}.",
+                "drop the column to embed it anew, or write to another one",
+            ).for_shell(f"write to another column: --vector {shlex.quote(config.vector_column + '_2')}")
         if not codec.says_same(config, entry) and (
             stored is None or fingerprint(stored.function) != fingerprint(config.function)
         ):
@@ -443,6 +507,8 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, run: _Run) -> pa.RecordBatch | Non
 
     first = run.report.rows
     columns: dict[str, Any] = {}
+    given_texts = {name: batch.column(name) for name in plan.templates if name in batch.schema.names}
+    batch = plan.rendered(batch, first)
     bad: dict[int, BadRow] = {}
     broken: set[str] = set()  # source columns with texts that are not valid Unicode
     strict: set[str] = set()  # non-nullable columns that would need a null
@@ -451,6 +517,9 @@ def _fill(batch: pa.RecordBatch, plan: _Plan, run: _Run) -> pa.RecordBatch | Non
         with collect(run.report.usage):
             filled, why, todo = _fill_column(batch, config, plan, run, on_window)
         columns[config.vector_column] = filled
+        if todo is not None and config.source_column in given_texts:
+            name = config.source_column
+            columns[name] = _texts_beside(given_texts[name], batch.column(name), todo)
         if (named := plan.digests[config.vector_column]) is not None:
             columns[named[0]] = _stamped(batch, config, *named, plan, why, todo)
         if why and not plan.schema.field(config.vector_column).nullable:
@@ -548,6 +617,17 @@ def _fill_column(
         given.valid[rows] = embedded.valid
         embedded = given
     return kind.to_arrow(embedded.vectors, embedded.valid, target.type), reasons, todo
+
+
+def _texts_beside(given: pa.Array, rendered: pa.Array, todo: np.ndarray) -> pa.Array:
+    """Return the texts of a template; a given vector keeps the text that it came with, so that `refresh` finds it."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    computed = np.zeros(len(rendered), bool)
+    computed[todo] = True
+    return pc.if_else(pa.array(computed), rendered, pc.coalesce(given.cast(rendered.type), rendered))
 
 
 def _stamped(

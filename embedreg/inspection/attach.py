@@ -14,7 +14,7 @@ from embedreg.arrow.vectors import given_vectors
 from embedreg.core import canonical
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
 from embedreg.core.kinds import kind_of
-from embedreg.declaration import codec, drift, manifest, parquet_footer
+from embedreg.declaration import codec, drift, manifest, parquet_footer, templates
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import embed_column
 from embedreg.errors import (
@@ -83,6 +83,13 @@ def attach(
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
         raise ConfigError(f"invalid sample={sample!r}; expected a number of rows, 1 or more.", f"sample={SAMPLE}")
     found = _open(Path(data))
+    if (template := templates.of(declaration)) is not None:
+        template.refuse_missing(found.schema.names, declaration.vector_column)
+        if declaration.source_column not in found.schema.names:
+            raise MissingColumnError(
+                f"{str(data)!r} has no column {declaration.source_column!r}, where the texts of the template are kept.",
+                "add it, with the texts that were embedded",
+            )
     for column in (declaration.source_column, declaration.vector_column):
         if column not in found.schema.names:
             hint = f"{did_you_mean(column, found.schema.names)}columns: {', '.join(found.schema.names)}"
@@ -106,6 +113,7 @@ def attach(
             vector_column=declaration.vector_column,
             function=declaration.function,
             value_type=schemas.value_name(kind_of(declaration.function).value_type(kind)),
+            template=declaration.template,
         )
         written = found.declare(codec.encode([typed], found.declared()))
     import numpy as np
@@ -114,7 +122,8 @@ def attach(
 
 
 def _says(declaration: EmbeddingFunctionConfig, entry: codec.Entry) -> bool:
-    return declaration.source_column == entry.source_column and codec.says_same(declaration, entry)
+    same = declaration.source_column == entry.source_column and codec.says_same(declaration, entry)
+    return same and declaration.template == entry.reserved.get(templates.KEY)
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------

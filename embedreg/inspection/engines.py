@@ -159,6 +159,14 @@ class Engine:
         """
         return None
 
+    def chunks(self, path: Path) -> Any:
+        """Return a `chunks.child.Child` for a path that names a table of this engine, there or not; None for others.
+
+        Raises:
+            StorageError: it is this engine's, and cannot be opened.
+        """
+        return None
+
     def attachable(self, path: Path) -> Attachable:
         """Open data at a path that it `reads`, for `attach`.
 
@@ -182,6 +190,16 @@ def columns_of(data: Any) -> Any:
             made = _made(name, target)
             if isinstance(made, Engine) and (store := made.columns(data)) is not None:
                 return store
+    return None
+
+
+def child_of(path: Path) -> Any:
+    """Return the `embedreg.chunks.child.Child` of an engine for a path; None if no engine has one there."""
+    for targets in (_table, _plugins):
+        for name, target in targets().items():
+            made = _made(name, target)
+            if isinstance(made, Engine) and (child := made.chunks(path)) is not None:
+                return child
     return None
 
 

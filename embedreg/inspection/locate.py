@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
+RECORDED += ("template",)
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 MAX_LEVELS = 8  # folder levels between a file and its dataset's manifest
 _HINT = "pass an Arrow schema or table, or the path of a file"
@@ -229,7 +230,8 @@ def _alike(one: Entry, other: Entry) -> bool:
     prints = one.reserved.get("fingerprint"), other.reserved.get("fingerprint")
     models = [{k: v for k, v in entry.model.items() if k != codec.RESERVED} for entry in (one, other)]
     same = prints[0] == prints[1] if all(prints) else (one.name, models[0]) == (other.name, models[1])
-    return same and one.source_column == other.source_column
+    texts = [entry.reserved.get("template") for entry in (one, other)]
+    return same and one.source_column == other.source_column and texts[0] == texts[1]
 
 
 def is_data(path: PurePath) -> bool:
@@ -300,8 +302,8 @@ def inspect(data: Any, *, backends: bool = False) -> list[dict[str, Any]]:
         backends: whether to look at the models' files on this machine for `backend`; without it nothing is opened.
     Returns:
         One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, with
-        hard-coded secrets redacted), the recorded properties (`format`, `ndims`, `dtype`, `normalized`,
-        `metric`, `prompts`, `fingerprint`, `identity`, `producer`, and `probe` as a bool), `status` ("ready", or the
+        hard-coded secrets redacted), the recorded properties (`format`, `ndims`, `dtype`, `normalized`, `metric`,
+        `prompts`, `fingerprint`, `identity`, `producer`, `template`, and `probe` as a bool), `status` ("ready", or the
         name of the error), `problem`, `hint`, `needed` (for `embedreg.trust(**needed)`), `notes`, and `backend`: what
         runs the model here and what was passed over, or None if the function has no back ends or no model here,
         or without `backends`.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.datasets.sources import Known, Source
 from embedreg.datasets.targets import Target
-from embedreg.declaration import codec, manifest
+from embedreg.declaration import codec, manifest, templates
 from embedreg.declaration.fingerprint import fingerprint
 from embedreg.embedding.column import ZeroVectors
 from embedreg.embedding.table import OnError
@@ -57,6 +57,7 @@ def refuse_other(
     for config in configs:
         entry = entries[config.vector_column]
         same = codec.says_same(config, entry) or entry.reserved.get("fingerprint") == fingerprint(config.function)
+        same = same and config.template == entry.reserved.get(templates.KEY)
         if not same or config.source_column != entry.source_column:
             raise DriftError(
                 f"{target} was begun with {entry.name!r} in another configuration: column {config.vector_column!r} "

@@ -89,7 +89,8 @@ def open_job(
     # a job that is dropped is not read: it may be unreadable
     begun = None if fresh or ended is not None else ledger.job()
     known, planned = (None if begun is None else _plan(ledger, place.kind)) or (None, frozenset[str]())
-    sources = [] if declaration is None else [each.source_column for each in schemas.resolve(declaration)[1]]
+    given = [] if declaration is None else schemas.resolve(declaration)[1]
+    sources = [each.source_column for each in given if each.template is None]
     source = open_source(place, known, Reading.of(types, encoding, delimiter, sources))
     if target.kind != "folder":
         source = source.with_partitions()

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns.arguments import no_column
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.folder import DataFiles, with_entries
 from embedreg.columns.files.rows import Counts
 from embedreg.columns.files.staging import Staging
 from embedreg.columns.results import ColumnReport
+from embedreg.columns.sources import Source, differs
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry, value_type
-from embedreg.errors import BadRowsError, MetadataError, MissingColumnError, SchemaError, StorageError
+from embedreg.errors import BadRowsError, MetadataError, SchemaError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +65,11 @@ class Change:
     def digest(self) -> str | None:
         """The column of digests afterwards."""
         return digests.column_of(self.entry.reserved)
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """What the vectors are embedded from."""
+        return Source.of(self.entry)
 
     @property
     def prefix(self) -> str | None:
@@ -178,7 +184,10 @@ class _Plan:
         schema = self.files.schema(name)
         entry, digest = self.change.entry, self.change.digest
         self._refuse_missing(name, schema)
-        if entry.vector_column not in schema.names or (digest is not None and digest not in schema.names):
+        needed = {entry.vector_column, *([] if digest is None else [digest])}
+        if self.change.source.template is not None:
+            needed.add(self.change.source.name)
+        if not needed <= set(schema.names):
             return True
         for found, vector in self.classified(name):
             if by_row.needs(found, vector, self.change.wanted).any():
@@ -208,13 +217,16 @@ class _Plan:
             raise SchemaError(
                 f"{self.files.data.shown(name)} has a column {taken_name!r} already.", "choose another name"
             )
+        if change.source.template is not None and change.source.name not in names:
+            fields.insert(min(place, len(fields)), pa.field(change.source.name, pa.string()))
+            place += 1
         if entry.vector_column not in names:
             value = {"float16": pa.float16(), "float64": pa.float64()}.get(
                 str(value_type(entry.reserved)), pa.float32()
             )
             fields.insert(min(place, len(fields)), pa.field(entry.vector_column, pa.list_(value, self._ndims())))
         else:
-            self._refuse_other_type(fields[names.index(entry.vector_column)])
+            self._refuse_other_type(next(field for field in fields if field.name == entry.vector_column))
         if change.digest is not None and change.digest not in names:
             fields.append(pa.field(change.digest, pa.string()))
         schema = pa.schema(fields, metadata=own.metadata)
@@ -239,20 +251,17 @@ class _Plan:
             ).for_shell("embedreg column migrate DATA --vector V --to FUNCTION --name NEW writes to another column")
 
     def _refuse_missing(self, name: str, schema: pa.Schema) -> None:
-        if self.change.entry.source_column not in schema.names:
-            raise MissingColumnError(
-                f"{self.files.data.shown(name)} has no column {self.change.entry.source_column!r}, from which "
-                f"{self.change.entry.vector_column!r} is embedded.",
-                f"columns: {', '.join(schema.names)}",
-            )
+        shown = self.files.data.shown(name)
+        self.change.source.refuse_missing(schema.names, self.change.entry.vector_column, shown)
 
     def _remade(self, batch: pa.RecordBatch, schema: pa.Schema, counts: Counts, name: str) -> pa.RecordBatch:
         """Return a batch with its new columns."""
         import numpy as np
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         change, entry = self.change, self.change.entry
-        source = batch.column(entry.source_column)
+        source = change.source.values(batch)
         first, n = counts.rows, batch.num_rows
         digest = change.digest
         here = set(batch.schema.names) - set(change.leave_out)
@@ -265,7 +274,8 @@ class _Plan:
                 vector, stored, known = change.known(source)
                 todo &= ~known
         else:
-            found = by_row.classes(source, vector, stored, change.prefix)
+            texts = change.source.stored(batch)
+            found = by_row.classes(source, vector, stored, change.prefix, differs(texts, source))
             todo = by_row.needs(found, vector, change.wanted)
             for each in change.stamp:
                 stamp |= found[each]
@@ -285,6 +295,11 @@ class _Plan:
         new = {entry.vector_column: made.vector}
         if digest is not None and made.digest is not None:
             new[digest] = made.digest.cast(schema.field(digest).type)
+        if change.source.template is not None:
+            kind, texts = schema.field(change.source.name).type, change.source.stored(batch)
+            anew = todo if texts is not None and not change.anew else np.ones(n, bool)
+            kept = pa.nulls(n, kind) if texts is None else texts
+            new[change.source.name] = pc.if_else(pa.array(anew), source.cast(kind), kept.cast(kind))
         columns = [new[field.name] if field.name in new else batch.column(field.name) for field in schema]
         self._progress(counts.rows)
         return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -338,11 +353,13 @@ def classified(files: DataFiles, name: str, entry: Entry, batch_rows: int) -> It
     digest, prefix = digests.column_of(entry.reserved), digests.prefix_stored(entry.reserved)
     schema = files.schema(name)
     refuse_digest(entry, schema, codec.entries(schema.metadata))
-    if entry.source_column not in schema.names:
-        raise no_column(files.data.shown(name), entry.source_column, schema.names)
-    wanted = [entry.source_column, entry.vector_column, *([digest] if digest is not None else [])]
+    source = Source.of(entry)
+    source.refuse_missing(schema.names, entry.vector_column, files.data.shown(name))
+    wanted = [*source.columns, entry.vector_column, *([digest] if digest is not None else [])]
+    wanted += [] if source.template is None else [source.name]
     for batch in files.batches(name, wanted, batch_rows):
         here = batch.schema.names
         vector = batch.column(entry.vector_column) if entry.vector_column in here else None
         stored = batch.column(digest) if digest is not None and digest in here else None
-        yield by_row.classes(batch.column(entry.source_column), vector, stored, prefix), vector
+        values = source.values(batch)
+        yield by_row.classes(values, vector, stored, prefix, differs(source.stored(batch), values)), vector

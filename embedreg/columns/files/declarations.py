@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedreg.columns.declare import columns_of
+from embedreg.columns.declare import dropped_with
 from embedreg.columns.files.folder import DataFiles, text_of, with_entries
 from embedreg.columns.files.rows import Counts
 from embedreg.columns.files.staging import Staging, key_of
@@ -60,7 +60,7 @@ def drop(staging: Staging, entry: Entry) -> None:
     """Write all files without a column, its digests and its declaration, then publish them."""
     import pyarrow as pa
 
-    files, gone, key = staging.files, set(columns_of(entry)), key_of("drop", entry.raw)
+    files, gone, key = staging.files, set(dropped_with(entry)), key_of("drop", entry.raw)
     staging.begin(key, entry, True)
     for name in files.names():
         stamp = files.stamp(name)

@@ -42,7 +42,13 @@ class Counts:
         self.bad = [*self.bad, *other.bad][:SHOWN_BAD_ROWS]
 
 
-def classes(source: pa.Array, vector: pa.Array | None, stored: pa.Array | None, prefix: str | None) -> dict[str, Any]:
+def classes(
+    source: pa.Array,
+    vector: pa.Array | None,
+    stored: pa.Array | None,
+    prefix: str | None,
+    changed: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Return the rows of each class of `results.ROW_CLASSES`: name -> (n,) bool.
 
     Args:
@@ -50,6 +56,7 @@ def classes(source: pa.Array, vector: pa.Array | None, stored: pa.Array | None, 
         vector: (n,) vectors; None if the file has no such column.
         stored: (n,) digests; None if the file has no such column.
         prefix: the part of a digest that names the declared function; None if that is not known.
+        changed: (n,) bool, rows of a template whose stored text is not what it gives now; None for none.
     """
     import numpy as np
     import pyarrow.compute as pc
@@ -62,12 +69,16 @@ def classes(source: pa.Array, vector: pa.Array | None, stored: pa.Array | None, 
         stamped = np.asarray(stored.is_valid())
         ours = np.asarray(pc.fill_null(pc.starts_with(stored, prefix), False))
         fresh = stamped & digests.same(stored, digests.digests(source, prefix))
+    if changed is None:
+        changed = np.zeros(n, bool)
+    fresh = fresh & ~changed
     rest = ~fresh & (has_source | has_vector)
+    other = rest & ~stamped & has_vector
     return {
         "fresh": fresh,
-        "stale": rest & stamped & ours,
+        "stale": (rest & stamped & ours) | (other & changed),
         "foreign": rest & stamped & ~ours,
-        "unstamped": rest & ~stamped & has_vector,
+        "unstamped": other & ~changed,
         "empty": rest & ~stamped & ~has_vector,
         "null_source": ~fresh & ~has_source & ~has_vector,
     }

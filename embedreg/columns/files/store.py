@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns.arguments import already_there
+from embedreg.columns.arguments import already_there, texts_there
 from embedreg.columns.declare import entry_for, rebuilt, repointed, settings_of
 from embedreg.columns.files import declarations
 from embedreg.columns.files import rows as by_row
@@ -22,7 +22,7 @@ from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped, without_digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.datasets.schemas import conformed, unified
-from embedreg.declaration import codec
+from embedreg.declaration import codec, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS
@@ -147,9 +147,13 @@ class FilesStore(ColumnStore):
         vector, source = declaration.vector_column, declaration.source_column
         with self.staging.held():
             self._refuse_staged()
-            if vector in {name for file in self.files.names() for name in self.files.schema(file).names}:
+            taken = {name for file in self.files.names() for name in self.files.schema(file).names}
+            if vector in taken:
                 raise already_there(self.shown, vector)
-            entry = entry_for(declaration.function, source, vector, digest=options.digest)
+            if declaration.template is not None and source in taken:
+                raise texts_there(self.shown, source, vector)
+            template = declaration.template
+            entry = entry_for(declaration.function, source, vector, digest=options.digest, template=template)
             change = self._anew("add", entry, declaration.function)
             return self._publish(change, options)
 
@@ -162,8 +166,8 @@ class FilesStore(ColumnStore):
         entry = self.entry(vector)
         wanted, stamp, notes = {"stale", "foreign", "empty"}, set[str](), tuple[str, ...]()
         if digests.column_of(entry.reserved) is None:
-            some, note = without_digests(unstamped)
-            wanted, notes = set(some), (note,)
+            some, notes = without_digests(unstamped, templated=templates.stored(entry) is not None)
+            wanted = set(some)
         elif unstamped == "recompute" or (unstamped == "verify" and not dry_run and not self._verified(entry, sample)):
             wanted.add("unstamped")
         else:
@@ -201,7 +205,8 @@ class FilesStore(ColumnStore):
         return dataclasses.replace(report, commits=1, notes=(*report.notes, *notes))
 
     def _anew(self, what: str, entry: Entry, function: EmbeddingFunction) -> Change:
-        facts = (entry.source_column, entry.vector_column, entry.reserved.get("fingerprint"))
+        facts: tuple[Any, ...] = entry.source_column, entry.vector_column, entry.reserved.get("fingerprint")
+        facts += (entry.reserved.get(templates.KEY),) if templates.KEY in entry.reserved else ()
         key = key_of(what, *facts, digests.column_of(entry.reserved))
         return Change(what, key, entry, lambda: codec.recorded(entry, function), anew=True)
 
@@ -247,7 +252,9 @@ class FilesStore(ColumnStore):
         taken = {column for file in self.files.names() for column in self.files.schema(file).names}
         if name != vector and name in taken:
             raise SchemaError(f"{self.shown} has a column {name!r} already.", "choose another name")
-        new = entry_for(function, old.source_column, name, digest=options.digest)
+        template = templates.stored(old)
+        text = None if template is None else template.text
+        new = entry_for(function, old.source_column, name, digest=options.digest, template=text)
         facts = (old.raw, new.reserved.get("fingerprint"), name)
         found = Migrating(
             id=key_of(*facts)[:12], vector=vector, name=name, state="staging", old=old.raw, new=new.raw, keep=keep

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embedreg.declaration import comments
+from embedreg.declaration import comments, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
-from embedreg.engines.databend.sql import CURRENT, VERSIONS, identifier, literal, table_name
+from embedreg.engines.databend.sql import CURRENT, VERSIONS, identifier, literal, rendered, table_name
 from embedreg.errors import ConfigError
 from embedreg.inspection.engines import Statements
 from embedreg.support.imports import did_you_mean
@@ -74,6 +74,12 @@ class Column:
         return digests.sql(self.source, digests.prefix_stored(self.entry.reserved) or "", "databend")
 
     @property
+    def rendered(self) -> str | None:
+        """The text of the declaration's template as an expression; None for a plain source column."""
+        template = templates.stored(self.entry)
+        return None if template is None else rendered(template)
+
+    @property
     def needed(self) -> str:
         """The condition of rows that have a source and are not fresh."""
         return (
@@ -112,10 +118,20 @@ def refresh(column: Column) -> list[Statements]:
             f"DROP TABLE {made};",
         ]
     return [
+        *_texts(column, table),
         Statements("fill", "rows without a vector, and rows whose source changed since", filled),
         Statements("clear", "rows that lost their source", cleared),
         Statements("check", "run the statements above again until this is 0", left),
     ]
+
+
+def _texts(column: Column, table: str) -> list[Statements]:
+    """Return the statement that renders the texts of a template anew, where their columns have changed."""
+    if column.rendered is None:
+        return []
+    update = f"UPDATE {table} SET {column.source} = {column.rendered}"
+    where = f"{column.source} IS DISTINCT FROM ({column.rendered})"
+    return [Statements("texts", "the texts of the template, where they changed", f"{update} WHERE {where};")]
 
 
 def _of_t(column: Column) -> str:
@@ -160,6 +176,7 @@ def _columns(column: Column, heading: str) -> Statements:
         "columns",
         heading,
         [
+            *([] if column.rendered is None else [f"ALTER TABLE {table} ADD COLUMN {column.source} STRING NULL;"]),
             f"ALTER TABLE {table} ADD COLUMN {column.vector} {column.kind} COMMENT {comment};",
             f"ALTER TABLE {table} ADD COLUMN {column.digest} STRING NULL;",
         ],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from embedreg.arrow.templates import Template
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
 from embedreg.core.modality import MODALITIES
 from embedreg.declaration import codec, comments
@@ -35,6 +36,7 @@ __all__ = [
     "functions_in_comments",
     "identifier",
     "literal",
+    "rendered",
     "search",
     "server_config",
     "table_name",
@@ -102,6 +104,15 @@ def identifier(name: str) -> str:
     if "`" in name:
         raise ConfigError(f"{name!a} has both a backslash and a backtick, for which Databend has no quotes.", "rename")
     return f"`{name}`"
+
+
+def rendered(template: Template) -> str:
+    """Return the text of a template as an expression.
+
+    Raises:
+        ConfigError: a name or a text that cannot be quoted.
+    """
+    return template.sql(identifier, literal)
 
 
 def table_name(table: str | Sequence[str]) -> str:
@@ -197,6 +208,7 @@ class Layout:
         vector: the column of the vectors.
         key: a column that tells rows apart, of BIGINT.
         others: the names and SQL types of the columns beside these two, in place of `key`; see `columns.sql_columns`.
+        template: what the source is rendered from; the table that is to be searched then has those columns.
     """
 
     table: str | Sequence[str] = "articles"
@@ -204,6 +216,12 @@ class Layout:
     vector: str = "embedding"
     key: str = "id"
     others: Sequence[tuple[str, str]] | None = None
+    template: Template | None = None
+
+    @property
+    def value(self) -> str:
+        """What is embedded: the source column, or the text of the template."""
+        return identifier(self.source) if self.template is None else rendered(self.template)
 
     @property
     def beside(self) -> list[str]:
@@ -225,7 +243,11 @@ class Layout:
 
 def create_source_table(served: Served, layout: Layout) -> str:
     """Return the statement that makes the table with the rows, where there is none."""
-    columns = [*layout.defined, f"{identifier(layout.source)} {inputs()[served.input]}"]
+    read = [layout.source]
+    if layout.template is not None:
+        known = {name for name, _ in layout.others or ()}
+        read = [name for name in layout.template.columns if name not in known]
+    columns = [*layout.defined, *(f"{identifier(name)} {inputs()[served.input]}" for name in read)]
     return f"CREATE TABLE IF NOT EXISTS {table_name(layout.table)} ({', '.join(columns)});"
 
 
@@ -257,7 +279,7 @@ def create_vector_table(
             f"CREATE TABLE {table_name(layout.embedded)} (",
             ",\n".join(f"    {column}" for column in columns),
             ")",
-            f"AS SELECT {', '.join([*layout.beside, source, f'{identifier(served.name)}({source})'])} "
+            f"AS SELECT {', '.join([*layout.beside, layout.value, f'{identifier(served.name)}({layout.value})'])} "
             f"FROM {table_name(layout.table)};",
         ]
     )
@@ -283,7 +305,8 @@ def search(
         limit: how many rows.
     """
     source, vector = identifier(layout.source), identifier(layout.vector)
-    left = vector if stored else f"{identifier(served.name)}({source})"
+    left = vector if stored else f"{identifier(served.name)}({layout.value})"
+    source = source if stored else layout.value
     right = f"{identifier((query or served).name)}({literal(text)})"
     # A picture in a result is of no use.
     shown = [*layout.beside, source] if MODALITIES[served.input].by_content or not layout.beside else layout.beside

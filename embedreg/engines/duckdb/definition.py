@@ -50,6 +50,7 @@ class DuckDB(Engine):
         clause of COPY keeps it in a Parquet file; `embedreg.functions_in` reads both. What cannot be rebuilt here is
         carried too.
         """
+        from embedreg.declaration import templates
         from embedreg.engines.duckdb import sql
 
         path, entries = declared.path, declared.entries
@@ -59,6 +60,13 @@ class DuckDB(Engine):
             source = path / "**" / "*.parquet" if path.is_dir() else path
             create = sql.create_table_statement(table, str(source), entries)
             made.append(Statements("create_table", "the table, its vectors with their length", create))
+        rendered = [
+            f"SELECT {sql.rendered(template)} AS {sql.identifier(entry.source_column)} FROM {sql.table_name(table)};"
+            for entry in entries
+            if (template := templates.stored(entry)) is not None
+        ]
+        if rendered:
+            made.append(Statements("texts", "the texts of the template, which are embedded", rendered))
         target = to or f"{sql.parts_of(table)[-1]}.parquet"
         found = [sql.search_statement(table, entry, name) for entry in entries]
         made += [

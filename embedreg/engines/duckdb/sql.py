@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from embedreg.arrow.templates import Template
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.declaration.comments import comment_of, one_line
 from embedreg.declaration.entries import KEY, Entry, value_type
@@ -21,6 +22,7 @@ __all__ = [
     "identifier",
     "literal",
     "parts_of",
+    "rendered",
     "search_statement",
     "table_name",
 ]
@@ -132,6 +134,15 @@ def literal(text: str) -> str:
 def identifier(name: str) -> str:
     """Quote a column's name."""
     return '"' + _checked(name).replace('"', '""') + '"'
+
+
+def rendered(template: Template, prefix: str = "") -> str:
+    """Return the text of a template as an expression.
+
+    Args:
+        prefix: before each column, such as "t.".
+    """
+    return template.sql(lambda name: f"{prefix}{identifier(name)}", literal)
 
 
 def table_name(name: str) -> str:

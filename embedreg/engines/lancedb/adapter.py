@@ -19,7 +19,7 @@ from pydantic import BaseModel, PrivateAttr, model_serializer
 from embedreg import registry
 from embedreg.core import canonical, lancedb_hooks
 from embedreg.core.base import EmbeddingFunction
-from embedreg.declaration import codec, entries
+from embedreg.declaration import codec, entries, templates
 from embedreg.embedding import column
 from embedreg.embedding import schema as schemas
 from embedreg.engines.lancedb.callers import asking_table, width_of
@@ -45,6 +45,7 @@ class Adapter(LanceBase):
     embedreg_alias: ClassVar[str] = ""
     _function: Any = PrivateAttr(default=None)
     _dtype: str | None = PrivateAttr(default=None)
+    _template: str | None = PrivateAttr(default=None)
     _declared: Any = PrivateAttr(default=None)
     _handle: Any = PrivateAttr(default=None)
 
@@ -61,7 +62,10 @@ class Adapter(LanceBase):
         stored = model.get(codec.RESERVED)
         declared = stored if isinstance(stored, dict) else {}
         dtype = declared.get("dtype")
-        adapter = _new(function, dtype if dtype in DTYPES else None, declared)
+        template = declared.get(templates.KEY)
+        adapter = _new(
+            function, dtype if dtype in DTYPES else None, declared, template if isinstance(template, str) else None
+        )
         if (table := asking_table()) is not None:
             adapter._handle = _TableHandle(table, model)
         return adapter
@@ -102,6 +106,8 @@ class Adapter(LanceBase):
         model[codec.RESERVED].pop("dtype", None)
         if self._dtype is not None:  # else lancedb alone knows the column's type
             model[codec.RESERVED]["dtype"] = self._dtype
+        if self._template is not None:
+            model[codec.RESERVED][templates.KEY] = self._template
         return model
 
     @model_serializer
@@ -153,13 +159,14 @@ class Adapter(LanceBase):
         return self.compute_query_embeddings(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Adapter) and self._function == other._function and self._dtype == other._dtype
+        mine = self._function, self._dtype, self._template
+        return isinstance(other, Adapter) and mine == (other._function, other._dtype, other._template)
 
     def __hash__(self) -> int:
         return hash((Adapter, self._function))
 
     def __reduce__(self) -> Any:
-        return _new, (self._function, self._dtype, self._declared)
+        return _new, (self._function, self._dtype, self._declared, self._template)
 
 
 class _TableHandle:
@@ -244,7 +251,9 @@ def _recorded(config: Any, path: str) -> dict[str, Any] | None:
         return None
     for entry in found:
         if (entry.vector_column, entry.source_column) == (config.vector_column, config.source_column):
-            return entry.model if codec.says_same(config, entry) else None
+            template = getattr(config.function, "_template", None)
+            same = codec.says_same(config, entry) and template == entry.reserved.get(templates.KEY)
+            return entry.model if same else None
     return None
 
 
@@ -259,9 +268,14 @@ def _adapter_class(alias: str) -> type[Adapter]:
     return _classes[alias]
 
 
-def _new(function: EmbeddingFunction, dtype: str | None = None, declared: dict[str, Any] | None = None) -> Adapter:
+def _new(
+    function: EmbeddingFunction,
+    dtype: str | None = None,
+    declared: dict[str, Any] | None = None,
+    template: str | None = None,
+) -> Adapter:
     adapter = _adapter_class(canonical.registered_name(type(function)) or "")()
-    adapter._function, adapter._dtype, adapter._declared = function, dtype, declared
+    adapter._function, adapter._dtype, adapter._declared, adapter._template = function, dtype, declared, template
     return adapter
 
 
@@ -322,7 +336,9 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
                 info.json_schema_extra = lancedb_hooks.Marks(extra)  # pydantic merged it with other extras of the field
         types = {field.name: field.type for field in pydantic_to_schema(model)}
         pairs = {}
-        for source, vector in schemas.pair(*schemas._markers(model.model_fields)):
+        found = schemas.pair(*schemas._markers(model.model_fields))
+        schemas.refuse_templates(found, pydantic_to_schema(model))
+        for source, vector in found:
             kind = types[vector.field]
             ndims = codec.stated_ndims(vector.function, getattr(kind, "list_size", None))
             if getattr(kind, "list_size", None) != ndims:
@@ -330,7 +346,8 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
                     f"{model.__name__}.{vector.field} is stored as {kind}, its function gives {ndims} dimensions.",
                     f"{vector.field}: Vector(fn.ndims()) = fn.VectorField()",
                 )
-            pairs[vector.field] = source.field, _new(vector.function, schemas.value_name(kind.value_type))
+            dtype = schemas.value_name(kind.value_type)
+            pairs[vector.field] = source.field, _new(vector.function, dtype, None, source.template)
         _pairs[model] = pairs
     return _pairs[model]
 

@@ -33,6 +33,14 @@ class LanceDB(Engine):
 
         return LanceColumns(Place(data) if isinstance(data, Path) else place_of(data))
 
+    def chunks(self, path: Path) -> Any:
+        if path.suffix != ".lance":
+            return None
+        from embedreg.engines.lancedb.chunks import LanceChild
+        from embedreg.engines.lancedb.columns.place import Place
+
+        return LanceChild(Place(path))
+
     def attachable(self, path: Path) -> Attachable:
         from embedreg.engines.lancedb.folders import Table
 

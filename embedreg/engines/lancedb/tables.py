@@ -103,6 +103,8 @@ def _refuse_other(name: str, there: pa.Schema, declared: pa.Schema, configs: lis
             differ.append(f"column {plain(column)!r} has a function in {'the table' if entry else 'the schema'} only")
         elif config.source_column != entry.source_column:
             differ.append(f"column {plain(column)!r} is made from {plain(entry.source_column)!r} in the table")
+        elif config.template != entry.reserved.get("template"):
+            differ.append(f"column {plain(column)!r} is rendered from another template in the table")
         elif not codec.says_same(config, entry) and (
             entry.reserved.get("fingerprint") != fingerprint(unwrap(config.function))
         ):

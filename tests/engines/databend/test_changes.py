@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import embedreg
+from embedreg.arrow.templates import parse
 from embedreg.cli import main
 from embedreg.columns.declare import entry_for
 from embedreg.engines.databend import Server, serve
@@ -153,3 +156,34 @@ def test_the_command_line_prints_them_and_runs_nothing(capsys: pytest.CaptureFix
     assert main(["column", "add", *given, "-f", "hashing"]) == 2
     assert "add --print" in capsys.readouterr().err
     assert main(["column", "refresh", *given, "--print"]) == 2
+
+
+@needs_engine
+def test_a_template_is_rendered_by_the_engine_as_in_python(engine: Engine) -> None:
+    """The expression gives Python's very texts; `add` and `refresh` render, then embed what they rendered."""
+    text = "{{{title}}} \\ 'q'\n\t{n}|{ok}|{day}"
+    kinds = [("title", pa.string()), ("n", pa.int64()), ("ok", pa.bool_()), ("day", pa.date32())]
+    rows = [("it's", -5, True, dt.date(2024, 2, 29)), (None, 2**62, False, dt.date(1969, 12, 31)), (None,) * 4]
+    named = [dict(zip(("title", "n", "ok", "day"), row, strict=True)) for row in rows]
+    table = pa.Table.from_pylist(named, pa.schema(kinds))
+    expected = parse(text).render(table).to_pylist()
+    columns = "id INT, title STRING NULL, n BIGINT NULL, ok BOOLEAN NULL, day DATE NULL"
+    engine.rows(f"CREATE OR REPLACE TABLE pages ({columns})")
+    engine.rows(
+        """INSERT INTO pages VALUES (0, 'it''s', -5, TRUE, '2024-02-29'), (1, NULL, 4611686018427387904, FALSE,
+        '1969-12-31'), (2, NULL, NULL, NULL, NULL)"""
+    )
+    entry = entry_for(hashing(), "embedding__source", "embedding", digest=True, template=text)
+    pages = Column("pages", entry, "old_embed")
+    assert pages.rendered is not None
+    found = engine.rows(f"SELECT {pages.rendered} AS text FROM pages ORDER BY id")
+    assert [row["text"] for row in found] == expected
+    assert run(engine, add(pages))[0]["rows_left"] == 0
+    engine.rows("UPDATE pages SET title = 'new' WHERE id = 1")
+    assert run(engine, refresh(pages))[0]["rows_left"] == 0
+    made = engine.rows("SELECT embedding__source AS text, embedding AS vector FROM pages ORDER BY id")
+    assert made[1]["text"] == expected[1].replace("{}", "{new}")
+    vectors = embedreg.embed_column(hashing(), pa.array([row["text"] for row in made])).to_arrow().to_pylist()
+    assert [row["vector"] for row in made] == vectors
+    [statement] = next(each for each in add(pages) if each.key == "texts").listed
+    assert "\n" not in statement

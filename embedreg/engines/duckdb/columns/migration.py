@@ -13,14 +13,14 @@ from embedreg.columns.proof import SAMPLE, refuse_unproven
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
-from embedreg.declaration import codec
+from embedreg.declaration import codec, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.engines.duckdb.columns import rows as by_row
 from embedreg.engines.duckdb.columns.place import Place, arrow
 from embedreg.engines.duckdb.columns.records import Change, commented, in_comments
 from embedreg.engines.duckdb.columns.rows import Columns
-from embedreg.engines.duckdb.sql import comment_statements, identifier, literal
+from embedreg.engines.duckdb.sql import comment_statements, identifier, literal, rendered
 from embedreg.errors import ConfigError, SchemaError, StorageError
 
 if TYPE_CHECKING:
@@ -135,6 +135,11 @@ class Steps:
         with self.place.writing() as con:
             self.place.refuse_indexed(con)
             self._refuse_taken(con, change)
+            template = templates.stored(entry)
+            if change.what == "add" and template is not None:
+                texts = identifier(entry.source_column)
+                self._alter(con, f"ADD COLUMN {texts} VARCHAR")
+                con.execute(f"UPDATE {self.place.quoted} AS t SET {texts} = {rendered(template, 't.')}")
             self._alter(con, f"ADD COLUMN {identifier(vector)} {by_row.kind_of(entry, ndims)}")
             if digests.column_of(entry.reserved) is not None:
                 self._alter(con, f"ADD COLUMN {identifier(digest)} VARCHAR")

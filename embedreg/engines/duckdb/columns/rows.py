@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.templates import Template
 from embedreg.columns.results import ROW_CLASSES
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
-from embedreg.declaration import codec
+from embedreg.declaration import codec, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.column import embed_column
 from embedreg.embedding.table import BadRow
 from embedreg.engines.duckdb.columns.place import Place, arrow
-from embedreg.engines.duckdb.sql import identifier
+from embedreg.engines.duckdb.sql import identifier, rendered
 from embedreg.errors import BadRowsError
 
 if TYPE_CHECKING:
@@ -46,28 +47,39 @@ class Columns:
         source, vector: the columns.
         digest: of the digests; None for none.
         prefix: the part of a digest that names the function; None if that is not known.
+        template: what renders the source; None for a plain column, and where vectors are staged, of texts as they are.
     """
 
     source: str
     vector: str
     digest: str | None
     prefix: str | None
+    template: Template | None = None
 
     @classmethod
     def of(cls, entry: Entry, vector: str | None = None, digest: str | None = None) -> Columns:
         """Return the columns of a declaration, with other names where they are given."""
         own = digests.column_of(entry.reserved)
         name = None if own is None else digest or own
-        return cls(entry.source_column, vector or entry.vector_column, name, digests.prefix_stored(entry.reserved))
+        template = templates.stored(entry) if vector is None else None
+        prefix = digests.prefix_stored(entry.reserved)
+        return cls(entry.source_column, vector or entry.vector_column, name, prefix, template)
+
+    @property
+    def value(self) -> str:
+        """The source in SQL; the table is `t`."""
+        if self.template is None:
+            return f"t.{identifier(self.source)}"
+        return f"({rendered(self.template, 't.')})"
 
     @property
     def expected(self) -> str:
         """The digest that a fresh row has, in SQL."""
-        return digests.sql(f"t.{identifier(self.source)}", self.prefix or "", "duckdb")
+        return digests.sql(self.value, self.prefix or "", "duckdb")
 
     def where(self, name: str) -> str:
         """Return the condition of a class of rows; the table is `t`."""
-        source, vector = f"t.{identifier(self.source)}", f"t.{identifier(self.vector)}"
+        source, vector = self.value, f"t.{identifier(self.vector)}"
         something = f"({source} IS NOT NULL OR {vector} IS NOT NULL)"
         if self.digest is None or self.prefix is None:
             fresh = ours = stamped = "FALSE"
@@ -76,11 +88,16 @@ class Columns:
             stamped = f"{digest} IS NOT NULL"
             ours = f"starts_with({digest}, '{self.prefix}')"
             fresh = f"({stamped} AND coalesce({digest} = {self.expected}, FALSE))"
+        changed = "FALSE"
+        if self.template is not None:
+            changed = f"t.{identifier(self.source)} IS DISTINCT FROM {source}"
+            fresh = f"({fresh} AND NOT {changed})"
+        old = f"(NOT ({stamped}) AND {vector} IS NOT NULL AND {changed})"
         return {
             "fresh": fresh,
-            "stale": f"(NOT {fresh} AND {something} AND {stamped} AND {ours})",
+            "stale": f"((NOT {fresh} AND {something} AND {stamped} AND {ours}) OR {old})",
             "foreign": f"(NOT {fresh} AND {something} AND {stamped} AND NOT {ours})",
-            "unstamped": f"(NOT ({stamped}) AND {vector} IS NOT NULL)",
+            "unstamped": f"(NOT ({stamped}) AND {vector} IS NOT NULL AND NOT {changed})",
             "empty": f"(NOT ({stamped}) AND {vector} IS NULL AND {source} IS NOT NULL)",
             "null_source": f"(NOT {fresh} AND NOT {something})",
             "missing": f"(NOT {fresh} AND {source} IS NOT NULL AND {vector} IS NULL)",
@@ -104,7 +121,7 @@ def pairs(place: Place, columns: Columns, where: str, sample: int, seed: int) ->
     Args:
         where: a condition with an AND behind it, or "".
     """
-    source, vector = f"t.{identifier(columns.source)}", f"t.{identifier(columns.vector)}"
+    source, vector = columns.value, f"t.{identifier(columns.vector)}"
     with place.reading() as con:
         return arrow(
             con,
@@ -139,12 +156,12 @@ def fill(
     """
     made = Counts()
     needed = columns.any_of(wanted)
-    source = identifier(columns.source)
+    source = columns.value
     with place.reading() as con:
         todo = arrow(
             con,
-            f"SELECT t.{source} AS source, min(t.rowid) AS row, count(*) AS rows FROM {place.quoted} AS t "
-            f"WHERE {needed} AND t.{source} IS NOT NULL GROUP BY ALL ORDER BY row",
+            f"SELECT {source} AS source, min(t.rowid) AS row, count(*) AS rows FROM {place.quoted} AS t "
+            f"WHERE {needed} AND {source} IS NOT NULL GROUP BY ALL ORDER BY row",
         )
         total = sum(todo["rows"].to_pylist())
     clear = _without_source(columns, needed)
@@ -201,13 +218,15 @@ def _embedded(chunk: pa.Table, config: EmbeddingFunctionConfig, made: Counts, op
 
 def _update(place: Place, columns: Columns, needed: str) -> str:
     digest = "" if columns.digest is None else f", {identifier(columns.digest)} = {columns.expected}"
+    text = "" if columns.template is None else f", {identifier(columns.source)} = {columns.value}"
     return (
-        f"UPDATE {place.quoted} AS t SET {identifier(columns.vector)} = s.vector{digest} FROM embedreg_made AS s "
-        f"WHERE t.{identifier(columns.source)} = s.source AND {needed}"
+        f"UPDATE {place.quoted} AS t SET {identifier(columns.vector)} = s.vector{digest}{text} "
+        f"FROM embedreg_made AS s WHERE {columns.value} = s.source AND {needed}"
     )
 
 
 def _without_source(columns: Columns, needed: str) -> str:
     """Return the assignments that clear rows which lost their source, and a condition for them."""
     digest = "" if columns.digest is None else f", {identifier(columns.digest)} = NULL"
-    return f"{identifier(columns.vector)} = NULL{digest} WHERE t.{identifier(columns.source)} IS NULL AND {needed}"
+    text = "" if columns.template is None else f", {identifier(columns.source)} = NULL"
+    return f"{identifier(columns.vector)} = NULL{digest}{text} WHERE {columns.value} IS NULL AND {needed}"

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.columns.arguments import already_there, no_column
-from embedreg.columns.declare import columns_of, entry_for, rebuilt, repointed, settings_of
+from embedreg.arrow.templates import refuse_type
+from embedreg.columns.arguments import already_there, no_column, texts_there
+from embedreg.columns.declare import columns_of, dropped_with, entry_for, rebuilt, repointed, settings_of
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus, MigrationStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped, without_digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
-from embedreg.declaration import codec, comments
+from embedreg.declaration import codec, comments, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS
@@ -131,7 +132,8 @@ class DuckDBColumns(ColumnStore):
     def _refuse_absent(self, entry: Entry) -> None:
         with self.place.reading() as con:
             names = {name.casefold(): kind for name, kind in self.place.types(con).items()}
-        for name in (entry.source_column, *columns_of(entry)):
+        template = templates.stored(entry)
+        for name in (entry.source_column, *columns_of(entry), *(() if template is None else template.columns)):
             if name.casefold() not in names:
                 raise MissingColumnError(
                     f"{self.shown} has no column {name!r}, which {entry.vector_column!r} declares."
@@ -164,11 +166,11 @@ class DuckDBColumns(ColumnStore):
         if change is None:
             with self.place.reading() as con:
                 names = list(self.place.types(con))
-            if source not in names:
-                raise no_column(self.shown, source, names)
+            self._refuse_source(declaration, names)
             if vector in names:
                 raise already_there(self.shown, vector)
-            entry = entry_for(declaration.function, source, vector, digest=options.digest)
+            template = declaration.template
+            entry = entry_for(declaration.function, source, vector, digest=options.digest, template=template)
             change = self._begin("add", vector, vector, None, entry, True)
         elif change.what != "add" or not codec.says_same(declaration, change.entry("new")) or change.name != vector:
             raise self._busy(change)
@@ -176,6 +178,21 @@ class DuckDBColumns(ColumnStore):
         made = self.steps.stage(change, lambda: codec.recorded(entry, declaration.function), options)
         self.steps.switch(change)
         return self._report("add", vector, made, start)
+
+    def _refuse_source(self, declaration: EmbeddingFunctionConfig, names: list[str]) -> None:
+        """Raise if the table lacks what is to be embedded, or has a column where a template's texts would go."""
+        source, template = declaration.source_column, templates.of(declaration)
+        if template is None:
+            if source not in names:
+                raise no_column(self.shown, source, names)
+            return
+        template.refuse_missing(names, declaration.vector_column)
+        with self.place.reading() as con:
+            kinds = arrow(con, f"SELECT * FROM {self.place.quoted} LIMIT 0").schema
+        for name in template.columns:
+            refuse_type(name, kinds.field(name).type)
+        if source.casefold() in {name.casefold() for name in names}:
+            raise texts_there(self.shown, source, declaration.vector_column)
 
     def fill(self, vector: str, options: Options) -> ColumnReport:
         self._change(options)
@@ -190,9 +207,9 @@ class DuckDBColumns(ColumnStore):
         self._refuse_absent(entry)
         columns = Columns.of(entry)
         if columns.digest is None:
-            wanted, note = without_digests(unstamped)
+            wanted, notes = without_digests(unstamped, templated=columns.template is not None)
             made = self._fill("refresh", entry, wanted, options, dry_run)
-            return dataclasses.replace(made, notes=(note,))
+            return dataclasses.replace(made, notes=notes)
         wanted = frozenset({"stale", "foreign", "empty"})
         stamped = 0
         if unstamped == "recompute":
@@ -272,7 +289,9 @@ class DuckDBColumns(ColumnStore):
                 names = list(self.place.types(con))
             if name is not None and name != vector and name in names:
                 raise SchemaError(f"{self.shown} has a column {name!r} already.", "choose another name")
-            new = entry_for(function, old.source_column, name or vector, digest=options.digest)
+            template = templates.stored(old)
+            text = None if template is None else template.text
+            new = entry_for(function, old.source_column, name or vector, digest=options.digest, template=text)
             change = self._begin("migrate", vector, name or vector, old, new, keep)
         elif (
             change.what != "migrate"
@@ -346,6 +365,6 @@ class DuckDBColumns(ColumnStore):
                 con.execute(f"COMMENT ON COLUMN {self.place.quoted}.{identifier(vector)} IS NULL")
                 return
             self.place.refuse_indexed(con)
-            for name in columns_of(entry):
+            for name in dropped_with(entry):
                 if name in names:
                     con.execute(f"ALTER TABLE {self.place.quoted} DROP COLUMN {identifier(name)}")

@@ -6,16 +6,17 @@ import json
 import time
 from typing import Any
 
-from embedreg.columns.arguments import no_column
+from embedreg.arrow.templates import Template, refuse_type
+from embedreg.columns.arguments import no_column, texts_there
 from embedreg.columns.declare import entry_for
 from embedreg.columns.results import ColumnReport
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
-from embedreg.declaration import codec, digest
+from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
 from embedreg.embedding import schema as schemas
 from embedreg.engines.lancedb.columns import declared
-from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance
+from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance, lance_errors
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
@@ -48,8 +49,11 @@ def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> Colu
             )
         declared.refuse_legacy(dataset, f"table {place.name!r}")
         _refuse(place, dataset.schema, config, options)
-        entry = entry_for(config.function, source, vector, digest=options.digest)
+        entry = entry_for(config.function, source, vector, digest=options.digest, template=config.template)
+        begun = record is not None and record["kind"] == "add"
         record = resumed(place, record, options, kind="add", vector=vector, name=vector, source=source, entry=entry)
+        if (template := templates.of(config)) is not None:
+            _add_texts(place, source, vector, template, begun=begun)
         maker = Maker(lambda: config, entry, options)
         field = pa.field(vector, maker.field.type)
         entry = typed(entry, field)
@@ -83,9 +87,36 @@ def _is_done(record: dict[str, Any] | None, dataset: Any, vector: str) -> bool:
     )
 
 
+def _add_texts(place: Place, source: str, vector: str, template: Template, *, begun: bool) -> None:
+    """Add the column of a template's texts: Lance renders them, in a commit of its own before that of the vectors.
+
+    Args:
+        begun: whether an interrupted run may have added it.
+    Raises:
+        SchemaError: the table has such a column of another origin. StorageError: it cannot be written.
+    """
+    dataset = place.newest()
+    if source in dataset.schema.names:
+        if not begun:
+            raise texts_there(f"table {place.name!r}", source, vector)
+        return
+    with lance_errors(f"table {place.name!r} cannot be written"):
+        dataset.add_columns({source: declared.rendered(template)})
+
+
 def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options: Options) -> None:
     vector, source = config.vector_column, config.source_column
-    if source not in schema.names:
+    template = templates.of(config)
+    if template is not None:
+        template.refuse_missing(schema.names, vector)
+        declared.refuse_computed(schema, template.columns)
+        for name in template.columns:
+            refuse_type(name, schema.field(name).type)
+            if "`" in name:
+                raise ConfigError(
+                    "a column's name holds a backtick, which Lance's SQL cannot quote.", "rename the column"
+                )
+    elif source not in schema.names:
         raise no_column(f"table {place.name!r}", source, schema.names)
     declared.refuse_computed(schema, [source])
     if "`" in source or "`" in vector:

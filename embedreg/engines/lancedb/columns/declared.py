@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.templates import Template, refuse_type
 from embedreg.columns.arguments import undeclared
-from embedreg.declaration import codec, digest
+from embedreg.columns.sources import Source
+from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
 from embedreg.errors import ConfigError, EmbedregError, StorageError
 from embedreg.jobs import stored
@@ -34,6 +37,7 @@ __all__ = [
     "quoted",
     "refuse_computed",
     "refuse_legacy",
+    "rendered",
     "vector_columns",
 ]
 
@@ -69,6 +73,17 @@ class Column:
         """The source column."""
         return self.entry.source_column
 
+    @functools.cached_property
+    def origin(self) -> Source:
+        """What the vectors are embedded from."""
+        return Source.of(self.entry)
+
+    @property
+    def value(self) -> str:
+        """The source in SQL: the column, or the texts that its template gives now."""
+        template = self.origin.template
+        return quoted(self.source) if template is None else f"({rendered(template)})"
+
 
 def columns_of(schema: pa.Schema) -> dict[str, Column]:
     """Return a table's declared columns by name.
@@ -89,6 +104,8 @@ def _column(entry: Entry, schema: pa.Schema, taken: set[str]) -> Column:
             problem = f"the {what} column {name[:80]!r} is not in the table"
         elif "`" in name:
             problem = f"the name of the {what} column holds a backtick"
+    if problem is None:
+        problem = _problem_of_template(entry, schema)
     if problem is None and digest.KEY in entry.reserved:
         if named is None or "`" in named or named in taken:
             problem = "the declaration names a column of digests that cannot be one"
@@ -97,6 +114,26 @@ def _column(entry: Entry, schema: pa.Schema, taken: set[str]) -> Column:
         elif prefix is None:
             problem = "the declaration has digests and no valid fingerprint"
     return Column(entry, named if problem is None and prefix is not None else None, prefix, problem)
+
+
+def _problem_of_template(entry: Entry, schema: pa.Schema) -> str | None:
+    """Return why the texts of a declaration cannot be rendered; None if they can, or it has no template."""
+    try:
+        template = templates.stored(entry)
+        if template is not None:
+            template.refuse_missing(schema.names, entry.vector_column)
+            for name in template.columns:
+                refuse_type(name, schema.field(name).type)
+                if "`" in name:
+                    return "the name of a column that its template reads holds a backtick"
+    except EmbedregError as exc:
+        return exc.message.rstrip(".")
+    return None
+
+
+def rendered(template: Template) -> str:
+    """Return the text of a template as an expression of Lance's SQL."""
+    return template.sql_without_case(quoted, lambda text: f"'{text.replace(chr(39), 2 * chr(39))}'", "STRING")
 
 
 def chosen(schema: pa.Schema, vector: str, shown: str) -> Column:
@@ -161,24 +198,32 @@ def quoted(name: str) -> str:
 
 def predicate(column: Column, classes: Sequence[str]) -> str:
     """Return the SQL condition of the rows of some classes (see `results.ROW_CLASSES`)."""
-    source, vector = quoted(column.source), quoted(column.vector)
+    source, vector = column.value, quoted(column.vector)
+    changed = "false"  # rows of a template whose stored text is not what it gives now
+    if column.origin.template is not None:
+        text = quoted(column.source)
+        changed = f"coalesce({text} <> {source}, ({text} is null) <> ({source} is null))"
     if column.digest is None or column.prefix is None:
         known = {
             "null_source": f"{source} is null",
-            "unstamped": f"({source} is not null and {vector} is not null)",
+            "stale": f"({vector} is not null and {changed})",
+            "unstamped": f"({source} is not null and {vector} is not null and not {changed})",
             "empty": f"({source} is not null and {vector} is null)",
         }
         return " or ".join(known[each] for each in classes if each in known) or "false"
     stored, want = quoted(column.digest), digest.sql(source, column.prefix, "lance")
     own = f"starts_with({stored}, '{column.prefix}')"
     known = {
-        "fresh": f"{stored} = {want}",
-        "stale": f"({stored} is not null and {own} and ({source} is null or {stored} <> {want}))",
+        "fresh": f"({stored} = {want} and not {changed})",
+        "stale": f"({stored} is not null and {own} and ({source} is null or {stored} <> {want} or {changed}))",
         "foreign": f"({stored} is not null and not {own})",
-        "unstamped": f"({stored} is null and {source} is not null and {vector} is not null)",
+        "unstamped": f"({stored} is null and {source} is not null and {vector} is not null and not {changed})",
         "empty": f"({stored} is null and {source} is not null and {vector} is null)",
         "null_source": f"({stored} is null and {source} is null)",
     }
+    if column.origin.template is not None:
+        known["stale"] = f"({known['stale']} or ({stored} is null and {vector} is not null and {changed}))"
+        known["null_source"] = f"({stored} is null and {source} is null and not ({vector} is not null and {changed}))"
     return " or ".join(known[each] for each in classes)
 
 
@@ -192,7 +237,7 @@ def counts_of(dataset: Any, column: Column) -> dict[str, int]:
         total = int(dataset.count_rows())
         found = dict.fromkeys(("fresh", "stale", "foreign", "unstamped", "empty", "null_source"), 0)
         if column.digest is None:
-            for each in ("null_source", "empty"):
+            for each in ("null_source", "empty", *(["stale"] if column.origin.template is not None else [])):
                 found[each] = int(dataset.count_rows(predicate(column, [each])))
         else:
             for each in ("fresh", "stale", "foreign", "null_source"):

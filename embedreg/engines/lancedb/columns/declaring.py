@@ -8,7 +8,7 @@ from typing import Any
 from embedreg.columns.arguments import undeclared
 from embedreg.columns.declare import repointed
 from embedreg.core.base import EmbeddingFunction
-from embedreg.declaration import codec
+from embedreg.declaration import codec, templates
 from embedreg.engines.lancedb.columns.adding import with_entry
 from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, lance, write_metadata
 from embedreg.engines.lancedb.columns.declared import Column, chosen, columns_of, mark_of
@@ -63,7 +63,9 @@ def detach(place: Place, vector: str, *, drop: bool) -> None:
         while True:
             dataset = place.newest()
             column = _found(place, dataset, vector)
-            gone = [name for name in (vector, column.digest) if name is not None and name in dataset.schema.names]
+            texts = column.source if templates.KEY in column.entry.reserved and column.problem is None else None
+            named = [name for name in (vector, column.digest, texts) if name is not None]
+            gone = [name for name in named if name in dataset.schema.names]
             if not gone:
                 detach(place, vector, drop=False)
                 return

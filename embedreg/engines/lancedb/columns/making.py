@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
-from embedreg.declaration import codec, digest
+from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
 from embedreg.embedding import table as tables
 from embedreg.embedding.table import Report
@@ -41,7 +41,7 @@ class Maker:
 
     Args:
         config: returns the declaration, which is asked for once a vector is to be computed.
-        entry: as it is, or will be, stored.
+        entry: as it is, or will be, stored; its template is not used here, where sources are texts.
         field: the vector column; None for what the function makes.
 
     Attributes:
@@ -58,7 +58,7 @@ class Maker:
         options: Options,
         field: pa.Field | None = None,
     ) -> None:
-        self._made, self._entry, self._options = config, entry, options
+        self._made, self._entry, self._options = config, templates.plain(entry), options
         self.prefix = digest.prefix_stored(entry.reserved) or NO_FUNCTION
         self.report = Report()
         self.reused = 0

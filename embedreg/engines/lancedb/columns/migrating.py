@@ -17,7 +17,7 @@ from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embeddi
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options, Unstamped
 from embedreg.core.base import EmbeddingFunction
-from embedreg.declaration import codec, digest
+from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
 from embedreg.declaration.fingerprint import fingerprint
 from embedreg.engines.lancedb.columns import refreshing
@@ -175,7 +175,8 @@ class LanceMigration(Migration):
                 )
             if name != vector and (name in schema.names or "`" in name):
                 raise SchemaError(f"the new column cannot be named {name!r}.", "choose another name")
-            entry = entry_for(function, column.source, name, digest=self._options.digest)
+            text = column.entry.reserved.get(templates.KEY)
+            entry = entry_for(function, column.source, name, digest=self._options.digest, template=text)
             resumed(
                 self._place,
                 record,
@@ -200,8 +201,9 @@ class LanceMigration(Migration):
         if fingerprint(self._function) != record["to"]:
             raise StorageError("the migration was begun with another function.", "abandon it, or pass that one")
         config = self._function.bind(record["source"], name)
-        digests = digest.KEY in codec.entries({codec.KEY: f"[{record['entry']}]"})[0].reserved
-        entry = entry_for(self._function, record["source"], name, digest=digests)
+        reserved = codec.entries({codec.KEY: f"[{record['entry']}]"})[0].reserved
+        digests, text = digest.KEY in reserved, reserved.get(templates.KEY)
+        entry = entry_for(self._function, record["source"], name, digest=digests, template=text)
         maker = Maker(lambda: config, entry, options)
         entry = typed(entry, maker.field)
         keep = None

@@ -49,11 +49,11 @@ def refresh(
     """Embed the rows that are not fresh; arguments and errors as `embedreg.columns.refresh`."""
     work = _Refresh(place, vector, options, "refresh")
     if work.column.digest is None:
-        wanted, note = without_digests(unstamped)
+        wanted, note = without_digests(unstamped, templated=work.templated)
         some = sorted(wanted)
         every = unstamped == "recompute"
         report = work.counted(some) if dry_run else work.anew(some) if every else work.run(some)
-        return replace(report, notes=(*report.notes, note))
+        return replace(report, notes=(*report.notes, *note))
     classes = ["stale", "foreign", "empty"]
     if unstamped == "recompute":
         classes.append("unstamped")
@@ -116,6 +116,11 @@ class _Refresh:
         return dataset
 
     @property
+    def templated(self) -> bool:
+        """Whether the sources are rendered from a template, and written together with the vectors."""
+        return self.column.origin.template is not None
+
+    @property
     def maker(self) -> Maker:
         """What embeds; made on first use, since a run that finds nothing needs no function."""
         if self._maker is None:
@@ -165,12 +170,13 @@ class _Refresh:
         parts = []
         for fragment, wanted in _by_fragment(addresses):
             found = self.dataset.scanner(
-                columns=columns, fragments=[self.dataset.get_fragment(fragment)], with_row_address=True
+                columns=self._read(columns), fragments=[self.dataset.get_fragment(fragment)], with_row_address=True
             ).to_batches()
             for batch in found:
                 inside = np.isin(np.asarray(batch.column("_rowaddr")), wanted)
                 if inside.any():
-                    parts.append(pa.Table.from_batches([batch]).filter(pa.array(inside)))
+                    some = self._rendered(batch, columns)
+                    parts.append(pa.Table.from_batches([some]).filter(pa.array(inside)))
         return pa.concat_tables(parts)
 
     def stamp(self) -> int:
@@ -212,7 +218,7 @@ class _Refresh:
         """
         attempts, done = Attempts(self.options.switch_timeout_s), set[int]()
         column = self.column
-        self._clear_where(f"{quoted(column.source)} is null and {quoted(column.vector)} is not null")
+        self._clear_where(f"{column.value} is null and {quoted(column.vector)} is not null")
         done_rows, total = 0, self.dataset.count_rows(predicate(column, classes))
         for _ in range(_ROUNDS):
             found = [each.fragment_id for each in self._newest().get_fragments() if each.fragment_id not in done]
@@ -266,7 +272,7 @@ class _Refresh:
             if not rows:
                 continue
             found = pa.Table.from_batches(batches)
-            if rows > WHOLE * fragment.count_rows():
+            if self.templated or rows > WHOLE * fragment.count_rows():
                 self._embed_whole(fragment, batches, attempts)
                 again = True
             else:
@@ -290,6 +296,8 @@ class _Refresh:
         columns = {"_rowaddr": found["_rowaddr"], column.vector: vectors}
         if column.digest is not None:
             columns[column.digest] = marks
+        if self.templated:
+            columns[column.source] = found[column.source]
         if not self._rewrite(fragment, pa.table(columns), attempts):
             return False
         self.written += len(found)
@@ -316,20 +324,37 @@ class _Refresh:
     def _scan(self, classes: Sequence[str], columns: Sequence[str], fragment: Any | None) -> Iterator[pa.RecordBatch]:
         """Yield columns and addresses of the rows of some classes."""
         with lance_errors(f"table {self.place.name!r} cannot be read"):
-            yield from (
-                self.dataset.scanner(
-                    columns=list(columns),
-                    filter=predicate(self.column, classes),
-                    fragments=None if fragment is None else [fragment],
-                    with_row_address=True,
-                ).to_batches()
-            )
+            for batch in self.dataset.scanner(
+                columns=self._read(columns),
+                filter=predicate(self.column, classes),
+                fragments=None if fragment is None else [fragment],
+                with_row_address=True,
+            ).to_batches():
+                yield self._rendered(batch, columns)
+
+    def _read(self, columns: Sequence[str]) -> list[str]:
+        """Return the columns to read: in the place of a template's texts those that it reads."""
+        others = [name for name in columns if name != self.column.source]
+        wanted = self.column.origin.columns if self.column.source in columns else ()
+        return list(dict.fromkeys([*wanted, *others]))
+
+    def _rendered(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+        """Return a batch as it was asked for, with the texts of the template in the place of the source column."""
+        import pyarrow as pa
+
+        if not self.templated:
+            return batch
+        kind = self.dataset.schema.field(self.column.source).type
+        made = {name: batch.column(name) for name in batch.schema.names if name in {*columns, "_rowaddr"}}
+        if self.column.source in columns:
+            made[self.column.source] = self.column.origin.values(batch).cast(kind)
+        return pa.RecordBatch.from_pydict(made)
 
     def _clear(self, classes: Sequence[str]) -> None:
         """Take vector and digest from rows that had a source and have none now."""
         column = self.column
         if column.digest is not None and "stale" in classes:
-            self._clear_where(f"{quoted(column.source)} is null and {quoted(column.digest)} is not null")
+            self._clear_where(f"{column.value} is null and {quoted(column.digest)} is not null")
 
     def _clear_where(self, where: str) -> None:
         column = self.column
@@ -337,6 +362,7 @@ class _Refresh:
             if self.dataset.count_rows(where):
                 before = data_files(self.dataset)
                 names = [column.vector, *([column.digest] if column.digest is not None else [])]
+                names += [column.source] if self.templated else []
                 made = self.dataset.update(dict.fromkeys(names, "null"), where=where)
                 self.written += int(made["num_rows_updated"])
                 self._count(before)
