@@ -43,8 +43,8 @@ __all__ = [
     "shown_config",
 ]
 
-RECORDED = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
-RECORDED += ("template",)
+_OF_VECTORS = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
+RECORDED = (*_OF_VECTORS, "template")
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 MAX_LEVELS = 8  # folder levels between a file and its dataset's manifest
 _HINT = "pass an Arrow schema or table, or the path of a file"

@@ -73,6 +73,12 @@ class Column:
         """The source column."""
         return self.entry.source_column
 
+    @property
+    def template(self) -> str | None:
+        """What the source column is rendered from; None for a plain column."""
+        found = self.origin.template
+        return None if found is None else found.text
+
     @functools.cached_property
     def origin(self) -> Source:
         """What the vectors are embedded from."""

@@ -175,8 +175,7 @@ class LanceMigration(Migration):
                 )
             if name != vector and (name in schema.names or "`" in name):
                 raise SchemaError(f"the new column cannot be named {name!r}.", "choose another name")
-            text = column.entry.reserved.get(templates.KEY)
-            entry = entry_for(function, column.source, name, digest=self._options.digest, template=text)
+            entry = entry_for(function, column.source, name, digest=self._options.digest, template=column.template)
             resumed(
                 self._place,
                 record,
