@@ -206,6 +206,14 @@ ALLOWED: dict[str, tuple[str, str]] = {
             ("members / ndims", "added"),
         )
     },
+    **{
+        f"{where} / vectors": ("`embedreg inspect` names the kind under `vectors`", "added")
+        for where in (
+            "outputs / inspect / functions / 0",
+            "outputs / inspect, checked / functions / 0",
+            "results / inspect / 0",
+        )
+    },
     "modules / embedreg / MultiVector": ("`embedreg.MultiVector(n)` and", "added"),
     "modules / embedreg / SparseVector": ("`embedreg.SparseVector(n)` are field types", "added"),
     "modules / embedreg / embed_query / signature": (KINDS, "declared: Mapping[str, Any] | None = None) -> Any"),

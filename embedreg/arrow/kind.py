@@ -48,6 +48,7 @@ class VectorKind(ABC):
         name: the name in `Traits(vectors=...)`, and in stored declarations.
         plural: in messages.
         one_size: whether n rows are one (n, d) matrix.
+        unsearchable_in_lancedb: why LanceDB cannot search such a column; None if it can.
         stock_lancedb: whether LanceDB without embedreg stores such vectors right.
         max_ndims: the largest width that is accepted, since a configuration may be untrusted.
         value_types: the types of stored numbers, the usual one first.
@@ -60,6 +61,7 @@ class VectorKind(ABC):
     plural: ClassVar[str]
     one_size: ClassVar[bool]
     stock_lancedb: ClassVar[bool] = False
+    unsearchable_in_lancedb: ClassVar[str | None] = None
     max_ndims: ClassVar[int]
     value_types: ClassVar[tuple[str, ...]]
     type_hint: ClassVar[str]
@@ -101,6 +103,21 @@ class VectorKind(ABC):
     @abstractmethod
     def zeros(self, rows: Any) -> np.ndarray:
         """Return the indices of rows without a direction: those that are all zeros or have no numbers, (k,)."""
+
+    @abstractmethod
+    def distances(self, rows: Any, query: Any, metric: str) -> np.ndarray:
+        """Return the distance of each row to a query, smaller is nearer, as LanceDB computes it: (n,) float32.
+
+        Args:
+            query: a vector as `one` returns it.
+            metric: "cosine", "l2" or "dot". Rows without a direction may have a distance that is not finite.
+        Raises:
+            VectorError: the kind has no such distance.
+        """
+
+    def shown_metric(self, metric: str) -> str:
+        """Return the name of a distance for people."""
+        return metric
 
     @abstractmethod
     def in_half(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +170,18 @@ class VectorKind(ABC):
     @abstractmethod
     def complete(self, column: pa.Array, d: int) -> bool:
         """Return whether every row of a column has a valid vector in stored form, so that it can stay as it is."""
+
+    @abstractmethod
+    def width_of(self, kind: pa.DataType) -> int | None:
+        """Return the width that the type of a column states; None if it states none."""
+
+    @abstractmethod
+    def to_objects(self, rows: Any, value_type: str | None) -> list[Any]:
+        """Return n values that Arrow converts to a column, for engines that take no Arrow.
+
+        Args:
+            value_type: the numpy name of the column's numbers; None if it is not known.
+        """
 
     @abstractmethod
     def zeros_in(self, column: pa.Array, d: int) -> int:
@@ -213,6 +242,14 @@ class VectorKind(ABC):
     @abstractmethod
     def agreement(self, now: Any, stored: Any) -> Agreement:
         """Compare a function's vector of the fixed input with the stored one."""
+
+    def agreements(self, now: Any, stored: Any) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """Compare n rows: (n,) cosines, -1 where they cannot be compared, and the lengths of both, (n,) each."""
+        import numpy as np
+
+        found = [self.agreement(self.one(now, row), self.one(stored, row)) for row in range(len(now))]
+        cosines = np.array([-1.0 if each.cosine is None else each.cosine for each in found])
+        return cosines, tuple(np.array([each.lengths[side] for each in found]) for side in (0, 1))  # type: ignore[return-value]
 
     @abstractmethod
     def numbers(self, vector: Any) -> np.ndarray:

@@ -82,6 +82,7 @@ class SparseKind(VectorKind):
     name: ClassVar[str] = "sparse"
     plural: ClassVar[str] = "sparse vectors"
     one_size: ClassVar[bool] = False
+    unsearchable_in_lancedb: ClassVar[str | None] = "it has neither a distance nor an index for them"
     max_ndims: ClassVar[int] = MAX_NDIMS
     value_types: ClassVar[tuple[str, ...]] = ("float32",)
     type_hint: ClassVar[str] = "SparseVector({d})"
@@ -115,6 +116,20 @@ class SparseKind(VectorKind):
         import numpy as np
 
         return np.flatnonzero(rows.lengths == 0)
+
+    def distances(self, rows: Any, query: Any, metric: str) -> np.ndarray:
+        """Return the distances; infinite for a row that shares no dimension with the query, which is no match."""
+        import numpy as np
+
+        if metric not in ("cosine", "dot"):
+            raise VectorError(f"sparse vectors have no distance {metric!r}.", "metric='dot' or 'cosine'")
+        weights = _weights_at(query, rows.indices)
+        dot: np.ndarray = np.bincount(rows.owners, rows.values * weights, len(rows))
+        shared = np.bincount(rows.owners, weights != 0, len(rows)) > 0
+        if metric == "cosine":
+            lengths = np.sqrt(np.bincount(rows.owners, rows.values.astype(np.float64) ** 2, len(rows)))
+            dot = dot / np.where(shared, lengths * np.linalg.norm(query.values), 1)
+        return np.where(shared, 1 - dot, np.inf).astype(np.float32)
 
     def in_half(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         raise VectorError("sparse vectors are stored as float32.", "SparseVector(n)")
@@ -240,6 +255,12 @@ class SparseKind(VectorKind):
         _, broken, as_stored = self._stored(column, d, "vector")
         return as_stored and not broken
 
+    def width_of(self, kind: pa.DataType) -> int | None:
+        return None
+
+    def to_objects(self, rows: Any, value_type: str | None) -> list[Any]:
+        return [rows[row]._asdict() for row in range(len(rows))]
+
     def zeros_in(self, column: pa.Array, d: int) -> int:
         return len(self.zeros(self._stored(column, d, "vector")[0]))
 
@@ -275,7 +296,7 @@ class SparseKind(VectorKind):
     def agreement(self, now: Any, stored: Any) -> Agreement:
         import numpy as np
 
-        now = _largest(now)
+        now, stored = _largest(now), _largest(stored)
         _, mine, theirs = np.intersect1d(now.indices, stored.indices, assume_unique=True, return_indices=True)
         one, other = now.values.astype(np.float64), stored.values.astype(np.float64)
         lengths = float(np.linalg.norm(other)), float(np.linalg.norm(one))
@@ -334,6 +355,16 @@ def _checked(
     rows = rows.kept(nonzero)
     kept = rows.indices.astype(np.int32), rows.values.astype(np.float32)
     return SparseVectors(*kept, rows.offsets, d), broken, as_stored
+
+
+def _weights_at(query: SparseEmbedding, indices: np.ndarray) -> np.ndarray:
+    """Return a query's weight for each of some indices, 0 where it has none: (total,) float64."""
+    import numpy as np
+
+    if not len(query.indices):
+        return np.zeros(len(indices))
+    places = np.searchsorted(query.indices, indices).clip(max=len(query.indices) - 1)
+    return np.where(query.indices[places] == indices, query.values[places], 0.0)
 
 
 def _largest(vector: SparseEmbedding) -> SparseEmbedding:

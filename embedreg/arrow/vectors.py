@@ -509,6 +509,18 @@ class DenseKind(VectorKind):
     def zeros(self, rows: Any) -> np.ndarray:
         return zero_rows(rows)
 
+    def distances(self, rows: Any, query: Any, metric: str) -> np.ndarray:
+        import numpy as np
+
+        query = np.asarray(query, np.float32)
+        if metric == "l2":
+            return np.asarray(np.square(rows - query).sum(axis=1), np.float32)
+        dot = rows @ query
+        if metric == "dot":
+            return np.asarray(1 - dot, np.float32)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(1 - dot / (np.linalg.norm(rows, axis=1) * np.linalg.norm(query)), np.float32)
+
     def in_half(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
@@ -554,6 +566,13 @@ class DenseKind(VectorKind):
     def complete(self, column: pa.Array, d: int) -> bool:
         return complete_and_finite(column)
 
+    def width_of(self, kind: pa.DataType) -> int | None:
+        return getattr(kind, "list_size", None)
+
+    def to_objects(self, rows: Any, value_type: str | None) -> list[Any]:
+        # a list of float32 rows is what lancedb reads fastest (docs/lancedb.md); Python's floats fit any float type
+        return rows.tolist() if value_type is None else list(rows.astype(value_type, copy=False))
+
     def zeros_in(self, column: pa.Array, d: int) -> int:
         return len(zero_rows(numbers_of(column)))
 
@@ -592,6 +611,15 @@ class DenseKind(VectorKind):
         lengths = float(np.linalg.norm(other)), float(np.linalg.norm(one))
         norms = lengths[0] * lengths[1]
         return Agreement(float(one @ other) / norms if norms else float(np.array_equal(one, other)), lengths)
+
+    def agreements(self, now: Any, stored: Any) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        import numpy as np
+
+        one, other = stored.astype(np.float64), now.astype(np.float64)
+        lengths = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+        products = lengths[0] * lengths[1]
+        alike = (one * other).sum(axis=1) / np.where(products > 0, products, 1)
+        return np.where(products > 0, alike, np.maximum(*lengths) == 0), lengths
 
     def numbers(self, vector: Any) -> np.ndarray:
         return vector  # type: ignore[no-any-return]

@@ -25,8 +25,9 @@ class Hits:
     Attributes:
         rows: nearest first, without their vectors.
         distances: (k,) one per row, smaller is nearer.
-        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product). For text search "bm25" or "rrf"
-            (reciprocal rank fusion), with the negative score in `distances`.
+        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product); "maxsim", the sum of the cosine
+            distances of a query's vectors to the nearest vectors of a row. For text search "bm25", and for several
+            rankings "rrf" (reciprocal rank fusion), with the negative score in `distances`.
         source: the column that was embedded.
         values: the values of that column for these rows, if requested.
         images: whether these are images, as bytes or names.

@@ -65,7 +65,7 @@ def inspect_data(
             function[f"{role}_type"] = str(schema.field(column).type) if column in schema.names else None
         drift = drifts.get(function["vector_column"])
         function["drift"] = None if drift is None else dataclasses.asdict(drift)
-        function["stored"] = _stored(place, schema, rows, function["vector_column"], check)
+        function["stored"] = _stored(place, schema, rows, function["vector_column"], function["ndims"], check)
     found = {
         "path": str(place.path),
         "kind": place.kind,
@@ -98,7 +98,7 @@ def _schema_and_rows(place: places.Place) -> tuple[pa.Schema, int | None]:
 
 
 def _stored(
-    place: places.Place, schema: pa.Schema, rows: int | None, column: str, check: bool
+    place: places.Place, schema: pa.Schema, rows: int | None, column: str, ndims: Any, check: bool
 ) -> dict[str, int] | None:
     """Return the counts of vectors, nulls and zeros of a column; None if not requested.
 
@@ -106,26 +106,31 @@ def _stored(
     """
     import pyarrow as pa
 
-    from embedreg.arrow.vectors import given_vectors, zero_rows
+    from embedreg.core.kinds import kind_of_type
     from embedreg.datasets.sources import open_source
 
     if column not in schema.names:
         return None
-    width = getattr(schema.field(column).type, "list_size", None)
-    if width is None or not (check or (rows is not None and rows * width * 4 <= COUNTED_BYTES)):
+    kind = kind_of_type(schema.field(column).type)
+    width = None if kind is None else kind.width_of(schema.field(column).type) or _width(ndims)
+    if kind is None or width is None or not (check or (rows is not None and rows * width * 4 <= COUNTED_BYTES)):
         return None
     found = {"vectors": 0, "null": 0, "zeros": 0}
     try:
         for batch in open_source(place).batches([column]):
             vectors = batch.column(column)
-            given, _ = given_vectors(vectors, width, column)
-            zero = zero_rows(given.matrix)
+            stored, valid, _ = kind.given(vectors, width, column)
+            zero = kind.zeros(stored)
             found["null"] += vectors.null_count
             found["vectors"] += len(vectors) - vectors.null_count
-            found["zeros"] += int(given.valid[zero].sum())
+            found["zeros"] += int(valid[zero].sum())
     except (EmbedregError, pa.ArrowException, OSError):
         return None  # the metadata is shown anyway
     return found
+
+
+def _width(ndims: Any) -> int | None:
+    return ndims if isinstance(ndims, int) and not isinstance(ndims, bool) and ndims > 0 else None
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -175,7 +180,13 @@ def _lines(function: dict[str, Any]) -> list[str]:
     lines = [f"function   {function['function']}", f"set to     {config or 'its defaults'}"]
     if function["ndims"]:
         normalized = {True: "normalized", False: "not normalized"}.get(function["normalized"], "")
-        traits = [f"{function['ndims']} dimensions", function["dtype"], normalized, function["metric"]]
+        traits = [
+            function["vectors"],
+            f"{function['ndims']} dimensions",
+            function["dtype"],
+            normalized,
+            function["metric"],
+        ]
         lines.append(f"vectors    {', '.join(str(trait) for trait in traits if trait)}")
     else:
         lines.append("vectors    nothing recorded beyond the configuration: another client wrote it")

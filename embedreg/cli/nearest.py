@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import VectorError
@@ -11,24 +12,84 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["as_matrix", "distances", "nearest"]
+    from embedreg.arrow.kind import VectorKind
+
+__all__ = ["Asked", "as_matrix", "fused", "nearest"]
+
+RRF = 60  # the constant of reciprocal rank fusion
+DEPTH = 100  # rows of each search that count for a fusion; more if more are asked for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One vector column and what is looked for in it.
+
+    Attributes:
+        vector: the column.
+        kind: of its vectors.
+        query: a vector of that kind, as `embed_query` returns it.
+        ndims: the width of the vectors.
+        metric: "cosine", "l2" or "dot".
+    """
+
+    vector: str
+    kind: VectorKind
+    query: Any
+    ndims: int
+    metric: str
+
+    def distances(self, column: pa.Array) -> np.ndarray[Any, Any]:
+        """Return the distance of each row: (n,) float32, infinite where there is none."""
+        import numpy as np
+
+        if self.kind.one_size:
+            rows, valid = as_matrix(column, self.ndims)
+        else:
+            found = self.kind.given(column, self.ndims, self.vector)
+            rows, valid = self.kind.spread(found.rows, np.flatnonzero(found.valid)), found.valid
+        made = np.full(len(column), np.inf, np.float32)  # a null row has an infinite distance
+        made[valid] = self.kind.distances(rows, self.query, self.metric)
+        made[np.isnan(made)] = np.inf
+        return made
+
+
+class _Best:
+    """The nearest rows so far: their columns, distances and numbers."""
+
+    def __init__(self, limit: int) -> None:
+        import numpy as np
+
+        self._limit = limit
+        self.rows: pa.Table | None = None
+        self.scores, self.numbers = np.empty(0, np.float32), np.empty(0, np.int64)
+
+    def add(self, rows: pa.Table, first: int, new: np.ndarray[Any, Any]) -> None:
+        """Add the rows of a batch, from a row number on, with their distances."""
+        import numpy as np
+        import pyarrow as pa
+
+        keep = np.argsort(new, kind="stable")[: self._limit]  # stable: of equal rows the first wins, for any batches
+        rows = rows.take(pa.array(keep))
+        every = rows if self.rows is None else pa.concat_tables([self.rows, rows])
+        scores, numbers = np.concatenate([self.scores, new[keep]]), np.concatenate([self.numbers, first + keep])
+        order = np.argsort(scores, kind="stable")[: self._limit]
+        self.rows = every.take(pa.array(order)).combine_chunks()
+        self.scores, self.numbers = scores[order], numbers[order]
+
+    def found(self) -> int:
+        """Return how many rows have a distance."""
+        import numpy as np
+
+        return int(np.isfinite(self.scores).sum())
 
 
 def nearest(
-    batches: Iterable[pa.RecordBatch],
-    vector: str,
-    query: np.ndarray[Any, Any],
-    metric: str,
-    limit: int,
-    shown: list[str],
+    batches: Iterable[pa.RecordBatch], asked: Asked, limit: int, shown: list[str]
 ) -> tuple[pa.Table | None, np.ndarray[Any, Any]]:
     """Return the rows whose vectors are nearest to a query, with one batch and `limit` rows in memory.
 
     Args:
-        batches: the rows, including the column `vector`.
-        vector: the column with the stored vectors; null rows are skipped.
-        query: (d,) float.
-        metric: "cosine", "l2" or "dot".
+        batches: the rows, including the column that is searched; its null rows are skipped.
         limit: how many rows.
         shown: the columns to return.
     Returns:
@@ -36,28 +97,52 @@ def nearest(
     Raises:
         VectorError: the stored vectors have another width than the query.
     """
+    [best] = _searched(batches, [asked], limit, shown)
+    return (None if best.rows is None else best.rows.slice(0, best.found())), best.scores[: best.found()]
+
+
+def fused(
+    batches: Iterable[pa.RecordBatch], asked: Sequence[Asked], limit: int, shown: list[str]
+) -> tuple[pa.Table | None, np.ndarray[Any, Any]]:
+    """Return the rows that several searches together rank first, by reciprocal rank fusion.
+
+    A row's score is the sum over the searches of 1 / (60 + its rank in it, from 1); the first `DEPTH` of each count.
+
+    Args:
+        batches, limit, shown: as `nearest`; all columns are searched in one reading.
+    Returns:
+        (the rows, first ones first, or None; their (k,) negative scores).
+    Source: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
+        Learning Methods", with its constant of 60.
+    """
     import numpy as np
     import pyarrow as pa
 
-    best: pa.Table | None = None
-    scores = np.empty(0, np.float32)
+    found = _searched(batches, asked, max(limit, DEPTH), shown)
+    scores: dict[int, float] = {}
+    places: dict[int, tuple[int, int]] = {}
+    for which, best in enumerate(found):
+        for rank, number in enumerate(best.numbers[: best.found()].tolist()):
+            scores[number] = scores.get(number, 0.0) + 1 / (RRF + rank + 1)
+            places.setdefault(number, (which, rank))
+    first = sorted(scores, key=lambda number: (-scores[number], number))[:limit]
+    if found[0].rows is None:
+        return None, np.empty(0)
+    rows = [found[which].rows.slice(rank, 1) for which, rank in map(places.__getitem__, first)]  # type: ignore[union-attr]
+    table = pa.concat_tables(rows).combine_chunks() if rows else found[0].rows.slice(0, 0)
+    return table, -np.array([scores[number] for number in first])
+
+
+def _searched(batches: Iterable[pa.RecordBatch], asked: Sequence[Asked], limit: int, shown: list[str]) -> list[_Best]:
+    import pyarrow as pa
+
+    found, first = [_Best(limit) for _ in asked], 0
     for batch in batches:
-        matrix, valid = as_matrix(batch.column(vector), len(query))
-        new = np.full(batch.num_rows, np.inf, np.float32)  # a null row has an infinite distance
-        new[valid] = distances(matrix, query, metric)
-        new[np.isnan(new)] = np.inf
-        keep = np.argsort(new, kind="stable")[
-            :limit
-        ]  # stable: of equal rows the first wins, for any split into batches
-        rows = pa.Table.from_batches([batch]).select(shown).take(pa.array(keep))
-        best = rows if best is None else pa.concat_tables([best, rows])
-        scores = np.concatenate([scores, new[keep]])
-        order = np.argsort(scores, kind="stable")[:limit]
-        best, scores = best.take(pa.array(order)).combine_chunks(), scores[order]
-    if best is None:
-        return None, scores
-    found = int(np.isfinite(scores).sum())
-    return best.slice(0, found), scores[:found]
+        rows = pa.Table.from_batches([batch]).select(shown)
+        for each, best in zip(asked, found, strict=True):
+            best.add(rows, first, each.distances(batch.column(each.vector)))
+        first += batch.num_rows
+    return found
 
 
 def as_matrix(column: pa.Array, width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -90,25 +175,3 @@ def as_matrix(column: pa.Array, width: int) -> tuple[np.ndarray[Any, Any], np.nd
         )
     values = present.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return values.reshape(len(present), width), valid
-
-
-def distances(matrix: np.ndarray[Any, Any], query: np.ndarray[Any, Any], metric: str) -> np.ndarray[Any, Any]:
-    """Return the distance of each row, smaller is nearer, as LanceDB computes it.
-
-    Args:
-        matrix: (m, d) float32.
-        query: (d,) float.
-        metric: "cosine" (1 - cosine), "l2" (squared) or "dot" (1 - dot product).
-    Returns:
-        (m,) float32; cosine with a zero vector is NaN.
-    """
-    import numpy as np
-
-    query = np.asarray(query, np.float32)
-    if metric == "l2":
-        return np.asarray(np.square(matrix - query).sum(axis=1), np.float32)
-    dot = matrix @ query
-    if metric == "dot":
-        return np.asarray(1 - dot, np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(1 - dot / (np.linalg.norm(matrix, axis=1) * np.linalg.norm(query)), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,10 +12,10 @@ import typer
 
 from embedreg.cli import terminal
 from embedreg.cli.hits import Hits, as_records, show
+from embedreg.cli.search_columns import is_binary, shown_columns, with_source, without_views
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
 from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError, in_shell
-from embedreg.support.imports import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,10 @@ def search(
     columns: Annotated[
         str | None, typer.Option(help="The columns to show, separated by commas, in this order.")
     ] = None,
-    vector: Annotated[str | None, typer.Option(help="The vector column, where the table has several.")] = None,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(help="The vector column, where the table has several; give two or more to fuse their rankings."),
+    ] = None,
     where: Annotated[
         str | None, typer.Option(help="A condition in SQL, such as: module = 'json' AND year > 1990")
     ] = None,
@@ -60,8 +64,9 @@ def search(
 ) -> None:
     """Search a table with plain text or an image: the function that embedded it is read from its metadata.
 
-    A Lance table is searched by its engine; Parquet is read through once, each vector compared. The score of a row is
-    the cosine of its vector and the query's, 1 at best; for other metrics its distance is shown, 0 at best.
+    A Lance table is searched by its engine; Parquet is read through once, each vector compared, and so are sparse
+    vectors and several columns at once. The score of a row is the cosine of its vector and the query's, 1 at best; for
+    other metrics and multi-vectors its distance is shown, 0 at best. Several columns are fused by their ranks.
     """
     if (query is None) == (image is None):
         raise typer.BadParameter("give what to look for: either QUERY, or --image FILE.")
@@ -142,7 +147,7 @@ def find(
     *,
     limit: int = 10,
     columns: list[str] | None = None,
-    vector: str | None = None,
+    vector: str | Sequence[str] | None = None,
     where: str | None = None,
     values: bool = False,
     mode: Literal["vector", "text", "hybrid"] = "vector",
@@ -154,7 +159,7 @@ def find(
         query: a text or a PIL image.
         limit: how many rows.
         columns: the columns to show; None for all except vectors and bytes.
-        vector: the vector column, if there are several.
+        vector: the vector column, if there are several; of several, their rankings are fused.
         where: a condition in SQL.
         values: whether to include the embedded values, even if their column is not shown.
         mode: "vector" by meaning; "text" by words (BM25); "hybrid" by both.
@@ -166,12 +171,16 @@ def find(
     from embedreg import embed_query, functions_in
     from embedreg.core import modality
     from embedreg.core.base import metric_of
+    from embedreg.core.kinds import kind_of
 
     if mode != "vector" and (place.kind != "lance" or not isinstance(query, str)):
         what = "an image" if not isinstance(query, str) else f"{place.path}, which is not a Lance table,"
         raise InputError(f"--mode {mode} looks for words; {what} has no index of them.", "leave --mode out")
+    names = [vector] if isinstance(vector, str) else list(dict.fromkeys(vector or []))
+    if len(names) > 1:
+        return _find_in_several(place, query, names, limit, columns, where, values, mode)
     with terminal.status("loading the function"):
-        config = choose(functions_in(place.path), vector, str(place.path))
+        config = choose(functions_in(place.path), next(iter(names), None), str(place.path))
         function, source = config.function, config.source_column
         embedded = modality.modalities(function)
         if not (isinstance(query, str) or modality.IMAGE in embedded or modality.ANY in embedded):
@@ -179,20 +188,50 @@ def find(
                 f"{place.path} holds {embedded[0].plural}, which no image can be compared with.", "look for a text"
             )
         vector_of_query: Any = None if mode == "text" else embed_query(function, query)
-    metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, metric_of(function))
     extra = source if values else None
-    if place.kind == "lance":
+    kind = kind_of(function)
+    if mode == "hybrid" and not kind.one_size:
+        raise InputError(
+            f"--mode hybrid takes one vector a row; {config.vector_column!r} holds {kind.plural}.", "leave --mode out"
+        )
+    metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, kind.shown_metric(metric_of(function)))
+    if place.kind == "lance" and (mode != "vector" or kind.unsearchable_in_lancedb is None):
         words = query if mode != "vector" else None
         rows, distances, shown = _in_lance(
             place, config, vector_of_query, words, metric_of(function), limit, columns, where, extra
         )
     else:
-        rows, distances, shown = _in_parquet(
-            place, config, vector_of_query, metric_of(function), limit, columns, where, extra
-        )
+        rows, distances, shown = _read_through(place, [(config, vector_of_query)], limit, columns, where, extra)
     kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
     images = bool(kept) and _are_images(function, rows.schema.field(source).type)
     return Hits(rows.select(shown), distances, metric, source, kept, images)
+
+
+def _find_in_several(
+    place: places.Place,
+    query: Any,
+    vectors: list[str],
+    limit: int,
+    columns: list[str] | None,
+    where: str | None,
+    values: bool,
+    mode: str,
+) -> Hits:
+    """Fuse the rankings of several vector columns, as `find`."""
+    from embedreg import embed_query, functions_in
+
+    if mode != "vector":
+        raise InputError(f"--mode {mode} searches one vector column, not {len(vectors)}.", "leave --mode out")
+    with terminal.status("loading the functions"):
+        functions = functions_in(place.path)
+        configs = [choose(functions, name, str(place.path)) for name in vectors]
+        asked = [(config, embed_query(config.function, query)) for config in configs]
+    source = configs[0].source_column
+    extra = source if values else None
+    rows, distances, shown = _read_through(place, asked, limit, columns, where, extra)
+    kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
+    images = bool(kept) and _are_images(configs[0].function, rows.schema.field(source).type)
+    return Hits(rows.select(shown), distances, "rrf", source, kept, images)
 
 
 def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
@@ -200,7 +239,7 @@ def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
     from embedreg.core.modality import ANY, IMAGE, source_modality
 
     embedded = source_modality(function)
-    return embedded is IMAGE or (embedded is ANY and _is_binary(kind))
+    return embedded is IMAGE or (embedded is ANY and is_binary(kind))
 
 
 def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFunctionConfig:
@@ -237,8 +276,8 @@ def _in_lance(
 
     plain = lance.unindexed(place, config.vector_column) if words is None else None
     table = lance.open_untouched(place) if plain is None else plain
-    shown = _columns(table.schema, columns)
-    names = _with(source, shown, table.schema)
+    shown = shown_columns(table.schema, columns)
+    names = with_source(source, shown, table.schema)
     with lance.engine_errors(
         f"{place.path} cannot be searched", "check --where" if where is not None else "embedreg inspect"
     ):
@@ -269,84 +308,43 @@ def _in_lance(
     return found.select(names), values if words is None else -values, shown
 
 
-def _in_parquet(
+def _read_through(
     place: places.Place,
-    config: EmbeddingFunctionConfig,
-    query: np.ndarray[Any, Any],
-    metric: str,
+    asked: Sequence[tuple[EmbeddingFunctionConfig, Any]],
     limit: int,
     columns: list[str] | None,
     where: str | None,
     source: str | None,
 ) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
-    from embedreg.cli.nearest import nearest
+    """Search by reading all rows once: the nearest in one column, or the fused rankings of several."""
+    from embedreg.cli.nearest import Asked, fused, nearest
     from embedreg.cli.where import parse_where
+    from embedreg.core.base import metric_of
+    from embedreg.core.kinds import kind_of
     from embedreg.datasets.sources import open_source
 
     data = open_source(place)
     # use the stored types, since filters are also compared with a file's statistics
     condition = None if where is None else parse_where(where, data.schema)
-    data = dataclasses.replace(data, schema=_without_views(data.schema))
-    shown = _columns(data.schema, columns)
-    names = _with(source, shown, data.schema)
-    if config.vector_column not in data.schema.names:
-        raise MissingColumnError(
-            f"{place.path} declares the vector column {config.vector_column!r} and does not have it.",
-            "embed it again: embedreg embed",
-        )
-    heavy = {"batch_rows": _IMAGE_ROWS} if any(_is_binary(data.schema.field(name).type) for name in names) else {}
-    batches = data.batches(list(dict.fromkeys([*names, config.vector_column])), where=condition, **heavy)
-    rows, distances = nearest(batches, config.vector_column, query, metric, limit, names)
+    data = dataclasses.replace(data, schema=without_views(data.schema))
+    shown = shown_columns(data.schema, columns)
+    names = with_source(source, shown, data.schema)
+    vectors = [config.vector_column for config, _ in asked]
+    for name in vectors:
+        if name not in data.schema.names:
+            raise MissingColumnError(
+                f"{place.path} declares the vector column {name!r} and does not have it.",
+                "embed it again: embedreg embed",
+            )
+    heavy = {"batch_rows": _IMAGE_ROWS} if any(is_binary(data.schema.field(name).type) for name in names) else {}
+    batches = data.batches(list(dict.fromkeys([*names, *vectors])), where=condition, **heavy)
+    searches = [
+        Asked(config.vector_column, kind_of(function), query, function.ndims(), metric_of(function))
+        for config, query in asked
+        for function in [config.function]
+    ]
+    if len(searches) == 1:
+        rows, distances = nearest(batches, searches[0], limit, names)
+    else:
+        rows, distances = fused(batches, searches, limit, names)
     return (data.schema.empty_table().select(names) if rows is None else rows), distances, shown
-
-
-def _without_views(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with plain strings and binaries instead of views, which Arrow can neither filter nor take."""
-    import pyarrow as pa
-
-    plain_types = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    fields = [field.with_type(plain_types.get(field.type, field.type)) for field in schema]
-    return pa.schema(fields, metadata=schema.metadata)
-
-
-def _with(source: str | None, shown: list[str], schema: pa.Schema) -> list[str]:
-    """Return the columns to read: those to show, and the source column if wanted and present."""
-    return shown if source is None or source in shown or source not in schema.names else [*shown, source]
-
-
-def _columns(schema: pa.Schema, wanted: list[str] | None) -> list[str]:
-    """Return the columns to show: the requested ones, or all except lists of numbers, row digests and bytes."""
-    import pyarrow as pa
-
-    if wanted is None:
-        plain = [field for field in schema if not (pa.types.is_nested(field.type) and _is_vector(field.type))]
-        plain = [field for field in plain if not _is_digest(field.name, schema)]
-        return [field.name for field in plain if not _is_binary(field.type)] or [field.name for field in plain]
-    for name in wanted:
-        if name not in schema.names:
-            hint = f"{did_you_mean(name, schema.names)}columns: {', '.join(schema.names)}"
-            raise MissingColumnError(f"there is no column {name!r}.", hint)
-    return wanted
-
-
-def _is_digest(name: str, schema: pa.Schema) -> bool:
-    from embedreg.chunks import settings
-    from embedreg.declaration import digest
-
-    if name == settings.PARENT_DIGEST and settings.KEY.encode() in (schema.metadata or {}):
-        return True
-    return name.endswith(digest.SUFFIX) and name.removesuffix(digest.SUFFIX) in schema.names
-
-
-def _is_vector(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(lists and pa.types.is_floating(kind.value_type))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    test = pa.types
-    return bool(test.is_binary(kind) or test.is_large_binary(kind) or test.is_binary_view(kind))

@@ -7,12 +7,15 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
+from embedreg.arrow.kind import VectorKind
 from embedreg.columns.arguments import a_function, no_declarations, refuse_count, undeclared
 from embedreg.columns.migration import Migration
 from embedreg.columns.opening import opened
 from embedreg.columns.results import ColumnReport, ColumnStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+from embedreg.core.kinds import kind_of, kind_recorded
+from embedreg.core.lancedb_hooks import unwrap
 from embedreg.embedding.table import BATCH_ROWS, OnError, Progress
 from embedreg.errors import ConfigError, InputError
 from embedreg.inspection.attach import Agreement
@@ -69,7 +72,9 @@ def add(
         yes=yes,
     )
     with _cached(cache):
-        return opened(data).add(declaration, options)
+        store = opened(data)
+        _refuse_kind(store, kind_of(unwrap(declaration.function)))
+        return store.add(declaration, options)
 
 
 def fill(data: Any, columns: str | Iterable[str] | None = None, **same: Any) -> list[ColumnReport]:
@@ -175,7 +180,10 @@ def migrate(
         raise ConfigError(f"invalid index={index!r}.", "index='like' or 'none'")
     options = _options(**same)
     with _cached(options.cache):
-        return opened(data).migrate(vector, new, options, name=name, switch=switch, index=index, keep=keep)
+        store = opened(data)
+        _chosen(store, vector)
+        _refuse_kind(store, kind_of(new))
+        return store.migrate(vector, new, options, name=name, switch=switch, index=index, keep=keep)
 
 
 def migrations(data: Any) -> list[Migration]:
@@ -240,9 +248,21 @@ def _chosen(store: ColumnStore, columns: str | Iterable[str] | None) -> list[str
     for name in wanted:
         if name not in known:
             raise undeclared(store.shown, name, known)
+    for entry in store.declared():
+        if entry.vector_column in wanted:
+            _refuse_kind(store, kind_recorded(entry.reserved))
     if not wanted:
         raise no_declarations(store.shown, "declare one: embedreg.attach")
     return wanted
+
+
+def _refuse_kind(store: ColumnStore, kind: VectorKind) -> None:
+    """Raise ConfigError where a store cannot change columns of a kind of vectors."""
+    if not kind.one_size and not store.rows_of_any_size:
+        raise ConfigError(
+            f"columns of {kind.plural} can be changed in Parquet and Arrow files only, not in {store.shown}.",
+            "embed the rows anew: embedreg.embed_table(data, fn.bind(source, vector))",
+        ).for_shell("embed the rows anew: embedreg embed SRC DST")
 
 
 @contextlib.contextmanager

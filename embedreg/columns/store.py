@@ -83,9 +83,11 @@ class ColumnStore(ABC):
 
     Attributes:
         shown: its name in messages.
+        rows_of_any_size: whether its columns may hold vectors whose rows differ in size, multi-vectors and sparse ones.
     """
 
     shown: str = "the data"
+    rows_of_any_size: bool = False
 
     # -- reading: what `status`, `audit`, `identify` and `compare` need ----------------------------------------------
 

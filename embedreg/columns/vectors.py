@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow.vectors import given_vectors
+from embedreg.core.kinds import kind_of_type
 from embedreg.errors import VectorError
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ def width_of(column: Any) -> int | None:
     import pyarrow as pa
 
     kind = column.type
+    vectors = kind_of_type(kind)
+    if vectors is not None and not vectors.one_size:
+        raise VectorError(
+            f"a column of type {kind} holds {vectors.plural}; audit, compare and identify read one vector a row.",
+            "columns.refresh(data, unstamped='verify') compares a sample of it, embedreg.check_drift(data) the probe",
+        ).for_shell("embedreg column refresh --unstamped verify compares a sample, embedreg inspect --check the probe")
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
@@ -60,7 +67,8 @@ def matrix_of(column: Any, name: str, width: int | None = None) -> tuple[np.ndar
 
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    width = width_of(column) if width is None else width
+    found = width_of(column)
+    width = found if width is None else width
     if width is None:
         empty = np.zeros(len(column), bool)
         return np.zeros((len(column), 0), np.float32), empty, empty.copy()

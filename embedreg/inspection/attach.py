@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedreg.arrow.vectors import given_vectors
 from embedreg.core import canonical
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
 from embedreg.core.kinds import kind_of
@@ -170,11 +169,10 @@ def compared(declaration: EmbeddingFunctionConfig, source: pa.Array, vector: pa.
     blank = ~made.valid
     blank[list(made.reasons)] = False
     one = vector.combine_chunks() if isinstance(vector, pa.ChunkedArray) else vector
-    given, broken = given_vectors(one, declaration.function.ndims(), declaration.vector_column)
-    stored, now = given.matrix.astype(np.float64), made.matrix.astype(np.float64)
-    lengths = np.linalg.norm(stored, axis=1), np.linalg.norm(now, axis=1)
-    products, longest = lengths[0] * lengths[1], np.maximum(*lengths)
-    cosines = np.where(products > 0, (stored * now).sum(axis=1) / np.where(products > 0, products, 1), longest == 0)
+    kind = made.kind
+    stored, _, broken = kind.given(one, declaration.function.ndims(), declaration.vector_column)
+    cosines, lengths = kind.agreements(made.vectors, stored)
+    longest = np.maximum(*lengths)
     cosines[[*made.reasons, *broken]] = -1
     return cosines[~blank], (np.abs(lengths[0] - lengths[1]) / np.where(longest > 0, longest, 1))[~blank]
 

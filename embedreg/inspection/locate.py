@@ -43,7 +43,8 @@ __all__ = [
     "shown_config",
 ]
 
-_OF_VECTORS = ("format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer")
+_OF_MAKING = ("fingerprint", "identity", "producer")
+_OF_VECTORS = ("format", "vectors", "ndims", "dtype", "normalized", "metric", "prompts", *_OF_MAKING)
 RECORDED = (*_OF_VECTORS, "template")
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 MAX_LEVELS = 8  # folder levels between a file and its dataset's manifest

@@ -13,6 +13,7 @@ import pytest
 
 import embedreg
 from embedreg.cli import exits
+from tests.kinds import WordVectors, word_vectors
 
 HASHING = ("-f", "hashing")
 
@@ -261,3 +262,36 @@ def test_a_search_imports_neither_torch_nor_lancedb(cli: Callable, run_python: C
     inspected = json.loads(run_python(blocked, "open_clip", "inspect", "db/rows", "--check", "--json"))
     (function,) = inspected["functions"]
     assert (function["backend"], function["drift"]["verdict"]) == ("light", "same")
+
+
+TEXTS = ["a thread waits for a thread", "the cat sleeps", "cats and threads", "nothing of it"]
+
+
+def test_kinds_of_vectors_are_searched_exactly_and_fused(cli: Callable, tmp_path: Path) -> None:
+    """MaxSim as LanceDB computes it, the dot product of sparse vectors, and the ranks of several columns."""
+    words, tokens = embedreg.get("hashing-sparse").create(), WordVectors.create()
+    declared = [words.bind("text", "words"), tokens.bind("text", "tokens")]
+    declared.append(embedreg.get("hashing").create(dim=32).bind("text", "vector"))
+    table = embedreg.embed_table({"id": range(4), "text": TEXTS}, declared)
+    pq.write_table(table, "t.parquet")
+    lancedb.connect("db").create_table("t", table)
+    for place in ("t.parquet", "db/t"):
+        hits = found(cli, place, "the thread", "--vector", "words")
+        weight = table["words"][1].as_py()["values"]
+        assert [row["id"] for row in hits] == [0, 1], "only those that share a word"
+        assert 1 - hits[1]["_distance"] == pytest.approx(max(weight))
+        assert set(hits[0]) == {"id", "text", "_distance"}
+        hits = found(cli, place, "the thread", "--vector", "tokens", "-n", 4)
+        query = word_vectors("the thread")
+        sums = {row: (1 - (query @ word_vectors(text).T).max(axis=1)).sum() for row, text in enumerate(TEXTS)}
+        assert {row["id"]: row["_distance"] for row in hits} == pytest.approx(sums, abs=1e-5)
+        hits = found(cli, place, "the thread", "--vector", "words", "--vector", "vector")
+        assert hits[0]["id"] == 0
+        assert hits[0]["_score"] == pytest.approx(2 / 61)
+        assert len(hits) == 4
+    refused = cli("search", "db/t", "thread", "--vector", "tokens", "--mode", "hybrid", expect=exits.ERROR).err
+    assert "--mode hybrid takes one vector a row; 'tokens' holds multi-vectors" in refused
+    shown = cli("inspect", "t.parquet").out
+    assert "sparse, 262144 dimensions" in shown
+    assert "multi, 4 dimensions" in shown
+    assert "4 vectors, 0 null, 0 all zeros" in shown

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedreg.cli import exits
-from embedreg.cli.search import _without_views
+from embedreg.cli.search_columns import without_views
 from embedreg.cli.where import lance_where, parse_where
 from embedreg.errors import InputError, MissingColumnError
 
@@ -146,7 +146,7 @@ def test_every_layout_of_text_is_compared(tmp_path: Path, kind: pa.DataType, con
     names = pa.array(["ada", "bob", None])
     data = pa.table({"name": names.dictionary_encode().cast(kind) if "dictionary" in str(kind) else names.cast(kind)})
     pq.write_table(data, tmp_path / "names.parquet")
-    read = _without_views(data.schema)
+    read = without_views(data.schema)
     found = ds.dataset(tmp_path / "names.parquet", read).to_table(filter=parse_where(condition, read))
     assert found.column("name").to_pylist() == ["ada"]
 

@@ -20,8 +20,12 @@ class Logged(embedreg.TextEmbeddingFunction):
     """Appends each text that it embeds to a file, in one write a call, and takes a while.
 
     A vector can be computed by hand: the text's length, and its bytes' sum. `before` is what a test wants to happen.
+    A multi-vector has one such vector for each word, a sparse vector the length under the index 0.
     """
 
+    traits: ClassVar[embedreg.Traits] = embedreg.Traits(vectors="dense+multi+sparse")
+
+    vectors: str = "dense"
     log: str = ""
     pause_s: float = 0.0
     scale: float = 1.0
@@ -41,6 +45,10 @@ class Logged(embedreg.TextEmbeddingFunction):
             with open(self.log, "ab", buffering=0) as file:
                 file.write("".join(f"{text}\n" for text in texts).encode())
         time.sleep(self.pause_s)
+        if self.vectors == "multi":
+            return [[[len(word), sum(word.encode())] for word in text.split()] for text in texts]
+        if self.vectors == "sparse":
+            return [{0: len(text)} for text in texts]
         return [
             embedreg.RowError("it says bad") if "bad" in text else [self.scale * len(text), sum(text.encode())]
             for text in texts
@@ -60,10 +68,17 @@ def embedded(log: Path) -> list[str]:
     return [line for line in lines if line != PROBE_TEXT]
 
 
-def run(src: str, dst: str, log: str, pause_s: float = 0.0, **options: Any) -> None:
+def of_each_kind(log: str, pause_s: float = 0.0) -> list[embedreg.EmbeddingFunctionConfig]:
+    """Declare a column of each kind of vectors; the first records its inputs."""
+    first = Logged(log=log, pause_s=pause_s).bind("text", "vector")
+    return [first, *(Logged(vectors=kind).bind("text", kind) for kind in ("multi", "sparse"))]
+
+
+def run(src: str, dst: str, log: str, pause_s: float = 0.0, every_kind: bool = False, **options: Any) -> None:
     """Run a job to its end, unless this process is killed."""
     register()
-    embed(src, dst, Logged(log=log, pause_s=pause_s).bind("text", "vector"), **options)
+    one = Logged(log=log, pause_s=pause_s).bind("text", "vector")
+    embed(src, dst, of_each_kind(log, pause_s) if every_kind else one, **options)
 
 
 def run_killed_at_sync(number: int, *args: Any, **options: Any) -> None:

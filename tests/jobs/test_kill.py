@@ -47,9 +47,10 @@ def left_over(path: Path) -> list[str]:
 def uninterrupted(dataset: Path, tmp_path: Path) -> Callable[[str], Any]:
     """The result of an uninterrupted run."""
 
-    def run(kind: str) -> Any:
-        path = tmp_path / "reference" / NAMES[kind]
-        embed(dataset, path, Logged(log=str(tmp_path / "reference.log")).bind("text", "vector"), **OPTIONS)
+    def run(kind: str, every_kind: bool = False) -> Any:
+        path, log = tmp_path / "reference" / NAMES[kind], str(tmp_path / "reference.log")
+        declared = children.of_each_kind(log) if every_kind else Logged(log=log).bind("text", "vector")
+        embed(dataset, path, declared, **OPTIONS)
         return content(path)
 
     return run
@@ -114,12 +115,16 @@ def test_a_job_killed_at_each_of_its_steps_ends_with_the_same_result(
 def test_one_job_killed_again_and_again_ends(
     start: Callable, uninterrupted: Callable, dataset: Path, tmp_path: Path
 ) -> None:
-    """A job that is killed repeatedly ends, as long as a piece is completed now and then."""
-    expected, log, path = uninterrupted("folder"), tmp_path / "log", tmp_path / "out"
+    """A job that is killed repeatedly ends, as long as a piece is completed now and then, with each kind of vectors."""
+    expected, log, path = uninterrupted("folder", every_kind=True), tmp_path / "log", tmp_path / "out"
+    table = pq.ParquetFile(tmp_path / "reference" / "out" / expected[0][0]).read()
+    words = [[len(word), sum(word.encode())] for word in table["text"][0].as_py().split()]
+    assert table["multi"][0].as_py() == words
+    assert table["sparse"][0].as_py() == {"indices": [0], "values": [len(table["text"][0].as_py())]}
     kills, chance = 0, random.Random(7)
     while True:
         seen = len(children.embedded(log))
-        process = start(children.run, dataset, path, log, pause_s=0.005, **OPTIONS)
+        process = start(children.run, dataset, path, log, pause_s=0.005, every_kind=True, **OPTIONS)
         wanted = seen + PIECE + chance.randrange(PIECE)
         while process.is_alive() and len(children.embedded(log)) < wanted:
             process.join(0.002)

@@ -17,6 +17,7 @@ from embedreg.columns.results import ColumnReport
 from embedreg.columns.sources import Source, differs
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.core.kinds import kind_recorded
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry, value_type
@@ -224,7 +225,8 @@ class _Plan:
             value = {"float16": pa.float16(), "float64": pa.float64()}.get(
                 str(value_type(entry.reserved)), pa.float32()
             )
-            fields.insert(min(place, len(fields)), pa.field(entry.vector_column, pa.list_(value, self._ndims())))
+            kind = kind_recorded(entry.reserved).arrow_type(self._ndims(), value)
+            fields.insert(min(place, len(fields)), pa.field(entry.vector_column, kind))
         else:
             self._refuse_other_type(next(field for field in fields if field.name == entry.vector_column))
         if change.digest is not None and change.digest not in names:
@@ -241,12 +243,13 @@ class _Plan:
     def _refuse_other_type(self, field: pa.Field) -> None:
         import pyarrow as pa
 
-        kinds = pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list
-        floats = any(is_one(field.type) for is_one in kinds) and pa.types.is_floating(field.type.value_type)
+        kind = kind_recorded(self.change.entry.reserved)
+        floats = kind.holds(field.type) and pa.types.is_floating(kind.value_type(field.type))
         if not floats or not field.nullable:
+            what = f"a list of {self._ndims()} floats" if kind.one_size else kind.described(self._ndims())
             raise SchemaError(
-                f"column {field.name!r} is {field.type}{'' if field.nullable else ' without nulls'}, not a list of "
-                f"{self._ndims()} floats that may be null.",
+                f"column {field.name!r} is {field.type}{'' if field.nullable else ' without nulls'}, not {what} that "
+                "may be null.",
                 "change its model to another column: embedreg.columns.migrate(data, vector, function, name=...)",
             ).for_shell("embedreg column migrate DATA --vector V --to FUNCTION --name NEW writes to another column")
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow import layouts
-from embedreg.arrow.vectors import Embedded, given_vectors, to_arrow
+from embedreg.arrow.vectors import Embedded
 from embedreg.core.base import EmbeddingFunctionConfig
+from embedreg.core.kinds import kind_of
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.embedding.column import embed_column, fit_float16
@@ -173,16 +174,18 @@ def _embedded(
     """Return the vectors of a batch, with those of some rows computed."""
     import pyarrow as pa
 
-    lists = not pa.types.is_fixed_size_list(kind)  # as pandas and polars write vectors
-    ndims = config.function.ndims() if lists else kind.list_size
-    made = Embedded.empty(len(source), ndims)
+    vectors = kind_of(config.function)
+    value_type, lists = vectors.value_type(kind), not vectors.of_fixed_width(kind)  # as pandas and polars write vectors
+    ndims = vectors.width_of(kind) or config.function.ndims()
+    made = Embedded.empty(len(source), ndims, vectors)
     if vector is not None:
-        made, _ = given_vectors(vector, ndims, config.vector_column, kind.value_type)
+        made.vectors, made.valid, _ = vectors.given(vector, ndims, config.vector_column, value_type)
     inputs = layouts.taken(source, rows)
     new = embed_column(config.function, inputs, on_window=on_window, declared=codec.declared_by(config))
-    if pa.types.is_float16(kind.value_type):
+    if pa.types.is_float16(value_type):
         fit_float16(config.function, new, None)
-    made.matrix[rows], made.valid[rows] = new.matrix, new.valid
+    made.vectors = vectors.put(made.vectors, rows, new.vectors)
+    made.valid[rows] = new.valid
     counts.written += len(rows)
     counts.embedded += new.distinct
     counts.cached += new.cached
@@ -190,5 +193,5 @@ def _embedded(
     for row, reason in sorted(new.reasons.items())[: SHOWN_BAD_ROWS - len(counts.bad)]:
         counts.bad.append(BadRow(first_row + int(rows[row]), config.source_column, str(reason)))
     if lists:
-        return to_arrow(made.matrix, made.valid, pa.list_(kind.value_type, ndims)).cast(kind)
-    return to_arrow(made.matrix, made.valid, kind)
+        return vectors.to_arrow(made.vectors, made.valid, vectors.arrow_type(ndims, value_type)).cast(kind)
+    return vectors.to_arrow(made.vectors, made.valid, kind)

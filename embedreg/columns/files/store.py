@@ -50,6 +50,8 @@ def open_files(path: Path) -> FilesStore | None:
 class FilesStore(ColumnStore):
     """A file or a dataset folder."""
 
+    rows_of_any_size = True
+
     def __init__(self, files: DataFiles) -> None:
         self.files = files
         self.shown = str(files.path)

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.kinds import kind_of, refusal
 from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 
@@ -64,7 +65,9 @@ class Served:
         self._refuse_other_input()
 
     def _refuse_other_input(self) -> None:
-        """Refuse what the function does not embed. A text may be a query for anything."""
+        """Refuse what the function does not embed, and vectors that are not one a row. A text may query anything."""
+        if "databend" not in kind_of(self.function).sql:
+            raise refusal(self.function, "Databend", "its vector type and distances are of one vector a row")
         passed, embedded = modality.MODALITIES[self.input], modality.modalities(self.function)
         in_words = self.role == "query" and passed is modality.TEXT
         if in_words or passed in embedded or modality.ANY in embedded:

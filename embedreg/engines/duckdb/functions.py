@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.vectors import Embedded
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import registered_name
+from embedreg.core.kinds import kind_of
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.core.role import Role
 from embedreg.declaration.codec import Functions
@@ -47,6 +49,8 @@ def install(
     zero_vectors: ZeroVectors | None = None,
 ) -> EmbeddingFunction:
     """Make an embedding function callable in SQL: `name(source)` and `name_query(query)`, both `FLOAT[n]`.
+
+    Multi-vectors are `FLOAT[n][]`, sparse vectors `STRUCT(indices INTEGER[], values FLOAT[])`.
 
     Null, blank and bad rows give NULL, the latter with a line in the log; a failed call fails the query. What was
     embedded lately is not embedded again.
@@ -143,7 +147,7 @@ def _register(con: Any, name: str, call: _Call, kind: str) -> None:
     with contextlib.suppress(duckdb.InvalidInputException):  # there is none yet
         con.remove_function(name)
     try:
-        con.create_function(name, call, [kind], f"FLOAT[{call.ndims}]", type="arrow", null_handling="special")
+        con.create_function(name, call, [kind], call.returns, type="arrow", null_handling="special")
     except duckdb.Error as exc:
         raise StorageError(
             f"DuckDB does not take the function {name!r}: {first_line(exc)}",
@@ -176,8 +180,10 @@ class _Call:
         self._role: Role = role
         self._name = name
         self._zeros = zero_policy(function, zero_vectors)
-        self.ndims = function.ndims()
-        self._known = RecentVectors(self.ndims, KNOWN_BYTES, KNOWN_BYTES)
+        self.ndims, self._kind = function.ndims(), kind_of(function)
+        self.returns = self._kind.sql["duckdb"].format(d=self.ndims)
+        # those whose rows differ in size are not kept
+        self._known = RecentVectors(self.ndims, KNOWN_BYTES, KNOWN_BYTES) if self._kind.one_size else None
 
     def __call__(self, values: Any) -> Any:  # DuckDB evaluates these annotations
         try:
@@ -191,16 +197,18 @@ class _Call:
             raise CallError(f"{name!r} failed: {type(exc).__name__}: {first_line(exc)}") from None
 
     def _embed(self, values: pa.ChunkedArray) -> pa.Array:
-
         distinct, index = distinct_inputs(values.combine_chunks())
-
+        if self._known is None:
+            return self._made(distinct).laid_out(index).to_arrow()
         found = self._known.look_up(keys_of(distinct))
-        made = None
-        if len(found.missing):
-            made = embed_distinct(self._function, found.of_missing(distinct), self._role, zero_vectors=self._zeros)
-            if made.reasons:
-                why = next(iter(made.reasons.values()))
-                log.warning("%s: %d input(s) have no vector: %s", self._name, len(made.reasons), why)
-            if made.zeros is not None and self._zeros == "null":
-                log.warning("%s: %d input(s) have a vector of zeros: NULL", self._name, int(made.zeros.sum()))
+        made = self._made(found.of_missing(distinct)) if len(found.missing) else None
         return found.joined(made).laid_out(index).to_arrow()
+
+    def _made(self, distinct: pa.Array) -> Embedded:
+        made = embed_distinct(self._function, distinct, self._role, zero_vectors=self._zeros)
+        if made.reasons:
+            why = next(iter(made.reasons.values()))
+            log.warning("%s: %d input(s) have no vector: %s", self._name, len(made.reasons), why)
+        if made.zeros is not None and self._zeros == "null":
+            log.warning("%s: %d input(s) have a vector of zeros: NULL", self._name, int(made.zeros.sum()))
+        return made

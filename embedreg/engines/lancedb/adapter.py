@@ -19,9 +19,11 @@ from pydantic import BaseModel, PrivateAttr, model_serializer
 from embedreg import registry
 from embedreg.core import canonical, lancedb_hooks
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.kinds import kind_of, refusal
 from embedreg.declaration import codec, entries, templates
 from embedreg.embedding import column
 from embedreg.embedding import schema as schemas
+from embedreg.engines.lancedb.any_length import AnyLength
 from embedreg.engines.lancedb.callers import asking_table, width_of
 from embedreg.errors import ConfigError, SchemaError
 from embedreg.support.imports import attempt_import_or_raise
@@ -121,7 +123,8 @@ class Adapter(LanceBase):
         return self._use().VectorField(source, **kwargs)
 
     def ndims(self) -> int:
-        return self._use().ndims()
+        ndims = self._use().ndims()
+        return ndims if kind_of(self._use()).one_size else AnyLength(ndims)
 
     def compute_source_embeddings(self, inputs: Any, *args: Any, **kwargs: Any) -> list[Any]:
         """Embed a column; a row without a vector is None, and lancedb's `on_bad_vectors` decides on it."""
@@ -135,13 +138,8 @@ class Adapter(LanceBase):
         if embedded.zeros is not None and not embedded.valid[embedded.zeros].any():
             what = f"{int(embedded.zeros.sum())} row(s) of the batch have a vector of zeros, invalid for cosine"
             log.warning("%s: %s; add(..., on_bad_vectors='null') takes them", type(self).embedreg_alias, what)
-        rows: list[Any]
-        if self._dtype is None:
-            # A column that another writer declared may be of any float type: Arrow turns Python's floats into each.
-            rows = embedded.matrix.tolist()
-        else:
-            # a list of float32 rows is what lancedb takes in fastest (docs/lancedb.md)
-            rows = list(embedded.matrix.astype(self._dtype, copy=False))
+        # a column that another writer declared may be of any float type
+        rows = embedded.kind.to_objects(embedded.vectors, self._dtype)
         for index in (~embedded.valid).nonzero()[0].tolist():
             rows[index] = None
         return rows
@@ -149,7 +147,10 @@ class Adapter(LanceBase):
     def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> list[Any]:
         if (now := self._now()) is not self:
             return now.compute_query_embeddings_with_retry(query)  # type: ignore[no-any-return]
-        return [column.embed_query(self._use(), query, declared=self._declared)]
+        found = column.embed_query(self._use(), query, declared=self._declared)
+        if (why := kind_of(self._use()).unsearchable_in_lancedb) is not None:
+            raise refusal(self._use(), "a search in LanceDB", why)
+        return [found]
 
     # embed_column and embed_query retry by the function's own policy; lancedb's would retry programming errors too
     def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -340,13 +341,16 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
         schemas.refuse_templates(found, pydantic_to_schema(model))
         for source, vector in found:
             kind = types[vector.field]
-            ndims = codec.stated_ndims(vector.function, getattr(kind, "list_size", None))
-            if getattr(kind, "list_size", None) != ndims:
+            vectors = kind_of(vector.function)
+            ndims = codec.stated_ndims(vector.function, vectors.width_of(kind))
+            if not vectors.fits(kind, ndims):
+                hint = vectors.type_hint.format(d="fn.ndims()")
                 raise SchemaError(
-                    f"{model.__name__}.{vector.field} is stored as {kind}, its function gives {ndims} dimensions.",
-                    f"{vector.field}: Vector(fn.ndims()) = fn.VectorField()",
+                    f"{model.__name__}.{vector.field} is stored as {kind}, its function gives "
+                    f"{vectors.described(ndims)}.",
+                    f"{vector.field}: {hint} = fn.VectorField()",
                 )
-            dtype = schemas.value_name(kind.value_type)
+            dtype = schemas.value_name(vectors.value_type(kind))
             pairs[vector.field] = source.field, _new(vector.function, dtype, None, source.template)
         _pairs[model] = pairs
     return _pairs[model]

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from embedreg.arrow.vectors import given_vectors, to_arrow
+from embedreg.core.kinds import kind_of_type
 from embedreg.declaration import codec, manifest
 from embedreg.engines.ray.cluster import plain_errors
 from embedreg.engines.ray.worker import step
@@ -203,7 +203,8 @@ def _seal(block: pa.Table, made: pa.Schema) -> pa.Table:
         for entry in codec.entries(made.metadata):
             name = entry.vector_column
             if name in block.schema.names and name in made.names:
-                column = _vectors(block.column(name).combine_chunks(), made.field(name).type, name)
+                ndims = int(entry.reserved["ndims"])
+                column = _vectors(block.column(name).combine_chunks(), made.field(name).type, name, ndims)
                 sealed = sealed.set_column(block.schema.get_field_index(name), made.field(name), column)
         return sealed.replace_schema_metadata({**(block.schema.metadata or {}), **made.metadata})
 
@@ -211,7 +212,7 @@ def _seal(block: pa.Table, made: pa.Schema) -> pa.Table:
     return sealed
 
 
-def _vectors(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
+def _vectors(column: pa.Array, kind: pa.DataType, name: str, ndims: int) -> pa.Array:
     import pyarrow as pa
 
     if column.type == kind:
@@ -224,8 +225,10 @@ def _vectors(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
             f"Ray has made Python objects of the vectors in {name!r}, as numpy has no nulls.",
             "let the steps after embed_dataset work on Arrow: map_batches(..., batch_format='pyarrow')",
         )
-    given, _ = given_vectors(stored, kind.list_size, name)
-    return to_arrow(given.matrix, given.valid, kind)
+    vectors = kind_of_type(kind)
+    assert vectors is not None  # it was made from a declaration
+    rows, valid, _ = vectors.given(stored, vectors.width_of(kind) or ndims, name)
+    return vectors.to_arrow(rows, valid, kind)
 
 
 def _refuse_mixture(there: bytes | None, text: bytes, where: str) -> None:
