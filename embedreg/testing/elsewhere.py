@@ -1,6 +1,7 @@
 """The script that `processes` runs in a new process: it rebuilds one function and writes a report.
 
-It is run by its path, so that nothing of embedreg is imported before the caller's `sys.path` is set.
+It is run by its path, so that nothing of embedreg is imported before the caller's `sys.path` is set. It writes the
+report once after `ndims()`, and once more with the vectors, which may end the process.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ def main() -> None:
     """Read a task from stdin, and write a report to stdout."""
     task = pickle.load(sys.stdin.buffer)
     sys.path[:] = task["path"]
-    report: dict[str, Any]
+    report: dict[str, Any] = {}
     try:
-        report = _report(task)
+        _fill(report, task)
     except Exception as exc:  # noqa: BLE001 (every error is reported)
-        report = {"problem": f"{type(exc).__name__}: {exc}"}
+        report["problem"] = f"{type(exc).__name__}: {exc}"
+    _write(report)
+
+
+def _write(report: dict[str, Any]) -> None:
     sys.stdout.buffer.write(MARK + pickle.dumps(report))
+    sys.stdout.buffer.flush()
 
 
-def _report(task: dict[str, Any]) -> dict[str, Any]:
+def _fill(report: dict[str, Any], task: dict[str, Any]) -> None:
     _import(task["module"], task["file"])
     from embedreg.runtime import cache
     from embedreg.security.variables import variables
@@ -49,7 +55,7 @@ def _report(task: dict[str, Any]) -> dict[str, Any]:
     sys.addaudithook(note)
     with variables.scope(task["variables"]):
         function = pickle.loads(task["function"])
-        report: dict[str, Any] = {
+        report |= {
             "ndims": function.ndims(),
             "already": sorted(already),
             "libraries": sorted(_loaded() - already),
@@ -57,14 +63,14 @@ def _report(task: dict[str, Any]) -> dict[str, Any]:
             "tensor_bytes": _tensor_bytes() - tensors,
             "connected": sorted(connected),
         }
-        if task["inputs"] is not None:
-            report["vectors"] = _vectors(function, task["inputs"])
+        _write(report)
+        inputs = pickle.loads(task["inputs"])
+        report["vectors"] = _vectors(function, inputs)
         if task["declaration"] is not None:
-            report["stored"] = _from_stored(task, function)
-    return report
+            report["stored"] = _from_stored(task, function, inputs)
 
 
-def _from_stored(task: dict[str, Any], original: Any) -> dict[str, Any]:
+def _from_stored(task: dict[str, Any], original: Any, inputs: list[Any]) -> dict[str, Any]:
     """Rebuild the function from its declaration with everything granted: trust is not tested here."""
     from embedreg.core.canonical import registered_name
     from embedreg.declaration import codec
@@ -88,7 +94,7 @@ def _from_stored(task: dict[str, Any], original: Any) -> dict[str, Any]:
         function = found["vector"].function
         return {
             "ndims": function.ndims(),
-            "vectors": _vectors(function, task["inputs"]),
+            "vectors": _vectors(function, inputs),
             "declaration": codec.encode([function.bind("source", "vector")]),
         }
 

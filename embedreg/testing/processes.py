@@ -33,11 +33,11 @@ ONLY_FIELDS = (
 class ProcessContract:
     """The function works in a new Python process, from a pickle and from a table's metadata."""
 
-    def test_ndims_loads_no_weights(self, function: EmbeddingFunction) -> None:
+    def test_ndims_loads_no_weights(self, function: EmbeddingFunction, inputs: list[Any]) -> None:
         """Creating a local function and calling `ndims()` loads no model; a remote one makes no request."""
-        found = _in_a_new_process(function, None)
-        if "problem" in found:
-            pytest.skip(f"it cannot be told: {found['problem']}")
+        found = _in_a_new_process(function, inputs)
+        if "ndims" not in found:
+            pytest.skip(f"it cannot be determined: {found['problem']}")
         if function.traits.remote:
             require(
                 not found["connected"],
@@ -51,7 +51,7 @@ class ProcessContract:
         size = found["tensor_bytes"]
         require(size <= elsewhere.MAX_TENSOR_BYTES, f"ndims() made {size} bytes of torch tensors.", hint)
         if found["already"] and "torch" not in found["already"]:
-            pytest.skip(f"it cannot be told: the class's own module imports {', '.join(found['already'])}")
+            pytest.skip(f"it cannot be determined: the class's own module imports {', '.join(found['already'])}")
 
     def test_another_process_gives_the_same_vectors(
         self, function: EmbeddingFunction, inputs: list[Any], agree: Agreement
@@ -113,8 +113,11 @@ def _declaration(function: EmbeddingFunction) -> bytes:
     return codec.encode([function.bind("source", "vector")])
 
 
-def _in_a_new_process(function: EmbeddingFunction, inputs: Sequence[Any] | None) -> dict[str, Any]:
-    """Run `elsewhere` on a function and return its report, which has the key `problem` if it failed."""
+def _in_a_new_process(function: EmbeddingFunction, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Run `elsewhere` on a function and return its report, which has the key `problem` if it failed.
+
+    It has the key `ndims` if the process came that far.
+    """
     cls = type(function)
     names = {reference.name for reference in references.references(function.raw_fields())}
     try:
@@ -126,16 +129,16 @@ def _in_a_new_process(function: EmbeddingFunction, inputs: Sequence[Any] | None)
         "module": cls.__module__,
         "file": getattr(sys.modules.get(cls.__module__), "__file__", None),
         "function": pickled,
-        "declaration": _declaration(function) if inputs is not None and registered_name(cls) is not None else None,
+        "declaration": _declaration(function) if registered_name(cls) is not None else None,
         "variables": {name: value for name in sorted(names) if (value := references.variables.find(name)) is not None},
-        "inputs": None if inputs is None else list(inputs),
+        "inputs": pickle.dumps(list(inputs)),  # unpickled after `ndims()`: their library may be one of those looked for
     }
     return _ask(pickle.dumps(task))
 
 
 @functools.lru_cache(maxsize=2)
 def _ask(task: bytes) -> dict[str, Any]:
-    """Send a task to a new process; cached, since two tests send the same one and loading a model is slow."""
+    """Send a task to a new process; cached, since three tests send the same one and loading a model is slow."""
     # Through pipes, so that secrets among the variables appear neither in a file nor in the process list.
     done = subprocess.run(
         [sys.executable, "-P", elsewhere.__file__],
@@ -145,8 +148,8 @@ def _ask(task: bytes) -> dict[str, Any]:
         env={**os.environ, "PYTHONHASHSEED": "20" if os.environ.get("PYTHONHASHSEED") == "10" else "10"},
     )
     _, mark, report = done.stdout.rpartition(elsewhere.MARK)
-    if not mark:
+    found: dict[str, Any] = pickle.loads(report) if mark else {}
+    if "vectors" not in found and "problem" not in found:  # it ended before its last report
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return {"problem": f"exit code {done.returncode}: {''.join(last)}"}
-    found: dict[str, Any] = pickle.loads(report)
+        found["problem"] = f"exit code {done.returncode}: {''.join(last)}"
     return found

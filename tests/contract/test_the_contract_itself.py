@@ -193,7 +193,7 @@ def test_each_promise_has_a_function_that_breaks_it() -> None:
     assert promised == {test for _, test, _ in BROKEN}
 
 
-def test_what_cannot_be_pickled_is_told_by_the_tests_that_need_it(
+def test_what_cannot_be_pickled_is_reported_by_the_tests_that_need_it(
     check: Callable[[TextEmbeddingFunction, str], None],
 ) -> None:
     """A class inside a function fails where other processes need it; elsewhere it is skipped, visibly."""
@@ -202,7 +202,7 @@ def test_what_cannot_be_pickled_is_told_by_the_tests_that_need_it(
         check(function, "test_pickles_rebuild_the_function")
     with pytest.raises(Failed, match="at the top level"):
         check(function, "test_another_process_gives_the_same_vectors")
-    with pytest.raises(pytest.skip.Exception, match="cannot be told"):
+    with pytest.raises(pytest.skip.Exception, match="cannot be determined"):
         check(function, "test_ndims_loads_no_weights")
 
 
