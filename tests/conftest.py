@@ -11,6 +11,9 @@ from pathlib import Path
 HUB_HOME = tempfile.mkdtemp(prefix="embedreg-tests-hub-")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=HUB_HOME, TOKENIZERS_PARALLELISM="false")
 os.environ.pop("OPENAI_API_KEY", None)
+# The suite starts hundreds of processes: compiling what each of them imports would cost more than the tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import hashlib  # noqa: E402 (the environment first)
 import importlib.util  # noqa: E402
