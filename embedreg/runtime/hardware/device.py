@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedreg.errors import ConfigError
-from embedreg.support.imports import attempt_import_or_raise
+from embedreg.support.imports import attempt_import_or_raise, importable
 
-__all__ = ["describe", "resolve", "resolve_all"]
+__all__ = ["check", "describe", "resolve", "resolve_all"]
 
 _KNOWN = re.compile(r"auto|cpu|mps|cuda(?::(\d+(?:,(?:cuda:)?\d+)*))?")
 _LAUNCHED = "LOCAL_RANK"  # set by launchers such as torchrun, which give each process its own device
@@ -42,10 +42,7 @@ def resolve_all(device: str = "auto") -> tuple[str, ...]:
     Raises:
         ConfigError: a device is unknown, not available, or named twice. MissingExtraError: torch is not installed.
     """
-    match = _KNOWN.fullmatch(device)
-    if match is None:
-        hint = "device='auto', 'cpu', 'cuda', 'cuda:0', 'cuda:0,1' or 'mps'"
-        raise ConfigError(f"unknown device {device!r}.", hint)
+    match = check(device)
     if device == "cpu":
         return (device,)  # without importing torch
     torch = attempt_import_or_raise("torch", extra="sentence-transformers")
@@ -68,6 +65,29 @@ def resolve_all(device: str = "auto") -> tuple[str, ...]:
         once = ",".join(str(index) for index in dict.fromkeys(indices))
         raise ConfigError(f"duplicate device in {device!r}.", f"device='cuda:{once}'")
     return tuple(f"cuda:{index}" for index in indices)
+
+
+def check(device: str) -> re.Match[str]:
+    """Match a device name, whether or not this machine has the device.
+
+    Raises:
+        ConfigError: no machine has a device of this name.
+    """
+    match = _KNOWN.fullmatch(device)
+    if match is None:
+        names = "device='auto', 'cpu', 'cuda', 'cuda:0', 'cuda:0,1' or 'mps'"
+        raise ConfigError(f"unknown device {device!r}.", f"{names}; this machine has {', '.join(_present())}")
+    return match
+
+
+def _present() -> list[str]:
+    """Return the devices of this machine; only the CPU if torch is not installed."""
+    if not importable("torch"):
+        return ["cpu"]
+    import torch
+
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*cuda, *(["mps"] if _has_mps(torch) else []), "cpu"]
 
 
 def describe(devices: Sequence[str]) -> str:

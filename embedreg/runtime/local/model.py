@@ -17,15 +17,18 @@ from embedreg.core import vouched
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.canonical import registered_name
 from embedreg.core.fields import freeze, runtime_fields, sensitive_fields
-from embedreg.errors import CallError, ConfigError, EmbedregError, ModelNotFoundError, VectorError
+from embedreg.errors import CallError, ConfigError, EmbedregError, ModelNotFoundError, VectorError, Words
 from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import device, onednn, precision, workers
 from embedreg.runtime.hardware.precision import Precision
+from embedreg.security.references import is_reference
 from embedreg.support.forks import ForkSafeLock
 
 __all__ = ["Loaded", "LocalModel", "ModelFiles"]
 
 _BUILT_IN = "embedreg.functions."
+_LESS_MEMORY = "a smaller batch_size; embedreg.release() frees other models"
+_WHERE = Words("the traceback of the original error shows where", "--debug shows where")
 
 
 class ModelFiles(Protocol):
@@ -68,6 +71,11 @@ class LocalModel(EmbeddingFunction):
 
     _files_found: ModelFiles | None = PrivateAttr(default=None)
     _files_key: tuple[Hashable, ...] | None = PrivateAttr(default=None)
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        if not self.from_metadata and not is_reference(self.raw_fields()["device"]):
+            device.check(self.device)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -238,7 +246,7 @@ class LocalModel(EmbeddingFunction):
         except Exception as exc:
             raise CallError(
                 f"the model {self._model_name()!r} failed on {rows} row(s): {type(exc).__name__}: {exc}",
-                "if memory is short: a smaller batch_size; embedreg.release() frees other models",
+                _LESS_MEMORY if _is_out_of_memory(exc) else _WHERE,
             ) from exc
 
 
@@ -263,6 +271,11 @@ def run(function: LocalModel, model: Any, batch: Any, rows: int, ndims: int) -> 
                 "return one vector of ndims() numbers for each row of the batch, without squeeze()",
             )
         return made.float()  # numpy has no bfloat16
+
+
+def _is_out_of_memory(exc: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return isinstance(exc, MemoryError) or (torch is not None and isinstance(exc, torch.OutOfMemoryError))
 
 
 def _is_module(model: Any) -> bool:

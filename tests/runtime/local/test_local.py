@@ -288,8 +288,32 @@ def test_a_failure_is_a_failed_call_without_secrets() -> None:
         assert "4711" not in str(cache.models.keys())
     with pytest.raises(
         errors.CallError, match=r"'leaking-letters' failed on 300 row\(s\): RuntimeError: refused: None"
-    ):
+    ) as caught:
         LeakingLetters.create(device="cpu").generate_embeddings(TEXTS)
+    assert caught.value.hint == "the traceback of the original error shows where"
+    assert caught.value.shell_hint == "--debug shows where"
+
+
+@register("full-letters")
+class FullLetters(LetterMeans):
+    """Its memory is never enough."""
+
+    def forward(self, model: Any, batch: dict[str, Any]) -> Any:
+        raise MemoryError
+
+
+def test_only_a_lack_of_memory_is_explained_by_it() -> None:
+    """Its hint is the one about memory; that of a bug in `forward` is not."""
+    with pytest.raises(errors.CallError) as caught:
+        FullLetters.create(device="cpu").generate_embeddings(TEXTS)
+    assert caught.value.hint == "a smaller batch_size; embedreg.release() frees other models"
+
+
+def test_an_unknown_device_is_refused_at_once() -> None:
+    """The error names the devices of this machine; a device that another machine may have is accepted."""
+    with pytest.raises(errors.ConfigError, match=r"unknown device 'gpu'\.\nHint: .*this machine has .*cpu"):
+        create(device="gpu")
+    assert create(device="cuda:7").device == "cuda:7"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
