@@ -57,7 +57,7 @@ def _observe(
     declared: dict[str, str],
     reading: Reading,
 ) -> None:
-    surrogates = b"\\ud" in line or b"\\uD" in line
+    surrogates, given = b"\\ud" in line or b"\\uD" in line, dict(reading.types)
     for name, value in row.items():
         if surrogates and not _is_unicode([name, value]):
             raise Fault(at, f"column {name!r} is not valid Unicode: half of a surrogate pair", "write the text again")
@@ -67,6 +67,10 @@ def _observe(
                 raise Fault(at, f"there are more than {MAX_FIELDS:,} different keys", _FLAT)
             found = columns[name] = Observed()
         if (kind := declared.get(name)) is not None:
+            if value is not None and type(value) is not str and name in reading.sources and name not in given:
+                message = f"column {name!r} is embedded as text, but holds {texts.shown_value(value)}"
+                hint = option(f"--types {name}=text embeds it as written", f"types={{{name!r}: 'text'}}")
+                raise Fault(at, message, hint)
             if kind != "string":  # every value can be a string
                 _declared([value], reading.type_of(name), name, [(at, line)])
             continue

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import math
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -228,17 +229,36 @@ def test_the_note_names_the_line(tmp_path: Path, chunks: None) -> None:
 
 
 def test_the_source_column_is_text(tmp_path: Path) -> None:
-    """Numbers in an embedded column are read as text, in CSV and JSON, exactly as written; so are mixtures."""
+    """Numbers in an embedded column of CSV are text, as written; so are JSON's, but only where that is declared."""
     (tmp_path / "a.csv").write_text("text,n\n1,1\n2,2\n")
     (tmp_path / "b.jsonl").write_text(
         '{"text": 1.50, "n": 1}\n{"text": "x", "n": 2}\n{"text": true}\n{"text": {"a": 1}}\n'
     )
     fn = embedreg.get("hashing").create(dim=4)
-    for name, want in (("a.csv", ["1", "2"]), ("b.jsonl", ["1.50", "x", "true", '{"a": 1}'])):
-        embedreg.embed(tmp_path / name, tmp_path / f"{name}.parquet", fn.bind("text", "vector"))
+    for name, types, want in (("a.csv", None, ["1", "2"]), ("b.jsonl", TEXT, ["1.50", "x", "true", '{"a": 1}'])):
+        embedreg.embed(tmp_path / name, tmp_path / f"{name}.parquet", fn.bind("text", "vector"), types=types)
         found = pq.read_table(tmp_path / f"{name}.parquet")
         assert found.column("text").to_pylist() == want
         assert found.schema.field("n").type == pa.int64()
+
+
+TEXT = {"text": "text"}
+
+
+@pytest.mark.parametrize("value", ["5", "1.50", "true", '["a"]', '{"a": 1}'])
+def test_a_json_source_of_another_type_is_an_error(tmp_path: Path, value: str) -> None:
+    """It names the column, the line and the value, and how to embed it as text; a null has no vector."""
+    path, fn = tmp_path / "a.jsonl", embedreg.get("hashing").create(dim=4)
+    path.write_text(f'{{"text": null}}\n{{"text": {value}}}\n')
+    shown = re.escape("1.5" if value == "1.50" else value)
+    with pytest.raises(
+        StorageError, match=rf"line 2: column 'text' is embedded as text, but holds {shown}\."
+    ) as caught:
+        embedreg.embed(path, tmp_path / "out.parquet", fn.bind("text", "vector"))
+    assert "types={'text': 'text'}" in str(caught.value)
+    assert "--types text=text" in str(caught.value.shell_hint)
+    embedreg.embed(path, tmp_path / "out.parquet", fn.bind("text", "vector"), types=TEXT)
+    assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == [None, value]
 
 
 def test_json_numbers_that_no_type_holds_stay_text(tmp_path: Path) -> None:
