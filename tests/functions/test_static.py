@@ -14,7 +14,6 @@ import pytest
 import embedreg
 from embedreg import EmbeddingFunction
 from embedreg.errors import ConfigError
-from embedreg.runtime.text import static
 from embedreg.testing import EmbeddingFunctionContract
 
 WORDS = ["[PAD]", "[UNK]", "a", "the", "cat", "sleeps", "on", "mat", "red", "blue", "circle", "thread", "wait"]
@@ -94,7 +93,7 @@ def test_a_model_of_sentence_transformers_has_its_vectors(
     wanted = SentenceTransformer(str(tiny("static")), device="cpu").encode(texts)
     fn = embedreg.get("static").create(name=str(tiny("static")))
     assert np.abs(fn.generate_embeddings(texts) - wanted).max() < 1e-5
-    monkeypatch.setattr(static, "_TOKENS", 7)
+    monkeypatch.setattr("embedreg.runtime.text.light.static._TOKENS", 7)
     assert np.abs(fn.generate_embeddings(texts) - wanted).max() < 1e-5
     with pytest.raises(ConfigError, match="not a static model: it has the modules Transformer, Pooling"):
         embedreg.get("static").create(name=str(tiny("mean"))).ndims()
@@ -114,7 +113,7 @@ print({"torch", "transformers", "sentence_transformers", "model2vec"} & set(sys.
 
 
 def test_a_damaged_model_is_an_error_that_names_it(tmp_path: Path) -> None:
-    """Tokens without a vector, a mapping that points outside the table, a file that is none."""
+    """Tokens without a vector, a mapping that points outside the table, an invalid file."""
     from safetensors.numpy import save_file
 
     folder, tensors = save(tmp_path / "model")

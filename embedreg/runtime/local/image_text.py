@@ -139,9 +139,8 @@ class LocalImageTextFunction(LocalImageFunction):
             return made.vectors, made.truncated
 
         key = (*self._cache_key(), self.normalize, self.precision)
-        found = queries.recent.look_up(key, texts)
-        known = found.joined(*embed(found.missing)) if found.missing else found.known()
-        return self._settled(Made(*known), loaded)
+        made = queries.completed(queries.recent.look_up(key, texts), embed)
+        return self._settled(Made(*made), loaded)
 
     def _embed_texts(self, rows: Any) -> Any:
         texts = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)

@@ -1,6 +1,6 @@
 """Model families that were trained with a text in front of queries and documents: a table, one line each.
 
-Vectors without it are valid, and worse for searching, and nothing else tells that something is missing.
+Vectors without it are valid, and worse for searching, and nothing else shows that something is missing.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ _NAMING = frozenset(
     }
 )
 _FILE_KEY = re.compile(r"(?:.*_)?(?:backbone|dir|directory|files?|folder|paths?|spm)|.*name_or_path|hf_.*_name")
-_MAX_PATH = 4096  # characters; a longer text is no path
+_MAX_PATH = 4096  # characters; a longer text is not a path
 _MAX_ENTRIES = 100_000  # of a model's folder, which are all looked at
 
 _WITH_WEIGHTS = re.compile(

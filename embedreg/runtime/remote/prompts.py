@@ -46,7 +46,7 @@ def prompt_of(function: Any, role: Role) -> str:
 
 
 def missing(function: Any) -> str | None:
-    """Return what to say of a function whose model needs prompts and has none; None otherwise."""
+    """Return a note about a function whose model needs prompts and has none; None otherwise."""
     return families.used_without(function.name or "", function.query_prompt, function.document_prompt)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import CallError, ConfigError
 from embedreg.runtime.models.folders import Module, is_plain, modules, read_object
+from embedreg.runtime.text.light.static import means
 from embedreg.support.forks import ForkSafeLock
 from embedreg.support.imports import attempt_import_or_raise
 
@@ -26,7 +27,6 @@ __all__ = ["StaticFolder", "StaticTable", "find", "load"]
 EXTRA = "static"
 MODEL2VEC_LIMIT = 512  # tokens, model2vec's default
 _TEXTS = 1024  # texts per call of the tokenizer, which runs on all cores
-_TOKENS = 2**16  # token vectors that are gathered at a time: 64 MiB of 256 dimensions
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,7 @@ class StaticTable:
         made, cut = np.zeros((len(texts), width), np.float32), np.zeros(len(texts), bool)
         for start in range(0, len(texts), _TEXTS):
             ids, counts, cut[start : start + _TEXTS] = self._tokens(texts[start : start + _TEXTS])
-            sums = self._sums(ids, counts)[:, :width]
-            made[start : start + _TEXTS] = sums / np.maximum(counts, 1)[:, None]
+            made[start : start + _TEXTS] = means(ids, counts, self._gathered, self.vectors.shape[1])[:, :width]
         if normalize:
             made /= np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
         return made, cut
@@ -155,28 +154,6 @@ class StaticTable:
             counts = np.bincount(np.repeat(np.arange(len(texts)), counts)[known], minlength=len(texts))
             ids = ids[known]
         return ids, counts, cut
-
-    def _sums(self, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return the sum of the vectors of each text: (n, d) float32; at most `_TOKENS` are gathered at a time."""
-        import numpy as np
-
-        sums = np.zeros((len(counts), self.vectors.shape[1]), np.float32)
-        ends = np.cumsum(counts)
-        starts = ends - counts
-        row = 0
-        while row < len(counts):
-            stop = int(np.searchsorted(ends, starts[row] + _TOKENS, side="right"))
-            if stop > row:
-                filled = np.flatnonzero(counts[row:stop]) + row
-                if len(filled):
-                    gathered = self._gathered(ids[starts[row] : ends[stop - 1]])
-                    sums[filled] = np.add.reduceat(gathered, starts[filled] - starts[row], axis=0)
-                row = stop
-            else:  # one text of more tokens
-                for start in range(int(starts[row]), int(ends[row]), _TOKENS):
-                    sums[row] += self._gathered(ids[start : min(start + _TOKENS, int(ends[row]))]).sum(axis=0)
-                row += 1
-        return sums
 
     def _gathered(self, ids: np.ndarray) -> np.ndarray:
         """Return the vectors of tokens: (t, d) float32."""

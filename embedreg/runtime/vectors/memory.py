@@ -56,7 +56,7 @@ class RecentVectors:
             keys: of the inputs.
             empty: allocates (n, d) float32 matrices.
         """
-        return Lookup(self, keys, *self.get(keys, empty), empty)
+        return Lookup(self.put, keys, *self.get(keys, empty), empty)
 
     def get(
         self, keys: Sequence[Hashable], empty: Callable[[int, int], np.ndarray] | None = None
@@ -127,6 +127,13 @@ class RecentVectors:
 class Lookup:
     """The hits and misses of n inputs.
 
+    Args:
+        put: stores the (m, d) float32 vectors of m keys.
+        keys: of the inputs.
+        vectors: (k, d) float32, of the hits, in order.
+        known: (n,) bool, which inputs are hits.
+        empty: allocates (n, d) float32 matrices.
+
     Attributes:
         missing: (m,) int64, the rows that are misses.
         whole: whether all rows are misses.
@@ -134,17 +141,20 @@ class Lookup:
 
     def __init__(
         self,
-        recent: RecentVectors,
-        keys: Sequence[Hashable],
+        put: Callable[[Sequence[Any], np.ndarray], None],
+        keys: Sequence[Any],
         vectors: np.ndarray,
         known: np.ndarray,
-        empty: Callable[[int, int], np.ndarray] | None,
+        empty: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
         import numpy as np
 
-        self._recent, self._keys, self._vectors, self._known, self._empty = recent, keys, vectors, known, empty
+        self._put, self._keys, self._vectors, self._known, self._empty = put, keys, vectors, known, empty
         self.missing: np.ndarray = np.flatnonzero(~known)
         self.whole = len(self.missing) == len(keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def of_missing(self, values: pa.Array) -> pa.Array:
         """Return the inputs that are misses."""
@@ -152,32 +162,32 @@ class Lookup:
 
         return values if self.whole else values.take(pa.array(self.missing))
 
-    def missing_keys(self) -> Sequence[Hashable]:
+    def missing_keys(self) -> Sequence[Any]:
         """Return the keys of the inputs that are misses."""
         return self._keys if self.whole else [self._keys[row] for row in self.missing.tolist()]
 
-    def joined(self, made: Embedded | None, *, keep: bool = True) -> Embedded:
+    def joined(self, made: Embedded | None, *, keep: bool | np.ndarray = True) -> Embedded:
         """Return the vectors of all n inputs.
 
         Args:
             made: vectors of the misses; None if there are none.
-            keep: whether to store them; a bad row is never stored.
+            keep: whether to store them, or (m,) bool, which of them; a bad row is never stored.
         """
         import numpy as np
 
         n = len(self._keys)
         if made is None:
             return Embedded(self._vectors, self._known, distinct=n, cached=n)
-        if keep:
-            fresh = self.missing_keys()
-            if made.valid.all():
-                self._recent.put(fresh, made.matrix)
+        if keep is not False:
+            fresh, kept = self.missing_keys(), made.valid & keep
+            if kept.all():
+                self._put(fresh, made.matrix)
             else:
-                good = np.flatnonzero(made.valid)
-                self._recent.put([fresh[row] for row in good.tolist()], made.matrix[good])
+                good = np.flatnonzero(kept)
+                self._put([fresh[row] for row in good.tolist()], made.matrix[good])
         if self.whole:
             return made
-        shape = n, self._recent.ndims
+        shape = n, made.matrix.shape[1]
         matrix = np.empty(shape, np.float32) if self._empty is None else self._empty(*shape)
         matrix[self._known], matrix[self.missing] = self._vectors, made.matrix
         valid = self._known.copy()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 
+from embedreg.arrow.vectors import Embedded
+from embedreg.runtime.vectors.memory import Lookup
 from embedreg.support.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["QueryCache", "QueryLookup", "recent"]
+__all__ = ["QueryCache", "completed", "recent"]
 
 MAX_QUERIES = 1024  # with 1024 dimensions, 4 MiB
 MAX_KEY_CHARS = 4096  # a longer text is unlikely to be repeated, and its key would hold all of it
@@ -37,9 +39,18 @@ class QueryCache:
             with self._lock:
                 self._vectors[key, text] = vector.copy()
 
-    def look_up(self, key: Hashable, texts: list[str]) -> QueryLookup:
+    def look_up(self, key: Hashable, texts: list[str]) -> Lookup:
         """Look up the vectors of a batch of queries."""
-        return QueryLookup(self, key, texts)
+        import numpy as np
+
+        def put(some: Sequence[str], vectors: np.ndarray) -> None:
+            for row, text in enumerate(some):
+                self.put(key, text, vectors[row : row + 1])
+
+        found = [self.get(key, text) for text in texts]
+        hits = [vector for vector in found if vector is not None]
+        vectors = np.concatenate(hits) if hits else np.empty((0, 0), np.float32)
+        return Lookup(put, texts, vectors, np.array([vector is not None for vector in found]))
 
     def clear(self) -> None:
         """Remove all vectors."""
@@ -50,45 +61,25 @@ class QueryCache:
         return len(self._vectors)
 
 
-class QueryLookup:
-    """The hits and misses of a batch of queries.
+def completed(
+    found: Lookup, embed: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed the queries that are misses, and return the vectors of all.
 
-    Attributes:
-        missing: the texts that are misses.
+    Args:
+        found: what `QueryCache.look_up` returned for n queries.
+        embed: takes m texts; returns their vectors, (m, d), and (m,) bool, which were cut: these are not stored.
+    Returns:
+        (n, d) float32, and (n,) bool, which queries were cut.
     """
+    import numpy as np
 
-    def __init__(self, cache: QueryCache, key: Hashable, texts: list[str]) -> None:
-        self._cache, self._key, self._n = cache, key, len(texts)
-        self._known = {row: vector for row, text in enumerate(texts) if (vector := cache.get(key, text)) is not None}
-        self._rows = [row for row in range(len(texts)) if row not in self._known]
-        self.missing = [texts[row] for row in self._rows]
-
-    def known(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (n, d) vectors and (n,) bool, all False: no cached text was cut. Only if there is no miss."""
-        import numpy as np
-
-        return np.concatenate(list(self._known.values())), np.zeros(self._n, bool)
-
-    def joined(self, vectors: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Store the vectors of the misses, and return the vectors of all texts.
-
-        Args:
-            vectors: (m, d), of the misses.
-            cut: (m,) bool, which of them were cut: these are not stored.
-        Returns:
-            (n, d), and (n,) bool, which texts were cut.
-        """
-        import numpy as np
-
-        for text, vector, lost in zip(self.missing, vectors, cut.tolist(), strict=True):
-            if not lost:
-                self._cache.put(self._key, text, vector[None])
-        if not self._known:
-            return vectors, cut
-        every, lost_rows = np.empty((self._n, vectors.shape[1]), np.float32), np.zeros(self._n, bool)
-        every[list(self._known)] = np.concatenate(list(self._known.values()))
-        every[self._rows], lost_rows[self._rows] = vectors, cut
-        return every, lost_rows
+    cut = np.zeros(len(found), bool)
+    if not len(found.missing):
+        return found.joined(None).matrix, cut
+    vectors, lost = embed(list(found.missing_keys()))
+    cut[found.missing] = lost
+    return found.joined(Embedded(vectors, np.ones(len(vectors), bool)), keep=~lost).matrix, cut
 
 
 recent = QueryCache()

@@ -57,7 +57,7 @@ class Settings:
         return value
 
     def only(self, name: str, *allowed: Any) -> None:
-        """Refuse a value that is set to anything other than some values; an absent one passes."""
+        """Refuse a value that is set to anything other than some values; an absent one is accepted."""
         value = self.values.get(name)
         if value is not None and value not in allowed:
             raise Unsupported(f"{name} of its {self.where} is {_shown(value)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from embedreg.runtime.models.folders import Module
@@ -11,7 +12,9 @@ from embedreg.runtime.text.light.tensors import Tensors
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Table", "read"]
+__all__ = ["Table", "means", "read"]
+
+_TOKENS = 2**16  # token vectors that are gathered at a time: 64 MiB of 256 dimensions
 
 
 class Table:
@@ -27,11 +30,39 @@ class Table:
 
     def __call__(self, batch: dict[str, Any]) -> np.ndarray:
         """Return the vectors of a padded batch: (b, d) float32; zeros for a text without tokens."""
-        import numpy as np
+        kept = batch["attention_mask"].astype(bool)
+        return means(batch["input_ids"][kept], kept.sum(axis=1), self.rows.__getitem__, self.rows.shape[1])
 
-        ids, mask = batch["input_ids"], batch["attention_mask"].astype(np.float32)
-        count = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-        return np.asarray(np.einsum("btd,bt->bd", self.rows[ids], mask) / count, np.float32)
+
+def means(ids: np.ndarray, counts: np.ndarray, gathered: Callable[[np.ndarray], np.ndarray], width: int) -> np.ndarray:
+    """Return the mean of the token vectors of each text: (n, d) float32; zeros for a text without tokens.
+
+    Args:
+        ids: all tokens of the first text, then those of the second, and so on.
+        counts: (n,) int64, the tokens of each text.
+        gathered: returns the vectors of tokens, (t, d) float32.
+        width: d.
+    """
+    import numpy as np
+
+    sums = np.zeros((len(counts), width), np.float32)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    row = 0
+    while row < len(counts):
+        stop = int(np.searchsorted(ends, starts[row] + _TOKENS, side="right"))
+        if stop > row:
+            filled = np.flatnonzero(counts[row:stop]) + row
+            if len(filled):
+                vectors = gathered(ids[starts[row] : ends[stop - 1]])
+                sums[filled] = np.add.reduceat(vectors, starts[filled] - starts[row], axis=0)
+            row = stop
+        else:  # one text of more tokens
+            for start in range(int(starts[row]), int(ends[row]), _TOKENS):
+                sums[row] += gathered(ids[start : min(start + _TOKENS, int(ends[row]))]).sum(axis=0)
+            row += 1
+    sums /= np.maximum(counts, 1)[:, None]
+    return sums
 
 
 def read(module: Module) -> np.ndarray:
