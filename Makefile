@@ -37,7 +37,7 @@ lint: $(VENV)/.dev-installed ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.dev-installed ## ruff: mend what it can
+format: $(VENV)/.dev-installed ## ruff: fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -135,7 +135,7 @@ def measure(args: argparse.Namespace, weights: Path) -> None:
         try:
             ways[name] = create(**common, **options)
             ways[name].compute_query_embeddings("warm")
-        except ConfigError as exc:  # a processor that is no quicker so
+        except ConfigError as exc:  # a processor that is not faster in it
             print(exc.message)
             ways.pop(name, None)
     parts = {name: Parts(way, images, workers.worker_threads()) for name, way in ways.items() if name != "LanceDB"}

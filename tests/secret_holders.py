@@ -74,7 +74,7 @@ class Keyed(Base):
 
 
 class Typed(Base):
-    """Fields that are no text."""
+    """Fields that are not text."""
 
     count: int = 1
     ratio: float = 1.0

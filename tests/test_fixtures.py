@@ -377,7 +377,7 @@ def test_databend_s_comments_declare_the_function(kept: Path, cli: Callable, ver
 
 
 def test_a_server_s_settings_are_read(kept: Path) -> None:
-    """`serve databend --config` serves what the file of then says, with its limits, until it is told to stop."""
+    """`serve databend --config` serves what the file of then says, with its limits, until it is stopped."""
     line = [sys.executable, "-m", "embedreg", "serve", "databend", "--config", "serve.toml", "--json"]
     with (
         open("stderr.txt", "w+") as errors,

@@ -15,7 +15,7 @@ VENDORS = {
     ("engines/lancedb/tables.py", "create_table"): "lancedb: the table exists",
     ("engines/ray/cluster.py", "of_ray"): "Ray: the traceback of a worker that lacks this package",
     ("images/opening.py", "_why"): "Pillow: truncated files, and kinds that it does not decode",
-    ("runtime/image/clip.py", "_failure"): "torch: weights that are no plain tensors, or of another model",
+    ("runtime/image/clip.py", "_failure"): "torch: weights that are not plain tensors, or of another model",
 }
 TEXTS = {"message", "hint", "shell_hint", "reason"}  # attributes of errors, bad rows and refusals
 ERRORS = ("Error", "Exception", "Refusal", "Refused", "Fault")  # ends of the names of what a parameter may be

@@ -27,7 +27,7 @@ registry = get_registry()
 
 
 def make(name: str = "Lengths", **namespace: Any) -> type[TextEmbeddingFunction]:
-    """Make a class that embeds a text as its length, at module level as far as its name tells."""
+    """Make a class that embeds a text as its length, at module level by its name."""
     body = {
         "__module__": __name__,
         "__qualname__": name,
@@ -248,7 +248,7 @@ def test_describe_gives_the_fields_as_json_schema() -> None:
 
 
 def test_describe_says_what_is_missing() -> None:
-    """A class whose libraries are not there is described, with what it lacks; a dotted name is no stumbling-block."""
+    """A class whose libraries are not there is described, with what it lacks; a dotted name is found."""
     traits = embedreg.Traits(requires=("json", "no_such_module_here.inner"), extra="some")
     cls = make("Lacking")
     cls.traits = traits

@@ -115,7 +115,7 @@ class VendorServer(EmbeddingServer):
 
 
 def texts_of(path: str, body: Any) -> list[str]:
-    """Return the texts of a request, with what the vendor is told of their role before them."""
+    """Return the texts of a request, with the role that the request states before them."""
     if "batchEmbedContents" in path or "embedContent" in path:
         items = body.get("requests", [body])
         tasks = [i.get("taskType") or i.get("embedContentConfig", {}).get("taskType", "") for i in items]

@@ -35,10 +35,7 @@ def total_rows(data: Any) -> int | None:
         return rows
     try:
         return len(next(iter(data.values()), [])) if isinstance(data, Mapping) else len(data)
-    except (
-        TypeError,
-        NotImplementedError,
-    ):  # a generator has no length; lazy frames of some libraries raise the latter
+    except (TypeError, NotImplementedError):  # a generator has no length; some libraries' lazy frames raise the latter
         return None
 
 

@@ -135,7 +135,7 @@ class _One:
         if function is not None:
             try:
                 return self._compared(function, found, told)
-            except EmbedregError as exc:  # the model or service is not to be had: the scan still counts
+            except EmbedregError as exc:  # the model or service is not available: the scan still counts
                 problem = str(exc)
         verdict = judged(found, "cosine", (), (), told["digests"])
         return Audit(**told, verdict=verdict, problem=problem, notes=tuple(self._notes))

@@ -1,4 +1,4 @@
-"""What a sample says of the whole: bounds for shares, intervals for means and for paired differences."""
+"""What follows from a sample for the whole: bounds for shares, intervals for means and for paired differences."""
 
 from __future__ import annotations
 

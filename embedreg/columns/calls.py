@@ -44,7 +44,7 @@ def add(
     Args:
         data: a path, or a table object of an engine.
         declaration: `fn.bind("text", "vector")`; `vector` must be a new column.
-        digest: also add `<vector>__source_digest`, by which `status` and `refresh` tell which rows are up to date.
+        digest: also add `<vector>__source_digest`, by which `status` and `refresh` find the rows that are up to date.
         on_error, max_bad_rows, batch_rows, progress: as in `embed_batches`; "drop" is not possible here.
         cache: a file that keeps vectors over runs; an interrupted run embeds nothing twice.
         resume: False drops what an interrupted run staged.

@@ -49,7 +49,7 @@ def described(function: EmbeddingFunction) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a field's value, of a long path the end, which tells more."""
+    """Return a field's value, of a long path the end, which identifies it better."""
     text = plain(value)
     return text if len(text) <= _SHOWN else f"…{text[1 - _SHOWN :]}" if is_path(text) else plain(text, _SHOWN)
 
@@ -128,7 +128,7 @@ class Vectors:
 def embedded(function: EmbeddingFunction, values: Any, role: Role = "source") -> np.ndarray:
     """Embed values anew, past the vector cache and the stored probe: (n, d) float32; zeros for a row without a vector.
 
-    A function that no longer agrees with its probe is what an audit is to find out, so that is no error here.
+    A function that no longer agrees with its probe is what an audit is to find out, so that is not an error here.
     """
     from embedreg.embedding.column import embed_column
     from embedreg.runtime.vectors import disk

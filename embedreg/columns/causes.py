@@ -47,8 +47,8 @@ _PROMPTED = 4  # rows that each of many prompts is tried on first
 _PICTURES = 3  # images, near and apart, that each of many forms is tried on first
 _SHIFTED = 8  # rows up and down that a vector may have moved
 _LOOKED_AROUND = 4  # rows whose neighbours are embedded
-_TELLING = 20  # rows among which the nearest text tells something
-_SEVERAL = 3  # rows that tell a cut from a text that has grown
+_INFORMATIVE = 20  # rows: among fewer, the nearest text says nothing about the cause
+_SEVERAL = 3  # rows that distinguish a cut from a text that has grown
 _CUT_ROWS = 8  # rows in which a cut is looked for
 
 TEXT_FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
@@ -128,7 +128,7 @@ class Search:
             self._try_function("previous", previous)
         if candidates is None:
             some = self._open()
-            apart = len(self._rows) < _TELLING or len(self._near(some)) < len(some)
+            apart = len(self._rows) < _INFORMATIVE or len(self._near(some)) < len(some)
             candidates = installed(self._stored.shape[1]) if apart else ()
         for candidate in candidates:
             self._try_function("candidate", candidate)
@@ -215,7 +215,7 @@ class Search:
                 return
 
     def _try_forms_of(self, kind: str, label: str, form: Callable[[Any], Any], trial: int = _TRIAL) -> None:
-        """Try the vectors of the sources in another form; a form that is the same, blank or None is no other one."""
+        """Try the vectors of the sources in another form; a form that is the same, blank or None is skipped."""
         import numpy as np
 
         def make(part: list[int]) -> np.ndarray:

@@ -71,9 +71,10 @@ def compare(
     Returns:
         The comparison.
     Raises:
-        MissingColumnError: there is no such column, or nothing says what made it. UntrustedError: the declared function
-            has not been granted. InputError: invalid pairs, or nothing to compare. ConfigError: invalid arguments.
-        VectorError: the stored vectors have another width than the function's. CallError: a function failed.
+        MissingColumnError: there is no such column, or nothing declares what made it. UntrustedError: the declared
+            function has not been granted. InputError: invalid pairs, or nothing to compare. ConfigError: invalid
+            arguments. VectorError: the stored vectors have another width than the function's. CallError: a function
+            failed.
     """
     for name, value in {"k": k, "corpus": corpus, "sample": sample}.items():
         refuse_count(name, value, 10)

@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two functions on one corpus. `str()` tells it in words.
+    """Two functions on one corpus. `str()` describes it in words.
 
     Attributes:
         column: the vector column.
@@ -46,7 +46,7 @@ class Comparison:
         k: how many nearest rows count.
         queries: how many queries the overlap is the mean of.
         asked: what they are: "rows" (sources of the corpus, each without itself), "queries" or "pairs".
-        overlap, overlap_error: mean share of the k nearest rows in common, and half of its 95% interval. It tells how
+        overlap, overlap_error: mean share of the k nearest rows in common, and half of its 95% interval. It shows how
             different the functions are, not which is better.
         pairs: pairs of a query and answers with an answer in the data.
         missing: answers that are not in the data.
@@ -133,19 +133,19 @@ def sentence(found: Comparison) -> str:
     if found.verdict == "no-pairs" or found.difference is None or found.difference_error is None:
         return (
             f"{found.overlap:.1%} (±{found.overlap_error:.1%}) of the {found.k} nearest rows stay; which function is "
-            f"better cannot be told without pairs of queries and answers."
+            f"better cannot be decided without pairs of queries and answers."
         )
     pairs = f"{found.pairs:,} {'pair' if found.pairs == 1 else 'pairs'}"
-    told = f"recall@{found.k} {found.recall_a:.3f} now and {found.recall_b:.3f} then"
+    measured = f"recall@{found.k} {found.recall_a:.3f} now and {found.recall_b:.3f} then"
     apart = f"a difference of {found.difference:+.3f} ±{found.difference_error:.3f} by {pairs}"
     if found.verdict == "too-few-pairs":
-        return f"{told}: {apart}, which is too few to tell; about {found.pairs_needed:,} like these would decide."
+        return f"{measured}: {apart}, which is too few to decide; about {found.pairs_needed:,} like these would decide."
     words = {
         "better": "the other function is better",
         "worse": "the other function is worse",
         "no-difference": f"no difference beyond ±{MARGIN:.2f}",
     }
-    return f"{told}: {apart}: {words[found.verdict]} on these pairs."
+    return f"{measured}: {apart}: {words[found.verdict]} on these pairs."
 
 
 def _lines(found: Comparison) -> list[str]:

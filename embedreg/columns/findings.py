@@ -57,7 +57,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is known of a vector column. `str()` tells it in words.
+    """What is known of a vector column. `str()` describes it in words.
 
     Attributes:
         column, source: the vector column and the column that it was made of; None for an undeclared source.
@@ -184,17 +184,17 @@ def judged(
 
 
 def sentence(audit: Audit) -> str:
-    """Return what the sample says of the whole, in one sentence."""
+    """Return what follows from the sample for the whole, in one sentence."""
     if not audit.compared:
         return audit.problem or "no row could be compared."
     wrong = audit.compared - audit.agree
-    told = f"{audit.compared:,} of {audit.rows:,} rows compared, {wrong:,} disagree{'s' if wrong == 1 else ''}"
+    counted = f"{audit.compared:,} of {audit.rows:,} rows compared, {wrong:,} disagree{'s' if wrong == 1 else ''}"
     if audit.bound is None or audit.bound_rows is None:
-        return f"{told}."
+        return f"{counted}."
     if audit.compared >= audit.rows:
-        return f"{told}: that is all of them."
+        return f"{counted}: that is all of them."
     share = f"{audit.bound:.2%}" if audit.bound < 0.1 else f"{audit.bound:.1%}"
-    return f"{told}: at {audit.confidence:.0%} confidence at most {share} ({audit.bound_rows:,} rows) do."
+    return f"{counted}: at {audit.confidence:.0%} confidence at most {share} ({audit.bound_rows:,} rows) do."
 
 
 def _lines(audit: Audit) -> list[str]:

@@ -30,7 +30,7 @@ _MAX_COLUMNS = 8  # text columns that are tried where no source is named
 
 @dataclass(frozen=True)
 class Guess:
-    """A function that may have made a column. `str()` tells it in words.
+    """A function that may have made a column. `str()` describes it in words.
 
     Attributes:
         function: the function and the fields that are not its defaults; "unknown" in a guess that no candidate fits.
@@ -115,7 +115,7 @@ def _tried(function: EmbeddingFunction, rows: sampling.Rows, source: str) -> lis
                 best = guess
             if guess.fits:
                 break
-    except EmbedregError as exc:  # a candidate that cannot run here is no candidate
+    except EmbedregError as exc:  # a candidate that cannot run here is not a candidate
         return [Guess(name, source, problem=str(exc))]
     return [] if best is None else [best]
 

@@ -100,7 +100,7 @@ def found_rows(data: Readable, column: str, pairs: Iterable[Pair]) -> dict[Any, 
     kind = data.schema.field(column).type
     try:
         values = pa.array(wanted, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):  # the last: types that Arrow cannot make
         raise InputError(
             f"the answers are not all values of column {column!r}, which is {kind}.", "key='...' names another column"
         ) from None

@@ -17,7 +17,7 @@ __all__ = ["Maps", "plane"]
 
 _TEXT = 160  # characters of a text in a hover
 _HEIGHT = 420  # pixels
-_FEW = 4  # rows, fewer are no map
+_FEW = 4  # rows, the least that make a map
 _NEIGHBOURS = 15  # of UMAP
 
 

@@ -22,7 +22,7 @@ MARKERS = {
     "moved": "inverted_triangle",
     "unexplained": "x",
 }
-"""The mark of each class on a map, for readers who do not tell the colours apart."""
+"""The mark of each class on a map, for readers who cannot distinguish the colours."""
 
 CLASS_WORDS = {
     "agree": "the declared function's vector",

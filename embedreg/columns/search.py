@@ -17,7 +17,7 @@ _TIE = 1e-5  # scores of vectors of equal texts differ by less, in any back end
 
 
 class Ranking:
-    """The scores of a corpus for queries, higher is nearer; ties are told from rounding.
+    """The scores of a corpus for queries, higher is nearer; ties are distinguished from rounding.
 
     Args:
         corpus: (n, d) vectors.

@@ -20,14 +20,14 @@ STORAGE = {
     "int8": "stored after quantising to int8",
     "reduced": "computed in a number type coarser than float32, as bfloat16",
 }
-"""The number types that `storage_of` tells apart, in words."""
+"""The number types that `storage_of` distinguishes, in words."""
 
 _ROUNDING = 0.9998  # the cosine from which a difference is rounding alone: int8 stays above 0.9999
 _ROUNDED = 2e-5  # the largest difference of unit vectors that float32 alone explains, in any back end
 _LEVELS = 256  # of int8
 _OFF_GRID = 0.05  # of a level: what float32 rounds
-_FEW_NUMBERS = 8  # of a vector, too few to tell a number type from
-_ROWS_A_DIMENSION = 64  # rows that tell the levels of a dimension
+_FEW_NUMBERS = 8  # of a vector, too few to infer a number type
+_ROWS_A_DIMENSION = 64  # rows that determine the levels of a dimension
 
 
 def width_of(column: Any) -> int | None:

@@ -181,7 +181,7 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
     """Rebuild the declared functions: LanceDB's `parse_functions`.
 
     Args:
-        metadata: the schema metadata; `entries.metadata_with_widths` adds what tells defaults apart.
+        metadata: the schema metadata; `entries.metadata_with_widths` adds what determines the defaults.
         get: returns the class of a name, as a registry's `get`.
     Raises:
         MetadataError: the metadata as a whole cannot be read. A problem in one entry does not affect the others.

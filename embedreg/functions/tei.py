@@ -1,6 +1,6 @@
 """The `tei` function: a text-embeddings-inference server, by its own API.
 
-The server says what it runs: `/info` has the model's name, its commit and the limits of a request.
+The server describes what it runs: `/info` has the model's name, its commit and the limits of a request.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class TextEmbeddingsInference(PromptedFunction):
         return self
 
     def _described(self) -> dict[str, Any]:
-        """Return what the server says of itself, asked once; empty if it does not say."""
+        """Return the server's description of itself, requested once; empty if there is none."""
         if self._info is None:
             url = f"{self._endpoint()}/info"
             headers = self._key_headers()

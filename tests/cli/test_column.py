@@ -253,7 +253,7 @@ def test_wrong_usage_is_told_before_anything_is_read(added: Path, cli: Callable)
 def test_an_audit_ends_with_the_code_of_drift_where_vectors_are_not_those_of_the_texts(
     added: Path, cli: Callable
 ) -> None:
-    """A sound column ends with 0; one whose texts were changed is told in words, in JSON, and by exit code 4."""
+    """A sound column ends with 0; one whose texts were changed is reported in words, in JSON, and by exit code 4."""
     assert "0 disagree" in cli("column", "audit", "notes").out
     path = added / "b.parquet"
     table = pq.ParquetFile(path).read()

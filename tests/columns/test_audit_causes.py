@@ -70,7 +70,7 @@ def bfloat16(matrix: Any) -> Any:
     ],
 )
 def test_a_rounded_column_is_sound_and_its_number_type_is_named(made: Made, storage: str, rounded: Any) -> None:
-    """Rounding keeps a column sound; the residual tells float16, bfloat16, int8 and coarser computation apart."""
+    """Rounding keeps a column sound; the residual distinguishes float16, bfloat16, int8 and coarser computation."""
     found = made.audit(rounded(made.vectors), scan=False)
     assert (found.verdict, found.storage, found.causes) == ("sound", storage, ())
     assert found.agree == found.compared == SAMPLE

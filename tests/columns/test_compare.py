@@ -55,7 +55,7 @@ def test_a_model_compared_with_itself_is_no_other(hashed: tuple[pa.Table, Any, A
     assert f"{few.pairs_needed:,} like these would decide" in str(few)
     none = compare(table, "vector", a, corpus=1000)
     assert (none.verdict, none.recall_a, none.asked, none.queries) == ("no-pairs", None, "rows", 200)
-    assert "cannot be told" in str(none)
+    assert "cannot be decided" in str(none)
 
 
 def test_a_worse_model_is_told_with_its_error_size_and_corpus(hashed: tuple[pa.Table, Any, Any]) -> None:
@@ -111,7 +111,7 @@ def test_the_paired_interval_is_as_wide_as_the_discordant_pairs_allow() -> None:
 
 
 def test_pairs_are_read_from_a_file_and_answers_may_be_texts(hashed: tuple[pa.Table, Any, Any], tmp_path: Path) -> None:
-    """A line that is no pair is named; answers that are not in the data are counted and left out."""
+    """A line that is not a pair is named; answers that are not in the data are counted and left out."""
     table, a, _ = hashed
     texts = table["text"].to_pylist()
     file = tmp_path / "pairs.jsonl"

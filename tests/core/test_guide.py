@@ -67,7 +67,7 @@ def stransformer(minilm_path: Path) -> Any:
                 type(self).loads += 1
                 return sentence_transformers.SentenceTransformer(self.name, device="cpu")
 
-    # taking a built-in's name is what the guide does; it is told, and it is allowed
+    # taking a built-in's name is what the guide does; it is logged, and allowed
     assert [str(item.message).count("sentence-transformers") for item in caught] == [1]
     registry = EmbeddingFunctionRegistry.get_instance()
     return registry.get("sentence-transformers").create(name=str(minilm_path))

@@ -41,7 +41,7 @@ CORRUPT = {
     "no comma": json.dumps([LENGTHS])[:-1].encode() + b" " + json.dumps(LENGTHS).encode() + b"]",
     "something after it": json.dumps([LENGTHS]).encode() + b"x",
     "two lists": b"[][]",
-    "entries that are no objects": b"[1]",
+    "entries that are not objects": b"[1]",
     "an entry that is null": b"[null]",
     "no columns": b'[{"name": "lengths", "model": {}}]',
     "columns of the wrong type": b'[{"name": "lengths", "source_column": 1, "vector_column": ["v"]}]',

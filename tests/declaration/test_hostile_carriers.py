@@ -240,7 +240,7 @@ def test_mutated_arrow_files(parquet: Path, data: st.DataObject) -> None:
     ids=range(12),
 )
 def test_invalid_footers(tmp_path: Path, footer: bytes) -> None:
-    """Deep, endless, without keys, with an Arrow schema that is none: an error of ours, and the file as it was."""
+    """Deep, endless, without keys, with an invalid Arrow schema: an error of ours, and the file as it was."""
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
     before = path.read_bytes()

@@ -38,7 +38,7 @@ while head := questions.read(8):
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         kind, body = b"T", sink.getvalue().to_pybytes()
-    except BaseException as exc:  # a panic is no Exception
+    except BaseException as exc:  # a panic is not an Exception
         kind, body = b"E", str(exc).encode()
     answers.write(kind + struct.pack("<Q", len(body)) + body)
     answers.flush()

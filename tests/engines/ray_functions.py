@@ -20,7 +20,7 @@ KEY = "RAY_TEST_KEY"
 
 @register("ray-lengths")
 class Lengths(TextEmbeddingFunction):
-    """The length of a text, and what its text asks for: the file `log` tells who embedded what."""
+    """The length of a text, and what its text asks for: the file `log` records who embedded what."""
 
     log: str | None = None
     api_key: str | None = None

@@ -179,7 +179,7 @@ def test_a_server_that_ignores_dim_is_found_out() -> None:
     ids=str,
 )
 def test_a_configuration_that_cannot_work_is_refused(config: dict[str, Any]) -> None:
-    """Widths that a model cannot have, an endpoint that is no URL and more are refused when the function is made."""
+    """Widths that a model cannot have, an endpoint that is not a URL and more are refused when the function is made."""
     with pytest.raises(ConfigError):
         OpenAIEmbeddings.create(**config)
 
@@ -239,7 +239,7 @@ def test_without_a_token_table_the_estimate_does(server: EmbeddingServer) -> Non
     fn = create(server, name="text-embedding-3-small", dim=None)
     assert fn.count_tokens("a" * 1000) == 501
     assert fn.max_tokens() == 8192
-    assert create(server).max_tokens() is None  # a model that nobody here knows
+    assert create(server).max_tokens() is None  # an unknown model
     assert fn.compute_source_embeddings(["a" * 9000]).shape == (1, 1536)
     ours._tokenizer.cache_clear()
 

@@ -217,7 +217,7 @@ def test_stock_metadata_is_read() -> None:
 
 
 def test_a_stored_width_saves_the_question(server: EmbeddingServer) -> None:
-    """What embedreg recorded of an unknown model's width is used on reading; a width that makes no sense is not."""
+    """What embedreg recorded of an unknown model's width is used on reading; an invalid width is not."""
     with embedreg.trust(hosts=[server.host]):
         fn = stored(name="letters", base_url=server.url, embedreg={"ndims": 8})["vector"].function
         assert fn.ndims() == 8

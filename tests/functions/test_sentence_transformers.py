@@ -361,7 +361,7 @@ def test_identity_is_the_files_not_the_place(tiny: Callable[[str], Path], minilm
 
 
 def test_wrong_values_are_refused_when_created() -> None:
-    """A typo or a size that is none fails in the user's own call."""
+    """A typo or an invalid size fails in the user's own call."""
     with pytest.raises(errors.ConfigError, match="nmae"):
         SentenceTransformerEmbeddings.create(nmae="x")
     with pytest.raises(errors.ConfigError, match="truncate_dim"):

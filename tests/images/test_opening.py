@@ -269,7 +269,7 @@ def test_a_format_that_pillow_has_and_we_do_not_allow_by_ourselves() -> None:
 
 
 def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
-    """A PNG under a JPEG's name is a PNG; a text under it is none."""
+    """A PNG under a JPEG's name is a PNG; a text under it is not an image."""
     (tmp_path / "a.jpg").write_bytes(GOOD["PNG"])
     (tmp_path / "b.jpg").write_text("no picture")
     with allow_images(dirs=[tmp_path]):

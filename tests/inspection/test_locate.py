@@ -183,7 +183,7 @@ def test_a_reader_is_not_consumed(table: pa.Table) -> None:
 
 
 class Plain(BaseModel):
-    """A pydantic model that is no schema."""
+    """A pydantic model that is not a schema."""
 
     schema_: int = 1
 
@@ -340,7 +340,7 @@ def test_corrupt_declarations_in_a_sound_file_are_metadata_errors(tmp_path: Path
 
 
 def test_inspect_reports_declarations_and_problems(table: pa.Table) -> None:
-    """One dict per column, JSON throughout, with the reason and the remedy where a function is not to be had."""
+    """One dict per column, JSON throughout, with the reason and the remedy where a function is not available."""
     entries = json.loads(table.schema.metadata[KEY])
     entries.append({"name": "nobody", "model": {"a": 1}, "source_column": "text", "vector_column": "other"})
     entries.append({"name": "lengths", "model": {"colour": 1}, "source_column": "text", "vector_column": "third"})

@@ -141,7 +141,7 @@ def test_a_lance_table_appears_in_one_version(tmp_path: Path, dataset: Path) -> 
     ],
 )
 def test_a_pattern_names_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]) -> None:
-    """`*` stays in a folder, `**` does not; an existing file of that name is no pattern; marker files are skipped."""
+    """`*` stays in a folder, `**` does not; an existing file of that name is itself; marker files are skipped."""
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b1", "deep/c", "deep/er/d", "_x", ".y", "odd[1]"):
         (tmp_path / "in" / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def as_flight_error(name: str, exc: BaseException) -> flight.FlightError:
 
     Args:
         name: of the SQL function.
-        exc: the failure. Errors of embedreg say what was wrong, and by now quote no input; of any other kind only the
+        exc: the failure. Errors of embedreg name what was wrong, and by now quote no input; of any other kind only the
             type is safe to show.
     """
     if isinstance(exc, flight.FlightError):

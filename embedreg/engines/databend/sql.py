@@ -206,7 +206,7 @@ class Layout:
         table: what is to be searched; see `table_name`.
         source: its column that is embedded.
         vector: the column of the vectors.
-        key: a column that tells rows apart, of BIGINT.
+        key: a column that identifies rows, of BIGINT.
         others: the names and SQL types of the columns beside these two, in place of `key`; see `columns.sql_columns`.
         template: what the source is rendered from; the table that is to be searched then has those columns.
     """
@@ -308,7 +308,7 @@ def search(
     left = vector if stored else f"{identifier(served.name)}({layout.value})"
     source = source if stored else layout.value
     right = f"{identifier((query or served).name)}({literal(text)})"
-    # A picture in a result is of no use.
+    # The bytes of an image are useless in a result.
     shown = [*layout.beside, source] if MODALITIES[served.input].by_content or not layout.beside else layout.beside
     return "\n".join(
         [

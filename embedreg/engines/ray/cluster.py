@@ -216,7 +216,7 @@ def of_ray(exc: BaseException) -> EmbedregError:
     if ours is not None:
         return ours
     text = str(exc)
-    if "No module named 'embedreg'" in text:  # Ray hands over the worker's traceback as text, and nothing else of it
+    if "No module named 'embedreg'" in text:  # Ray passes only the text of the worker's traceback
         return MissingExtraError(
             "embedreg is not installed on a node of the Ray cluster.",
             'pip install embedreg on every node, or ray.init(runtime_env={"pip": ["embedreg"]})',

@@ -34,7 +34,7 @@ def engine(
     must be reachable from every node.
 
     Args:
-        actors, gpus_per_actor, cpus_per_actor, options: as `embed_dataset`; (least, most) takes what there is room for.
+        actors, gpus_per_actor, cpus_per_actor, options: as `embed_dataset`; (least, most) takes as many as fit.
         address: of a cluster ("auto", "host:6379"); None for the one that this process is connected to, else for
             RAY_ADDRESS, else for one of its own on this machine, which ends with the run.
     Raises:

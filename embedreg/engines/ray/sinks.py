@@ -119,7 +119,7 @@ def write_lance(
     if not rows and there is not None and mode == "append":
         return
     fragments = [lance.FragmentMetadata.from_json(row["fragment"]) for row in rows]
-    # of no rows a table without rows, for a reader to find its columns and its declaration
+    # without rows the table is written too, so that readers find its columns and its declaration
     known = pa.ipc.read_schema(pa.BufferReader(rows[0]["schema"])) if rows else None
     schema = known if known is not None else _schema_of(sealed, ds, declared_by)
     appending = there is not None and mode == "append"

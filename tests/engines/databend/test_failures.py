@@ -63,7 +63,7 @@ def test_a_failed_call_fails_the_query_in_one_line(
 ) -> None:
     """The SQL user reads the function's name and what failed: no traceback, path, input or secret.
 
-    The log tells where it failed, and no input or secret either.
+    The log names where it failed, and no input or secret either.
     """
     before = server.counts()["failed"]
     with caplog.at_level(logging.DEBUG, "embedreg"), pytest.raises(SqlError) as caught:

@@ -90,7 +90,7 @@ def other() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def engine(server: Server, other: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """An engine that was told of all functions by the SQL that the servers print, and has the articles."""
+    """An engine that knows all functions by the SQL that the servers print, and has the articles."""
     with Engine(tmp_path_factory.mktemp("engine"), server.address, other.address) as running:
         for statement in (server.ddl() + "\n\n" + other.ddl()).split(";\n\n"):
             running.sql(statement)

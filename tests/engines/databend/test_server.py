@@ -121,7 +121,7 @@ def test_a_function_that_cannot_run_is_refused_at_the_door() -> None:
         assert server.port == port
 
 
-# -- what it tells of itself -------------------------------------------------------------------------------------------
+# -- what it reports of itself -----------------------------------------------------------------------------------------
 
 
 def test_metrics_and_health() -> None:

@@ -103,7 +103,7 @@ def test_a_column_is_added_and_every_row_is_fresh(table: Path, one: Letters) -> 
 
 
 def test_the_file_alone_names_its_only_table(table: Path, one: Letters) -> None:
-    """Several tables want a name; a misspelt one is told."""
+    """Several tables want a name; a misspelt one is named."""
     columns.add(table.parent, one.bind("text", "vector"))
     assert columns.status(table.parent)[0].fresh == 4
     run(table, "CREATE TABLE more (x INTEGER)")
@@ -286,7 +286,7 @@ def killed_at(call: Callable[[], object], step: int) -> bool:
 def test_a_process_killed_between_transactions_is_continued_by_the_same_call(
     tmp_path: Path, one: Letters, two: Letters
 ) -> None:
-    """At each transaction of add, migrate and rollback: `status` tells the truth, and the calls go on."""
+    """At each transaction of add, migrate and rollback: `status` is right, and the calls go on."""
     deaths = 0
     for step in range(1, 40, 2):
         file = tmp_path / f"{step}.duckdb"

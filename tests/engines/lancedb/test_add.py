@@ -61,7 +61,7 @@ def probes(table: Any) -> list[bool]:
 
 
 def test_rows_without_a_vector_are_kept_with_null_by_default(table: Any) -> None:
-    """Null, blank and refused rows go in with null vectors; equal texts are embedded once; the report tells."""
+    """Null, blank and refused rows go in with null vectors; equal texts are embedded once; the report counts them."""
     report = Report()
     Letters.seen.clear()
     add(table, {"text": ["fig", None, " ", "bad", "fig"]}, report=report)

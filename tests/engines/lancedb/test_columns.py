@@ -589,7 +589,7 @@ def test_a_clean_up_while_staging_is_followed(plain: Any, one: Counting, two: Co
 
 
 def test_a_stale_handle_is_found_and_settled(table: Any, two: Counting, folder: Path) -> None:
-    """A handle opened before the switch writes the old function's vectors: counted, and then mended."""
+    """A handle opened before the switch writes the old function's vectors: counted, and then repaired."""
     stale = lancedb.connect(folder).open_table("t")
     assert stale.search("text 17").limit(1).to_list()
     migration = columns.migrate(table, "vector", two)

@@ -250,7 +250,7 @@ def test_merge_insert_embeds_the_rows_it_writes(table: Any) -> None:
 
 
 def test_null_and_blank_rows_obey_on_bad_vectors(db: Any) -> None:
-    """A row without a vector refuses a plain `add` by default, and is kept or dropped when lancedb is told so."""
+    """A row without a vector refuses a plain `add` by default, and is kept or dropped when lancedb is asked to."""
     fn = ChoosyLetters.create()
 
     class Nullable(LanceModel):

@@ -33,7 +33,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, files: int, rows: int, last: str = "") -> Path:
-    """Write a folder of Parquet files; the text of the last row ends as it is told."""
+    """Write a folder of Parquet files; the text of the last row ends in `last`."""
     folder.mkdir()
     for number in range(files):
         texts = [None if row % 7 == 6 else f"text {number}.{row}" for row in range(rows)]
@@ -226,7 +226,7 @@ def test_bad_rows_are_counted_over_all_pieces(cluster: Cluster, tmp_path: Path) 
 
 
 def test_a_node_that_does_not_see_the_destination_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    """An actor looks for the job where it is to write: another folder of that name is no shared disk."""
+    """An actor looks for the job where it is to write: another folder of that name is not a shared disk."""
     source = write(tmp_path / "in", 2, 3)
     declared = embedreg.get("hashing").create(dim=8).bind("text", "vector")
     with Job.open(source, tmp_path / "far", declared) as job:

@@ -29,7 +29,7 @@ class LetterFrequencies(TextEmbeddingFunction):
         out = np.zeros((len(texts), self.ndims()), np.float32)
         for row, text in zip(out, texts, strict=True):
             for letter in text if self.case_sensitive else text.lower():
-                row[LETTERS.find(letter)] += 1  # find gives -1, the last axis, for what is no letter
+                row[LETTERS.find(letter)] += 1  # find gives -1, the last axis, for anything else
         if self.normalize:
             out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return out

@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_sizes_of_batches(run_python: Callable[...
 
 
 def test_values_that_do_not_lie_in_order_are_read_right() -> None:
-    """A transposed or sliced tensor is no other."""
+    """A transposed or sliced tensor gives the same result."""
     layers, values = model(), torch.randn(64, 9)
     with torch.inference_mode():
         before = layers(values.t()), layers(torch.randn(9, 128, generator=torch.Generator().manual_seed(1))[:, ::2])

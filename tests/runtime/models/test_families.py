@@ -1,4 +1,4 @@
-"""Models that were trained with prompts: the table, and who is told about one that is used without."""
+"""Models that were trained with prompts: the table, and the note about one that is used without."""
 
 from __future__ import annotations
 

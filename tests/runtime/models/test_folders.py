@@ -125,7 +125,7 @@ def test_hostile_module_lists(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("config", [{"hidden_size": "12"}, {"hidden_size": None}, {"text_config": {}}])
 def test_values_that_are_no_numbers(tmp_path: Path, config: dict[str, Any]) -> None:
-    """A width that is no number is unknown."""
+    """A width that is not a number is unknown."""
     assert folders.ndims(chain(tmp_path, (OLD + "Transformer", "", config))) is None
 
 

@@ -123,7 +123,7 @@ def test_a_refusal_says_what_it_is(
 def test_a_download_that_was_killed_leaves_nothing_broken(
     server: Hub, environment: dict[str, str], fetch: Callable[..., Any]
 ) -> None:
-    """Killed with a part of the weights here, the model is not whole offline, and the next download mends it."""
+    """Killed with a part of the weights here, the model is not whole offline, and the next download completes it."""
     server.held = threading.Event()
     process = subprocess.Popen([sys.executable, "-c", FETCH], env={**os.environ, **environment})
     try:
@@ -144,7 +144,7 @@ def test_a_download_that_was_killed_leaves_nothing_broken(
     os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere, and Windows has other rights"
 )
 def test_a_cache_that_cannot_be_written_is_named(fetch: Callable[..., Any], tmp_path: Path) -> None:
-    """A folder without the right to write is no matter of the network."""
+    """A folder without the right to write is not blamed on the network."""
     (tmp_path / "cache").mkdir(mode=0o500)
     assert "cannot be written here" in fetch()["error"]
 

@@ -272,7 +272,7 @@ def test_a_failed_request_and_its_retries_are_counted() -> None:
 
 
 def test_a_wait_for_the_budget_is_not_part_of_the_deadline() -> None:
-    """A slow budget is no failure: `deadline_s` limits retries, not the wait for a turn."""
+    """A slow budget is not a failure: `deadline_s` limits retries, not the wait for a turn."""
     function = Service(rpm=60 / WINDOW_S, batch_size=1, deadline_s=1.0, max_retries=2, concurrency=2)
     total = TotalUsage()
     with collect(total):

@@ -322,7 +322,7 @@ def test_threads_see_the_callers_variables() -> None:
 
 
 def test_how_it_is_sent_is_no_part_of_what_is_stored() -> None:
-    """Batches, concurrency and deadlines cannot change a vector, so they are no part of the fingerprint."""
+    """Batches, concurrency and deadlines cannot change a vector, so they are not part of the fingerprint."""
     from embedreg.core.base import runtime_fields
 
     assert {

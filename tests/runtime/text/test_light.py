@@ -270,7 +270,7 @@ def test_a_stored_entry_runs_on_either_back_end(minilm_path: Path) -> None:
 def test_auto_says_what_it_passed_over(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Torch for a model that light cannot run, a device that is no CPU, or without OpenVINO; each with its reason."""
+    """Torch for a model that light cannot run, a device other than a CPU, or without OpenVINO; each with its reason."""
     create = embedreg.get("sentence-transformers").create
     with caplog.at_level("INFO", "embedreg"):
         assert str(create(name=str(bert), device="cpu").chosen_backend()) == "light"

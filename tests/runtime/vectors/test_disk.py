@@ -537,7 +537,7 @@ def test_what_others_could_have_written_is_refused(path: Path, end: str) -> None
 
 
 def test_values_that_no_vector_has_are_computed_again(path: Path) -> None:
-    """NaN and infinity with a right checksum, text in place of bytes, a time that is none, a blob of 100 MB."""
+    """NaN and infinity with a right checksum, text in place of bytes, an invalid time, a blob of 100 MB."""
     fn, texts = hashing(), ["one", "two", "three", "four", "five"]
     expected = embedreg.embed_column(fn, texts).matrix
     with embedreg.vector_cache(path):
@@ -595,7 +595,7 @@ def test_damage_that_shows_later_costs_the_cache_and_not_the_run(path: Path, cap
 
 
 def test_a_vector_that_was_changed_or_has_another_width_is_computed_again(path: Path) -> None:
-    """Each row is checked: a flipped bit, and a vector of other dimensions, are no hits; they are put right."""
+    """Each row is checked: a flipped bit, and a vector of other dimensions, are misses; they are replaced."""
     fn = hashing()
     expected = embedreg.embed_column(fn, ["one", "two", "three"]).matrix
     with embedreg.vector_cache(path):

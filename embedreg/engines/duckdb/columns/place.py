@@ -107,7 +107,7 @@ class Place:
             raise self._cannot(f"refused a statement: {first_line(exc)}") from exc
 
     def _cannot(self, why: str) -> StorageError:
-        return StorageError(f"{self.shown} {why.rstrip('.')}.", "run the same command again once that is mended")
+        return StorageError(f"{self.shown} {why.rstrip('.')}.", "run the same command again once that is fixed")
 
     # -- the table ---------------------------------------------------------------------------------------------------
 

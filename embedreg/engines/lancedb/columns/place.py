@@ -117,7 +117,7 @@ class Place:
     # -- data files --------------------------------------------------------------------------------------------------
 
     def publish(self, name: str) -> None:
-        """Make a staged file one of the table's data files, of no effect until a commit names it.
+        """Make a staged file one of the table's data files, without effect until a commit names it.
 
         Raises:
             StorageError: it is not there, or is not a regular file.

@@ -57,7 +57,7 @@ def mend(place: Place, mark: Mark, options: Options) -> int:
 
 
 def _differ(stored: pa.Array, right: pa.Array) -> np.ndarray:
-    """Return where vectors point elsewhere: (n,) bool; a null on the right side is no vector to compare with."""
+    """Return where vectors point elsewhere: (n,) bool; a null on the right side cannot be compared with."""
     import numpy as np
     import pyarrow as pa
 
