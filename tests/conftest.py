@@ -11,6 +11,9 @@ from pathlib import Path
 HUB_HOME = tempfile.mkdtemp(prefix="embedreg-tests-hub-")
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=HUB_HOME, TOKENIZERS_PARALLELISM="false")
 os.environ.pop("OPENAI_API_KEY", None)
+# Threads of OpenMP otherwise spin while they wait, which takes the processor from those that they wait for: where other
+# processes run, a small model of torch took 14 s of CPU time in place of 0.5.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The suite starts hundreds of processes: compiling what each of them imports would cost more than the tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -105,10 +108,12 @@ def minilm_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a CLIP that knows coloured shapes, trained once a run: some twenty seconds."""
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The folder of a CLIP that knows coloured shapes, trained once: some twenty seconds."""
     from tests import tiny_clip
 
+    if (cache := getattr(pytestconfig, "cache", None)) is not None:  # not with -p no:cacheprovider
+        return tiny_clip.tiny_clip(cache.mkdir("tiny-clip"))
     base = tmp_path_factory.getbasetemp()
     return tiny_clip.tiny_clip(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 

@@ -1,14 +1,18 @@
 """A CLIP small enough to train in a test run: coloured shapes and their captions, saved as open_clip saves models.
 
-Fixed seeds; trained until it distinguishes fresh pictures. Test processes that run at the same time share one.
+Fixed seeds; trained until it distinguishes fresh pictures. Test processes that run at the same time share one, and
+pytest's cache keeps it until this file or a library changes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import random
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,22 +103,34 @@ def jpeg(picture: Image.Image, quality: int = 90, **options: Any) -> bytes:
 
 
 def tiny_clip(shared: Path) -> Path:
-    """Return the folder of the trained model, training it if no process of this run has yet.
+    """Return the folder of the trained model, training it if no process has yet.
 
     Args:
-        shared: a folder that all processes of the run see.
+        shared: a folder that all processes of the run see, or of several runs.
     """
     from filelock import FileLock
 
     from embedreg.runtime.hardware import workers
 
-    folder = shared / "tiny-clip"
+    versions = [version(name) for name in ("numpy", "open-clip-torch", "pillow", "torch")]
+    made_by = hashlib.sha256(Path(__file__).read_bytes() + repr(versions).encode()).hexdigest()
+    folder, mark = shared / "tiny-clip", shared / "tiny-clip.sha256"
     with FileLock(str(shared / "tiny-clip.lock"), timeout=900):
-        if not (folder / "open_clip_config.json").is_file():
+        if not mark.is_file() or mark.read_text() != f"{made_by} {_digest(folder)}":
+            shutil.rmtree(folder, ignore_errors=True)
             # in a thread of one core: the other cores run other tests, and waiting for them takes longest
             (model,) = workers.run(lambda _: train(), [None], 1)
             save(model, folder)
+            mark.write_text(f"{made_by} {_digest(folder)}")
     return folder
+
+
+def _digest(folder: Path) -> str:
+    """Return a hash of the files of a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def save(model: Any, folder: Path) -> None:

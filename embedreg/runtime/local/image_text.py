@@ -139,8 +139,9 @@ class LocalImageTextFunction(LocalImageFunction):
             return made.vectors, made.truncated
 
         key = (*self._cache_key(), self.normalize, self.precision)
-        made = queries.completed(queries.recent.look_up(key, texts), embed)
-        return self._settled(Made(*made), loaded)
+        found = queries.recent.look_up(key, texts)
+        some = [*found.missing_keys()]
+        return self._settled(Made(*(queries.joined(found, *embed(some)) if some else queries.known(found))), loaded)
 
     def _embed_texts(self, rows: Any) -> Any:
         texts = rows.to_pylist() if hasattr(rows, "to_pylist") else list(rows)

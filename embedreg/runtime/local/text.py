@@ -125,7 +125,7 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
         cached = role == "query" and not self._packed
         known = queries.recent.look_up(self._vector_key(), rows) if cached else None
         if known is not None and not len(known.missing):
-            return self._settled(Made(known.joined(None).matrix, np.zeros(len(rows), bool)), role)
+            return self._settled(Made(*queries.known(known)), role)
         alone = len(rows) == 1 and self._runs_alone(role)
         few = sum(map(len, rows)) + _OF_A_ROW * len(rows) <= FEW_CHARACTERS
         first = self._backend(devices[0], role, alone=alone, few=few)
@@ -152,7 +152,7 @@ class LocalFunction(LocalModel, TextEmbeddingFunction):
                 )
                 return made.vectors, made.truncated
 
-        made = embed(rows) if known is None else queries.completed(known, embed)
+        made = embed(rows) if known is None else queries.joined(known, *embed([*known.missing_keys()]))
         return self._settled(Made(*made), role)
 
     async def acompute_query_embeddings(self, query: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
@@ -14,7 +14,7 @@ from embedreg.support.forks import ForkSafeLock
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["QueryCache", "completed", "recent"]
+__all__ = ["QueryCache", "joined", "known", "recent"]
 
 MAX_QUERIES = 1024  # with 1024 dimensions, 4 MiB
 MAX_KEY_CHARS = 4096  # a longer text is unlikely to be repeated, and its key would hold all of it
@@ -61,25 +61,28 @@ class QueryCache:
         return len(self._vectors)
 
 
-def completed(
-    found: Lookup, embed: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embed the queries that are misses, and return the vectors of all.
+def known(found: Lookup) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of n queries that are all hits, (n, d), and (n,) bool, all False: no cached query was cut."""
+    import numpy as np
+
+    return found.joined(None).matrix, np.zeros(len(found), bool)
+
+
+def joined(found: Lookup, vectors: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Store the vectors of the misses, and return the vectors of all n queries.
 
     Args:
-        found: what `QueryCache.look_up` returned for n queries.
-        embed: takes m texts; returns their vectors, (m, d), and (m,) bool, which were cut: these are not stored.
+        found: what `QueryCache.look_up` returned.
+        vectors: (m, d) float32, of the misses.
+        cut: (m,) bool, which of them were cut: these are not stored.
     Returns:
         (n, d) float32, and (n,) bool, which queries were cut.
     """
     import numpy as np
 
-    cut = np.zeros(len(found), bool)
-    if not len(found.missing):
-        return found.joined(None).matrix, cut
-    vectors, lost = embed(list(found.missing_keys()))
-    cut[found.missing] = lost
-    return found.joined(Embedded(vectors, np.ones(len(vectors), bool)), keep=~lost).matrix, cut
+    every = np.zeros(len(found), bool)
+    every[found.missing] = cut
+    return found.joined(Embedded(vectors, np.ones(len(vectors), bool)), keep=~cut).matrix, every
 
 
 recent = QueryCache()
