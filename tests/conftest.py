@@ -45,6 +45,37 @@ MINILM_SHA256 = {
 }
 
 
+# The files that take longest, some of them with few tests: one that begins last leaves the other processes idle.
+SLOWEST = (
+    "engines/ray/test_jobs.py",
+    "support/test_forks.py",
+    "test_docs.py",
+    "engines/ray/test_datasets.py",
+    "contract/test_open_clip.py",
+    "functions/test_siglip.py",
+    "functions/test_text_functions.py",
+    "engines/lancedb/test_columns.py",
+    "test_package.py",
+    "test_extending.py",
+    "test_gpu_script.py",
+    "jobs/test_takeover.py",
+    "jobs/test_kill.py",
+    "engines/databend/test_hostile.py",
+    "engines/databend/test_failures.py",
+    "engines/test_everywhere.py",
+    "cli/test_serve.py",
+    "test_fixtures.py",
+    "test_public_surface.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slowest files first, so that all processes end at the same time."""
+    order = {ROOT / "tests" / name: number for number, name in enumerate(SLOWEST)}
+    assert all(path.is_file() for path in order), "SLOWEST names a file that is gone"
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 def _stay_here(event: str, args: tuple[Any, ...]) -> None:
     """Refuse every connection and name look-up that would leave this machine."""
     if event == "socket.connect":
