@@ -177,6 +177,13 @@ ALLOWED: dict[str, tuple[str, str]] = {
         for module, names in (("embedreg", ("EmbedregError", "RowError")), ("embedreg.errors", ERRORS))
         for name in names
     },
+    **{
+        f"modules / embedreg.testing / {suite} / members / test_ndims_loads_no_weights": (
+            "`embedreg.testing` starts one process",
+            "inputs: list[Any]) -> None",
+        )
+        for suite in ("EmbeddingFunctionContract", "ImageFunctionContract")
+    },
     "outputs / doctor / engines": ("`embedreg doctor` shows", "added"),
     "outputs / functions / sentence-transformers / config / properties / backend / enum": (_LIGHT, "\n+light"),
     "outputs / doctor / model / backend": ("`embedreg doctor` and", "added"),
