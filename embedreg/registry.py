@@ -34,6 +34,7 @@ BUILTINS = {
     "azure-openai": "embedreg.functions.openai:AzureOpenAIEmbeddings",
     "bedrock-text": "embedreg.functions.bedrock_text:BedrockTextEmbeddings",
     "cohere": "embedreg.functions.cohere:CohereEmbeddings",
+    "cohere-multimodal": "embedreg.functions.cohere_multimodal:CohereMultimodalEmbeddings",
     "colbert": "embedreg.functions.sentence_transformers.huggingface:ColbertEmbeddings",
     "colpali": "embedreg.functions.colpali:ColPaliEmbeddings",
     "gemini-text": "embedreg.functions.gemini_text:GeminiTextEmbeddings",
@@ -45,6 +46,7 @@ BUILTINS = {
     "instructor": "embedreg.functions.sentence_transformers.instructor:InstructorEmbeddings",
     "jina": "embedreg.functions.jina:JinaEmbeddings",
     "late-interaction": "embedreg.functions.sentence_transformers.late_interaction:LateInteractionEmbeddings",
+    "jina-clip": "embedreg.functions.jina_clip:JinaClipEmbeddings",
     "litellm": "embedreg.functions.litellm:LiteLLMEmbeddings",
     "mistral": "embedreg.functions.mistral:MistralEmbeddings",
     "ollama": "embedreg.functions.ollama:OllamaEmbeddings",
@@ -57,6 +59,7 @@ BUILTINS = {
     "tei": "embedreg.functions.tei:TextEmbeddingsInference",
     "vertex": "embedreg.functions.vertex:VertexEmbeddings",
     "voyageai": "embedreg.functions.voyageai:VoyageAIEmbeddings",
+    "voyageai-multimodal": "embedreg.functions.voyageai_multimodal:VoyageAIMultimodalEmbeddings",
     "watsonx": "embedreg.functions.watsonx:WatsonxEmbeddings",
 }
 # Functions of LanceDB's that are not built in: what they are. Their declarations are kept, and explained.

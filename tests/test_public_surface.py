@@ -140,6 +140,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
                 ("colbert", "gte-text", "huggingface", "instructor"),
             ),
             ("`siglip`, images and texts", ("siglip",)),
+            (
+                "The functions `jina-clip`, `voyageai-multimodal` and `cohere-multimodal`",
+                ("cohere-multimodal", "jina-clip", "voyageai-multimodal"),
+            ),
             ("`static`: model2vec's models", ("static",)),
             ("`late-interaction`: ColBERT models", ("colpali", "late-interaction", "splade")),
         )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
+import os
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 import embedreg
 from embedreg import EmbeddingFunction
-from tests.servers import EmbeddingServer, Received, _Handler, vector_of
+from tests.servers import EmbeddingServer, Received, _Handler, alone, vector_of
 
 KEY = "sk-loopback-0815-4711"
 TOKEN = "token-loopback-1234567890"
@@ -39,20 +44,29 @@ class Case:
         name: of the function.
         config: its fields, given the server's address; `$var:vendor_key` stands for the key.
         roles: whether queries are sent in another form than sources.
-        needs: modules beside the core that it needs here.
+        needs: modules that it needs here; without them it is left out.
+        repeats: whether its client library repeats requests of its own accord.
     """
 
     name: str
     config: Callable[[str], dict[str, Any]]
     roles: bool = True
     needs: tuple[str, ...] = ()
-    modules: dict[str, Any] = field(default_factory=dict)
+    repeats: bool = False
 
     def create(self, server: VendorServer, **more: Any) -> EmbeddingFunction:
         """Return the function, as a user creates it."""
         config = self.config(f"http://{server.host}")
         made: EmbeddingFunction = embedreg.get(self.name).create(**{**config, **more})
         return made
+
+
+def is_there(module: str) -> bool:
+    """Return whether a module is installed."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 _KEYED = {"api_key": "$var:vendor_key"}
@@ -78,9 +92,26 @@ CASES = [
         lambda url: {**_KEYED, **_PROMPTS, "name": "a/m", "dim": WIDTH, "base_url": url + "/hf"},
     ),
     Case("jina", lambda url: {**_KEYED, "dim": WIDTH, "base_url": url + "/v1", "query_task": "retrieval.query"}),
+    Case(
+        "litellm",
+        lambda url: {
+            **_KEYED,
+            "name": "jina_ai/m",
+            "dim": WIDTH,
+            "api_base": url + "/v1/embeddings",
+            "query_options": {"task": "retrieval.query"},
+        },
+        needs=("litellm",),
+        repeats=True,
+    ),
     Case("mistral", lambda url: {**_KEYED, "name": "m", "dim": WIDTH, "base_url": url + "/v1"}, roles=False),
     Case("ollama", lambda url: {**_PROMPTS, "name": "m", "dim": WIDTH, "host": url}),
     Case("tei", lambda url: {**_KEYED, **_PROMPTS, "base_url": url, "dim": WIDTH}),
+    Case(
+        "vertex",
+        lambda url: {"name": "text-embedding-005", "dim": 256, "base_url": url},
+        needs=("google.auth",),
+    ),
     Case("voyageai", lambda url: {**_KEYED, "name": "voyage-m", "dim": WIDTH, "base_url": url + "/v1"}),
     Case(
         "watsonx",
@@ -89,13 +120,36 @@ CASES = [
 ]
 
 
+CASES = [case for case in CASES if all(map(is_there, case.needs))]
+
+
+class Login:
+    """Google's credentials with a token, as `google.auth.default` returns them."""
+
+    token, valid = TOKEN, True
+
+
+@contextmanager
+def environment() -> Iterator[None]:
+    """Take the keys of this machine out of the environment, and give boto3 and google-auth something to sign with."""
+    with alone(), pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
+            patch.delenv(name)
+        for name, value in AWS.items():
+            patch.setenv(name, value)
+        if is_there("google.auth"):
+            patch.setattr("google.auth.default", lambda scopes: (Login(), "p"))
+        yield
+
+
 class VendorServer(EmbeddingServer):
     """The server, as a context manager; `replies` are given to requests for embeddings only.
 
     Attributes:
         counted: tokens of all responses.
         widths: of models, by a part of the request's path or its `model`.
-        wrong: "{}", "count", "width", "tokens" (a vector for each token) or None.
+        wrong: "{}", "count", "width", "tokens" (a vector for each token), "texts" or "flags" (in place of numbers) or
+            None.
     """
 
     def __init__(self) -> None:
@@ -126,8 +180,15 @@ def texts_of(path: str, body: Any) -> list[str]:
         return [item["task_type"] + item["content"] for item in body["instances"]]
     role = body.get("input_type") or body.get("task") or body.get("prompt_name") or ""
     found = body.get("texts") or body.get("inputs") or body.get("input") or [body.get("inputText")]
-    texts = [i["content"][0]["text"] if isinstance(i, dict) else i[0] if isinstance(i, list) else i for i in found]
+    texts = [_text_in(i) if isinstance(i, dict) else i[0] if isinstance(i, list) else i for i in found]
     return [role + text for text in texts]
+
+
+def _text_in(item: dict[str, Any]) -> str:
+    """Return a text, or what stands for a picture."""
+    part = item["content"][0] if "content" in item else item
+    url = part.get("image_url", {}).get("url") or part.get("image_base64") or part.get("image")
+    return part["text"] if url is None else "picture " + url.rpartition(",")[2]
 
 
 class _Vendors(_Handler):
@@ -184,6 +245,9 @@ class _Vendors(_Handler):
             vectors = vectors[:-1]
         if wrong == "tokens":
             vectors = [[vector, vector] for vector in vectors]
+        if wrong in ("texts", "flags"):
+            kind = str if wrong == "texts" else bool
+            vectors = [[*map(kind, vector)] for vector in vectors]
         tokens = sum(len(text.split()) for text in texts)
         self.owner.counted += tokens
         if path.endswith(":predict"):
@@ -213,7 +277,7 @@ class _Vendors(_Handler):
         if path.endswith("/contextualizedembeddings"):
             data = [{"index": k, "data": [{"index": 0, "embedding": v}]} for k, v in enumerate(vectors)]
             return {"data": data, "usage": {"total_tokens": tokens}}
-        packed = body.get("encoding_format") == "base64" and wrong != "tokens"
+        packed = body.get("encoding_format") == "base64" and wrong not in ("tokens", "texts", "flags")
         data = [{"index": k, "embedding": _packed(v) if packed else v} for k, v in enumerate(vectors)]
         return {"object": "list", "model": body.get("model"), "data": data[::-1], "usage": {"total_tokens": tokens}}
 

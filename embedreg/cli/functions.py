@@ -90,7 +90,9 @@ def _print_one(described: dict[str, Any]) -> None:
         terminal.say(line)
     models = described.get("models") or {}
     if models:
-        listed = [[name, m["ndims"], _numbers(m["widths"]), m["max_tokens"] or ""] for name, m in models.items()]
+        listed = [
+            [_model(name, m), m["ndims"], _numbers(m["widths"]), m["max_tokens"] or ""] for name, m in models.items()
+        ]
         terminal.print_table(["model", "dimensions", "also", "tokens of a text"], listed)
     terminal.say(f"example: {_example(described)}")
 
@@ -109,6 +111,11 @@ def _facts(described: dict[str, Any]) -> Iterator[str]:
         yield f"the service's own documentation: {described['documentation']}"
 
 
+def _model(name: str, facts: dict[str, Any]) -> str:
+    retired = facts.get("retired")
+    return name if retired is None else f"{name} (the default, switched off{f' {retired}' if retired else ''})"
+
+
 def _numbers(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
@@ -117,7 +124,8 @@ def _example(described: dict[str, Any]) -> str:
     """Return a command that can be pasted, with a value for each field that needs one."""
     places = _PLACES.get(described["group"], "notes.jsonl notes.parquet")
     line = f"embedreg embed {places} -f {described['name']}"
-    models, config = described.get("models") or {}, described["config"]
+    models = {name: facts for name, facts in (described.get("models") or {}).items() if "retired" not in facts}
+    config = described["config"]
     for name, schema in config.get("properties", {}).items():
         retired = name == "name" and models and schema.get("default") not in models
         if retired or name in config.get("required", []):

@@ -12,6 +12,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -194,6 +196,24 @@ class Ledger:
     def keep_used(self, name: str, usage: TotalUsage) -> None:
         """Record what was spent on a piece before it has a record, or on the job itself."""
         self._write(f"{RECORDS}/{name}{_USED}", {"format": FORMAT, "usage": usage.to_dict()})
+
+    def recorded_usage(self, output: str) -> TotalUsage:
+        """Return what was spent on a piece so far; whatever is added to it is recorded at once.
+
+        So the usage of a run or a worker that is killed is known to the next one. On an object store it is recorded
+        once a second.
+        """
+        usage, last = self.used(output), -math.inf
+
+        def keep(usage: TotalUsage) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if self.root.local is not None or now - last >= 1.0:
+                self.keep_used(output, usage)
+                last = now
+
+        usage.on_change = keep
+        return usage
 
     def forget_used(self, name: str) -> None:
         """Remove such a record, if it exists."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -340,22 +339,8 @@ class Job:
             raise self.too_many_bad_rows(self.bad_rows)
 
     def usage_of(self, piece: Piece) -> TotalUsage:
-        """Return what was spent on a piece so far; whatever is added to it is recorded at once.
-
-        So the usage of a run that is killed is known to the next one. On an object store it is recorded once a second.
-        """
-        ledger, last = self._opened.ledger, -math.inf
-        usage = ledger.used(piece.output)
-
-        def keep(usage: TotalUsage) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if ledger.root.local is not None or now - last >= 1.0:
-                ledger.keep_used(piece.output, usage)
-                last = now
-
-        usage.on_change = keep
-        return usage
+        """Return what was spent on a piece so far, as `Ledger.recorded_usage`."""
+        return self._opened.ledger.recorded_usage(piece.output)
 
     def too_many_bad_rows(self, found: int) -> BadRowsError:
         """Return the error for a job with too many bad rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,20 +11,15 @@ import embedreg
 from embedreg import EmbeddingFunction
 from embedreg.testing import EmbeddingFunctionContract
 from embedreg.testing.contract import TEXTS
-from tests.servers import Reply, alone
-from tests.vendors import AWS, CASES, KEY, Case, VendorServer
+from tests.servers import Reply
+from tests.vendors import CASES, KEY, Case, VendorServer, environment
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[VendorServer]:
     """The server of this module."""
-    with alone(), pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
-            patch.delenv(name)
-        for name, value in AWS.items():
-            patch.setenv(name, value)
-        with VendorServer() as running:
-            yield running
+    with environment(), VendorServer() as running:
+        yield running
 
 
 class TestVendors(EmbeddingFunctionContract):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,8 @@ from embedreg.functions.ollama import _url
 from embedreg.functions.openai import SERVERS, OpenAIEmbeddings
 from embedreg.runtime import remote
 from embedreg.runtime.remote import http
-from tests.servers import EmbeddingServer, Reply, alone
-from tests.vendors import AWS, CASES, KEY, TOKEN, Case, VendorServer
+from tests.servers import EmbeddingServer, Reply
+from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, environment
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -29,13 +28,8 @@ BY_NAME = {case.name: case for case in CASES}
 @pytest.fixture(scope="module")
 def running() -> Iterator[VendorServer]:
     """The server of this module."""
-    with alone(), pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
-            patch.delenv(name)
-        for name, value in AWS.items():
-            patch.setenv(name, value)
-        with VendorServer() as server:
-            yield server
+    with environment(), VendorServer() as server:
+        yield server
 
 
 @pytest.fixture

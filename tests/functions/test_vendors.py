@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ import pytest
 import embedreg
 from embedreg import EmbeddingFunction
 from embedreg.errors import CallError, EmbedregError, MissingVariableError, RowError
-from tests.servers import Reply, alone
-from tests.vendors import AWS, CASES, KEY, TOKEN, Case, VendorServer
+from tests.servers import Reply
+from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, environment
 
 TEXTS = ["wait for a thread", "the sine of x", "größe, 東京 🚀", "one more text"]
 
@@ -24,13 +23,8 @@ TEXTS = ["wait for a thread", "the sine of x", "größe, 東京 🚀", "one more
 @pytest.fixture(scope="module")
 def running() -> Iterator[VendorServer]:
     """The server of this module."""
-    with alone(), pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
-            patch.delenv(name)
-        for name, value in AWS.items():
-            patch.setenv(name, value)
-        with VendorServer() as server:
-            yield server
+    with environment(), VendorServer() as server:
+        yield server
 
 
 @pytest.fixture
@@ -148,7 +142,7 @@ def test_what_stays_is_an_error_not_a_column_of_nulls(case: Case, server: Vendor
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("wrong", ["{}", "count", "width", "tokens"])
+@pytest.mark.parametrize("wrong", ["{}", "count", "width", "tokens", "texts", "flags"])
 def test_a_success_without_the_right_vectors_is_an_error(case: Case, server: VendorServer, wrong: str) -> None:
     """No vectors, too few, another width, a vector for each token: a failed call, whatever the status."""
     server.wrong = wrong

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import pickle
 import pprint
 from collections.abc import Iterator
@@ -17,20 +16,15 @@ import pytest
 import embedreg
 from embedreg.errors import EmbedregError
 from tests.secret_holders import everything_about, forms
-from tests.servers import Reply, alone
-from tests.vendors import AWS, CASES, KEY, TOKEN, Case, VendorServer
+from tests.servers import Reply
+from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, environment
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[VendorServer]:
     """The server of this module."""
-    with alone(), pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
-            patch.delenv(name)
-        for name, value in AWS.items():
-            patch.setenv(name, value)
-        with VendorServer() as running:
-            yield running
+    with environment(), VendorServer() as running:
+        yield running
 
 
 def assert_clean(text: object) -> None:
@@ -68,7 +62,7 @@ def test_no_channel_shows_a_key(
         monkeypatch.setenv(variable, KEY)
         config = {k: v for k, v in case.config(f"http://{server.host}").items() if k != "api_key"}
         function = embedreg.get(case.name).create(**config, **given)
-    repeated = "" if case.name == "ollama" else f"{KEY} {TOKEN if case.name == 'watsonx' else ''}"
+    repeated = "" if case.name == "ollama" else f"{KEY} {TOKEN if case.name in ('vertex', 'watsonx') else ''}"
     # a client library's own debugging may show whole responses; its other levels must not
     with caplog.at_level(logging.INFO), caplog.at_level(logging.DEBUG, "embedreg"):
         table = embedreg.embed_table(pa.table({"text": ["a", "b"]}), function.bind("text", "vector"))

@@ -298,9 +298,13 @@ class JobActor:
         return made
 
     def _run(self, piece: Piece, max_bad_rows: int | None) -> Outcome:
-        cache = self._work.cache
+        from embedreg.jobs.ledger import Ledger
+
+        cache, ledger = self._work.cache, Ledger(self._work.sink.root)
+        ledger.check = self._work.sink.check
+        usage = ledger.recorded_usage(piece.output)  # of workers that died at it, too
         with disk.use(cache) if cache is not None else contextlib.nullcontext():
-            return self._work.run(piece, self._set_rows, max_bad_rows=max_bad_rows)
+            return self._work.run(piece, self._set_rows, max_bad_rows=max_bad_rows, usage=usage)
 
     def rows(self) -> int:
         """Return how many rows of the current piece are done."""

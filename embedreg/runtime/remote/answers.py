@@ -225,6 +225,9 @@ def in_order(items: Any, m: int, hint: str) -> list[Any]:
     return [item for _, item in sorted(zip(places, items, strict=True), key=lambda pair: pair[0] or 0)]
 
 
+_NUMBERS = frozenset({int, float, type(None)})  # null becomes NaN: the row has no vector
+
+
 def decode(embedding: Any, hint: str) -> Any:
     """Decode base64 of little-endian float32, or a list of numbers, which some servers return anyway: (d,) float32.
 
@@ -236,8 +239,10 @@ def decode(embedding: Any, hint: str) -> Any:
     try:
         if isinstance(embedding, str):
             vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
-        else:
+        elif set(map(type, embedding)) <= _NUMBERS:
             vector = np.asarray(embedding, np.float32)
+        else:  # numpy would parse numbers in texts, and count with true and false
+            vector = np.empty(0, np.float32)
     except (OverflowError, TypeError, ValueError):
         vector = np.empty(0, np.float32)
     if vector.ndim != 1 or not vector.size:

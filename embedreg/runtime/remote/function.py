@@ -215,8 +215,8 @@ class RemoteFunction(EmbeddingFunction):
         """Embed one query, as `compute_embeddings` does."""
         return self._embed_rows([query], "query")
 
-    def _sent(self, value: Any, row: int) -> Any:
-        """Return the value to send for an input; None for null and blank."""
+    def _sent(self, value: Any, row: int, role: Role) -> Any:
+        """Return the value to send for an input; None for null and blank. A RowError fails that row."""
         return None if _is_null(value) or (isinstance(value, str) and not value.strip()) else value
 
     def _embed_rows(self, inputs: Any, role: Role) -> Any:
@@ -228,7 +228,11 @@ class RemoteFunction(EmbeddingFunction):
         found: list[Any] = [None] * len(values)
         rows: Batch = []
         for row, given in enumerate(values):
-            value = self._sent(given, row)
+            try:
+                value = self._sent(given, row, role)
+            except RowError as exc:
+                found[row] = exc.with_traceback(None)
+                continue
             if value is None:
                 continue
             problem = self.row_problem(value)
@@ -486,7 +490,7 @@ class RemoteTextFunction(TextEmbeddingFunction, RemoteFunction):  # type: ignore
         alike = {} if takes_role(type(self).request) else {"prompts": None}
         return {**super().vector_traits(), **alike}
 
-    def _sent(self, value: Any, row: int) -> Any:
+    def _sent(self, value: Any, row: int, role: Role) -> Any:
         return _text_of(value, row)
 
 

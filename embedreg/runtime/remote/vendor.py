@@ -25,11 +25,11 @@ from embedreg.runtime.remote.answers import (
     matrix_of,
     report_usage,
 )
-from embedreg.runtime.remote.function import RemoteTextFunction
+from embedreg.runtime.remote.function import RemoteFunction, RemoteTextFunction
 from embedreg.security.references import is_reference
 from embedreg.support.retry import http_status
 
-__all__ = ["Model", "Vendor", "VendorFunction"]
+__all__ = ["Model", "Vendor", "VendorBase", "VendorFunction"]
 
 _TOO_LONG = re.compile(
     r"(?i)(maximum|max)\W+(context|input|sequence)\W+length|context[ _]length|too[ _]long"
@@ -90,11 +90,8 @@ class Vendor:
     docs: str = ""
 
 
-class VendorFunction(RemoteTextFunction):
-    """A text function whose service takes one POST of JSON.
-
-    A subclass defines `vendor`, its fields and `request(batch, role)`.
-    """
+class VendorBase(RemoteFunction):
+    """What is the same for vendors' functions of texts and of images: keys, the endpoint, widths, checks, errors."""
 
     vendor: ClassVar[Vendor]
 
@@ -106,10 +103,12 @@ class VendorFunction(RemoteTextFunction):
     @classmethod
     def _facts(cls) -> dict[str, Any]:
         """Return the vendor's numbers: as published, and where its server says otherwise, that counts."""
+        default = cls.model_fields["name"].default if "name" in cls.model_fields else None
         models = {
             name: {"ndims": model.ndims, "widths": [*model.widths], "max_tokens": model.max_tokens}
+            | ({} if model.retired is None else {"retired": model.retired})
             for name, model in cls.vendor.models.items()
-            if model.retired is None
+            if model.retired is None or name == default
         }
         batch: int = cls.model_fields["batch_size"].default
         return {
@@ -139,7 +138,7 @@ class VendorFunction(RemoteTextFunction):
         if known is not None:
             return known
         try:
-            self.generate_embeddings(["dimensions"])
+            self._probe_width()
         except CallError as exc:
             raise CallError(
                 f"the width of {getattr(self, 'name', 'the model')!r} is unknown, and querying the server for it "
@@ -149,6 +148,10 @@ class VendorFunction(RemoteTextFunction):
         if self._ndims is None:  # the server refused this text too
             raise CallError("the server returns no vectors.", _HINT)
         return int(self._ndims)
+
+    def _probe_width(self) -> None:
+        """Embed a text, whose response says the width."""
+        self.compute_query_embeddings("dimensions")
 
     def _known_ndims(self) -> int | None:
         width = self._requested_width()
@@ -375,3 +378,13 @@ class VendorFunction(RemoteTextFunction):
     def _held_secrets(self) -> list[str]:
         own = [value.strip() for name in self.vendor.key_names if (value := os.environ.get(name))]
         return [*super()._held_secrets(), *own]
+
+
+class VendorFunction(VendorBase, RemoteTextFunction):  # type: ignore[misc]  # as RemoteTextFunction
+    """A text function whose service takes one POST of JSON.
+
+    A subclass defines `vendor`, its fields and `request(batch, role)`.
+    """
+
+    def _probe_width(self) -> None:
+        self.generate_embeddings(["dimensions"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +23,8 @@ from embedreg.engines import ray as engine
 from embedreg.errors import BadRowsError, CallError, MissingVariableError, StorageError
 from embedreg.jobs import Job, embed
 from tests.engines.conftest import HERE, RAY_WARNS, Cluster
-from tests.engines.ray_functions import KEY, Choosy, Gated, Lengths, Mortal
+from tests.engines.ray_functions import KEY, Choosy, Gated, Hosted, Lengths, Mortal
+from tests.servers import Loopback
 
 pytestmark = RAY_WARNS
 
@@ -280,3 +283,61 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, run_python: Callable[...
     said = run_python(hide + ALONE, write(tmp_path / "in", 1, 3), tmp_path / "far", "auto")
     assert said.startswith("MissingExtraError the library 'ray[data]' is not installed.")
     assert "embedreg[ray]" in said
+
+
+# -- one budget for all workers ----------------------------------------------------------------------------------------
+
+
+class Counting(Loopback):
+    """Counts requests: when each arrived, and from which process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrived: list[tuple[float, str]] = []
+
+
+class _Count(BaseHTTPRequestHandler):
+    owner: Counting
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base's name)
+        """Say nothing on stderr."""
+
+    def do_POST(self) -> None:
+        """Count one request."""
+        sender = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.owner.arrived.append((time.monotonic(), sender))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+Counting.handler = _Count
+
+
+@pytest.mark.slow
+def test_two_actors_keep_to_one_rate_and_use_it(cluster: Cluster, tmp_path: Path) -> None:
+    """Thirty requests in any period of three seconds, from both together, and each uses 0.9 of its half."""
+    window_s, most = 3.0, 30
+    with Counting() as server:
+        source = write(tmp_path / "in", 2, 60)
+        function = Hosted.create(host=f"http://{server.host}", rpm=most * 60 / window_s, window_s=window_s)
+        report = embed(source, tmp_path / "out", function.bind("text", "vector"), engine=engine.engine(actors=2))
+    assert report.usage.requests == len(server.arrived)
+    times = sorted(when for when, _ in server.arrived)
+    assert max(sum(0 <= other - start < window_s for other in times) for start in times) <= most
+    workers = {sender for _, sender in server.arrived if sender != str(os.getpid())}
+    assert len(workers) == 2
+    for worker in workers:
+        own = [when for when, sender in server.arrived if sender == worker]
+        assert len(own) > 3 * most / 2
+        assert (len(own) - most / 2) / (own[-1] - own[0]) >= 0.9 * (most / 2) / window_s  # after the first, at once
+
+
+def test_the_usage_of_a_worker_that_dies_is_kept(cluster: Cluster, tmp_path: Path, log: Path) -> None:
+    """A worker is killed right after a response: the job's usage is still the service's own count."""
+    with Counting() as server:
+        source = write(tmp_path / "in", 2, 5, "die")
+        function = Hosted.create(host=f"http://{server.host}", log=str(log))
+        report = embed(source, tmp_path / "out", function.bind("text", "vector"), engine=engine.engine(actors=1))
+    assert Path(f"{log}.died").exists()
+    assert report.usage.requests == report.usage.inputs == len(server.arrived) == 10 + 5 + 1  # the probe

@@ -1,0 +1,120 @@
+"""`VendorImageFunction`, the base class of functions whose service takes images and texts in one POST of JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from embedreg.core.base import Traits
+from embedreg.core.modality import TEXT, source_modality
+from embedreg.core.role import Role, compute_once
+from embedreg.errors import InputError, RowError
+from embedreg.runtime.remote.function import RemoteFunction
+from embedreg.runtime.remote.pictures import Picture, names_a_picture, picture_of
+from embedreg.runtime.remote.vendor import VendorBase
+
+__all__ = ["VendorImageFunction", "image_traits"]
+
+
+def image_traits(extra: str) -> Traits:
+    """Return the traits of such a class: few rows at a time, since each picture is held as it is sent."""
+    return Traits(
+        modality="image+text",
+        requires=("httpx2", "PIL"),
+        extra=extra,
+        remote=True,
+        retry=False,
+        window=64,
+        concurrency=4,
+    )
+
+
+class VendorImageFunction(VendorBase, RemoteFunction):
+    """A function of images and texts whose service takes one POST of JSON.
+
+    Images are opened under the image policy (`allow_images`), upright and as RGB, and sent as PNG; a picture that is
+    larger than `max_bytes` so is sent as JPEG. No address is passed on for the service to fetch. An image that cannot
+    be opened is a bad row. A subclass defines `vendor`, its fields and `request(batch, role)`, whose inputs are
+    texts and `Picture`s.
+
+    Attributes:
+        source_type: the meaning of a string in a source column: "image", a path or URL; "text"; or "mixed", a text
+            unless it begins as the address of an image does (http:, https:, file:, data:image/).
+        batch_size: maximum inputs of one request.
+    """
+
+    max_bytes: ClassVar[int] = 5 * 10**6  # of a picture
+    max_pixels: ClassVar[int] = 16_000_000
+    pixels_a_token: ClassVar[int] = 560
+
+    source_type: Literal["image", "text", "mixed"] = "image"
+    batch_size: int = Field(default=8, ge=1)
+
+    @staticmethod
+    def sensitive_keys() -> list[str]:
+        return ["api_key"]
+
+    def compute_embeddings(self, inputs: Any, role: Role = "source") -> Any:
+        """Embed n images or texts.
+
+        Returns:
+            (n, d) float32; if rows have no vector, a list of n vectors, None (null, blank) and RowError.
+        Raises:
+            InputError: under source_type="text", a source row that is not text. CallError: a request failed.
+            VectorError: the response does not fit the request.
+        """
+        rows = self.sanitize_input(inputs)
+        return self._embed_rows(rows.to_pylist() if hasattr(rows, "to_pylist") else rows, role)
+
+    def compute_source_embeddings(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed source rows, as `compute_embeddings` does."""
+        return compute_once(self, inputs, "source")
+
+    def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Embed one query, a text or an image, as `compute_embeddings` does."""
+        return compute_once(self, [query], "query")
+
+    def sanitize_input(self, texts: Any) -> Any:
+        """Convert the inputs of an engine to rows: one value becomes a list of one, a chunked array one array."""
+        if isinstance(texts, str | bytes):
+            return [texts]
+        return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
+
+    def count_tokens(self, text: Any) -> int:
+        """Return an upper estimate of the tokens of a text or a picture."""
+        return text.pixels // self.pixels_a_token + 1 if isinstance(text, Picture) else super().count_tokens(text)
+
+    def _sent(self, value: Any, row: int, role: Role) -> Any:
+        value = super()._sent(value, row, role)
+        if value is None:
+            return None
+        if isinstance(value, str) and self._is_text(value, role):
+            return str(value)
+        if role == "source" and source_modality(self) is TEXT:
+            raise InputError(f"row {row} is {type(value).__name__}, not text.", "source_type='image' embeds images")
+        if isinstance(value, str) and value.lstrip()[:11].lower() == "data:image/":
+            value = _inside(value)
+        return picture_of(value, from_query=role == "query", max_bytes=self.max_bytes, max_pixels=self.max_pixels)
+
+    def _is_text(self, value: str, role: Role) -> bool:
+        if role == "query":
+            return True
+        return self.source_type == "text" or (self.source_type == "mixed" and not names_a_picture(value))
+
+
+def _inside(url: str) -> bytes:
+    """Return the bytes in a `data:` URL of an image.
+
+    Raises:
+        RowError: it is not base64.
+    """
+    head, _, content = url.partition(",")
+    if not head.endswith(";base64"):
+        raise RowError("a data: URL of an image has to be in base64")
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError):
+        raise RowError("its data: URL is not valid base64") from None
