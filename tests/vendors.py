@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -45,6 +47,7 @@ class Case:
         config: its fields, given the server's address; `$var:vendor_key` stands for the key.
         roles: whether queries are sent in another form than sources.
         needs: modules that it needs here; without them it is left out.
+        secret: what a careless service may repeat: the key, or the token for it.
         repeats: whether its client library repeats requests of its own accord.
     """
 
@@ -53,6 +56,7 @@ class Case:
     roles: bool = True
     needs: tuple[str, ...] = ()
     repeats: bool = False
+    secret: str = KEY
 
     def create(self, server: VendorServer, **more: Any) -> EmbeddingFunction:
         """Return the function, as a user creates it."""
@@ -111,6 +115,7 @@ CASES = [
         "vertex",
         lambda url: {"name": "text-embedding-005", "dim": 256, "base_url": url},
         needs=("google.auth",),
+        secret=TOKEN,
     ),
     Case("voyageai", lambda url: {**_KEYED, "name": "voyage-m", "dim": WIDTH, "base_url": url + "/v1"}),
     Case(
@@ -123,23 +128,36 @@ CASES = [
 CASES = [case for case in CASES if all(map(is_there, case.needs))]
 
 
-class Login:
-    """Google's credentials with a token, as `google.auth.default` returns them."""
-
-    token, valid = TOKEN, True
-
-
 @contextmanager
-def environment() -> Iterator[None]:
-    """Take the keys of this machine out of the environment, and give boto3 and google-auth something to sign with."""
-    with alone(), pytest.MonkeyPatch.context() as patch:
+def vendor_server() -> Iterator[VendorServer]:
+    """Run a server, without the keys of this machine, and with something for boto3 and google-auth to sign with."""
+    with alone(), pytest.MonkeyPatch.context() as patch, VendorServer() as server:
         for name in [name for name in os.environ if name.endswith("_API_KEY") or name == "HF_TOKEN"]:
             patch.delenv(name)
         for name, value in AWS.items():
             patch.setenv(name, value)
-        if is_there("google.auth"):
-            patch.setattr("google.auth.default", lambda scopes: (Login(), "p"))
-        yield
+        with tempfile.TemporaryDirectory() as folder:
+            if is_there("google.auth"):
+                path = Path(folder, "account.json")
+                path.write_text(json.dumps(service_account(server.host)))
+                patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+            yield server
+
+
+def service_account(host: str) -> dict[str, str]:
+    """Return an account of Google's whose tokens come from a server on loopback."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    forms = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return {
+        "type": "service_account",
+        "project_id": "p",
+        "private_key": key.private_bytes(*forms).decode(),
+        "client_email": "me@example.com",
+        "token_uri": f"http://{host}/identity/token",
+    }
 
 
 class VendorServer(EmbeddingServer):

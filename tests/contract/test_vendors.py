@@ -12,13 +12,13 @@ from embedreg import EmbeddingFunction
 from embedreg.testing import EmbeddingFunctionContract
 from embedreg.testing.contract import TEXTS
 from tests.servers import Reply
-from tests.vendors import CASES, KEY, Case, VendorServer, environment
+from tests.vendors import CASES, KEY, Case, VendorServer, vendor_server
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[VendorServer]:
     """The server of this module."""
-    with environment(), VendorServer() as running:
+    with vendor_server() as running:
         yield running
 
 
@@ -29,6 +29,13 @@ class TestVendors(EmbeddingFunctionContract):
     def case(self, request: pytest.FixtureRequest) -> Case:
         found: Case = request.param
         return found
+
+    @pytest.fixture(autouse=True)
+    def tokens_stay(self, case: Case, request: pytest.FixtureRequest) -> None:
+        """Leave out what would send a token of Google's to an address of stored metadata, which is refused."""
+        rebuilt = ("test_another_process_gives_the_same_vectors", "test_metadata_rebuilds_the_function")
+        if case.name == "vertex" and request.node.originalname in rebuilt:
+            pytest.skip("the address of the tests' server would come from stored metadata")
 
     @pytest.fixture
     def function(self, case: Case, server: VendorServer) -> EmbeddingFunction:
@@ -49,7 +56,7 @@ class TestVendors(EmbeddingFunctionContract):
         """A server that repeats the key as it refuses it."""
 
         def fail() -> Any:
-            server.replies.append(Reply("error", 401, f"Incorrect API key provided: {KEY}."))
+            server.replies.append(Reply("error", 401, f"Incorrect API key provided: {case.secret}."))
             return function.compute_source_embeddings(["some text"])
 
         return fail

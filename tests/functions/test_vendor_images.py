@@ -19,7 +19,7 @@ from embedreg.images.allowances import allow_images
 from embedreg.runtime.remote import pictures
 from embedreg.testing import EmbeddingFunctionContract
 from tests.servers import Reply
-from tests.vendors import KEY, VendorServer, environment
+from tests.vendors import KEY, VendorServer, vendor_server
 
 Image = pytest.importorskip("PIL.Image")
 WIDTH = 256
@@ -40,7 +40,7 @@ def picture(shade: int, kind: str = "png", side: int = 12) -> bytes:
 @pytest.fixture(scope="module")
 def running() -> Iterator[VendorServer]:
     """The server of this module."""
-    with environment(), VendorServer() as server:
+    with vendor_server() as server:
         yield server
 
 

@@ -15,7 +15,7 @@ import embedreg
 from embedreg import EmbeddingFunction
 from embedreg.errors import CallError, EmbedregError, MissingVariableError, RowError
 from tests.servers import Reply
-from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, environment
+from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, vendor_server
 
 TEXTS = ["wait for a thread", "the sine of x", "größe, 東京 🚀", "one more text"]
 
@@ -23,7 +23,7 @@ TEXTS = ["wait for a thread", "the sine of x", "größe, 東京 🚀", "one more
 @pytest.fixture(scope="module")
 def running() -> Iterator[VendorServer]:
     """The server of this module."""
-    with environment(), VendorServer() as server:
+    with vendor_server() as server:
         yield server
 
 
@@ -89,14 +89,14 @@ REFUSED = [401, 403, 404, 424, 501]
 @pytest.mark.parametrize("status", REFUSED)
 def test_a_refusal_is_one_request_and_one_line(case: Case, server: VendorServer, status: int) -> None:
     """A wrong key, a missing model: one request, then an error with the status, the server's words and a hint."""
-    server.replies.extend([Reply("error", status, "no" if case.name == "ollama" else f"no: {KEY}")] * 9)
+    server.replies.extend([Reply("error", status, "no" if case.name == "ollama" else f"no: {case.secret}")] * 9)
     with pytest.raises(CallError) as caught:
         embedded(case.create(server))
     assert len(server.asked) == 1
     assert f"HTTP {status}" in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
-    assert KEY not in str(caught.value)
+    assert case.secret not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,9 @@ def test_what_stays_is_an_error_not_a_column_of_nulls(case: Case, server: Vendor
 
 @pytest.mark.parametrize("wrong", ["{}", "count", "width", "tokens", "texts", "flags"])
 def test_a_success_without_the_right_vectors_is_an_error(case: Case, server: VendorServer, wrong: str) -> None:
-    """No vectors, too few, another width, a vector for each token: a failed call, whatever the status."""
+    """No vectors, too few, another width, a vector for each token, no numbers: a failed call, whatever the status."""
+    if case.name in ("azure-openai", "litellm") and wrong == "flags":
+        pytest.skip("its library has converted them to numbers")
     server.wrong = wrong
     with pytest.raises(EmbedregError) as caught:
         embedded(case.create(server, max_retries=1), TEXTS[:2])

@@ -17,13 +17,13 @@ import embedreg
 from embedreg.errors import EmbedregError
 from tests.secret_holders import everything_about, forms
 from tests.servers import Reply
-from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, environment
+from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, vendor_server
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[VendorServer]:
     """The server of this module."""
-    with environment(), VendorServer() as running:
+    with vendor_server() as running:
         yield running
 
 
@@ -62,7 +62,7 @@ def test_no_channel_shows_a_key(
         monkeypatch.setenv(variable, KEY)
         config = {k: v for k, v in case.config(f"http://{server.host}").items() if k != "api_key"}
         function = embedreg.get(case.name).create(**config, **given)
-    repeated = "" if case.name == "ollama" else f"{KEY} {TOKEN if case.name in ('vertex', 'watsonx') else ''}"
+    repeated = "" if case.name == "ollama" else f"{case.secret} {TOKEN if case.name == 'watsonx' else ''}"
     # a client library's own debugging may show whole responses; its other levels must not
     with caplog.at_level(logging.INFO), caplog.at_level(logging.DEBUG, "embedreg"):
         table = embedreg.embed_table(pa.table({"text": ["a", "b"]}), function.bind("text", "vector"))
