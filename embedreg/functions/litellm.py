@@ -1,7 +1,7 @@
 """The `litellm` function: a bridge to the services that the litellm library knows, by `provider/model`.
 
 Where embedreg has a function for a service, that is the better choice: litellm repeats failed requests itself, drops
-arguments that it does not know, and follows redirects.
+arguments that it does not know, and follows redirects, with the texts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from embedreg.core.role import Role
 from embedreg.runtime.remote.prompts import PromptedFunction
 from embedreg.runtime.remote.vendor import Vendor
 from embedreg.support.imports import attempt_import_or_raise
+from embedreg.support.retry import http_status
 
 if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["LiteLLMEmbeddings"]
+
+
+class BridgeError(Exception):
+    """An error response, as litellm words it, without the objects that its errors hold."""
+
+    def __init__(self, status_code: int, headers: Any, message: str) -> None:
+        super().__init__(message)
+        self.status_code, self.headers = status_code, headers
 
 
 class LiteLLMEmbeddings(PromptedFunction):
@@ -85,14 +94,24 @@ class LiteLLMEmbeddings(PromptedFunction):
             "dimensions": self.dim,
             **((self.query_options if role == "query" else self.source_options) or {}),
         }
-        answer = litellm.embedding(
-            model=self.name,
-            input=self._prompted(batch, role),
-            timeout=self.timeout_s,
-            num_retries=0,
-            max_retries=0,
-            **{name: value for name, value in optional.items() if value is not None},
-        )
+        try:
+            answer = litellm.embedding(
+                model=self.name,
+                input=self._prompted(batch, role),
+                timeout=self.timeout_s,
+                num_retries=0,
+                max_retries=0,
+                **{name: value for name, value in optional.items() if value is not None},
+            )
+        except Exception as exc:
+            if (status := http_status(exc)) is None:
+                raise
+            failure = BridgeError(status, getattr(getattr(exc, "response", None), "headers", None), str(exc))
+        else:
+            failure = None
+        optional.clear()  # the key: some tools show the variables of each frame in a traceback
+        if failure is not None:  # outside the except block: litellm's error holds the response, and with it the key
+            raise failure
         tokens = getattr(getattr(answer, "usage", None), "total_tokens", None)
         return self._listed(
             {"data": [dict(item) for item in answer.data], "usage": {"total_tokens": tokens}}, len(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -66,7 +67,10 @@ def test_keys_of_the_environment_do_not_follow_a_stored_address(
     with embedreg.trust(found.needed):
         function = embedreg.functions_in(stored(case.create(server)))["vector"].function
         assert function.from_metadata
-        function.compute_query_embeddings("a")
+        # litellm reads keys by itself, so that nothing at all is sent
+        refused = pytest.raises(UntrustedError) if case.name == "litellm" else contextlib.nullcontext()
+        with refused:
+            function.compute_query_embeddings("a")
     for request in server.requests:
         assert KEY not in str(request.headers)
 
