@@ -10,7 +10,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -56,7 +56,7 @@ class Case:
     roles: bool = True
     needs: tuple[str, ...] = ()
     repeats: bool = False
-    secret: str = KEY
+    secret: str = field(default=KEY, repr=False)
 
     def create(self, server: VendorServer, **more: Any) -> EmbeddingFunction:
         """Return the function, as a user creates it."""

@@ -94,6 +94,7 @@ class LiteLLMEmbeddings(PromptedFunction):
             "dimensions": self.dim,
             **((self.query_options if role == "query" else self.source_options) or {}),
         }
+        failure: BridgeError | None = None
         try:
             answer = litellm.embedding(
                 model=self.name,
@@ -107,8 +108,6 @@ class LiteLLMEmbeddings(PromptedFunction):
             if (status := http_status(exc)) is None:
                 raise
             failure = BridgeError(status, getattr(getattr(exc, "response", None), "headers", None), str(exc))
-        else:
-            failure = None
         optional.clear()  # the key: some tools show the variables of each frame in a traceback
         if failure is not None:  # outside the except block: litellm's error holds the response, and with it the key
             raise failure
