@@ -32,6 +32,7 @@ __all__ = [
     "accepted",
     "add_modality",
     "files_of",
+    "is_mixed",
     "modalities",
     "of_files",
     "query_names",
@@ -224,6 +225,11 @@ def source_modality(function: EmbeddingFunction) -> Modality:
     stated = getattr(function, "source_type", None)
     among = MODALITIES.values() if ANY in named else named
     return next((each for each in among if each.name == stated), named[0])
+
+
+def is_mixed(function: EmbeddingFunction) -> bool:
+    """Return whether the declaration says that a string of a source column may be a text or the name of an input."""
+    return getattr(function, "source_type", None) == "mixed"
 
 
 def sql_modality(function: EmbeddingFunction, role: Role = "source") -> Modality:

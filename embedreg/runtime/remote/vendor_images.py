@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from embedreg.core.base import Traits
-from embedreg.core.modality import TEXT, source_modality
+from embedreg.core.modality import TEXT, is_mixed, source_modality
 from embedreg.core.role import Role, compute_once
 from embedreg.errors import InputError, RowError
 from embedreg.runtime.remote.function import RemoteFunction
@@ -102,7 +102,7 @@ class VendorImageFunction(VendorBase, RemoteFunction):
     def _is_text(self, value: str, role: Role) -> bool:
         if role == "query":
             return True
-        return self.source_type == "text" or (self.source_type == "mixed" and not names_a_picture(value))
+        return source_modality(self) is TEXT or (is_mixed(self) and not names_a_picture(value))
 
 
 def _inside(url: str) -> bytes:
