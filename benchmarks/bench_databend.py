@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_lancedb import texts, weights
-from benchmarks.common import interleaved, machine, seconds, table, versions
+from benchmarks.bench_lancedb import texts
+from benchmarks.common import interleaved, machine, minilm_folder, seconds, table, versions
 
 D = 384
 READY_ROWS = 100_000
@@ -59,7 +59,7 @@ def serve_udf(kind: str, port: int, batch: bool) -> None:
     else:
         from sentence_transformers import SentenceTransformer
 
-        encode = SentenceTransformer(weights(), device="cpu").encode
+        encode = SentenceTransformer(minilm_folder(), device="cpu").encode
 
     @udf(input_types=["STRING"], result_type="ARRAY(FLOAT)", batch_mode=batch)
     def ai_embed(inputs: Any, headers: Any) -> list[Any]:
@@ -98,7 +98,7 @@ def serve_ours(kind: str, **limits: Any) -> None:
 
         function: Any = Ready()
     else:
-        function = embedreg.get("sentence-transformers").create(name=weights(), device="cpu")
+        function = embedreg.get("sentence-transformers").create(name=minilm_folder(), device="cpu")
     with serve({"ai_embed": function}, bind="127.0.0.1:0", limits=Limits(**limits), warm=kind != "ready") as server:
         print(server.address, flush=True)
         sys.stdin.read()

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_lancedb import weights
-from benchmarks.common import interleaved, machine, ratio, table, versions
+from benchmarks.common import interleaved, machine, minilm_folder, ratio, table, versions
 
 TARGETS = {"torch": 1.8, "openvino": 2.3, "torch bfloat16": 3.4, "openvino bfloat16": 4.0}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -91,12 +90,12 @@ def measure(name: str, texts: list[str], args: argparse.Namespace) -> None:
 
     function = embedreg.get("sentence-transformers")
     made = {
-        key: function.create(name=weights(), device=args.device, truncate="silent", **config)
+        key: function.create(name=minilm_folder(), device=args.device, truncate="silent", **config)
         for key, config in CONFIGS.items()
     }
     if args.device != "cpu":
         made = {key: each for key, each in made.items() if "openvino" not in key}
-    library = SentenceTransformer(weights(), device=args.device)  # its own: ours may multiply by another library
+    library = SentenceTransformer(minilm_folder(), device=args.device)  # its own: ours may multiply by another library
     calls: dict[str, Callable[[], Any]] = {
         "SentenceTransformer.encode": lambda: library.encode(texts, normalize_embeddings=True, show_progress_bar=False)
     }
@@ -108,7 +107,7 @@ def measure(name: str, texts: list[str], args: argparse.Namespace) -> None:
     try:
         from lancedb.embeddings.sentence_transformers import SentenceTransformerEmbeddings
 
-        theirs = SentenceTransformerEmbeddings.create(name=weights(), device=args.device, trust_remote_code=False)
+        theirs = SentenceTransformerEmbeddings.create(name=minilm_folder(), device=args.device, trust_remote_code=False)
         calls["LanceDB's function"] = lambda: theirs.compute_source_embeddings(texts)
     except ImportError:
         pass

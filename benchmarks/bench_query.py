@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_lancedb import texts, weights
-from benchmarks.common import machine, seconds, table, versions
+from benchmarks.bench_lancedb import texts
+from benchmarks.common import machine, minilm_folder, seconds, table, versions
 
 BACKENDS = {"light": "openvino", "torch": "sentence_transformers"}
 """Back end -> the library that it needs."""
@@ -36,7 +36,7 @@ def bare_torch(device: str) -> Callable[[str], Any]:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    model: Any = SentenceTransformer(weights(), device=device)
+    model: Any = SentenceTransformer(minilm_folder(), device=device)
 
     def call(text: str) -> Any:
         with torch.inference_mode():
@@ -59,7 +59,7 @@ def bare_light(device: str) -> Callable[[str], Any]:
     from embedreg.runtime.hardware import workers
     from embedreg.runtime.text.light.model import LightModel
 
-    model = LightModel(Path(weights()))
+    model = LightModel(Path(minilm_folder()))
     graph, rows = model.build(openvino, opset13)
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -85,7 +85,7 @@ def ways(backend: str, device: str) -> dict[str, Callable[[str], Any]]:
     """Return the ways to a query's vector; the bare call is the first."""
     import embedreg
 
-    function = embedreg.get("sentence-transformers").create(name=weights(), device=device, backend=backend)
+    function = embedreg.get("sentence-transformers").create(name=minilm_folder(), device=device, backend=backend)
     known = "a query that was embedded before"
     function.compute_query_embeddings(known)
     found = {
@@ -97,7 +97,7 @@ def ways(backend: str, device: str) -> dict[str, Callable[[str], Any]]:
     if backend == "torch":
         from sentence_transformers import SentenceTransformer
 
-        stock = SentenceTransformer(weights(), device=device)
+        stock = SentenceTransformer(minilm_folder(), device=device)
         found["SentenceTransformer.encode_query"] = lambda text: stock.encode_query([text], normalize_embeddings=True)
     return found
 
@@ -139,7 +139,7 @@ def under_load(backend: str, device: str, runs: int) -> list[tuple[str, ...]]:
     import embedreg
 
     function = embedreg.get("sentence-transformers").create(
-        name=weights(), device=device, backend=backend, truncate="silent"
+        name=minilm_folder(), device=device, backend=backend, truncate="silent"
     )
     corpus = texts(4000)
     function.generate_embeddings(corpus[:64])

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from benchmarks.bench_lancedb import weights
+from benchmarks.common import minilm_folder
 from embedreg.engines.databend import Limits, serve
 from tests.engines.databend_flight import Client
 from tests.engines.databend_hostile import KINDS, MOST, RawClient, column, descriptor, flight_data, stream, texts
@@ -39,7 +39,7 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         functions = ("-f", "hashing", "--set", "dim=384", "--as", "f")
-        functions += ("-f", "sentence-transformers", "--set", f"name={weights()}", "--as", "m")
+        functions += ("-f", "sentence-transformers", "--set", f"name={minilm_folder()}", "--as", "m")
         line = [sys.executable, "-m", "embedreg", "serve", "databend", *functions, "--json"]
         line += ["--bind", "127.0.0.1:0", "--metrics-bind", "127.0.0.1:0"]
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
