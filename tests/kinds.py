@@ -40,7 +40,7 @@ class WordVectors(TextEmbeddingFunction):
         return [special[text] if text in special else self.scale * word_vectors(text) for text in map(str, texts)]
 
 
-@register("letters")
+@register("alphabet-weights")
 class Letters(TextEmbeddingFunction):
     """How often each of 26 letters occurs, as pairs of indices and weights."""
 

@@ -38,7 +38,7 @@ for table in (multi, sparse):
         try:
             call()
         except KeyError as exc:
-            assert "word-vectors" in str(exc) or "letters" in str(exc), exc
+            assert "word-vectors" in str(exc) or "alphabet-weights" in str(exc), exc
         else:
             raise AssertionError("stock LanceDB embedded it")
 assert "embedreg" not in sys.modules

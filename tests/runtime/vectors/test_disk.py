@@ -312,7 +312,7 @@ def test_what_was_not_used_for_longest_goes_first(path: Path, monkeypatch: pytes
     file.store(dict.fromkeys(kept, vector))
     for number in range(40):
         file.store({bytes([2, number, row]) + bytes(29): vector for row in range(100)})
-        assert len(file.find(kept, 100)) == 50
+        assert len(file.find(kept, 400)) == 50
     assert file.evicted > 1000
     assert not file.find([bytes([2, 0, 0]) + bytes(29)], 400)
     assert file.find([bytes([2, 39, 0]) + bytes(29)], 400)
