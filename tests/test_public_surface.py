@@ -225,6 +225,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
             "results / inspect / 0",
         )
     },
+    "modules / embedreg.testing / VectorKindContract": ("`embedreg.testing.VectorKindContract`", "added"),
     "modules / embedreg / MultiVector": ("`embedreg.MultiVector(n)` and", "added"),
     "modules / embedreg / SparseVector": ("`embedreg.SparseVector(n)` are field types", "added"),
     "modules / embedreg / embed_query / signature": (KINDS, "declared: Mapping[str, Any] | None = None) -> Any"),

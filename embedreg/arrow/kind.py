@@ -243,6 +243,10 @@ class VectorKind(ABC):
     def agreement(self, now: Any, stored: Any) -> Agreement:
         """Compare a function's vector of the fixed input with the stored one."""
 
+    @abstractmethod
+    def apart(self, one: Any, other: Any) -> float:
+        """Return the distance of two vectors over the length of the longer one; infinite if their sizes differ."""
+
     def agreements(self, now: Any, stored: Any) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """Compare n rows: (n,) cosines, -1 where they cannot be compared, and the lengths of both, (n,) each."""
         import numpy as np

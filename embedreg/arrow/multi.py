@@ -13,6 +13,7 @@ from embedreg.arrow.ragged import Ragged, Row, offsets_of, read_rows
 from embedreg.arrow.vectors import (
     MAX_NDIMS,
     as_numbers,
+    distance_of,
     listed_rows,
     named,
     numbers_in,
@@ -318,6 +319,9 @@ class MultiKind(VectorKind):
         norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         cosines = np.divide((one * other).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
         return Agreement(float(cosines.min(initial=1)), (float(np.linalg.norm(other)), float(np.linalg.norm(one))))
+
+    def apart(self, one: Any, other: Any) -> float:
+        return distance_of(one, other)
 
     def numbers(self, vector: Any) -> np.ndarray:
         return _sample(vector).reshape(-1)

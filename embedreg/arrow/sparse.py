@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from embedreg.arrow.kind import Agreement, Read, VectorKind
 from embedreg.arrow.matrices import flat_matrix, flat_row
 from embedreg.arrow.ragged import Ragged, offsets_of, read_rows
-from embedreg.arrow.vectors import listed_rows, numbers_in, numeric, refuse_outage
+from embedreg.arrow.vectors import distance_of, listed_rows, numbers_in, numeric, refuse_outage
 from embedreg.errors import VectorError
 
 if TYPE_CHECKING:
@@ -303,6 +303,12 @@ class SparseKind(VectorKind):
         norms = lengths[0] * lengths[1]
         product = float(one[mine] @ other[theirs])
         return Agreement(product / norms if norms else float(len(one) == len(other)), lengths)
+
+    def apart(self, one: Any, other: Any) -> float:
+        import numpy as np
+
+        indices = np.union1d(one.indices, other.indices)
+        return distance_of(_weights_at(one, indices), _weights_at(other, indices))
 
     def numbers(self, vector: Any) -> np.ndarray:
         import numpy as np

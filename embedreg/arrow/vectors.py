@@ -24,6 +24,7 @@ __all__ = [
     "as_matrix",
     "as_numbers",
     "complete_and_finite",
+    "distance_of",
     "given_vectors",
     "listed_rows",
     "named",
@@ -459,6 +460,17 @@ def to_arrow(matrix: np.ndarray, valid: np.ndarray, kind: pa.DataType) -> pa.Arr
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask)
 
 
+def distance_of(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the distance of two arrays over the length of the longer one; infinite if their shapes differ."""
+    import numpy as np
+
+    if one.shape != other.shape:
+        return float("inf")
+    wide = one.astype(np.float64), other.astype(np.float64)
+    longest = max(float(np.linalg.norm(each)) for each in wide)
+    return float(np.linalg.norm(wide[0] - wide[1])) / longest if longest else 0.0
+
+
 def _dense() -> VectorKind:
     return DENSE
 
@@ -611,6 +623,9 @@ class DenseKind(VectorKind):
         lengths = float(np.linalg.norm(other)), float(np.linalg.norm(one))
         norms = lengths[0] * lengths[1]
         return Agreement(float(one @ other) / norms if norms else float(np.array_equal(one, other)), lengths)
+
+    def apart(self, one: Any, other: Any) -> float:
+        return distance_of(one, other)
 
     def agreements(self, now: Any, stored: Any) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         import numpy as np

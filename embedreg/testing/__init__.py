@@ -7,7 +7,8 @@ Subclass it in your own tests, and give it your function:
         def function(self):
             return embedreg.get("my-embedder").create(...)
 
-For images there is `ImageFunctionContract`, which has its own rows. A failure states what is wrong and how to fix it.
+For images there is `ImageFunctionContract`, which has its own rows; for multi-vectors and sparse vectors
+`VectorKindContract`. A failure states what is wrong and how to fix it.
 Only this package imports pytest.
 """
 
@@ -17,5 +18,6 @@ attempt_import_or_raise("pytest")
 
 from embedreg.testing.contract import EmbeddingFunctionContract  # noqa: E402 (without pytest it raises a hint, not a traceback)
 from embedreg.testing.images import ImageFunctionContract  # noqa: E402
+from embedreg.testing.kinds import VectorKindContract  # noqa: E402
 
-__all__ = ["EmbeddingFunctionContract", "ImageFunctionContract"]
+__all__ = ["EmbeddingFunctionContract", "ImageFunctionContract", "VectorKindContract"]
