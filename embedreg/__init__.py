@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from embedreg.core.modality import InputFiles, Modality, add_modality
     from embedreg.embedding.column import embed_column, embed_query
+    from embedreg.embedding.quantizing import calibrate
     from embedreg.embedding.schema import MultiVector, Schema, SparseVector, Vector
     from embedreg.embedding.table import Report, embed_batches, embed_table
     from embedreg.errors import EmbedregError, Grant, RowError
@@ -71,6 +72,7 @@ __all__ = [
     "attach",
     "attempt_import_or_raise",
     "budget",
+    "calibrate",
     "check_drift",
     "chunk",
     "embed",
@@ -120,6 +122,7 @@ _HOMES = {
     "attach": "inspection.attach",
     "attempt_import_or_raise": "support.imports",
     "budget": "runtime.remote.accounts",
+    "calibrate": "embedding.quantizing",
     "check_drift": "inspection.locate",
     "chunk": "chunks.calls",
     "embed": "jobs",

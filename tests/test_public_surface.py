@@ -69,22 +69,24 @@ _COLUMN += ("repoint", "rollback", "settle", "status", "switch")
 _BUDGET = "`embedreg.budget`"
 _BATCHES = "`embedreg embed --batch-api`"
 _USAGE = "`Report.usage` and `JobReport.usage`"
+_SMALL = "`dtype=` of `fn.bind`"
+_BIND = "dtype: str | None = None, ranges: Any = None) -> EmbeddingFunctionConfig"
 _FIELDS = ("ipm", "max_concurrency", "rpm", "tpm")
 ALLOWED: dict[str, tuple[str, str]] = {
     **{
-        f"functions / {name} / members / {member}": (_TEMPLATES, "template: str | None = None" + end)
+        f"functions / {name} / members / {member}": (_TEMPLATES, "template: str | None = None, " + end)
         for name in ("hashing", "open-clip", "openai", "sentence-transformers")
-        for member, end in (("SourceField", ", **kwargs: Any) -> Any"), ("bind", ") -> EmbeddingFunctionConfig"))
+        for member, end in (("SourceField", "**kwargs: Any) -> Any"), ("bind", _BIND))
     },
     **{
-        f"modules / embedreg / {name} / members / {member}": (_TEMPLATES, "template: str | None = None" + end)
+        f"modules / embedreg / {name} / members / {member}": (_TEMPLATES, "template: str | None = None, " + end)
         for name in ("EmbeddingFunction", "TextEmbeddingFunction")
-        for member, end in (("SourceField", ", **kwargs: Any) -> Any"), ("bind", ") -> EmbeddingFunctionConfig"))
+        for member, end in (("SourceField", "**kwargs: Any) -> Any"), ("bind", _BIND))
     },
     "modules / embedreg / EmbeddingFunctionConfig / fields / template": (_TEMPLATES, "added"),
     "modules / embedreg / EmbeddingFunctionConfig / signature": (
         _TEMPLATES,
-        "(*, vector_column, source_column, function, value_type = None, template = None) -> None",
+        "(*, vector_column, source_column, function, value_type = None, template = None, ranges = None) -> None",
     ),
     **{
         f"outputs / {name} / functions / 0 / template": (_TEMPLATES, "added")
@@ -105,7 +107,22 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "`embedreg.inspect(data, backends=True)`",
         "backends: bool = False) -> list[dict[str, Any]]",
     ),
-    "modules / embedreg / Report / signature": (_USAGE, "usage: TotalUsage = <factory>) -> None"),
+    "modules / embedreg / Report / signature": (_SMALL, "clipped: int = 0) -> None"),
+    "modules / embedreg / Report / fields / clipped": (_SMALL, "added"),
+    "modules / embedreg / EmbeddingFunctionConfig / fields / ranges": (_SMALL, "added"),
+    "modules / embedreg / Vector / signature": (_SMALL, "-> type[VectorType]"),
+    "modules / embedreg / calibrate": ("`embedreg.calibrate`", "added"),
+    **{f"outputs / embed, a {kind} / clipped": (_SMALL, "added") for kind in ("file", "folder", "table")},
+    **{
+        f"{owner} / calibration_rows": (_SMALL, "added")
+        for owner in (
+            "outputs / inspect / functions / 0",
+            "outputs / inspect, checked / functions / 0",
+            "results / inspect / 0",
+        )
+    },
+    **{f"results / {name} / fields / clipped": (_SMALL, "added") for name in ("embed", "embed_table's report")},
+    "results / functions_in, one / fields / ranges": (_SMALL, "added"),
     "results / embed / fields / usage": (_USAGE, "added"),
     "results / embed_table's report / fields / usage": (_USAGE, "added"),
     **{f"outputs / embed, a {kind} / usage": (_USAGE, "added") for kind in ("file", "folder", "table")},

@@ -37,13 +37,15 @@ class Expected:
     texts: frozenset[str] = frozenset()
 
     def types(self) -> dict[str, Any]:
-        """Return the declared types; vectors as doubles, since `given_vectors` checks each of them."""
+        """Return the declared types; vectors of floats as doubles, since `given_vectors` checks each of them."""
         import pyarrow as pa
 
         found = {}
         for item in self.schema if self.schema is not None else []:
             found[item.name] = item.type
-            if item.name in self.vectors and pa.types.is_fixed_size_list(item.type):
+            if item.name not in self.vectors or not pa.types.is_fixed_size_list(item.type):
+                continue
+            if pa.types.is_floating(item.type.value_type):
                 found[item.name] = pa.list_(pa.float64(), item.type.list_size)
         return found
 

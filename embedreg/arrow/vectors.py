@@ -444,7 +444,10 @@ def given_vectors(column: pa.Array, d: int, name: str, kind: Any = None) -> tupl
 
 
 def to_arrow(matrix: np.ndarray, valid: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """Convert (n, d) vectors to a FixedSizeListArray, zero-copy for float32; invalid rows become null."""
+    """Convert (n, d) vectors to a FixedSizeListArray, zero-copy for float32; invalid rows become null.
+
+    Vectors of an int8 or uint8 column are of that dtype already.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -452,7 +455,9 @@ def to_arrow(matrix: np.ndarray, valid: np.ndarray, kind: pa.DataType) -> pa.Arr
         raise VectorError(
             f"{matrix.shape[1]}-dimensional vectors do not fit a column of {kind}.", "declare Vector(fn.ndims())"
         )
-    wanted = {pa.float16(): np.float16, pa.float32(): np.float32, pa.float64(): np.float64}.get(kind.value_type)
+    wanted: Any = {pa.float16(): np.float16, pa.float32(): np.float32, pa.float64(): np.float64}.get(kind.value_type)
+    if wanted is None and kind.value_type in (pa.int8(), pa.uint8()) and matrix.dtype.name == str(kind.value_type):
+        wanted = matrix.dtype  # quantised already
     if wanted is None:
         raise VectorError(f"a vector column cannot hold {kind.value_type}.", "use float32 or float16")
     flat = pa.array(np.ascontiguousarray(matrix, wanted).reshape(-1))

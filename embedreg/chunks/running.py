@@ -17,8 +17,9 @@ from embedreg.datasets.sources import Source
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
+from embedreg.embedding.quantizing import is_unknown
 from embedreg.embedding.table import BadRow, Progress, Report, embed_batches
-from embedreg.errors import InputError, MissingColumnError, SchemaError, StorageError
+from embedreg.errors import ConfigError, InputError, MissingColumnError, SchemaError, StorageError
 from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.support.imports import did_you_mean
 
@@ -122,7 +123,14 @@ class Run:
         import pyarrow as pa
 
         if own is None:
-            entry = entry_for(self.config.function, self.text, self.vector, digest=True)
+            if is_unknown(self.config):
+                raise ConfigError(
+                    f"the ranges of the {self.config.value_type} chunks are not known before they are cut.",
+                    "fn.bind('text', 'vector', dtype='int8', ranges=embedreg.calibrate(fn, texts))",
+                )
+            dtype, ranges = self.config.value_type, self.config.ranges
+            config = self.config.function.bind(self.text, self.vector, dtype=dtype, ranges=ranges)
+            entry = entry_for(config, digest=True)
             self._use(entry)
             made = embed_batches(self._bare().empty_table(), [self.config]).schema
         else:

@@ -29,7 +29,7 @@ from embedreg.cli.column_options import (
     vector_of,
 )
 from embedreg.cli.embed import Template, template_of
-from embedreg.cli.session import AsJson, command
+from embedreg.cli.session import AsJson, Dtype, command
 
 _NEXT = {"ready": "switch", "switched": "settle"}  # by the state of a migration
 
@@ -68,6 +68,7 @@ def add(
     source: Annotated[str | None, typer.Option(help="The column to embed. [default: text]")] = None,
     vector: Annotated[str, typer.Option(help="The new column.")] = "vector",
     template: Template = None,
+    dtype: Dtype = None,
     no_digest: Annotated[
         bool, typer.Option("--no-digest", help="Add no row digests; changed sources cannot be found then.")
     ] = False,
@@ -95,10 +96,12 @@ def add(
 
     text = template_of(template, source)
     source = source or ("text" if text is None else None)
-    declaration = function_of(function, settings).bind(source, vector, template=text)
+    declaration = function_of(function, settings).bind(source, vector, template=text, dtype=dtype)
     if column_sql.is_printed(engine, print_):
         from embedreg.engines.databend.changes import add as statements
 
+        if dtype not in (None, "float32"):
+            raise typer.BadParameter(f"--dtype {dtype}: Databend's vectors and the UDFs that fill them are float32.")
         named = declaration.source_column, vector, as_, version, returns, text
         column_sql.show(statements(column_sql.column_of(data, declaration.function, *named)), as_json=as_json)
         return

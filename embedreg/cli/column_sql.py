@@ -64,7 +64,7 @@ def column_of(
     from embedreg.engines.databend.changes import Column
     from embedreg.inspection.locate import refuse_clear_secrets
 
-    entry = entry_for(function, source, vector, digest=True, template=template)
+    entry = entry_for(function.bind(source, vector, template=template), digest=True)
     refuse_clear_secrets(entry)
     refuse_unprintable(table, source, vector, name or "")
     return Column(table, entry, name or f"ai_embed_{function.ndims()}", version, returns)

@@ -16,7 +16,7 @@ import typer
 
 from embedreg.cli import estimate as estimates
 from embedreg.cli import terminal
-from embedreg.cli.session import AsJson, command, common_arguments
+from embedreg.cli.session import AsJson, Dtype, command, common_arguments
 from embedreg.datasets import places
 from embedreg.datasets.reading import Reading
 from embedreg.declaration import templates
@@ -69,6 +69,7 @@ def embed(
     ] = None,
     vector: Annotated[str, typer.Option(help="The column for the vectors.")] = "vector",
     template: Template = None,
+    dtype: Dtype = None,
     types: Annotated[
         list[str] | None,
         typer.Option(
@@ -167,7 +168,9 @@ def embed(
         raise typer.BadParameter(f"--source and --vector are both {source!r}: vectors need a column of their own.")
     if text is not None and function is None:
         raise typer.BadParameter("--template needs --function.")
-    declared = _declared(function, settings or [], None if text is not None else source, vector, text)
+    if dtype is not None and function is None:
+        raise typer.BadParameter("--dtype needs --function: what SRC declares has its type.")
+    declared = _declared(function, settings or [], None if text is not None else source, vector, text, dtype)
     if estimate or declared is None:
         read = [config.source_column for config in declared or () if config.template is None]
         data = _look(src, options, Reading.of(**text_options, sources=read))
@@ -226,14 +229,19 @@ def template_of(template: str | None, source: str | None) -> str | None:
 
 
 def _declared(
-    function: str | None, settings: list[str], source: str | None, vector: str, template: str | None
+    function: str | None,
+    settings: list[str],
+    source: str | None,
+    vector: str,
+    template: str | None,
+    dtype: str | None,
 ) -> list[EmbeddingFunctionConfig] | None:
     """Return the declaration from the options; None if the data's own declarations are used."""
     if function is None:
         return None
     from embedreg import get
 
-    return [get(function).create(**parse_settings(settings)).bind(source, vector, template=template)]
+    return [get(function).create(**parse_settings(settings)).bind(source, vector, template=template, dtype=dtype)]
 
 
 def _stored(data: Source, settings: list[str]) -> list[EmbeddingFunctionConfig]:
@@ -366,7 +374,8 @@ def _summary(report: JobReport) -> dict[str, Any]:
         for name, row in report.bad
     ]
     counts = {
-        name: getattr(report, name) for name in ("rows", "written", "embedded", "cached", "given", "nulls", "zeros")
+        name: getattr(report, name)
+        for name in ("rows", "written", "embedded", "cached", "given", "nulls", "zeros", "clipped")
     }
     pieces = {name: getattr(report, name) for name in ("pieces", "reused", "removed")}
     found = {"path": report.path, **counts, "bad_rows": report.bad_rows, "bad": bad, **pieces}
@@ -382,6 +391,7 @@ def _print(report: JobReport) -> None:
     facts += [f"{report.nulls:,} null or blank"] if report.nulls else []
     facts += [f"{report.zeros:,} vector{'s' if report.zeros > 1 else ''} of zeros"] if report.zeros else []
     facts += [f"{report.bad_rows:,} bad"] if report.bad_rows else []
+    facts += [f"{terminal.count(report.clipped, 'number')} outside the ranges, clipped"] if report.clipped else []
     if report.reused:
         pieces = f"{report.reused:,} of {terminal.count(report.pieces, 'piece')}"
         facts += [f"{report.reused_rows:,} of the rows ({pieces}) done before"]

@@ -120,7 +120,8 @@ def _stored(
         for batch in open_source(place).batches([column]):
             vectors = batch.column(column)
             stored, valid, _ = kind.given(vectors, width, column)
-            zero = kind.zeros(stored)
+            floats = pa.types.is_floating(kind.value_type(vectors.type))
+            zero = kind.zeros(stored if floats else stored[:0])  # bytes need their ranges
             found["null"] += vectors.null_count
             found["vectors"] += len(vectors) - vectors.null_count
             found["zeros"] += int(valid[zero].sum())
@@ -188,6 +189,9 @@ def _lines(function: dict[str, Any]) -> list[str]:
             function["metric"],
         ]
         lines.append(f"vectors    {', '.join(str(trait) for trait in traits if trait)}")
+        if (rows := function["calibration_rows"]) is not None:
+            learnt = f"learnt from {terminal.count(rows, 'vector')}" if rows else "given"
+            lines.append(f"ranges     {learnt}")
     else:
         lines.append("vectors    nothing recorded beyond the configuration: another client wrote it")
     if (stored := function["stored"]) is not None:

@@ -16,7 +16,7 @@ from embedreg.support.imports import attempt_import_or_raise
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["engine_errors", "new_table", "open_untouched", "unindexed"]
+__all__ = ["engine_errors", "filtered", "new_table", "open_untouched", "unindexed"]
 
 _SOURCE = re.compile(r",? ?/[^ ]*\.rs:\d+(:\d+)?")  # the position of an error in the engine's source code
 
@@ -48,6 +48,21 @@ def unindexed(place: Place, column: str) -> Any:
         return None  # lancedb reports what is wrong
     indices = dataset.describe_indices()
     return None if any(column in index.field_names for index in indices) else dataset
+
+
+def filtered(place: Place, names: list[str], where: str) -> Iterator[pa.RecordBatch]:
+    """Yield columns of the rows that meet a condition, as the engine finds them.
+
+    Raises:
+        InputError: the condition is invalid. StorageError: it cannot be computed.
+    """
+    from embedreg.cli.where import lance_where
+    from embedreg.engines.lancedb.folders import dataset_at
+
+    dataset = dataset_at(place.path)
+    condition = lance_where(where, dataset.schema)
+    with engine_errors(f"{place.path} cannot be searched", "check --where"):
+        yield from dataset.scanner(columns=names, filter=condition).to_batches()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from embedreg.arrow.kind import VectorKind
+    from embedreg.arrow.quantized import Quantizer
 
 __all__ = ["Asked", "as_matrix", "fused", "nearest"]
 
@@ -30,6 +31,7 @@ class Asked:
         query: a vector of that kind, as `embed_query` returns it.
         ndims: the width of the vectors.
         metric: "cosine", "l2" or "dot".
+        quantizer: how the stored values were made; None for floats. They are compared by what they stand for.
     """
 
     vector: str
@@ -37,12 +39,34 @@ class Asked:
     query: Any
     ndims: int
     metric: str
+    quantizer: Quantizer | None = None
+
+    @property
+    def signs(self) -> bool:
+        """Whether the column holds signs, which can be compared by themselves."""
+        return self.quantizer is not None and self.quantizer.bits
+
+    def different(self, column: pa.Array) -> np.ndarray[Any, Any]:
+        """Return the Hamming distance of each row's signs: (n,) float32, infinite where there is none."""
+        import numpy as np
+
+        assert self.quantizer is not None
+        stored, valid = as_matrix(column, self.quantizer.width)
+        offset = 128 if self.quantizer.dtype == "binary" else 0
+        wanted = self.quantizer.encode(np.asarray(self.query, np.float32)[None]).astype(np.int16) + offset
+        bits = (stored + offset).astype(np.uint8) ^ wanted.astype(np.uint8)
+        made = np.full(len(column), np.inf, np.float32)
+        made[valid] = np.unpackbits(bits, axis=1).sum(axis=1)
+        return made
 
     def distances(self, column: pa.Array) -> np.ndarray[Any, Any]:
         """Return the distance of each row: (n,) float32, infinite where there is none."""
         import numpy as np
 
-        if self.kind.one_size:
+        if self.quantizer is not None:
+            stored, valid = as_matrix(column, self.quantizer.width)
+            rows = self.quantizer.decode(stored)
+        elif self.kind.one_size:
             rows, valid = as_matrix(column, self.ndims)
         else:
             found = self.kind.given(column, self.ndims, self.vector)
@@ -84,20 +108,38 @@ class _Best:
 
 
 def nearest(
-    batches: Iterable[pa.RecordBatch], asked: Asked, limit: int, shown: list[str]
+    batches: Iterable[pa.RecordBatch], asked: Asked, limit: int, shown: list[str], rescore: int = 0
 ) -> tuple[pa.Table | None, np.ndarray[Any, Any]]:
     """Return the rows whose vectors are nearest to a query, with one batch and `limit` rows in memory.
+
+    Where signs are stored, `rescore * limit` rows are found by their Hamming distance, then compared by what they stand
+    for.
 
     Args:
         batches: the rows, including the column that is searched; its null rows are skipped.
         limit: how many rows.
         shown: the columns to return.
+        rescore: of signs; 0 for Hamming distances alone.
     Returns:
         (the rows, nearest first, or None without any batch; their (k,) distances).
     Raises:
         VectorError: the stored vectors have another width than the query.
     """
-    [best] = _searched(batches, [asked], limit, shown)
+    import numpy as np
+    import pyarrow as pa
+
+    if asked.signs:
+        names = list(dict.fromkeys([*shown, asked.vector]))
+        [best] = _searched(batches, [(asked.vector, asked.different)], limit * max(rescore, 1), names)
+        if best.rows is None:
+            return None, best.scores
+        rows, scores = best.rows.slice(0, best.found()), best.scores[: best.found()]
+        if rescore:
+            scores = asked.distances(rows.column(asked.vector).combine_chunks())
+            order = np.argsort(scores, kind="stable")
+            rows, scores = rows.take(pa.array(order)), scores[order]
+        return rows.slice(0, limit).select(shown), scores[:limit]
+    [best] = _searched(batches, [(asked.vector, asked.distances)], limit, shown)
     return (None if best.rows is None else best.rows.slice(0, best.found())), best.scores[: best.found()]
 
 
@@ -118,7 +160,7 @@ def fused(
     import numpy as np
     import pyarrow as pa
 
-    found = _searched(batches, asked, max(limit, DEPTH), shown)
+    found = _searched(batches, [(each.vector, each.distances) for each in asked], max(limit, DEPTH), shown)
     scores: dict[int, float] = {}
     places: dict[int, tuple[int, int]] = {}
     for which, best in enumerate(found):
@@ -133,14 +175,20 @@ def fused(
     return table, -np.array([scores[number] for number in first])
 
 
-def _searched(batches: Iterable[pa.RecordBatch], asked: Sequence[Asked], limit: int, shown: list[str]) -> list[_Best]:
+def _searched(
+    batches: Iterable[pa.RecordBatch],
+    measures: Sequence[tuple[str, Callable[[pa.Array], np.ndarray[Any, Any]]]],
+    limit: int,
+    shown: list[str],
+) -> list[_Best]:
+    """Return the nearest rows by each measure of a column."""
     import pyarrow as pa
 
-    found, first = [_Best(limit) for _ in asked], 0
+    found, first = [_Best(limit) for _ in measures], 0
     for batch in batches:
         rows = pa.Table.from_batches([batch]).select(shown)
-        for each, best in zip(asked, found, strict=True):
-            best.add(rows, first, each.distances(batch.column(each.vector)))
+        for (vector, measure), best in zip(measures, found, strict=True):
+            best.add(rows, first, measure(batch.column(vector)))
         first += batch.num_rows
     return found
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["choose", "find", "search"]
 
 _CHUNKS = 4  # chunks that are read for each parent at first, and the factor by which more are read
+RESCORE = 4
 _IMAGE_ROWS = 256  # batch size for tables with image bytes, which may be megabytes each
 
 
@@ -57,6 +58,14 @@ def search(
     group_by_parent: Annotated[
         bool, typer.Option("--group-by-parent", help="Of a table of chunks: each parent once, with its best chunk.")
     ] = False,
+    rescore: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="For binary vectors: so many times LIMIT rows are found by their signs, then compared with the "
+            "query's own numbers; 0 for signs alone.",
+        ),
+    ] = RESCORE,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the hits to a page too, with their images.")
     ] = None,
@@ -64,9 +73,10 @@ def search(
 ) -> None:
     """Search a table with plain text or an image: the function that embedded it is read from its metadata.
 
-    A Lance table is searched by its engine; Parquet is read through once, each vector compared, and so are sparse
-    vectors and several columns at once. The score of a row is the cosine of its vector and the query's, 1 at best; for
-    other metrics and multi-vectors its distance is shown, 0 at best. Several columns are fused by their ranks.
+    A Lance table is searched by its engine; Parquet is read through once, each vector compared, and so are sparse and
+    quantised vectors (int8, uint8, binary, ubinary) and several columns at once. The score of a row is the cosine of
+    its vector and the query's, 1 at best; for other metrics and multi-vectors its distance is shown, 0 at best. Several
+    columns are fused by their ranks.
     """
     if (query is None) == (image is None):
         raise typer.BadParameter("give what to look for: either QUERY, or --image FILE.")
@@ -78,7 +88,15 @@ def search(
     asked = query if image is None else _opened(image)
     look = _by_parent if group_by_parent else find
     hits = look(
-        place, asked, limit=limit, columns=wanted, vector=vector, where=where, values=html is not None, mode=mode
+        place,
+        asked,
+        limit=limit,
+        columns=wanted,
+        vector=vector,
+        where=where,
+        values=html is not None,
+        mode=mode,
+        rescore=rescore,
     )
     if html is not None:
         from embedreg.cli import contact_sheet
@@ -151,6 +169,7 @@ def find(
     where: str | None = None,
     values: bool = False,
     mode: Literal["vector", "text", "hybrid"] = "vector",
+    rescore: int = RESCORE,
 ) -> Hits:
     """Embed a query with the function that the data declares, and return the nearest rows.
 
@@ -163,6 +182,7 @@ def find(
         where: a condition in SQL.
         values: whether to include the embedded values, even if their column is not shown.
         mode: "vector" by meaning; "text" by words (BM25); "hybrid" by both.
+        rescore: of binary vectors, so many times `limit` rows are compared with the query's floats; 0 for none.
     Raises:
         MetadataError: the data declares no function, or several and `vector` does not name one.
         MissingColumnError: a column of `columns` does not exist.
@@ -172,6 +192,7 @@ def find(
     from embedreg.core import modality
     from embedreg.core.base import metric_of
     from embedreg.core.kinds import kind_of
+    from embedreg.declaration import codec
 
     if mode != "vector" and (place.kind != "lance" or not isinstance(query, str)):
         what = "an image" if not isinstance(query, str) else f"{place.path}, which is not a Lance table,"
@@ -189,19 +210,24 @@ def find(
             )
         vector_of_query: Any = None if mode == "text" else embed_query(function, query)
     extra = source if values else None
-    kind = kind_of(function)
-    if mode == "hybrid" and not kind.one_size:
+    kind, quantizer = kind_of(function), codec.quantizer(config)
+    if mode == "hybrid" and (not kind.one_size or quantizer is not None):
+        held = kind.plural if quantizer is None else f"{quantizer.dtype} values"
         raise InputError(
-            f"--mode hybrid takes one vector a row; {config.vector_column!r} holds {kind.plural}.", "leave --mode out"
+            f"--mode hybrid takes one vector a row; {config.vector_column!r} holds {held}.", "leave --mode out"
         )
     metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, kind.shown_metric(metric_of(function)))
-    if place.kind == "lance" and (mode != "vector" or kind.unsearchable_in_lancedb is None):
+    if quantizer is not None and quantizer.bits and not rescore and mode == "vector":
+        metric = "hamming"
+    by_engine = kind.unsearchable_in_lancedb is None and quantizer is None  # it knows no ranges
+    if place.kind == "lance" and (mode != "vector" or by_engine):
         words = query if mode != "vector" else None
         rows, distances, shown = _in_lance(
             place, config, vector_of_query, words, metric_of(function), limit, columns, where, extra
         )
     else:
-        rows, distances, shown = _read_through(place, [(config, vector_of_query)], limit, columns, where, extra)
+        asked = [(config, vector_of_query)]
+        rows, distances, shown = _read_through(place, asked, limit, columns, where, extra, rescore)
     kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
     images = bool(kept) and _are_images(function, rows.schema.field(source).type)
     return Hits(rows.select(shown), distances, metric, source, kept, images)
@@ -315,6 +341,7 @@ def _read_through(
     columns: list[str] | None,
     where: str | None,
     source: str | None,
+    rescore: int = RESCORE,
 ) -> tuple[pa.Table, np.ndarray[Any, Any], list[str]]:
     """Search by reading all rows once: the nearest in one column, or the fused rankings of several."""
     from embedreg.cli.nearest import Asked, fused, nearest
@@ -322,10 +349,10 @@ def _read_through(
     from embedreg.core.base import metric_of
     from embedreg.core.kinds import kind_of
     from embedreg.datasets.sources import open_source
+    from embedreg.declaration import codec
 
     data = open_source(place)
-    # use the stored types, since filters are also compared with a file's statistics
-    condition = None if where is None else parse_where(where, data.schema)
+    stored = data.schema  # filters are also compared with a file's statistics
     data = dataclasses.replace(data, schema=without_views(data.schema))
     shown = shown_columns(data.schema, columns)
     names = with_source(source, shown, data.schema)
@@ -337,14 +364,28 @@ def _read_through(
                 "embed it again: embedreg embed",
             )
     heavy = {"batch_rows": _IMAGE_ROWS} if any(is_binary(data.schema.field(name).type) for name in names) else {}
-    batches = data.batches(list(dict.fromkeys([*names, *vectors])), where=condition, **heavy)
+    wanted = list(dict.fromkeys([*names, *vectors]))
+    if where is not None and place.kind == "lance":
+        from embedreg.cli.lance import filtered
+
+        batches = filtered(place, wanted, where)
+    else:
+        condition = None if where is None else parse_where(where, stored)
+        batches = data.batches(wanted, where=condition, **heavy)
     searches = [
-        Asked(config.vector_column, kind_of(function), query, function.ndims(), metric_of(function))
+        Asked(
+            config.vector_column,
+            kind_of(function),
+            query,
+            function.ndims(),
+            metric_of(function),
+            codec.quantizer(config),
+        )
         for config, query in asked
         for function in [config.function]
     ]
     if len(searches) == 1:
-        rows, distances = nearest(batches, searches[0], limit, names)
+        rows, distances = nearest(batches, searches[0], limit, names, rescore)
     else:
         rows, distances = fused(batches, searches, limit, names)
     return (data.schema.empty_table().select(names) if rows is None else rows), distances, shown

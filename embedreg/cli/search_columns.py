@@ -57,7 +57,11 @@ def _is_vector(kind: pa.DataType) -> bool:
     from embedreg.core.kinds import kind_of_type
 
     vectors = kind_of_type(kind)
-    return vectors is not None and bool(pa.types.is_floating(vectors.value_type(kind)))
+    if vectors is None:
+        return False
+    value = vectors.value_type(kind)
+    quantized = pa.types.is_fixed_size_list(kind) and value in (pa.int8(), pa.uint8())
+    return quantized or bool(pa.types.is_floating(value))
 
 
 def is_binary(kind: pa.DataType) -> bool:

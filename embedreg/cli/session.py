@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ from embedreg.errors import EmbedregError, Grant, in_shell
 from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
 
-__all__ = ["TRUST", "AsJson", "UserCodeError", "command", "common_arguments", "report"]
+__all__ = ["TRUST", "AsJson", "Dtype", "UserCodeError", "command", "common_arguments", "report"]
 
 _PAIR = "NAME=ENVIRONMENT_VARIABLE"
 # The end of each command's help; the options themselves are hidden, since they would fill the screen.
@@ -42,6 +42,14 @@ TRUST = "\n".join(
     ]
 )
 
+Dtype = Annotated[
+    Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"] | None,
+    typer.Option(
+        "--dtype",
+        help="The type of stored values: quantised to a byte (int8, uint8) or a bit (binary, ubinary) a dimension, "
+        "with ranges learnt from the first rows. [default: float32]",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for a program to read.")]
 
 

@@ -10,6 +10,7 @@ from embedreg.columns import bounds, sampling
 from embedreg.columns import candidates as functions
 from embedreg.columns.arguments import no_declarations, refuse_count, undeclared
 from embedreg.columns.causes import EDITED, Search
+from embedreg.columns.decoded import decoded
 from embedreg.columns.findings import CLASSES, Audit, Evidence, judged
 from embedreg.columns.scan import Scan
 from embedreg.columns.scan import scan as scan_rows
@@ -22,6 +23,7 @@ from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.drift import PROBE_LENGTH
 from embedreg.declaration.entries import Entry
+from embedreg.declaration.quantization import quantizer_of
 from embedreg.errors import ConfigError, EmbedregError, MissingColumnError
 from embedreg.registry import get_registry
 
@@ -93,7 +95,8 @@ class _One:
         candidates: list[EmbeddingFunction] | None,
         seed: int,
     ) -> None:
-        self._data, self._entry = data, entry
+        self._data, self._entry = decoded(data, entry), entry
+        self._quantizer = quantizer_of(entry.reserved)
         self._sample, self._confidence, self._candidates, self._seed = sample, confidence, candidates, seed
         self._vector, self._source = entry.vector_column, entry.source_column
         names = data.schema.names
@@ -179,6 +182,8 @@ class _One:
             why = f"its vectors have {rows.matrix.shape[1]} dimensions, the function gives {function.ndims()}."
             return Audit(**told, verdict="other-model", problem=why, notes=tuple(self._notes))
         fresh = functions.embedded(function, rows.sources)
+        if self._quantizer is not None:  # what the function's vectors read as once they are stored
+            fresh = self._quantizer.settled(fresh, self._quantizer.encode(rows.matrix))
         stored, made = unit(rows.matrix), unit(fresh)
         agreement = cosines(stored, made)
         agrees = agreement >= SAME
@@ -203,7 +208,7 @@ class _One:
             median=float(np.median(agreement)),
             bound=bound,
             bound_rows=int(bound * max(population, rows.uniform)),
-            storage=storage_of(rows.matrix, fresh, agreement) or self._column_type(),
+            storage=(None if self._quantizer else storage_of(rows.matrix, fresh, agreement)) or self._column_type(),
             causes=causes,
             verdict=judged(found, metric, kinds, causes, told["digests"]),
             notes=tuple(self._notes),
@@ -245,6 +250,8 @@ class _One:
         )
 
     def _column_type(self) -> str | None:
+        if self._quantizer is not None:
+            return self._quantizer.dtype
         kind = self._data.schema.field(self._vector).type.value_type
         return "float16" if str(kind) == "halffloat" else None
 

@@ -10,6 +10,7 @@ from embedreg.columns import bounds, sampling
 from embedreg.columns.arguments import a_function, no_column, refuse_count, undeclared
 from embedreg.columns.candidates import described
 from embedreg.columns.comparison import MARGIN, Comparison, Example, difference_of, judged
+from embedreg.columns.decoded import Decoded, decoded
 from embedreg.columns.pairs import Pair, found_rows, read_pairs
 from embedreg.columns.search import Ranking, nearest, overlap, recall
 from embedreg.columns.store import ColumnStore
@@ -79,7 +80,9 @@ def compare(
     for name, value in {"k": k, "corpus": corpus, "sample": sample}.items():
         refuse_count(name, value, 10)
     new = a_function(other)
-    opened = readable(data)
+    raw = readable(data)
+    entry = next((each for each in raw.declared() if each.vector_column == vector), None)
+    opened = raw if entry is None else decoded(raw, entry)
     made_by, of = _declared(opened, vector, unwrap(function), source)
     asked = [] if pairs is None else read_pairs(pairs)
     if queries is not None and any(not isinstance(each, str) or not each.strip() for each in queries):
@@ -126,7 +129,7 @@ def compare(
         pairs_needed=bounds.pairs_needed(differences, MARGIN) if verdict == "too-few-pairs" else None,
         rows_per_s=search.rows_per_s,
         bytes_per_row=4 * search.other.ndims(),
-        bytes_per_row_now=rows.matrix.shape[1] * _item_size(opened, vector),
+        bytes_per_row_now=_row_size(raw, vector, rows.matrix.shape[1]),
         tokens=tokens,
         cost=None if tokens is None or price_per_million_tokens is None else tokens * price_per_million_tokens / 1e6,
         full_time_s=None if search.rows_per_s is None else opened.rows / search.rows_per_s,
@@ -206,7 +209,7 @@ class _Search:
 
 
 def _declared(
-    data: ColumnStore | TableRows, vector: str, function: Any, source: str | None
+    data: ColumnStore | TableRows | Decoded, vector: str, function: Any, source: str | None
 ) -> tuple[EmbeddingFunction, str]:
     """Return the function whose vectors are stored, and the source column."""
     names = data.schema.names
@@ -225,7 +228,7 @@ def _declared(
 
 
 def _corpus(
-    data: ColumnStore | TableRows, vector: str, source: str, corpus: int, seed: int, answers: list[int]
+    data: ColumnStore | TableRows | Decoded, vector: str, source: str, corpus: int, seed: int, answers: list[int]
 ) -> tuple[sampling.Rows, dict[int, int]]:
     """Draw rows to search, without repeated sources; those of the answers are among them.
 
@@ -273,6 +276,6 @@ def _tokens(function: EmbeddingFunction, rows: sampling.Rows, total: int) -> int
     return round(sum(int(count(text)) for text in texts) / len(texts) * total)
 
 
-def _item_size(data: ColumnStore | TableRows, vector: str) -> int:
-    kind = data.schema.field(vector).type.value_type
-    return int(kind.bit_width) // 8
+def _row_size(data: ColumnStore | TableRows, vector: str, ndims: int) -> int:
+    kind = data.schema.field(vector).type
+    return int(getattr(kind, "list_size", ndims)) * int(kind.value_type.bit_width) // 8

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union, cast
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from embedreg.arrow.quantized import SCALARS, VALUE_TYPES, Ranges
 from embedreg.arrow.templates import SUFFIX, column_name, is_column, parse
 from embedreg.core import lancedb_hooks
 from embedreg.core.fields import copied, names_by_key, refuse_unknown, runtime_fields, sensitive_fields
@@ -243,7 +244,13 @@ class EmbeddingFunction(Value, ABC):
         return lancedb_hooks.field_info(self, lancedb_hooks.VECTOR, source, kwargs)
 
     def bind(
-        self, source: str | None = None, vector: str | None = None, *, template: str | None = None
+        self,
+        source: str | None = None,
+        vector: str | None = None,
+        *,
+        template: str | None = None,
+        dtype: str | None = None,
+        ranges: Any = None,
     ) -> EmbeddingFunctionConfig:
         r"""Declare that this function fills column `vector` from column `source`, or from a template of columns.
 
@@ -252,8 +259,12 @@ class EmbeddingFunction(Value, ABC):
             vector: the vector column.
             template: such as "{title}\n\n{body}": names in braces are columns, doubled braces are braces; nothing else
                 is interpreted. Null is empty text; a row in which all of them are null has no vector.
+            dtype: of stored values: "float32", "float16", "float64", or quantised as "int8", "uint8", "binary",
+                "ubinary"; None for what the column has already, else what the function states.
+            ranges: for "int8" and "uint8", (2, ndims) numbers such as `embedreg.calibrate(fn, texts)` returns; None to
+                learn them at the first write.
         Raises:
-            ConfigError: an invalid column name, one name for both, or an invalid template.
+            ConfigError: an invalid column name, template or dtype, or one name for both. VectorError: invalid ranges.
         """
         if template is not None:
             if not isinstance(vector, str) or not vector:
@@ -264,7 +275,14 @@ class EmbeddingFunction(Value, ABC):
             source = column_name(vector) if source is None else source
         if source == vector:
             raise ConfigError(f"{source!r} cannot be both source and vector column.", "fn.bind('source', 'vector')")
-        return EmbeddingFunctionConfig(source_column=source, vector_column=vector, function=self, template=template)
+        return EmbeddingFunctionConfig(
+            source_column=source,
+            vector_column=vector,
+            function=self,
+            template=template,
+            value_type=dtype,
+            ranges=ranges,
+        )
 
     @property
     def from_metadata(self) -> bool:
@@ -304,9 +322,11 @@ class EmbeddingFunctionConfig(BaseModel):
     source_column: str
     function: EmbeddingFunction
     value_type: str | None = None
-    """The type of stored values, "float32" or "float16", if the column's type determines it."""
+    """The type of stored values, such as "float16" or "int8", if the declaration or the column determines it."""
     template: str | None = None
     """What the source column is rendered from; None for a plain column."""
+    ranges: Ranges | None = None
+    """The ranges of "int8" and "uint8" values, where they are known."""
 
     def __init__(self, **values: Any) -> None:
         function = lancedb_hooks.unwrap(values.get("function"))
@@ -323,10 +343,20 @@ class EmbeddingFunctionConfig(BaseModel):
                 )
         if (template := values.get("template")) is not None:
             _refuse_template(template, values["source_column"], values["vector_column"])
+        dtype, ranges = values.get("value_type"), values.get("ranges")
+        if ranges is not None:
+            if dtype not in SCALARS:
+                raise ConfigError(f"dtype={dtype!r} has no ranges.", "dtype='int8' or 'uint8' has")
+            values["ranges"] = Ranges.of(ranges)
+        if dtype is not None and dtype not in VALUE_TYPES:
+            raise ConfigError(
+                f"a vector column cannot hold {dtype!r}.", f"dtype is one of: {', '.join(VALUE_TYPES)}"
+            ).for_shell(f"--dtype is one of: {', '.join(VALUE_TYPES)}")
         super().__init__(**{**values, "function": function})
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        super().__setstate__({**state, "__dict__": {"template": None} | state["__dict__"]})  # of earlier versions
+        earlier = {"template": None, "ranges": None}  # of earlier versions
+        super().__setstate__({**state, "__dict__": earlier | state["__dict__"]})
 
 
 def _refuse_template(template: Any, source: str, vector: str) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from embedreg.arrow.quantized import QUANTIZED, SCALARS, Quantizer, Ranges
 from embedreg.core import base, held, kinds, vouched
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.canonical import (
@@ -40,12 +41,15 @@ from embedreg.declaration.entries import (
     shown,
     value_type,
 )
+from embedreg.declaration.quantization import KEY as QUANTIZATION
+from embedreg.declaration.quantization import quantizer_of, record_of
 from embedreg.errors import (
     ConfigError,
     EmbedregError,
     Grant,
     MetadataError,
     MissingColumnError,
+    SchemaError,
     UnknownFunctionError,
     UntrustedError,
 )
@@ -58,18 +62,22 @@ __all__ = [
     "RESERVED",
     "Entry",
     "Functions",
+    "adopted",
     "declared_by",
     "encode",
     "entries",
     "entry_of",
     "parse",
     "persisted_model",
+    "quantizer",
     "rebuild",
     "recorded",
     "refuse_twice",
     "says_same",
     "serialized",
+    "stored_name",
     "value_type",
+    "with_ranges",
 ]
 
 NAMED = 20  # columns listed in one message, each with its needed grants
@@ -138,11 +146,14 @@ class _Stored(EmbeddingFunctionConfig):
 
     def __init__(self, entry: Entry, function: EmbeddingFunction) -> None:
         template = templates.stored(entry)
+        stored = quantizer_of(entry.reserved)
         super().__init__(
             vector_column=entry.vector_column,
             source_column=entry.source_column,
             function=function,
             template=None if template is None else template.text,
+            value_type=None if stored is None else stored.dtype,
+            ranges=None if stored is None else stored.ranges,
         )
         object.__setattr__(self, "_origin", (entry, function))
 
@@ -192,12 +203,13 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
         try:
             templates.stored(entry)
             function, notes = build(entry, get, widths.get(column))
+            config = _Stored(entry, held.held_to(function, entry.reserved))
         except EmbedregError as exc:
             functions.problems[column] = exc
             continue
         if entry.newer:
             notes.append("a later embedreg wrote this declaration; some of what it says may not be known here")
-        functions[column] = _Stored(entry, held.held_to(function, entry.reserved))
+        functions[column] = config
         if notes:
             functions.noted[column] = notes
     return functions
@@ -475,12 +487,81 @@ def entry_of(config: Any, *, written: bool = True) -> dict[str, Any]:
     if (template := getattr(config, "template", None)) is not None:
         templates.refuse_names(function)
         model[RESERVED][templates.KEY] = template
+    if (ranges := getattr(config, "ranges", None)) is not None:
+        model[RESERVED][QUANTIZATION] = record_of(ranges)
     return {
-        "name": persisted_name(function),
+        "name": stored_name(function, value_type),
         "model": model,
         "source_column": config.source_column,
         "vector_column": config.vector_column,
     }
+
+
+def stored_name(function: EmbeddingFunction, dtype: Any) -> str | None:
+    """Return the name of an entry: with the prefix where stock LanceDB would write floats into a quantised column."""
+    name = persisted_name(function)
+    if name is None or dtype not in QUANTIZED or name.startswith(OWN_PREFIX):
+        return name
+    return f"{OWN_PREFIX}{name}"
+
+
+def quantizer(config: Any) -> Quantizer | None:
+    """Return how the values of a declaration's column come from its function's vectors; None for floats.
+
+    Raises:
+        SchemaError: the function's width or kind of vectors does not fit.
+    """
+    if getattr(config, "value_type", None) not in QUANTIZED:
+        return None
+    function = unwrap(config.function)
+    if not (kind := kinds.kind_of(function)).one_size:
+        raise SchemaError(
+            f"column {shown(config.vector_column)} holds {kind.plural}, which are not stored as {config.value_type}.",
+            "leave dtype out, or dtype='float16' where the kind has it",
+        ).for_shell("leave --dtype out")
+    return Quantizer(config.value_type, stated_ndims(function), config.ranges)
+
+
+def with_ranges(config: Any, ranges: Ranges) -> EmbeddingFunctionConfig:
+    """Return a declaration of "int8" or "uint8" values with their ranges; what is recorded otherwise stays."""
+    entry = entry_behind(config)
+    if entry is not None and entry.reserved:
+        return recorded(entry.recording({QUANTIZATION: record_of(ranges)}), config.function)
+    return EmbeddingFunctionConfig(
+        source_column=config.source_column,
+        vector_column=config.vector_column,
+        function=config.function,
+        value_type=config.value_type,
+        template=config.template,
+        ranges=ranges,
+    )
+
+
+def adopted(config: EmbeddingFunctionConfig, entry: Entry) -> EmbeddingFunctionConfig:
+    """Return a declaration with the dtype and ranges that its column has already.
+
+    Args:
+        entry: what the column declares, of the same function.
+    Raises:
+        SchemaError: it is declared with others.
+    """
+    stored = quantizer_of(entry.reserved)
+    if entry_behind(config) is not None or stored is None:  # floats may be quantised as they are
+        return config
+    dtype, ranges = stored.dtype, stored.ranges
+    where = f"column {shown(config.vector_column)}"
+    if config.value_type not in (None, dtype):
+        raise SchemaError(
+            f"{where} holds {dtype} values, and is declared as {config.value_type}.",
+            "write to another column, or drop this one to embed it anew",
+        ).for_shell("--vector NAME writes to another column")
+    if config.ranges is not None and ranges is not None and config.ranges.data != ranges.data:
+        raise SchemaError(
+            f"{where} was quantised with other ranges than are given.", "leave ranges out: the column's own are used"
+        )
+    made = ranges if ranges is not None else config.ranges
+    config = config.model_copy(update={"value_type": dtype})
+    return config if made is None else with_ranges(config, made)
 
 
 def encode(configs: Iterable[Any], kept: Iterable[Entry] = (), *, written: bool = True) -> bytes:
@@ -522,10 +603,13 @@ def _text(config: Any, before: Entry | None, written: bool) -> str:
     from embedreg.declaration.fingerprint import producer
 
     learnt = held.learnt(unwrap(config.function))
+    ranges = getattr(config, "ranges", None)
+    if ranges is not None and entry.reserved.get("dtype") in SCALARS and QUANTIZATION not in entry.reserved:
+        learnt[QUANTIZATION] = record_of(ranges)
     if learnt and "producer" not in entry.reserved:
         learnt["producer"] = producer(unwrap(config.function))
     # Entries of another writer or a newer format stay unchanged: missing fields have that writer's meaning.
-    if not learnt or not entry.reserved or entry.newer or entry.reserved.get("probe"):
+    if not learnt or not entry.reserved or entry.newer or (QUANTIZATION not in learnt and entry.reserved.get("probe")):
         return entry.raw
     columns = {"source_column": entry.source_column, "vector_column": entry.vector_column}
     model = {**entry.model, RESERVED: {**entry.reserved, **learnt}}
@@ -547,7 +631,7 @@ def says_same(config: Any, entry: Entry) -> bool:
     if entry_behind(config) is entry:
         return True
     function = unwrap(config.function)
-    cls, name = type(function), persisted_name(function)
+    cls, name = type(function), stored_name(function, entry.reserved.get("dtype"))
     if name is None or name != entry.name:
         return False
     try:

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from embedreg.arrow.quantized import VALUE_TYPES
 from embedreg.errors import MetadataError
+from embedreg.support import strict_json
 from embedreg.support.strict_json import Malformed, split
 
 __all__ = [
@@ -29,7 +31,6 @@ __all__ = [
 KEY = "embedding_functions"
 RESERVED = "embedreg"
 FORMAT = 1
-VALUE_TYPES = ("float16", "float32", "float64")
 SHOWN = 80  # characters of a stored name that a message shows
 _JS_NAMES = {"sourceColumn": "source_column", "vectorColumn": "vector_column"}
 
@@ -60,6 +61,13 @@ class Entry:
         """The properties that embedreg recorded; empty for an entry of another client."""
         value = self.model.get(RESERVED)
         return value if isinstance(value, dict) else {}
+
+    def recording(self, facts: Mapping[str, Any]) -> Entry:
+        """Return the entry with some recorded properties added or replaced."""
+        model = {**self.model, RESERVED: {**self.reserved, **facts}}
+        columns = {"source_column": self.source_column, "vector_column": self.vector_column}
+        raw = strict_json.dumps({"name": self.name, "model": model, **columns, **self.extra})
+        return replace(self, model=model, raw=raw, javascript=False)
 
     def emptied(self) -> Entry:
         """Return the part of an entry that stays when its column is declared anew without vectors: its extra keys."""
@@ -176,6 +184,6 @@ def refuse_twice(vector_columns: Iterable[str]) -> None:
 
 
 def value_type(reserved: Mapping[str, Any]) -> str | None:
-    """Return the recorded value type, "float16", "float32" or "float64"; None if missing or unknown."""
+    """Return the recorded value type, such as "float32" or "int8"; None if missing or unknown."""
     dtype = reserved.get("dtype")
     return dtype if dtype in VALUE_TYPES else None

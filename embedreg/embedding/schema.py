@@ -31,6 +31,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from embedreg.arrow.kind import VectorKind
 from embedreg.arrow.multi import MULTI
+from embedreg.arrow.quantized import FLOATS, QUANTIZED, SCALARS, Quantizer, Ranges
 from embedreg.arrow.sparse import SPARSE
 from embedreg.arrow.values import NO_DEFAULTS, Defaults
 from embedreg.arrow.vectors import DENSE
@@ -51,16 +52,18 @@ __all__ = ["MultiVector", "Schema", "SparseVector", "Vector", "resolve"]
 
 
 class VectorType(list[Any]):
-    """The base of every `Vector(n)`: a list of n floats, stored as a fixed-size list."""
+    """The base of every `Vector(n)`: a list of n numbers, stored as a fixed-size list."""
 
     _kind: ClassVar[VectorKind] = DENSE
-    _dim: ClassVar[int]
+    _dim: ClassVar[int]  # of stored values, which for quantised vectors may be fewer than the dimensions: `_ndims`
+    _ndims: ClassVar[int]
     _value_type: ClassVar[str]
+    _ranges: ClassVar[Ranges | None] = None
     _nullable: ClassVar[bool]
 
     @classmethod
     def dim(cls) -> int:
-        """Return the number of dimensions."""
+        """Return the number of values that are stored."""
         return cls._dim
 
     @classmethod
@@ -68,6 +71,8 @@ class VectorType(list[Any]):
         """Return the Arrow type of one value."""
         import pyarrow as pa
 
+        if cls._value_type in QUANTIZED:
+            return Quantizer(cls._value_type, cls._ndims).type().value_type
         return {"float16": pa.float16, "float32": pa.float32, "float64": pa.float64}[cls._value_type]()
 
     @classmethod
@@ -78,20 +83,22 @@ class VectorType(list[Any]):
     @classmethod
     def _listed(cls) -> CoreSchema:
         """Return the form of a value in a model."""
-        return core_schema.list_schema(core_schema.float_schema(), min_length=cls._dim, max_length=cls._dim)
+        number = core_schema.int_schema() if cls._value_type in QUANTIZED else core_schema.float_schema()
+        return core_schema.list_schema(number, min_length=cls._dim, max_length=cls._dim)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         # Run by the class body of a LanceModel: lancedb is loaded by then, if it will inspect this type.
         lancedb_hooks.adopt_vector_type(VectorType)
-        floats = cls._listed()
-        listed = core_schema.chain_schema([core_schema.no_info_plain_validator_function(_as_list), floats])
+        numbers = cls._listed()
+        listed = core_schema.chain_schema([core_schema.no_info_plain_validator_function(_as_list), numbers])
         checked = core_schema.no_info_after_validator_function(cls, listed)
         return core_schema.nullable_schema(checked) if cls._nullable else checked
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "array", "items": {"type": "number"}, "minItems": cls._dim, "maxItems": cls._dim}
+        number = "integer" if cls._value_type in QUANTIZED else "number"
+        return {"type": "array", "items": {"type": number}, "minItems": cls._dim, "maxItems": cls._dim}
 
 
 class MultiVectorType(VectorType):
@@ -169,17 +176,29 @@ def _as_list(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def Vector(dim: int | Callable[[], int], value_type: Any = "float32", nullable: bool = True) -> type[VectorType]:
+def Vector(
+    dim: int | Callable[[], int], value_type: Any = "float32", nullable: bool = True, *, ranges: Any = None
+) -> type[VectorType]:
     """Return the type of a vector column.
 
     Args:
         dim: the number of dimensions, or a callable that returns it, such as `fn.ndims`.
-        value_type: "float32", "float16" or "float64", or the Arrow or numpy type of that name.
+        value_type: "float32", "float16" or "float64", or the Arrow or numpy type of that name; or quantised, "int8",
+            "uint8", "binary" or "ubinary", see `fn.bind`.
         nullable: whether a row may have no vector.
+        ranges: for "int8" and "uint8", as `fn.bind`.
     Raises:
-        SchemaError: a dimension that is not a positive integer, or an unknown value type.
+        SchemaError: a dimension that is not a positive integer, or an unknown value type. VectorError: invalid ranges.
     """
-    made: type[VectorType] = _made(VectorType, dim, value_type, nullable)
+    name = getattr(value_type, "__name__", None) or value_name(value_type)
+    if ranges is not None and name not in SCALARS:
+        raise SchemaError(f"{name} vectors have no ranges.", "value_type='int8' or 'uint8' has")
+    made: type[VectorType] = _made(VectorType, dim, "float32" if name in QUANTIZED else value_type, nullable)
+    if name in QUANTIZED:
+        known = None if ranges is None else Ranges.of(ranges)
+        width = Quantizer(name, made._dim, known).width
+        facts = {"_dim": width, "_ndims": made._dim, "_value_type": name, "_nullable": nullable, "_ranges": known}
+        made = type(made.__name__, (VectorType,), facts)
     lancedb_hooks.adopt_vector_type(VectorType)
     return made
 
@@ -317,7 +336,7 @@ class Schema(BaseModel):
         """Return the declarations of this schema's fields."""
         pairs = pair(*_markers(cls.model_fields))
         types = {item.name: item.type for item in arrow_fields(cls)}
-        return [_declaration(source, vector, types[vector.field]) for source, vector in pairs]
+        return [declaration(source, vector, types[vector.field]) for source, vector in pairs]
 
     @classmethod
     def to_arrow_schema(cls) -> pa.Schema:
@@ -370,10 +389,11 @@ def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction)
     if (vector := _vector_class(annotation)) is not None:
         if (declared := _kind_declared(vector)) is not kind:
             raise SchemaError(f"{where} is declared as {declared.plural}, its function gives {kind.plural}.", right)
-        ndims = codec.stated_ndims(function, vector.dim())
-        if vector.dim() != ndims:
-            raise SchemaError(f"{where} is declared with {vector.dim()} dimensions, its function gives {ndims}.", right)
-        return kind.arrow_type(ndims, vector.value_arrow_type())
+        stated = getattr(vector, "_ndims", vector.dim())
+        ndims = codec.stated_ndims(function, stated)
+        if stated != ndims:
+            raise SchemaError(f"{where} is declared with {stated} dimensions, its function gives {ndims}.", right)
+        return kind.arrow_type(vector.dim(), vector.value_arrow_type())
     if kind.one_size and get_origin(annotation) is list and get_args(annotation) == (float,):
         return pa.list_(pa.float32(), function.ndims())
     also = " or list[float]" if kind.one_size else ""
@@ -520,14 +540,20 @@ def refuse_templates(pairs: Iterable[tuple[Marker, Marker]], fields: Iterable[pa
             )
 
 
-def _declaration(source: Marker, vector: Marker, kind: pa.DataType) -> EmbeddingFunctionConfig:
-    config = vector.function.bind(source.field, vector.field, template=source.template)
-    config.value_type = value_name(kind_of(vector.function).value_type(kind))
-    return config
+def declaration(source: Marker, vector: Marker, kind: pa.DataType) -> EmbeddingFunctionConfig:
+    """Return the declaration of a pair of marked fields.
+
+    Args:
+        kind: the Arrow type of the vector's column.
+    """
+    declared = _vector_class(_unwrap_optional(vector.info.annotation)[0])
+    name = getattr(declared, "_value_type", None) or value_name(kind_of(vector.function).value_type(kind))
+    ranges = getattr(declared, "_ranges", None)
+    return vector.function.bind(source.field, vector.field, template=source.template, dtype=name, ranges=ranges)
 
 
 def value_name(kind: pa.DataType) -> str:
-    """Return the numpy name of an Arrow float type: "float16", "float32", "float64"."""
+    """Return the numpy name of an Arrow type: "float16", "float32", "float64", "int8"."""
     return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
 
@@ -557,7 +583,9 @@ def resolve(schema: Any) -> Resolved:
         for config in configs:
             vectors = kind_of(config.function)
             if config.vector_column in schema.names and vectors.holds(kind := schema.field(config.vector_column).type):
-                config.value_type = value_name(vectors.value_type(kind))
+                name = value_name(vectors.value_type(kind))
+                if config.value_type is None and name in FLOATS:  # what a column of integers holds, its record says
+                    config.value_type = name
         return Resolved(schema, configs)
     if isinstance(schema, type) and issubclass(schema, Schema):
         return Resolved(schema.to_arrow_schema(), schema.parse_embedding_functions())
@@ -565,7 +593,7 @@ def resolve(schema: Any) -> Resolved:
         pairs = pair(*_markers(schema.model_fields))
         arrow = schema.to_arrow_schema()
         refuse_templates(pairs, arrow)
-        return Resolved(arrow, [_declaration(s, v, arrow.field(v.field).type) for s, v in pairs])
+        return Resolved(arrow, [declaration(s, v, arrow.field(v.field).type) for s, v in pairs])
     given = [schema] if hasattr(schema, "vector_column") else schema
     if isinstance(given, Iterable) and not isinstance(given, str | bytes | dict):
         listed = list(given)
@@ -586,5 +614,11 @@ def _own(config: Any) -> EmbeddingFunctionConfig:
     function = lancedb_hooks.unwrap(config.function)
     if (entry := codec.entry_behind(config)) is not None:
         return codec.recorded(entry, function)
-    template = getattr(config, "template", None)
-    return function.bind(config.source_column, config.vector_column, template=template)  # type: ignore[no-any-return]
+    made: EmbeddingFunctionConfig = function.bind(
+        config.source_column,
+        config.vector_column,
+        template=getattr(config, "template", None),
+        dtype=getattr(config, "value_type", None),
+        ranges=getattr(config, "ranges", None),
+    )
+    return made

@@ -5,13 +5,16 @@ Over 400 lines: one run over batches, whose plan, reports and policies are used 
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.arrow import casting, inputs, layouts
 from embedreg.arrow.declared import Expected, as_declared, made_column
+from embedreg.arrow.quantized import Ranges
 from embedreg.arrow.templates import Template, refuse_type
 from embedreg.arrow.values import Defaults
 from embedreg.arrow.vectors import Embedded
@@ -21,6 +24,7 @@ from embedreg.core.kinds import kind_of
 from embedreg.declaration import codec, digest, drift, templates
 from embedreg.declaration.entries import metadata_with_widths
 from embedreg.declaration.fingerprint import fingerprint
+from embedreg.embedding import quantizing
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import (
     ZeroVectors,
@@ -31,6 +35,7 @@ from embedreg.embedding.column import (
     readable,
     zero_policy,
 )
+from embedreg.embedding.quantizing import Agree
 from embedreg.errors import (
     BadRowsError,
     ConfigError,
@@ -91,6 +96,7 @@ class Report:
         zeros: rows whose vector is all zeros. `zero_vectors` applies to computed ones; given ones stay.
         bad: the rows that failed.
         usage: what remote functions cost: requests, retries, inputs, tokens, seconds waited for a budget.
+        clipped: numbers outside the ranges of "int8" and "uint8" columns, which were clipped.
     """
 
     rows: int = 0
@@ -101,9 +107,10 @@ class Report:
     zeros: int = 0
     bad: list[BadRow] = field(default_factory=list)
     usage: TotalUsage = field(default_factory=TotalUsage)
+    clipped: int = 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {"usage": TotalUsage()} | state  # pickles of earlier versions have none
+        self.__dict__ |= {"usage": TotalUsage(), "clipped": 0} | state  # pickles of earlier versions have none
 
 
 def embed_table(
@@ -169,11 +176,43 @@ def embed_batches(
         MissingColumnError: a source column is missing. BadRowsError: rows failed under "raise", or too many failed.
         SchemaError, InputError, VectorError, MetadataError: invalid data or declarations.
     """
+    return embed_agreed(
+        data,
+        schema,
+        None,
+        on_error=on_error,
+        zero_vectors=zero_vectors,
+        report=report,
+        progress=progress,
+        max_bad_rows=max_bad_rows,
+        batch_rows=batch_rows,
+    )
+
+
+def embed_agreed(
+    data: Any,
+    schema: Any,
+    agree: Agree | None,
+    *,
+    on_error: OnError = "raise",
+    zero_vectors: ZeroVectors | None = None,
+    report: Report | None = None,
+    progress: Progress | None = None,
+    max_bad_rows: int | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> pa.RecordBatchReader:
+    """Fill the vector columns of a stream as `embed_batches`, for a destination that has several writers.
+
+    Args:
+        agree: called with the ranges that were learnt, by vector column; returns those that the destination has
+            accepted, which may be another writer's. It is not called where nothing is learnt.
+    """
     import pyarrow as pa
 
     report = report if report is not None else Report()
+    options = (on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
     with collect(report.usage):
-        plan, batches = _stream(data, schema, on_error, zero_vectors, report, progress, max_bad_rows, batch_rows)
+        plan, batches = _stream(data, schema, *options, agree=agree)
     return pa.RecordBatchReader.from_batches(plan.schema, batches)
 
 
@@ -188,6 +227,7 @@ def _stream(
     batch_rows: int | None,
     *,
     whole: bool = False,
+    agree: Agree | None = None,
 ) -> tuple[_Plan, Iterator[pa.RecordBatch]]:
     import pyarrow as pa
 
@@ -225,6 +265,7 @@ def _stream(
         zero_policy(config.function, zero_vectors)  # raises for an unknown value before any model is loaded
     plan = _Plan(own, expected, configs, stored, total)
     run = _Run(report, on_error, zero_vectors, max_bad_rows, progress, total)
+    batches = plan.learn_ranges(batches, run, agree)
     return plan, (filled for batch in batches if (filled := _fill(batch, plan, run)) is not None)
 
 
@@ -241,7 +282,6 @@ class _Plan:
     ) -> None:
         import pyarrow as pa
 
-        self.configs = configs
         self.defaults = expected.defaults
         declared = expected.schema
         # an entry for a column that the data lacks does not describe the new vectors, unless it is the declaration
@@ -249,6 +289,8 @@ class _Plan:
         self.stored = stored
         self.kept = [entry if column in here else entry.emptied() for column, entry in stored.entries.items()]
         self._unmixed: set[str] = set()
+        self.configs = configs = [self._adopted(config, own) for config in configs]
+        self._ready: dict[str, deque[Embedded]] = {}
         vectors = {config.vector_column for config in configs}
         for config in configs:
             if (template := templates.of(config)) is not None:
@@ -338,6 +380,71 @@ class _Plan:
                 batch = batch.append_column(field, texts)
         return batch
 
+    def _adopted(self, config: EmbeddingFunctionConfig, own: pa.Schema) -> EmbeddingFunctionConfig:
+        """Return a declaration with the dtype and ranges that the column of the data has."""
+        entry = self.stored.entries.get(config.vector_column)
+        if entry is None or config.vector_column not in own.names or not codec.says_same(config, entry):
+            return config
+        return codec.adopted(config, entry)
+
+    def learn_ranges(
+        self, batches: Iterator[pa.RecordBatch], run: _Run, agree: Agree | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Learn the ranges of "int8" and "uint8" columns that have none, from the first rows; return all batches.
+
+        Raises:
+            VectorError: there are rows, and too few vectors.
+        """
+        todo = {config.vector_column: config for config in self.configs if quantizing.is_unknown(config)}
+        if not todo:
+            return batches
+        first: list[pa.RecordBatch] = []
+        while sum(batch.num_rows for batch in first) < quantizing.CALIBRATION_ROWS:
+            if (batch := next(batches, None)) is None:
+                break
+            first.append(batch)
+        if not any(batch.num_rows for batch in first):
+            return iter(first)
+        learnt: dict[str, Ranges] = {}
+        for name, config in todo.items():
+            vectors, computed = self._first_vectors(first, config, run)
+            learnt[name] = Ranges.learnt(vectors)
+            if computed is not None:
+                self._ready[name] = deque(computed)
+        agreed = learnt if agree is None else agree(learnt)
+        self.configs = [
+            codec.with_ranges(config, agreed[config.vector_column]) if config.vector_column in todo else config
+            for config in self.configs
+        ]
+        self.schema = self.declare(self.schema)
+        return itertools.chain(first, batches)
+
+    def _first_vectors(
+        self, batches: list[pa.RecordBatch], config: EmbeddingFunctionConfig, run: _Run
+    ) -> tuple[np.ndarray, list[Embedded] | None]:
+        """Return the vectors that the first batches hold; where they hold none, computed ones, with these by batch."""
+        import numpy as np
+
+        name, ndims = config.vector_column, config.function.ndims()
+        given = name in batches[0].schema.names and any(each.column(name).null_count < len(each) for each in batches)
+        if given:
+            self.refuse_mixture(config)
+            vectors = np.concatenate([quantizing.given_floats(each.column(name), ndims, name) for each in batches])
+            if 2 * len(vectors) >= sum(len(each) for each in batches):
+                return vectors, None
+        on_window = run.progress_callback(len(self.configs))
+        made, row = [], 0
+        for each in batches:
+            source = self.rendered(each, row).column(config.source_column)
+            made.append(_embed_rows(config, source, run.zero_vectors, on_window))
+            row += each.num_rows
+        return np.concatenate([each.matrix[each.valid] for each in made]), None if given else made
+
+    def take_ready(self, config: EmbeddingFunctionConfig) -> Embedded | None:
+        """Return the vectors of the next batch that were computed to learn ranges from; None once there are none."""
+        ready = self._ready.get(config.vector_column)
+        return ready.popleft() if ready else None
+
     def declare(self, schema: pa.Schema) -> pa.Schema:
         """Return a schema with the current declarations; entries that cannot be rebuilt are kept."""
         if not self.configs and not self.kept:
@@ -390,14 +497,19 @@ class _Plan:
         import pyarrow as pa
 
         ndims, kind = config.function.ndims(), kind_of(config.function)
+        quantizer = codec.quantizer(config)
+        if quantizer is not None:
+            return quantizing.field_of(config, quantizer, declared, own)
         if declared is not None and config.vector_column in declared.names:
             wanted = declared.field(config.vector_column)
         elif own is not None and kind.of_fixed_width(own.type):
             wanted = own
         else:
-            name = str(stored_type(config) or config.function.vector_traits().get("dtype", "float32"))
-            half = name == "float16" and name in kind.value_types
-            wanted = pa.field(config.vector_column, kind.arrow_type(ndims, pa.float16() if half else pa.float32()))
+            stated = config.function.vector_traits().get("dtype", "float32")
+            name = str(config.value_type or stored_type(config) or stated)
+            wide = name if name == "float16" or config.value_type == "float64" else "float32"
+            value = {"float16": pa.float16(), "float64": pa.float64()}.get(wide if wide in kind.value_types else "")
+            wanted = pa.field(config.vector_column, kind.arrow_type(ndims, value))
         kind.refuse_misfit(config.vector_column, wanted.type, ndims)
         return wanted
 
@@ -564,20 +676,26 @@ def _fill_column(
     source = batch.column(config.source_column)
     kind, ndims = kind_of(config.function), config.function.ndims()
     value_type = kind.value_type(target.type)
+    quantizer = codec.quantizer(config)
     own = batch.column(config.vector_column) if config.vector_column in batch.schema.names else None
     if own is not None and own.null_count < len(own):
         plan.refuse_mixture(config)
         if own.type == target.type and kind.complete(own, ndims):
-            zeros = kind.zeros_in(own, ndims)
+            zeros = kind.zeros_in(own, ndims) if quantizer is None else 0
             if not zeros or run.zero_vectors != "error":
                 run.report.given += len(own)
                 run.report.zeros += zeros
                 if on_window is not None:
                     on_window(len(own))
                 return own, {}, np.zeros(0, np.int64)
-        stored, own_valid, reasons = kind.given(own, ndims, config.vector_column, value_type)
-        given = Embedded(stored, own_valid, kind=kind)
-        zero = kind.zeros(given.vectors)
+        if quantizer is None:
+            stored, own_valid, reasons = kind.given(own, ndims, config.vector_column, value_type)
+            given = Embedded(stored, own_valid, kind=kind)
+            zero = kind.zeros(given.vectors)
+        else:
+            given, reasons, clipped = quantizing.given_values(own, quantizer, config.vector_column)
+            run.report.clipped += clipped
+            zero = np.zeros(0, np.int64)  # stored zeros are not vectors of zeros
         zero = zero[given.valid[zero]]
         run.report.zeros += len(zero)
         if run.zero_vectors == "error":
@@ -592,8 +710,12 @@ def _fill_column(
         source = layouts.taken(source, todo)
     else:
         given, reasons, todo = None, {}, None
-    embedded = _embed_rows(config, source, run.zero_vectors, on_window)
-    if pa.types.is_float16(value_type):
+    ready = plan.take_ready(config) if todo is None else None
+    embedded = ready if ready is not None else _embed_rows(config, source, run.zero_vectors, on_window)
+    if quantizer is not None:
+        run.report.clipped += quantizer.outside(embedded.matrix[embedded.valid])
+        embedded.matrix = quantizer.encode(embedded.matrix)
+    elif pa.types.is_float16(value_type):
         fit_float16(config.function, embedded, run.zero_vectors)
     rows = todo if todo is not None else np.arange(len(source))
     reasons |= {int(rows[row]): reason for row, reason in embedded.reasons.items()}

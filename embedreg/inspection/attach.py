@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedreg.arrow.quantized import FLOATS, QUANTIZED
 from embedreg.core import canonical
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
 from embedreg.core.kinds import kind_of
 from embedreg.declaration import codec, drift, manifest, parquet_footer, templates
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import embed_column
+from embedreg.embedding.quantizing import given_values
 from embedreg.errors import (
     ConfigError,
     DriftError,
@@ -111,13 +113,20 @@ def attach(
             source_column=declaration.source_column,
             vector_column=declaration.vector_column,
             function=declaration.function,
-            value_type=schemas.value_name(kind_of(declaration.function).value_type(kind)),
+            value_type=_value_type(declaration, kind),
             template=declaration.template,
+            ranges=declaration.ranges,
         )
         written = found.declare(codec.encode([typed], found.declared()))
     import numpy as np
 
     return Agreement(found.rows, len(cosines), float(cosines.min()), float(np.median(cosines)), written)
+
+
+def _value_type(declaration: EmbeddingFunctionConfig, kind: pa.DataType) -> str | None:
+    """Return the type of a column's values, which for integers only the declaration says."""
+    name = schemas.value_name(kind_of(declaration.function).value_type(kind))
+    return declaration.value_type if declaration.value_type in QUANTIZED else name if name in FLOATS else None
 
 
 def _says(declaration: EmbeddingFunctionConfig, entry: codec.Entry) -> bool:
@@ -169,8 +178,12 @@ def compared(declaration: EmbeddingFunctionConfig, source: pa.Array, vector: pa.
     blank = ~made.valid
     blank[list(made.reasons)] = False
     one = vector.combine_chunks() if isinstance(vector, pa.ChunkedArray) else vector
-    kind = made.kind
-    stored, _, broken = kind.given(one, declaration.function.ndims(), declaration.vector_column)
+    kind, quantizer = made.kind, codec.quantizer(declaration)
+    if quantizer is None:
+        stored, _, broken = kind.given(one, declaration.function.ndims(), declaration.vector_column)
+    else:
+        given, broken, _ = given_values(one, quantizer, declaration.vector_column)
+        made.matrix, stored = quantizer.settled(made.matrix, given.matrix), quantizer.decode(given.matrix)
     cosines, lengths = kind.agreements(made.vectors, stored)
     longest = np.maximum(*lengths)
     cosines[[*made.reasons, *broken]] = -1

@@ -16,6 +16,7 @@ from embedreg.declaration.codec import Entry, Functions
 from embedreg.declaration.comments import metadata_in_comments
 from embedreg.declaration.drift import Drift
 from embedreg.declaration.entries import SchemaMetadata, metadata_with_widths
+from embedreg.declaration.quantization import calibration_rows
 from embedreg.errors import (
     EmbedregError,
     Grant,
@@ -304,7 +305,8 @@ def inspect(data: Any, *, backends: bool = False) -> list[dict[str, Any]]:
     Returns:
         One dict per vector column: `vector_column`, `source_column`, `function`, `config` (as stored, with
         hard-coded secrets redacted), the recorded properties (`format`, `ndims`, `dtype`, `normalized`, `metric`,
-        `prompts`, `fingerprint`, `identity`, `producer`, `template`, and `probe` as a bool), `status` ("ready", or the
+        `prompts`, `fingerprint`, `identity`, `producer`, `template`, `probe` as a bool, and `calibration_rows`: how
+        many the ranges of quantised values were learnt from, 0 if given, None without), `status` ("ready", or the
         name of the error), `problem`, `hint`, `needed` (for `embedreg.trust(**needed)`), `notes`, and `backend`: what
         runs the model here and what was passed over, or None if the function has no back ends or no model here,
         or without `backends`.
@@ -321,6 +323,7 @@ def inspect(data: Any, *, backends: bool = False) -> list[dict[str, Any]]:
                 "config": shown_config(entry),
                 **{key: entry.reserved.get(key) for key in RECORDED},
                 "probe": bool(entry.reserved.get("probe")),
+                "calibration_rows": calibration_rows(entry.reserved),
                 "status": "ready" if problem is None else type(problem).__name__,
                 "problem": None if problem is None else problem.message,
                 "hint": None if problem is None else problem.hint,

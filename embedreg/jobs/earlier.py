@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.quantized import QUANTIZED
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.datasets.sources import Known, Source
 from embedreg.datasets.targets import Target
 from embedreg.declaration import codec, manifest, templates
 from embedreg.declaration.fingerprint import fingerprint
+from embedreg.declaration.quantization import is_quantized, quantizer_of
 from embedreg.embedding.column import ZeroVectors
 from embedreg.embedding.table import OnError
 from embedreg.errors import ConfigError, DriftError, EmbedregError, SchemaError, StorageError, Words, option
@@ -64,6 +66,17 @@ def refuse_other(
                 "would hold two kinds of vectors.",
                 START_OVER,
             )
+        began = entry.reserved.get("dtype") if is_quantized(entry.reserved) else None
+        dtype = config.value_type if config.value_type in QUANTIZED else None
+        if dtype != began and (dtype is not None or config.value_type is not None):
+            raise DriftError(
+                f"{target} was begun with {began or 'float'} values in column {config.vector_column!r}, not "
+                f"{config.value_type}.",
+                START_OVER,
+            )
+        stored = quantizer_of(entry.reserved)
+        if stored is not None and config.ranges is not None and config.ranges != stored.ranges:
+            raise DriftError(f"{target} was begun with other ranges for column {config.vector_column!r}.", START_OVER)
     if known is not None and not known.schema.equals(source.schema):
         before, now = ({f"{item.name}: {item.type}" for item in schema} for schema in (known.schema, source.schema))
         raise SchemaError(

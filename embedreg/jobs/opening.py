@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.templates import Template
 from embedreg.core import modality
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.datasets import places, targets
@@ -14,12 +15,16 @@ from embedreg.datasets.places import INPUTS, Kind, Place
 from embedreg.datasets.reading import Reading
 from embedreg.datasets.sources import Known, Source, open_source
 from embedreg.datasets.targets import Target
-from embedreg.declaration import codec, drift
+from embedreg.declaration import codec, drift, templates
 from embedreg.declaration.entries import metadata_with_widths
+from embedreg.declaration.quantization import KEY as QUANTIZATION
+from embedreg.declaration.quantization import quantizer_of, record_of
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors, zero_policy
+from embedreg.embedding.quantizing import CALIBRATION_ROWS, learn_from
 from embedreg.embedding.table import BATCH_ROWS, OnError, embed_batches
 from embedreg.errors import ConfigError, EmbedregError, InputError, MetadataError, SchemaError, StorageError
+from embedreg.images.allowances import allow_images
 from embedreg.jobs import claims, earlier
 from embedreg.jobs.lance_sink import LanceSink, refuse_missing_lance
 from embedreg.jobs.ledger import JOB, Ledger, digest
@@ -261,7 +266,7 @@ def _begin(
             drift.learn(config.function, codec.declared_by(config))
     rows = piece_rows or PIECE_ROWS
     return {
-        "schema": embed_batches(_no_rows(source.schema), how).schema,
+        "schema": _with_ranges(embed_batches(_no_rows(source.schema), how).schema, source, configs),
         "columns": [config.vector_column for config in configs],
         "source": str(source.place),
         "piece_rows": rows,
@@ -269,6 +274,48 @@ def _begin(
         "by_rows": True,
         "before": claims.stamp(target),
     }
+
+
+def _with_ranges(schema: pa.Schema, source: Source, configs: Sequence[EmbeddingFunctionConfig]) -> pa.Schema:
+    """Return a job's schema with the ranges of quantised columns, which all pieces use, learnt from its first rows."""
+    made = []
+    for entry in codec.entries(schema.metadata):
+        config = next((each for each in configs if each.vector_column == entry.vector_column), None)
+        how = None if config is None else quantizer_of(entry.reserved)
+        if config is None or how is None or how.known:
+            made.append(entry.raw)
+            continue
+        _refuse_given(source, entry.vector_column)
+        template = templates.stored(entry)
+        names = [entry.source_column] if template is None else list(template.columns)
+        batches = source.batches(names, CALIBRATION_ROWS)
+        parts = (_inputs(batch, template) for batch in batches)
+        with contextlib.ExitStack() as stack:
+            if modality.files_of(source.place.kind) is not None:  # naming the folder is the permission
+                stack.enter_context(allow_images(dirs=[source.place.storage.full("")]))
+            ranges = learn_from(codec.recorded(entry, config.function), parts).ranges
+        made.append(entry.raw if ranges is None else entry.recording({QUANTIZATION: record_of(ranges)}).raw)
+    return schema.with_metadata({**(schema.metadata or {}), codec.KEY.encode(): f"[{', '.join(made)}]".encode()})
+
+
+def _inputs(batch: pa.RecordBatch, template: Template | None) -> pa.Array:
+    """Return what is embedded of a batch that has the source column, or those that the template reads."""
+    if template is None:
+        return batch.column(0)
+    return template.render({name: batch.column(name) for name in template.columns})
+
+
+def _refuse_given(source: Source, vector: str) -> None:
+    """Raise if a column to be quantised holds vectors already.
+
+    Raises:
+        SchemaError: it does.
+    """
+    if vector in source.schema.names:
+        raise SchemaError(
+            f"column {plain(vector, 80)!r} of {source.place} holds vectors already, and no ranges to quantise them by.",
+            "fn.bind('text', 'vector', dtype='int8', ranges=...), or write to another column",
+        ).for_shell("--vector NAME writes to another column")
 
 
 def _no_rows(schema: pa.Schema) -> pa.RecordBatchReader:
@@ -288,6 +335,13 @@ def _refuse_unwritable(schema: pa.Schema, target: Target) -> None:
     import pyarrow.parquet as pq
 
     if target.kind == "lance":
+        for entry in codec.entries(schema.metadata):
+            if entry.reserved.get("dtype") == "uint8":
+                raise SchemaError(
+                    f"column {plain(entry.vector_column, 80)!r} would hold uint8 vectors, which LanceDB compares bit "
+                    "by bit, so that it finds wrong rows.",
+                    "dtype='int8' holds the same, or 'ubinary', which LanceDB searches",
+                ).for_shell("--dtype int8 holds the same, or ubinary, which LanceDB searches")
         return
     for item in schema:
         try:

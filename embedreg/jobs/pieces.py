@@ -48,7 +48,7 @@ class Outcome:
         piece: the piece.
         rows: rows read.
         written: rows written; fewer where bad rows were dropped.
-        embedded, cached, given, nulls, zeros: as in `Report`.
+        embedded, cached, given, nulls, zeros, clipped: as in `Report`.
         bad_rows: how many rows failed.
         bad: these rows, numbered as in their input; the ledger stores them, but `records` leaves them out.
         stored: what the destination needs to find the piece again.
@@ -71,6 +71,7 @@ class Outcome:
     seconds: float = 0.0
     zero_vectors: str | None = None
     usage: TotalUsage = field(default_factory=TotalUsage)
+    clipped: int = 0
 
 
 def cut_up(inputs: Sequence[Input], piece_rows: int, *, full_names: bool = False, by_rows: bool = True) -> list[Piece]:

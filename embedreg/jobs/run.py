@@ -26,7 +26,7 @@ from embedreg.runtime.vectors import disk
 
 __all__ = ["Engine", "Job", "JobReport", "embed"]
 
-_COUNTS = ("rows", "written", "embedded", "cached", "given", "nulls", "zeros", "bad_rows")
+_COUNTS = ("rows", "written", "embedded", "cached", "given", "nulls", "zeros", "clipped", "bad_rows")
 SHOWN_BAD_ROWS = 1000  # in a report; the file beside the destination lists all
 
 Engine: TypeAlias = "Callable[[Job], Generator[Outcome]]"
@@ -41,7 +41,7 @@ class JobReport:
         path: the destination.
         rows: rows read.
         written: rows written; fewer where bad rows were dropped.
-        embedded, cached, given, nulls, zeros: as in `Report`.
+        embedded, cached, given, nulls, zeros, clipped: as in `Report`.
         bad_rows: number of rows that failed.
         bad: the first of them, each as (input, `BadRow`).
         bad_rows_path: the file that lists them all; None if there are none.
@@ -72,9 +72,10 @@ class JobReport:
     reused_rows: int = 0
     notes: tuple[str, ...] = ()
     usage: TotalUsage = field(default_factory=TotalUsage)
+    clipped: int = 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {"usage": TotalUsage()} | state  # pickles of earlier versions have none
+        self.__dict__ |= {"usage": TotalUsage(), "clipped": 0} | state  # pickles of earlier versions have none
 
     @property
     def nothing_to_do(self) -> bool:

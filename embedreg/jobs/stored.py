@@ -167,6 +167,7 @@ class Record(_Stored):
     bad: list[tuple[Count, str, str] | tuple[Count, str, str, str | None] | tuple[Count, str, str, str | None, str]]
     stored: dict[str, Any]
     zeros: Count = 0  # earlier versions did not count them
+    clipped: Count = 0  # nor these
     zero_vectors: Literal["null", "keep", "error"] | None = None
     seconds: Annotated[float, Field(ge=0)]
     usage: _Usage = _Usage()  # earlier versions did not count it
@@ -223,7 +224,8 @@ def outcome_of(record: Record) -> Outcome:
         ),
         bad=tuple(map(_bad_row, record.bad)),
         **{
-            name: getattr(record, name) for name in ("rows", "written", "embedded", "cached", "given", "nulls", "zeros")
+            name: getattr(record, name)
+            for name in ("rows", "written", "embedded", "cached", "given", "nulls", "zeros", "clipped")
         },
         bad_rows=record.bad_rows,
         stored=record.stored,

@@ -16,6 +16,7 @@ from embedreg.datasets.sources import Source
 from embedreg.declaration import codec
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors
+from embedreg.embedding.quantizing import is_unknown
 from embedreg.embedding.table import OnError, Report, embed_batches
 from embedreg.errors import BadRowsError, StorageError, changed, option
 from embedreg.jobs.pieces import Outcome, Piece
@@ -106,6 +107,11 @@ class JobSpec:
             BadRowsError: rows failed under "raise", or too many. StorageError: it cannot be read or written.
             EmbedregError: any error of embedding.
         """
+        if piece.rows != 0 and any(map(is_unknown, self.configs)):
+            raise StorageError(
+                "the job was begun without rows, so that the ranges of its quantised vectors are not known.",
+                option("start over with --fresh", "resume=False"),
+            )
         start, counted = time.perf_counter(), {"read": 0, "written": 0}
         report = Report(rows=piece.span.first_row)  # so that rows are numbered as in their input
         report.usage = usage if usage is not None else report.usage
@@ -150,6 +156,7 @@ class JobSpec:
             given=report.given,
             nulls=report.nulls,
             zeros=report.zeros,
+            clipped=report.clipped,
             zero_vectors=self.zero_vectors,
             bad_rows=len(report.bad),
             bad=tuple(report.bad),

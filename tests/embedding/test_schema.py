@@ -130,9 +130,9 @@ def test_value_types_are_named_as_the_user_likes(value_type: Any) -> None:
 
 
 def test_other_value_types_are_refused() -> None:
-    """A list of integers is not a vector."""
-    with pytest.raises(SchemaError, match="cannot hold 'int8'"):
-        Vector(3, "int8")
+    """A list of integers is not a vector, but for quantised ones."""
+    with pytest.raises(SchemaError, match="cannot hold 'int16'"):
+        Vector(3, "int16")
 
 
 def test_list_of_float_takes_the_width_of_the_function() -> None:

@@ -21,6 +21,7 @@ from embedreg.core.kinds import kind_recorded
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry, value_type
+from embedreg.declaration.quantization import quantizer_of
 from embedreg.errors import BadRowsError, MetadataError, SchemaError, StorageError
 
 if TYPE_CHECKING:
@@ -225,7 +226,9 @@ class _Plan:
             value = {"float16": pa.float16(), "float64": pa.float64()}.get(
                 str(value_type(entry.reserved)), pa.float32()
             )
-            kind = kind_recorded(entry.reserved).arrow_type(self._ndims(), value)
+            quantizer = quantizer_of(entry.reserved)
+            usual = kind_recorded(entry.reserved).arrow_type(self._ndims(), value)
+            kind = usual if quantizer is None else quantizer.type()
             fields.insert(min(place, len(fields)), pa.field(entry.vector_column, kind))
         else:
             self._refuse_other_type(next(field for field in fields if field.name == entry.vector_column))
@@ -243,10 +246,15 @@ class _Plan:
     def _refuse_other_type(self, field: pa.Field) -> None:
         import pyarrow as pa
 
-        kind = kind_recorded(self.change.entry.reserved)
-        floats = kind.holds(field.type) and pa.types.is_floating(kind.value_type(field.type))
-        if not floats or not field.nullable:
-            what = f"a list of {self._ndims()} floats" if kind.one_size else kind.described(self._ndims())
+        kind, quantizer = kind_recorded(self.change.entry.reserved), quantizer_of(self.change.entry.reserved)
+        fits, what = kind.holds(field.type), f"a list of {self._ndims()} floats"
+        if quantizer is not None:
+            value = quantizer.type().value_type
+            fits, what = fits and field.type.value_type == value, f"a list of {quantizer.width} numbers of {value}"
+        else:
+            fits = fits and pa.types.is_floating(kind.value_type(field.type))
+            what = what if kind.one_size else kind.described(self._ndims())
+        if not fits or not field.nullable:
             raise SchemaError(
                 f"column {field.name!r} is {field.type}{'' if field.nullable else ' without nulls'}, not {what} that "
                 "may be null.",

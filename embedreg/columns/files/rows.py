@@ -13,6 +13,7 @@ from embedreg.core.kinds import kind_of
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.embedding.column import embed_column, fit_float16
+from embedreg.embedding.quantizing import given_values
 from embedreg.embedding.table import BadRow
 
 if TYPE_CHECKING:
@@ -174,15 +175,20 @@ def _embedded(
     """Return the vectors of a batch, with those of some rows computed."""
     import pyarrow as pa
 
-    vectors = kind_of(config.function)
+    vectors, quantizer = kind_of(config.function), codec.quantizer(config)
     value_type, lists = vectors.value_type(kind), not vectors.of_fixed_width(kind)  # as pandas and polars write vectors
-    ndims = vectors.width_of(kind) or config.function.ndims()
+    ndims = vectors.width_of(kind) or (config.function.ndims() if quantizer is None else quantizer.width)
     made = Embedded.empty(len(source), ndims, vectors)
-    if vector is not None:
+    if quantizer is not None:
+        given = pa.nulls(len(source), quantizer.type()) if vector is None else vector
+        made, _, _ = given_values(given, quantizer, config.vector_column)
+    elif vector is not None:
         made.vectors, made.valid, _ = vectors.given(vector, ndims, config.vector_column, value_type)
     inputs = layouts.taken(source, rows)
     new = embed_column(config.function, inputs, on_window=on_window, declared=codec.declared_by(config))
-    if pa.types.is_float16(value_type):
+    if quantizer is not None:
+        new.matrix = quantizer.encode(new.matrix)
+    elif pa.types.is_float16(value_type):
         fit_float16(config.function, new, None)
     made.vectors = vectors.put(made.vectors, rows, new.vectors)
     made.valid[rows] = new.valid

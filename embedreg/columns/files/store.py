@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.columns.arguments import already_there, texts_there
-from embedreg.columns.declare import entry_for, rebuilt, repointed, settings_of
+from embedreg.columns.declare import bound_like, calibrated, entry_for, rebuilt, repointed, settings_of
 from embedreg.columns.files import declarations
 from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.changes import Change, classified, stage
@@ -19,12 +19,14 @@ from embedreg.columns.files.records import Migrating
 from embedreg.columns.files.staging import MIGRATION, Staging, key_of
 from embedreg.columns.migration import Migration
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus
+from embedreg.columns.sources import Source
 from embedreg.columns.store import ColumnStore, Options, Unstamped, without_digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.datasets.schemas import conformed, unified
 from embedreg.declaration import codec, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
+from embedreg.declaration.quantization import is_quantized
 from embedreg.embedding.table import BATCH_ROWS
 from embedreg.errors import (
     ConfigError,
@@ -154,8 +156,8 @@ class FilesStore(ColumnStore):
                 raise already_there(self.shown, vector)
             if declaration.template is not None and source in taken:
                 raise texts_there(self.shown, source, vector)
-            template = declaration.template
-            entry = entry_for(declaration.function, source, vector, digest=options.digest, template=template)
+            inputs = self._inputs(Source(source, templates.of(declaration)))
+            entry = entry_for(declaration, digest=options.digest, sources=inputs)
             change = self._anew("add", entry, declaration.function)
             return self._publish(change, options)
 
@@ -192,7 +194,7 @@ class FilesStore(ColumnStore):
         """Rewrite the files that have rows to embed."""
         with self.staging.held():
             self._refuse_staged()
-            entry = self.entry(vector)
+            entry = calibrated(self.entry(vector), self._inputs(Source.of(self.entry(vector))))
             key = key_of(what, entry.raw, sorted(wanted), sorted(stamp))
             change = Change(what, key, entry, lambda: rebuilt(entry), wanted=wanted, stamp=stamp)
             return self._publish(change, options)
@@ -209,8 +211,13 @@ class FilesStore(ColumnStore):
     def _anew(self, what: str, entry: Entry, function: EmbeddingFunction) -> Change:
         facts: tuple[Any, ...] = entry.source_column, entry.vector_column, entry.reserved.get("fingerprint")
         facts += (entry.reserved.get(templates.KEY),) if templates.KEY in entry.reserved else ()
+        facts += (entry.reserved["dtype"],) if is_quantized(entry.reserved) else ()
         key = key_of(what, *facts, digests.column_of(entry.reserved))
         return Change(what, key, entry, lambda: codec.recorded(entry, function), anew=True)
+
+    def _inputs(self, source: Source) -> Iterator[Any]:
+        """Yield what a column is embedded from, in parts."""
+        return (source.values(batch) for batch in self.scan(source.columns))
 
     def _refuse_staged(self) -> None:
         """Raise `ConfigError` if the files of a migration are staged, which another change would drop."""
@@ -254,9 +261,8 @@ class FilesStore(ColumnStore):
         taken = {column for file in self.files.names() for column in self.files.schema(file).names}
         if name != vector and name in taken:
             raise SchemaError(f"{self.shown} has a column {name!r} already.", "choose another name")
-        template = templates.stored(old)
-        text = None if template is None else template.text
-        new = entry_for(function, old.source_column, name, digest=options.digest, template=text)
+        like = bound_like(old, function, name)
+        new = entry_for(like, digest=options.digest, sources=self._inputs(Source.of(old)))
         facts = (old.raw, new.reserved.get("fingerprint"), name)
         found = Migrating(
             id=key_of(*facts)[:12], vector=vector, name=name, state="staging", old=old.raw, new=new.raw, keep=keep
@@ -287,7 +293,7 @@ class FilesStore(ColumnStore):
         with self.staging.held():
             self._refuse_staged()
             old = self.entry(vector)
-            config = function.bind(old.source_column, vector)
+            config = bound_like(old, function)
             numbers = sorted(random.Random(seed).sample(range(self.rows), min(sample, self.rows)))
             source, stored = self._pairs(numbers, old)
             cosines, lengths = compared(config, source, stored)

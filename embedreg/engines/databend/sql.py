@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from embedreg.arrow.quantized import QUANTIZED
 from embedreg.arrow.templates import Template
 from embedreg.core.base import EmbeddingFunctionConfig, metric_of
 from embedreg.core.modality import MODALITIES
@@ -334,6 +335,12 @@ def _metric(served: Served) -> str:
 def _comment(served: Served, layout: Layout, config: EmbeddingFunctionConfig | None) -> str:
     if config is None or (config.source_column, config.vector_column) != (layout.source, layout.vector):
         config = served.function.bind(layout.source, layout.vector)
+    if config.value_type in QUANTIZED:
+        raise ConfigError(
+            f"column {layout.vector!r} holds {config.value_type} vectors: Databend's vectors, and the functions that "
+            "fill them, are float32.",
+            "embed a column of floats for Databend: dtype='float32'",
+        ).for_shell("--vector NAME makes another column, of float32")
     stored = codec.encode([config])
     [entry] = codec.entries({codec.KEY: stored})
     refuse_clear_secrets(entry)  # fields that the class does not know are kept as they were stored

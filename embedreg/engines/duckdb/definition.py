@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from embedreg.declaration.quantization import is_quantized
 from embedreg.inspection.engines import Declared, Engine, Statements, comes_from
 
 __all__ = ["DuckDB"]
@@ -68,7 +69,8 @@ class DuckDB(Engine):
         if rendered:
             made.append(Statements("texts", "the texts of the template, which are embedded", rendered))
         target = to or f"{sql.parts_of(table)[-1]}.parquet"
-        found = [sql.search_statement(table, entry, name) for entry in entries]
+        floats = [entry for entry in entries if not is_quantized(entry.reserved)]  # DuckDB does not search the others
+        found = [sql.search_statement(table, entry, name) for entry in floats]
         made += [
             Statements("comments", "what made the vectors, in the database", sql.comment_statements(table, entries)),
             Statements("copy", "the same in a Parquet file", sql.copy_statement(table, target, entries)),

@@ -12,6 +12,7 @@ from embedreg.arrow.templates import Template
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.declaration.comments import comment_of, one_line
 from embedreg.declaration.entries import KEY, Entry, value_type
+from embedreg.declaration.quantization import is_quantized, quantizer_of
 from embedreg.errors import ConfigError, MetadataError
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "identifier",
     "literal",
     "parts_of",
+    "refused",
     "rendered",
     "search_statement",
     "table_name",
 ]
 
 DISTANCES = {"cosine": "array_cosine_distance", "l2": "array_distance", "dot": "array_negative_inner_product"}
+_NUMBERS = {"float64": "DOUBLE", "int8": "TINYINT", "binary": "TINYINT", "uint8": "UTINYINT", "ubinary": "UTINYINT"}
 _PART = r'("(?:[^"]|"")+"|[^".]+)'
 _NAME = re.compile(rf"{_PART}(?:\.{_PART})?(?:\.{_PART})?")
 
@@ -65,7 +68,7 @@ def copy_statement(table: str, path: str, entries: Sequence[Entry]) -> str:
 
 
 def _number(entry: Entry) -> str:
-    return "DOUBLE" if value_type(entry.reserved) == "float64" else "FLOAT"
+    return _NUMBERS.get(str(value_type(entry.reserved)), "FLOAT")
 
 
 def comment_statements(table: str, entries: Sequence[Entry], words: str = "") -> list[str]:
@@ -93,7 +96,7 @@ def create_table_statement(table: str, path: str, entries: Sequence[Entry]) -> s
         table: its name, as `table_name` takes it.
         path: of a file, or a pattern.
     """
-    widths = [(entry, entry.reserved.get("ndims")) for entry in entries]
+    widths = [(entry, _width(entry)) for entry in entries]
     arrays = [
         f"{identifier(entry.vector_column)}::{_number(entry)}[{ndims}] AS {identifier(entry.vector_column)}"
         for entry, ndims in widths
@@ -103,13 +106,31 @@ def create_table_statement(table: str, path: str, entries: Sequence[Entry]) -> s
     return f"CREATE TABLE {table_name(table)} AS SELECT *{replaced} FROM read_parquet({literal(path)});"
 
 
+def _width(entry: Entry) -> object:
+    quantizer = quantizer_of(entry.reserved)
+    return entry.reserved.get("ndims") if quantizer is None else quantizer.width
+
+
+def refused(column: str, dtype: str) -> ConfigError:
+    """Return the error for a quantised column: DuckDB keeps such values, and has no distance for them."""
+    return ConfigError(
+        f"column {column[:80]!r} holds {dtype} vectors: DuckDB's array functions compute with FLOAT and DOUBLE only, "
+        "and know no ranges.",
+        "search them with `embedreg search`; or embed a column of floats for DuckDB: dtype='float32'",
+    )
+
+
 def search_statement(table: str, entry: Entry, name: str = "ai_embed", limit: int = 5) -> str:
     """Return a search of a table for the rows nearest to a text, by the distance that the vectors are meant for.
 
     Args:
         table: its name, as `table_name` takes it.
         name: of the SQL function that `engines.duckdb.install` made.
+    Raises:
+        ConfigError: the vectors are quantised.
     """
+    if is_quantized(entry.reserved):
+        raise refused(entry.vector_column, str(entry.reserved["dtype"]))
     distance = DISTANCES.get(str(entry.reserved.get("metric")), DISTANCES["cosine"])
     query = f"{identifier(name + '_query')}('what you look for')"
     return (

@@ -3,6 +3,8 @@
 LanceDB accepts subclasses of its own base class only, and resolves names in its own registry. So each name gets a thin
 adapter class there, registered through lancedb's public `register`; an adapter delegates to one embedreg function.
 Importing this module does that; it is imported by itself in a process where embedreg meets lancedb.
+
+Over 400 lines: one adapter class, and what lancedb needs to find it.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, PrivateAttr, model_serializer
 
 from embedreg import registry
+from embedreg.arrow.quantized import QUANTIZED, Quantizer, Ranges
 from embedreg.core import canonical, lancedb_hooks
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.kinds import kind_of, refusal
-from embedreg.declaration import codec, entries, templates
+from embedreg.declaration import codec, entries, quantization, templates
 from embedreg.embedding import column
 from embedreg.embedding import schema as schemas
+from embedreg.engines.lancedb import ranges
 from embedreg.engines.lancedb.any_length import AnyLength
 from embedreg.engines.lancedb.callers import asking_table, width_of
 from embedreg.errors import ConfigError, SchemaError
@@ -37,7 +41,6 @@ __all__ = ["adapter_for", "adopt_vector_type", "answer", "offer", "offer_stored"
 
 log = logging.getLogger("embedreg")
 
-DTYPES = ("float16", "float32", "float64")
 SHOWN = 5  # bad rows of a batch that the log names
 
 
@@ -49,6 +52,7 @@ class Adapter(LanceBase):
     _dtype: str | None = PrivateAttr(default=None)
     _template: str | None = PrivateAttr(default=None)
     _declared: Any = PrivateAttr(default=None)
+    _ranges: Ranges | None = PrivateAttr(default=None)
     _handle: Any = PrivateAttr(default=None)
 
     @classmethod
@@ -63,10 +67,14 @@ class Adapter(LanceBase):
             log.warning("%s", note)
         stored = model.get(codec.RESERVED)
         declared = stored if isinstance(stored, dict) else {}
-        dtype = declared.get("dtype")
+        how = quantization.quantizer_of(declared)
         template = declared.get(templates.KEY)
         adapter = _new(
-            function, dtype if dtype in DTYPES else None, declared, template if isinstance(template, str) else None
+            function,
+            entries.value_type(declared),
+            declared,
+            template if isinstance(template, str) else None,
+            None if how is None else how.ranges,
         )
         if (table := asking_table()) is not None:
             adapter._handle = _TableHandle(table, model)
@@ -91,7 +99,7 @@ class Adapter(LanceBase):
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__embedding_function_registry_alias__":
-            return canonical.persisted_name(self.embedreg_function)
+            return codec.stored_name(self.embedreg_function, self._dtype)
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
@@ -110,6 +118,8 @@ class Adapter(LanceBase):
             model[codec.RESERVED]["dtype"] = self._dtype
         if self._template is not None:
             model[codec.RESERVED][templates.KEY] = self._template
+        if self._ranges is not None:
+            model[codec.RESERVED][quantization.KEY] = quantization.record_of(self._ranges)
         return model
 
     @model_serializer
@@ -122,14 +132,27 @@ class Adapter(LanceBase):
     def VectorField(self, source: str | None = None, **kwargs: Any) -> Any:
         return self._use().VectorField(source, **kwargs)
 
+    def _quantizer(self) -> Quantizer | None:
+        """Return how stored values are made; None for floats."""
+        return None if self._dtype not in QUANTIZED else Quantizer(self._dtype, self._use().ndims(), self._ranges)
+
     def ndims(self) -> int:
+        """Return the number of stored values: lancedb drops vectors of another length."""
         ndims = self._use().ndims()
+        if self._dtype in QUANTIZED:
+            return Quantizer(self._dtype, ndims).width
         return ndims if kind_of(self._use()).one_size else AnyLength(ndims)
 
     def compute_source_embeddings(self, inputs: Any, *args: Any, **kwargs: Any) -> list[Any]:
         """Embed a column; a row without a vector is None, and lancedb's `on_bad_vectors` decides on it."""
         if (now := self._now()) is not self:
             return now.compute_source_embeddings_with_retry(inputs)  # type: ignore[no-any-return]
+        how = self._quantizer()
+        if how is not None and not how.known:
+            raise ConfigError(
+                f"the ranges of these {self._dtype} vectors are not known yet, and table.add cannot record them.",
+                "embedreg.engines.lancedb.add(table, rows) learns them from its rows; later, table.add uses them",
+            )
         embedded = column.embed_column(self._use(), inputs, declared=self._declared)
         if self._dtype == "float16":
             column.fit_float16(self._use(), embedded, None)
@@ -138,8 +161,11 @@ class Adapter(LanceBase):
         if embedded.zeros is not None and not embedded.valid[embedded.zeros].any():
             what = f"{int(embedded.zeros.sum())} row(s) of the batch have a vector of zeros, invalid for cosine"
             log.warning("%s: %s; add(..., on_bad_vectors='null') takes them", type(self).embedreg_alias, what)
-        # a column that another writer declared may be of any float type
-        rows = embedded.kind.to_objects(embedded.vectors, self._dtype)
+        rows: list[Any]
+        if how is not None:
+            rows = list(how.encode(embedded.matrix))
+        else:  # a column that another writer declared may be of any float type
+            rows = embedded.kind.to_objects(embedded.vectors, self._dtype)
         for index in (~embedded.valid).nonzero()[0].tolist():
             rows[index] = None
         return rows
@@ -147,10 +173,13 @@ class Adapter(LanceBase):
     def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> list[Any]:
         if (now := self._now()) is not self:
             return now.compute_query_embeddings_with_retry(query)  # type: ignore[no-any-return]
+        how = self._quantizer()
+        if how is not None and how.dtype != ranges.SEARCHED:
+            raise ranges.not_searched(how.dtype)
         found = column.embed_query(self._use(), query, declared=self._declared)
         if (why := kind_of(self._use()).unsearchable_in_lancedb) is not None:
             raise refusal(self._use(), "a search in LanceDB", why)
-        return [found]
+        return [found] if how is None else list(how.encode(found[None]))
 
     # embed_column and embed_query retry by the function's own policy; lancedb's would retry programming errors too
     def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
@@ -160,14 +189,14 @@ class Adapter(LanceBase):
         return self.compute_query_embeddings(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
-        mine = self._function, self._dtype, self._template
-        return isinstance(other, Adapter) and mine == (other._function, other._dtype, other._template)
+        mine = self._function, self._dtype, self._template, self._ranges
+        return isinstance(other, Adapter) and mine == (other._function, other._dtype, other._template, other._ranges)
 
     def __hash__(self) -> int:
         return hash((Adapter, self._function))
 
     def __reduce__(self) -> Any:
-        return _new, (self._function, self._dtype, self._declared, self._template)
+        return _new, (self._function, self._dtype, self._declared, self._template, self._ranges)
 
 
 class _TableHandle:
@@ -274,9 +303,11 @@ def _new(
     dtype: str | None = None,
     declared: dict[str, Any] | None = None,
     template: str | None = None,
+    known: Ranges | None = None,
 ) -> Adapter:
     adapter = _adapter_class(canonical.registered_name(type(function)) or "")()
-    adapter._function, adapter._dtype, adapter._declared, adapter._template = function, dtype, declared, template
+    adapter._function, adapter._dtype, adapter._declared = function, dtype, declared
+    adapter._template, adapter._ranges = template, known
     return adapter
 
 
@@ -341,17 +372,19 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
         schemas.refuse_templates(found, pydantic_to_schema(model))
         for source, vector in found:
             kind = types[vector.field]
-            vectors = kind_of(vector.function)
-            ndims = codec.stated_ndims(vector.function, vectors.width_of(kind))
-            if not vectors.fits(kind, ndims):
+            declared = schemas.declaration(source, vector, kind)
+            ranges.refuse_uint8(declared.value_type, vector.field)
+            vectors, how = kind_of(vector.function), codec.quantizer(declared)
+            ndims = codec.stated_ndims(vector.function, vectors.width_of(kind)) if how is None else how.ndims
+            if not (vectors.fits(kind, ndims) if how is None else vectors.width_of(kind) == how.width):
                 hint = vectors.type_hint.format(d="fn.ndims()")
                 raise SchemaError(
                     f"{model.__name__}.{vector.field} is stored as {kind}, its function gives "
                     f"{vectors.described(ndims)}.",
                     f"{vector.field}: {hint} = fn.VectorField()",
                 )
-            dtype = schemas.value_name(vectors.value_type(kind))
-            pairs[vector.field] = source.field, _new(vector.function, dtype, None, source.template)
+            made = _new(vector.function, declared.value_type, None, source.template, declared.ranges)
+            pairs[vector.field] = source.field, made
         _pairs[model] = pairs
     return _pairs[model]
 

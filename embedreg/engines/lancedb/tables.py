@@ -1,6 +1,8 @@
 """LanceDB tables: made, opened and filled, where its own `create_table`, `open_table` and `add` fall short.
 
 Functions inside lancedb's own schemas, tables and searches need none of this: see `adapter`.
+
+Over 400 lines: each call for the synchronous and the asynchronous client.
 """
 
 from __future__ import annotations
@@ -9,17 +11,20 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.quantized import Quantizer, Ranges
 from embedreg.core import canonical
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration import codec, drift
 from embedreg.declaration.fingerprint import fingerprint
+from embedreg.declaration.quantization import quantizer_of
 from embedreg.embedding import schema as schemas
 from embedreg.embedding import table as tables
 from embedreg.embedding.column import ZeroVectors
 from embedreg.engines.lancedb.adapter import offer_stored
+from embedreg.engines.lancedb.ranges import agreed, refuse_uint8
 from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
 from embedreg.support.display import first_line, plain
 from embedreg.support.imports import attempt_import_or_raise
@@ -51,6 +56,8 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
         raise ConfigError(f"unknown mode {mode!r}.", "mode='create', 'overwrite' or 'exist_ok'")
     _refuse_async(db, "await db.create_table(name, schema=YourSchema.to_arrow_schema())")
     declared, configs = schemas.resolve(schema)
+    for config in configs:
+        refuse_uint8(config.value_type, config.vector_column)
     if declared is None:
         raise SchemaError(
             "a list of declarations has no columns.", "pass a Schema class, or add(table, data) to a table"
@@ -191,9 +198,16 @@ def add(
     offer_stored(_declared(schema, table.name))
     report = report if report is not None else tables.Report()
     before = report.embedded
-    reader = tables.embed_batches(
+
+    def agree(learnt: Mapping[str, Ranges]) -> Mapping[str, Ranges]:
+        made = agreed(lambda: _newest_dataset(table), table.name, learnt)
+        table.checkout_latest()
+        return made
+
+    reader = tables.embed_agreed(
         data,
         schema,
+        agree,
         on_error=on_error,
         zero_vectors=zero_vectors,
         report=report,
@@ -233,14 +247,17 @@ async def aadd(
         As `add`.
     """
     schema = await table.schema()
+    learns = any(each is not None and not each.known for each in map(_quantizer, codec.entries(schema.metadata)))
+    dataset = await _dataset_of(table) if learns else None
     report = report if report is not None else tables.Report()
     before = report.embedded
 
     def planned() -> _Remembered:  # which loads the model, and embeds the probe
         offer_stored(_declared(schema, table.name))
-        reader = tables.embed_batches(
+        reader = tables.embed_agreed(
             data,
             schema,
+            lambda learnt: agreed(lambda: _newest_of(dataset), table.name, learnt),
             on_error=on_error,
             zero_vectors=zero_vectors,
             report=report,
@@ -251,17 +268,48 @@ async def aadd(
         return _Remembered(reader)
 
     kept = await asyncio.to_thread(planned)
+    if learns:
+        await table.checkout_latest()
     with _translated(kept):
         result = await table.add(kept.reader(), on_bad_vectors="null")
     if report.embedded > before:
         with _unrecorded():
             current = await table.schema()
             if (text := await asyncio.to_thread(_recorded, current)) is not None:
-                attempt_import_or_raise("lance", "pylance")
-                dataset = await table.to_lance()
+                dataset = await _dataset_of(table)
                 await asyncio.to_thread(dataset.update_schema_metadata, {codec.KEY: text})
                 await table.checkout_latest()
     return result
+
+
+def _quantizer(entry: codec.Entry) -> Quantizer | None:
+    return quantizer_of(entry.reserved)
+
+
+def _newest_dataset(table: Any) -> Any:
+    """Return the newest version of a table as pylance's dataset.
+
+    Raises:
+        StorageError: the table is remote: its metadata cannot be changed.
+    """
+    attempt_import_or_raise("lance", "pylance", extra="lancedb")
+    try:
+        table.checkout_latest()
+        return table.to_lance()
+    except NotImplementedError as exc:
+        raise StorageError(
+            f"the ranges of table {plain(table.name)!r} cannot be recorded: it is a table of a remote database.",
+            "declare them when it is made: Vector(fn.ndims(), 'int8', ranges=embedreg.calibrate(fn, texts))",
+        ) from exc
+
+
+async def _dataset_of(table: Any) -> Any:
+    attempt_import_or_raise("lance", "pylance", extra="lancedb")
+    return await table.to_lance()
+
+
+def _newest_of(dataset: Any) -> Any:
+    return dataset.checkout_version(dataset.latest_version)
 
 
 def _declared(schema: pa.Schema, name: str) -> list[codec.Entry]:

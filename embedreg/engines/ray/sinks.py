@@ -228,6 +228,8 @@ def _vectors(column: pa.Array, kind: pa.DataType, name: str, ndims: int) -> pa.A
     vectors = kind_of_type(kind)
     assert vectors is not None  # it was made from a declaration
     rows, valid, _ = vectors.given(stored, vectors.width_of(kind) or ndims, name)
+    if pa.types.is_integer(vectors.value_type(kind)):  # quantised
+        rows = rows.astype(str(vectors.value_type(kind)))
     return vectors.to_arrow(rows, valid, kind)
 
 

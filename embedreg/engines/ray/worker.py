@@ -21,6 +21,7 @@ from embedreg.arrow.casting import ConversionError, cast_exactly
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.canonical import registered_name
 from embedreg.declaration import codec, drift
+from embedreg.declaration.quantization import quantizer_of
 from embedreg.embedding import table as tables
 from embedreg.embedding.schema import Resolved
 from embedreg.errors import (
@@ -201,7 +202,16 @@ def _plan(payload: Payload, given: pa.Schema, policy: dict[str, Any]) -> Plan:
         fits = entry is not None and config.vector_column in given.names and codec.says_same(config, entry)
         known = entry.reserved if entry is not None and fits and not own else own
         drift.learn(config.function, known)  # what is known already, each actor compares for itself
-    return Plan(given, _declared(given, schema, policy), policy)
+    made = _declared(given, schema, policy)
+    for entry in codec.entries(made.metadata):
+        how = quantizer_of(entry.reserved)
+        if how is not None and not how.known:
+            raise ConfigError(
+                f"the ranges of the {how.dtype} column {display.plain(entry.vector_column, 80)!r} are not known, and "
+                "each actor would learn others from its own blocks.",
+                "fn.bind('text', 'vector', dtype='int8', ranges=embedreg.calibrate(fn, texts))",
+            )
+    return Plan(given, made, policy)
 
 
 def _declared(given: pa.Schema, schema: Resolved, policy: dict[str, Any]) -> pa.Schema:

@@ -54,20 +54,23 @@ for name in ("theirs", "ours"):
     table = db.open_table(name)
     assert table.search("shares").limit(1).to_list()[0]["text"] == "the stock market fell"
     table.add([{"text": "wait for a thread to finish"}])
-table = db.open_table("prompted")
-for call in (lambda: table.search("kitten").to_list(), lambda: table.add([{"text": "bread"}])):
-    with pytest.raises(KeyError, match="embedreg:sentence-transformers"):
-        call()
+for table in map(db.open_table, ("prompted", "ubinary", "int8")):
+    for call in (
+        lambda: table.search("kitten", vector_column_name="vector").to_list(),
+        lambda: table.add([{"text": "bread"}]),
+    ):
+        with pytest.raises(KeyError, match="embedreg:sentence-transformers"):
+            call()
 assert table.count_rows() == 1
 """
 
 
-def notes(fn: Any) -> type[Schema]:
+def notes(fn: Any, dtype: str = "float32") -> type[Schema]:
     """Declare a text and its vector."""
 
     class Notes(Schema):
         text: str = fn.SourceField()
-        vector: Vector(fn.ndims) = fn.VectorField()
+        vector: Vector(fn.ndims, dtype) = fn.VectorField()
 
     return Notes
 
@@ -97,6 +100,9 @@ def test_tables_are_shared_with_stock_lancedb(db: Any, new_process: Any, minilm_
     assert [entry.name for entry in codec.entries(prompted.schema.metadata)] == ["embedreg:sentence-transformers"]
     prompted.add([{"text": TEXTS[0]}])
     assert prompted.search("kitten").limit(1).to_list()[0]["text"] == TEXTS[0]
+    for dtype in ("ubinary", "int8"):
+        add(create_table(db, dtype, notes(make(name=name), dtype)), [{"text": text} for text in TEXTS])
+    assert db.open_table("ubinary").search("shares").limit(1).to_list()[0]["text"] == TEXTS[1]
 
     new_process(STOCK + STOCK_EXTENDS + BARE)
     from sentence_transformers import SentenceTransformer

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.quantized import QUANTIZED
 from embedreg.arrow.templates import refuse_type
 from embedreg.columns.arguments import already_there, no_column, texts_there
 from embedreg.columns.declare import columns_of, dropped_with, entry_for, rebuilt, repointed, settings_of
@@ -19,13 +20,14 @@ from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, comments, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
+from embedreg.declaration.quantization import is_quantized
 from embedreg.embedding.table import BATCH_ROWS
 from embedreg.engines.duckdb.columns import rows as by_row
 from embedreg.engines.duckdb.columns.migration import DuckDBMigration, Steps
 from embedreg.engines.duckdb.columns.place import Place, arrow
 from embedreg.engines.duckdb.columns.records import Change, text_of
 from embedreg.engines.duckdb.columns.rows import Columns
-from embedreg.engines.duckdb.sql import comment_statements, identifier
+from embedreg.engines.duckdb.sql import comment_statements, identifier, refused
 from embedreg.errors import (
     ConfigError,
     DriftError,
@@ -161,7 +163,7 @@ class DuckDBColumns(ColumnStore):
 
     def add(self, declaration: EmbeddingFunctionConfig, options: Options) -> ColumnReport:
         start = time.perf_counter()
-        vector, source = declaration.vector_column, declaration.source_column
+        vector = declaration.vector_column
         change = self._change(options)
         if change is None:
             with self.place.reading() as con:
@@ -169,8 +171,9 @@ class DuckDBColumns(ColumnStore):
             self._refuse_source(declaration, names)
             if vector in names:
                 raise already_there(self.shown, vector)
-            template = declaration.template
-            entry = entry_for(declaration.function, source, vector, digest=options.digest, template=template)
+            if declaration.value_type in QUANTIZED:
+                raise refused(vector, declaration.value_type)
+            entry = entry_for(declaration, digest=options.digest)
             change = self._begin("add", vector, vector, None, entry, True)
         elif change.what != "add" or not codec.says_same(declaration, change.entry("new")) or change.name != vector:
             raise self._busy(change)
@@ -237,6 +240,8 @@ class DuckDBColumns(ColumnStore):
         if dry_run or not todo:
             report = ColumnReport(entry.vector_column, what, self.rows, todo, todo, dry_run=dry_run)
             return dataclasses.replace(report, seconds=time.perf_counter() - start)
+        if is_quantized(entry.reserved):
+            raise refused(entry.vector_column, str(entry.reserved["dtype"]))
         made = by_row.fill(self.place, columns, lambda: rebuilt(entry), wanted, options)
         return self._report(what, entry.vector_column, made, start)
 
@@ -291,7 +296,8 @@ class DuckDBColumns(ColumnStore):
                 raise SchemaError(f"{self.shown} has a column {name!r} already.", "choose another name")
             template = templates.stored(old)
             text = None if template is None else template.text
-            new = entry_for(function, old.source_column, name or vector, digest=options.digest, template=text)
+            like = function.bind(old.source_column, name or vector, template=text)
+            new = entry_for(like, digest=options.digest)
             change = self._begin("migrate", vector, name or vector, old, new, keep)
         elif (
             change.what != "migrate"

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from embedreg.arrow.templates import Template, refuse_type
 from embedreg.columns.arguments import no_column, texts_there
 from embedreg.columns.declare import entry_for
 from embedreg.columns.results import ColumnReport
+from embedreg.columns.sources import Source
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
+from embedreg.declaration.quantization import is_quantized
 from embedreg.embedding import schema as schemas
 from embedreg.engines.lancedb.columns import declared
 from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance, lance_errors
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
+from embedreg.engines.lancedb.ranges import refuse_uint8
 from embedreg.errors import ConfigError, SchemaError, StorageError, option
 from embedreg.support import strict_json
 
-__all__ = ["add", "new_fields", "reported", "resumed", "typed", "with_entry"]
+__all__ = ["add", "as_begun", "new_fields", "reported", "resumed", "sources_of", "typed", "with_entry"]
 
 SHOWN_BAD_ROWS = 1000
+_FIRST = 1000  # rows of a part that ranges are learnt from
 LATE_ROWS = 2000  # of late fragments that a switch stages at once; more are staged by another round
 
 
@@ -49,9 +54,11 @@ def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> Colu
             )
         declared.refuse_legacy(dataset, f"table {place.name!r}")
         _refuse(place, dataset.schema, config, options)
-        entry = entry_for(config.function, source, vector, digest=options.digest, template=config.template)
+        inputs = sources_of(dataset, Source(source, templates.of(config)))
+        entry = entry_for(config, digest=options.digest, sources=inputs)
         begun = record is not None and record["kind"] == "add"
         record = resumed(place, record, options, kind="add", vector=vector, name=vector, source=source, entry=entry)
+        entry = as_begun(record, entry)
         if (template := templates.of(config)) is not None:
             _add_texts(place, source, vector, template, begun=begun)
         maker = Maker(lambda: config, entry, options)
@@ -69,6 +76,29 @@ def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> Colu
         place.remove_branches()
     report = reported(vector, "add", maker, made, started)
     return _replace(report, written=maker.report.rows, bytes_written=added, commits=1, retries=tries)
+
+
+def sources_of(dataset: Any, source: Source) -> Iterator[Any]:
+    """Yield what a column is embedded from, in parts, in the order of its rows."""
+    found = dataset.scanner(columns=list(source.columns), batch_size=_FIRST).to_batches()
+    return (source.values(batch) for batch in found)
+
+
+def as_begun(record: dict[str, Any], entry: Entry) -> Entry:
+    """Return the entry of a quantised column as an interrupted run has recorded it: its ranges are those of the run.
+
+    Raises:
+        StorageError: the run was begun with another dtype.
+    """
+    (begun,) = codec.entries({codec.KEY: f"[{record['entry']}]"})
+    if not is_quantized(begun.reserved) and not is_quantized(entry.reserved):
+        return entry
+    if begun.reserved.get("dtype") != entry.reserved.get("dtype"):
+        raise StorageError(
+            f"an interrupted run was to write {begun.reserved.get('dtype')}, this one {entry.reserved.get('dtype')}.",
+            option("give the same --dtype, or drop it with `embedreg column abandon`", "Migration.abandon()"),
+        )
+    return begun
 
 
 def _replace(report: ColumnReport, **values: Any) -> ColumnReport:
@@ -106,6 +136,7 @@ def _add_texts(place: Place, source: str, vector: str, template: Template, *, be
 
 def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options: Options) -> None:
     vector, source = config.vector_column, config.source_column
+    refuse_uint8(config.value_type, vector)
     template = templates.of(config)
     if template is not None:
         template.refuse_missing(schema.names, vector)
@@ -173,6 +204,8 @@ def new_fields(field: Any, entry: Entry) -> Any:
 
 def typed(entry: Entry, field: Any) -> Entry:
     """Return the declaration of a column with the type of its values, as its field says."""
+    if is_quantized(entry.reserved):
+        return entry
     item = json.loads(entry.raw)
     item["model"][codec.RESERVED]["dtype"] = schemas.value_name(field.type.value_type)
     (made,) = codec.entries({codec.KEY: f"[{strict_json.dumps(item)}]"})

@@ -353,7 +353,11 @@ def _mark(found: dict[str, Any], schema: pa.Schema) -> Mark:
     if before.vector_column != texts["vector"] or len(old) != len(fields) or not 1 <= len(old) <= 2:
         raise Malformed("its columns do not fit each other")
     names = [texts["vector"], *([digest.column_of(before.reserved)] if len(old) == 2 else [])]
-    if old.names != names or not _is_vector(old.field(0).type) or not all(map(digest.is_stored, list(old)[1:])):
+    if (
+        old.names != names
+        or not _is_vector(old.field(0).type, kept=True)
+        or not all(map(digest.is_stored, list(old)[1:]))
+    ):
         raise Malformed("its columns do not fit each other")
     if before.source_column not in schema.names or before.source_column in (*old.names, texts["name"]):
         raise Malformed("its source column is not in the table")
@@ -361,11 +365,15 @@ def _mark(found: dict[str, Any], schema: pa.Schema) -> Mark:
     return Mark(*named, numbers[0], before, tuple(fields), old, texts["to"], numbers[1])
 
 
-def _is_vector(kind: pa.DataType) -> bool:
+def _is_vector(kind: pa.DataType, *, kept: bool = False) -> bool:
+    """Return whether LanceDB takes a type for vectors; with `kept`, whether embedreg keeps vectors of it."""
     import pyarrow as pa
 
     lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(lists and (pa.types.is_floating(kind.value_type) or kind.value_type == pa.uint8()))
+    return bool(
+        lists
+        and (pa.types.is_floating(kind.value_type) or kind.value_type in (pa.uint8(), *([pa.int8()] if kept else [])))
+    )
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:

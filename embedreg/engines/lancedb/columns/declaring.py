@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from embedreg.columns.arguments import undeclared
-from embedreg.columns.declare import repointed
+from embedreg.columns.declare import bound_like, repointed
 from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration import codec, templates
 from embedreg.engines.lancedb.columns.adding import with_entry
@@ -26,7 +26,7 @@ def repoint(place: Place, vector: str, function: EmbeddingFunction, *, sample: i
 
     dataset = place.newest()
     column = chosen(dataset.schema, vector, f"table {place.name!r}")
-    config = function.bind(column.source, vector)
+    config = bound_like(column.entry, function)
     entry = repointed(column.entry, function)
     total = int(dataset.count_rows())
     places = np.sort(np.random.default_rng(seed).permutation(total)[: 4 * sample])  # some may have no vector

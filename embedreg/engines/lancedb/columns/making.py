@@ -13,7 +13,9 @@ from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
 from embedreg.embedding import table as tables
+from embedreg.embedding.quantizing import is_unknown
 from embedreg.embedding.table import Report
+from embedreg.errors import StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +120,11 @@ class Maker:
 
         if not len(source):
             return pa.nulls(0, self.field.type), stamps
+        if is_unknown(self.config):
+            raise StorageError(
+                f"rows were added while column {self.config.vector_column!r} had no ranges to quantise by.",
+                "run the same call again: it learns them from these rows",
+            )
         before, first = len(self.report.bad), self.report.rows
         name, vector = self.config.source_column, self.config.vector_column
         made = tables.embed_batches(

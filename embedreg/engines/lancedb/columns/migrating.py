@@ -2,6 +2,8 @@
 
 Whether the switch has happened is what the table's own metadata says: a crash between the commit and its record leaves
 the record behind, never the table.
+
+Over 400 lines: the states of one migration, which lead into each other.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from embedreg.columns.declare import entry_for, rebuilt
+from embedreg.columns.declare import bound_like, entry_for, rebuilt
 from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding
 from embedreg.columns.results import ColumnReport, MigrationStatus
+from embedreg.columns.sources import Source
 from embedreg.columns.store import Options, Unstamped
 from embedreg.core.base import EmbeddingFunction
-from embedreg.declaration import codec, digest, templates
+from embedreg.declaration import codec, digest
 from embedreg.declaration.entries import Entry
 from embedreg.declaration.fingerprint import fingerprint
+from embedreg.declaration.quantization import is_quantized
 from embedreg.engines.lancedb.columns import refreshing
-from embedreg.engines.lancedb.columns.adding import reported, resumed, typed
+from embedreg.engines.lancedb.columns.adding import reported, resumed, sources_of, typed
 from embedreg.engines.lancedb.columns.commits import write_metadata
 from embedreg.engines.lancedb.columns.comparing import agrees
 from embedreg.engines.lancedb.columns.declared import (
@@ -175,7 +179,9 @@ class LanceMigration(Migration):
                 )
             if name != vector and (name in schema.names or "`" in name):
                 raise SchemaError(f"the new column cannot be named {name!r}.", "choose another name")
-            entry = entry_for(function, column.source, name, digest=self._options.digest, template=column.template)
+            like = bound_like(column.entry, function, name)
+            inputs = sources_of(dataset, Source.of(column.entry))
+            entry = entry_for(like, digest=self._options.digest, sources=inputs)
             resumed(
                 self._place,
                 record,
@@ -199,10 +205,9 @@ class LanceMigration(Migration):
             self._function = rebuilt(entry).function
         if fingerprint(self._function) != record["to"]:
             raise StorageError("the migration was begun with another function.", "abandon it, or pass that one")
-        config = self._function.bind(record["source"], name)
-        reserved = codec.entries({codec.KEY: f"[{record['entry']}]"})[0].reserved
-        digests, text = digest.KEY in reserved, reserved.get(templates.KEY)
-        entry = entry_for(self._function, record["source"], name, digest=digests, template=text)
+        (begun,) = codec.entries({codec.KEY: f"[{record['entry']}]"})
+        config = bound_like(begun, self._function)
+        entry = begun if is_quantized(begun.reserved) else entry_for(config, digest=digest.KEY in begun.reserved)
         maker = Maker(lambda: config, entry, options)
         entry = typed(entry, maker.field)
         keep = None

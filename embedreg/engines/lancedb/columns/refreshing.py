@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.columns.declare import rebuilt
 from embedreg.columns.results import ColumnReport
+from embedreg.columns.sources import Source
 from embedreg.columns.store import Options, Unstamped, without_digests
 from embedreg.declaration import codec, digest
+from embedreg.declaration.quantization import quantizer_of
+from embedreg.embedding.quantizing import learn_from
 from embedreg.engines.lancedb.columns import adding
 from embedreg.engines.lancedb.columns.commits import Attempts, lance, lance_errors
 from embedreg.engines.lancedb.columns.comparing import agrees
@@ -25,6 +28,7 @@ from embedreg.engines.lancedb.columns.declared import Column, chosen, columns_of
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import data_files
+from embedreg.engines.lancedb.ranges import agreed
 from embedreg.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -123,6 +127,9 @@ class _Refresh:
     @property
     def maker(self) -> Maker:
         """What embeds; made on first use, since a run that finds nothing needs no function."""
+        how = quantizer_of(self.column.entry.reserved)
+        if how is not None and not how.known:
+            self._learn_ranges()
         if self._maker is None:
             self._maker = Maker(
                 lambda: rebuilt(self.column.entry),
@@ -131,6 +138,14 @@ class _Refresh:
                 self.dataset.schema.field(self.column.vector),
             )
         return self._maker
+
+    def _learn_ranges(self) -> None:
+        """Learn the ranges of a quantised column from the first rows, or take those of another writer."""
+        made = learn_from(rebuilt(self.column.entry), adding.sources_of(self.dataset, Source.of(self.column.entry)))
+        if made.ranges is not None:
+            agreed(self.place.newest, self.place.name, {self.column.vector: made.ranges})
+            self.dataset = self.place.newest()
+            self.column = chosen(self.dataset.schema, self.vector, f"table {self.place.name!r}")
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
