@@ -61,7 +61,7 @@ for table in map(db.open_table, ("prompted", "ubinary", "int8")):
     ):
         with pytest.raises(KeyError, match="embedreg:sentence-transformers"):
             call()
-assert table.count_rows() == 1
+assert [db.open_table(name).count_rows() for name in ("prompted", "ubinary", "int8")] == [1, 3, 3]
 """
 
 
