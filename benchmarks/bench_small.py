@@ -11,8 +11,8 @@ import argparse
 import numpy as np
 
 import embedreg
-from benchmarks.bench_lancedb import texts, weights
-from benchmarks.common import machine, table
+from benchmarks.bench_lancedb import texts
+from benchmarks.common import machine, minilm_folder, table
 from embedreg.arrow.quantized import QUANTIZED, Quantizer, Ranges
 from embedreg.embedding.quantizing import CALIBRATION_ROWS
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=300)
     args = parser.parse_args()
     several = list(dict.fromkeys(texts(2 * (args.rows + args.queries))))[: args.rows + args.queries]
-    fn = embedreg.get("sentence-transformers").create(name=weights(), device="cpu")
+    fn = embedreg.get("sentence-transformers").create(name=minilm_folder(), device="cpu")
     made = embedreg.embed_column(fn, several).matrix
     drawn = np.random.default_rng(0).permutation(len(several))
     corpus, queries = made[drawn[: -args.queries]], made[drawn[-args.queries :]]

@@ -227,6 +227,20 @@ def test_a_job_counts_what_it_clips(tmp_path: Path, function: Any) -> None:
     assert report.clipped == made.clipped > 0
 
 
+def test_templates_are_quantised_too(tmp_path: Path, function: Any) -> None:
+    """Ranges are learnt of the texts that a template makes, in a table, a job and a column of a file."""
+    data = pa.table({"title": [f"title {n}" for n in range(len(TEXTS))], "body": TEXTS})
+    config = function.bind(template="{title}: {body}", vector="vector", dtype="int8")
+    texts = [f"title {n}: {text}" for n, text in enumerate(TEXTS)]
+    wanted = Quantizer("int8", WIDTH, Ranges.learnt(floats(function, texts))).encode(floats(function, texts))
+    assert np.array_equal(numbers(embedreg.embed_table(data, config)), wanted)
+    pq.write_table(data, tmp_path / "in.parquet")
+    embedreg.embed(tmp_path / "in.parquet", tmp_path / "out.parquet", config)
+    assert np.array_equal(numbers(pq.read_table(tmp_path / "out.parquet")), wanted)
+    columns.add(tmp_path / "in.parquet", config)
+    assert np.array_equal(numbers(pq.read_table(tmp_path / "in.parquet")), wanted)
+
+
 # -- columns of files --------------------------------------------------------------------------------------------------
 
 
