@@ -8,7 +8,18 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?-_()'/"
 POSITIONS = 64
 
 # model type -> what its configuration has beside the sizes; see `_config`.
-ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert", "modernbert", "t5")
+ARCHITECTURES = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "distilbert",
+    "modernbert",
+    "t5",
+    "nomic_bert",
+    "gte",
+)
 
 
 def tokenizer(kind: str) -> Any:
@@ -16,24 +27,24 @@ def tokenizer(kind: str) -> Any:
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    if kind in ("bert", "distilbert", "mpnet"):
+    if kind in ("bert", "distilbert", "mpnet", "nomic_bert"):
         bert = kind != "mpnet"
         special = (
             ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if bert else ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
         )
         pieces = [*special, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
-        cls = {"bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "mpnet": "MPNetTokenizer"}[kind]
+        cls = {"distilbert": "DistilBertTokenizer", "mpnet": "MPNetTokenizer"}.get(kind, "BertTokenizer")
         return getattr(transformers, cls)(vocab={piece: number for number, piece in enumerate(pieces)})
     if kind == "roberta":
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
         pieces = ["<s>", "<pad>", "</s>", "<unk>", *letters, "th", "in", "<mask>"]
         vocabulary = {piece: number for number, piece in enumerate(pieces)}
         return transformers.RobertaTokenizer(vocab=vocabulary, merges=[("t", "h"), ("i", "n")])
-    if kind in ("xlm-roberta", "t5"):
-        special = ["<s>", "<pad>", "</s>", "<unk>"] if kind == "xlm-roberta" else ["<pad>", "</s>", "<unk>"]
+    if kind in ("xlm-roberta", "gte", "t5"):
+        special = ["<pad>", "</s>", "<unk>"] if kind == "t5" else ["<s>", "<pad>", "</s>", "<unk>"]
         scored = [(piece, 0.0) for piece in special]
         scored += [(letter, -3.0 - number / 50) for number, letter in enumerate(["▁", *LETTERS, *"äöü"])]
-        if kind == "xlm-roberta":
+        if kind != "t5":
             return transformers.XLMRobertaTokenizer(vocab=[*scored, ("<mask>", 0.0)])
         return transformers.T5Tokenizer(vocab=scored, extra_ids=0)
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
@@ -63,7 +74,7 @@ def transformer(kind: str, folder: Path, **more: Any) -> Path:
     elif kind == "modernbert":
         sizes |= {"num_hidden_layers": 4, "local_attention": 8, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
         sizes |= {"bos_token_id": 2, "eos_token_id": 3}
-    elif kind != "bert":
+    elif kind not in ("bert", "nomic_bert"):
         sizes |= {"pad_token_id": 1}
     torch.manual_seed(3)
     model = AutoModel.from_config(AutoConfig.for_model(kind, **{**sizes, **more}))

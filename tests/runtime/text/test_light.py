@@ -16,8 +16,10 @@ from embedreg.runtime.models.weights import ResolvedModel
 from embedreg.runtime.text.execute import embed_texts
 from embedreg.runtime.text.light import choice
 from embedreg.runtime.text.light import model as light_model
+from embedreg.runtime.text.light.architectures import find
 from embedreg.runtime.text.light.model import LightModel, why_not
 from embedreg.runtime.text.light.pipeline import LightPipeline
+from embedreg.runtime.text.light.settings import Settings, Unsupported
 from tests.runtime.text import light_models
 
 CLOSE = 1e-5
@@ -221,6 +223,26 @@ def test_a_model_that_would_differ_is_passed_over_by_name(
     with pytest.raises(errors.CallError, match="the light back end cannot run the model") as caught:
         light_model.load(ResolvedModel(folder, "local"), "mine", "cpu", code=False, own=True)
     assert "embedreg[sentence-transformers]" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("kind", ["nomic_bert", "gte"])
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_type .* is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"type": "ntk", "factor": 8.0}}, "rope_scaling, of an older form"),
+        ({"head_dim": 4}, "head_dim"),
+        ({"num_attention_heads": 5}, "not a multiple of its heads"),
+    ],
+)
+def test_rotary_positions_are_read_strictly(kind: str, values: dict[str, Any], reason: str) -> None:
+    """Scaled or partial rotation, and heads of another size, are left to torch."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = {"model_type": kind, "vocab_size": 40, "max_position_embeddings": 66, **sizes}
+    assert find(Settings(config)).width == 32
+    with pytest.raises(Unsupported, match=reason):
+        find(Settings({**config, **values}))
 
 
 def test_weights_are_read_where_they_are(bert: Path, tmp_path: Path) -> None:
