@@ -20,11 +20,12 @@ import numpy as np
 
 from benchmarks.common import interleaved, machine, minilm_folder, ratio, table, versions
 
-TARGETS = {"torch": 1.8, "openvino": 2.3, "torch bfloat16": 3.4, "openvino bfloat16": 4.0}
+TARGETS = {"torch": 1.8, "light": 2.3, "openvino": 2.3, "torch bfloat16": 3.4, "openvino bfloat16": 4.0}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "torch": {},
+    "torch": {"backend": "torch"},
+    "light": {"backend": "light"},
     "openvino": {"backend": "openvino"},
-    "torch bfloat16": {"precision": "bfloat16"},
+    "torch bfloat16": {"backend": "torch", "precision": "bfloat16"},
     "openvino bfloat16": {"backend": "openvino", "precision": "bfloat16"},
 }
 WORDS = "the a thread waits for another file to close and then writes what it has read into one list of names"
@@ -94,7 +95,7 @@ def measure(name: str, texts: list[str], args: argparse.Namespace) -> None:
         for key, config in CONFIGS.items()
     }
     if args.device != "cpu":
-        made = {key: each for key, each in made.items() if "openvino" not in key}
+        made = {key: each for key, each in made.items() if each.backend == "torch"}
     library = SentenceTransformer(minilm_folder(), device=args.device)  # its own: ours may multiply by another library
     calls: dict[str, Callable[[], Any]] = {
         "SentenceTransformer.encode": lambda: library.encode(texts, normalize_embeddings=True, show_progress_bar=False)
