@@ -21,8 +21,9 @@ sys.dont_write_bytecode = False
 import hashlib  # noqa: E402 (the environment first)
 import importlib.util  # noqa: E402
 import ipaddress  # noqa: E402
+import re  # noqa: E402
 import subprocess  # noqa: E402
-from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -76,6 +77,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
+# What the output of a process says, and our own errors, when a library is not installed.
+LACKING = re.compile(r"No module named '([A-Za-z0-9_]+)|pip install '?embedreg\[([a-z0-9,-]+)\]")
+
+
 def _stay_here(event: str, args: tuple[Any, ...]) -> None:
     """Refuse every connection and name look-up that would leave this machine."""
     if event == "socket.connect":
@@ -93,6 +98,49 @@ def _stay_here(event: str, args: tuple[Any, ...]) -> None:
         local = False
     if not local:
         raise ConnectionRefusedError(f"a test tried to reach {host!r}: the suite runs without a network")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for environments with few extras."""
+    parser.addoption(
+        "--lacking",
+        action="store_true",
+        help="report a test that fails for want of an optional library as skipped, and name the library",
+    )
+
+
+def _lacking(item: Any, found: pytest.ExceptionInfo[BaseException] | None, text: str) -> str | None:
+    """Return the library whose absence made a test or a file fail, if that is to be told apart."""
+    if not item.config.getoption("--lacking"):
+        return None
+    exc = found.value if found is not None else None
+    seen = f"{text} {exc}"
+    while exc is not None:
+        if isinstance(exc, ImportError) and exc.name:
+            return exc.name.partition(".")[0]
+        exc = exc.__cause__ or exc.__context__
+    match = LACKING.search(seen)
+    return match and next(filter(None, match.groups()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Under `--lacking`, skip a test that needs a library that is not there."""
+    report = yield
+    if report.failed and (name := _lacking(item, call.excinfo, str(report.longrepr))):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), 0, f"Skipped: {name} is not installed")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Under `--lacking`, skip a file that needs a library that is not there."""
+    report = yield
+    if report.failed and (name := _lacking(collector, None, str(report.longrepr))):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {name} is not installed")
+    return report
 
 
 def pytest_configure(config: pytest.Config) -> None:
