@@ -142,6 +142,18 @@ def save(model: Any, folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}))
 
 
+def save_tokenizer(folder: Path) -> None:
+    """Put the vocabulary of open_clip's own tokenizer into a folder, as models of the hub have it."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    own = SimpleTokenizer()
+    named = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    tokens = {named.get(token, token): number for token, number in own.encoder.items()}
+    merges = [" ".join(pair) for pair, _ in sorted(own.bpe_ranks.items(), key=lambda each: each[1])]
+    content = {"model": {"type": "BPE", "vocab": tokens, "merges": merges}}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 def train() -> Any:
     """Train the model; its accuracy on fresh pictures is at least `GOOD` unless `MAX_STEPS` run out."""
     import torch

@@ -6,21 +6,29 @@ determine the vectors; the runtime opens images, batches, and overlaps both.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from embedreg.core.base import Traits
 from embedreg.runtime.hardware.precision import Precision
-from embedreg.runtime.image import clip, clip_config, clip_files
+from embedreg.runtime.image import clip, clip_config, clip_files, light, light_config
 from embedreg.runtime.local.image_text import LocalImageTextFunction
+from embedreg.runtime.text.light import choice
+from embedreg.runtime.text.light.choice import Choice
 from embedreg.runtime.text.truncation import Truncate
 from embedreg.security.references import is_reference
 
 __all__ = ["OpenClipEmbeddings"]
+
+log = logging.getLogger("embedreg")
+
+NEEDS = choice.Needs(("openvino", "tokenizers", "PIL"), ("open_clip", "torch"), light.EXTRA, clip_config.EXTRA)
 
 
 class OpenClipEmbeddings(LocalImageTextFunction):
@@ -43,13 +51,16 @@ class OpenClipEmbeddings(LocalImageTextFunction):
             rows, "silent" embeds its beginning, "error" makes it a bad row.
         num_threads: worker threads on a CPU, elsewhere those that open images; None for one per core that torch may
             use.
-        backend: "torch", or "openvino" on a CPU (the extra [openvino]), which agrees to 1e-5; "auto" is "torch".
+        backend: "torch"; on a CPU also "light" (the extra [open-clip-light], without torch and the library), or
+            "openvino" (the extra [openvino]), which converts torch's model; all agree to 1e-5. "auto" is torch if there
+            is a GPU, else light if it can run the model, else torch.
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "open-clip"  # also where it is imported directly
     traits: ClassVar[Traits] = replace(
         LocalImageTextFunction.traits,
         requires=("open_clip", "PIL"),
+        alternatives=(NEEDS.light,),
         extra=clip_config.EXTRA,
         stock_fields=frozenset({"name", "pretrained", "device", "batch_size", "normalize", "max_retries"}),
     )
@@ -64,7 +75,9 @@ class OpenClipEmbeddings(LocalImageTextFunction):
     draft: bool = False
     truncate: Truncate = "warn"
     num_threads: int | None = Field(default=None, ge=1)
-    backend: Literal["auto", "torch", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "light", "openvino"] = "auto"
+
+    _chosen: tuple[clip_files.ClipFiles, Choice] | None = PrivateAttr(default=None)
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -106,8 +119,41 @@ class OpenClipEmbeddings(LocalImageTextFunction):
         files = self._files()
         stamp = files.stamp() if files.origin == "local" else 0
         model = self.name if files.folder is None else str(files.folder)
-        return "open-clip", model, str(files.weights), stamp, self._weights_precision()
+        kind = "open-clip" if self._uses_torch() else "open-clip-light"
+        return kind, model, str(files.weights), stamp, self._weights_precision()
 
-    def load(self, device: str) -> clip.Clip:
-        """Load the model with its library, in its precision."""
+    def load(self, device: str) -> clip.Clip | light.LightClip:
+        """Load the model, with its library in its precision, or for the light back end."""
+        if not self._uses_torch():
+            return light.load(self.name, self._files())
         return clip.load(self.name, self._files(), device, self._weights_precision())
+
+    def chosen_backend(self, *, download: bool = True) -> Choice:
+        """Return the back end that runs the model here, and why others were passed over.
+
+        Args:
+            download: whether the model's files may be downloaded, which the choice depends on.
+        Raises:
+            ModelNotFoundError: the model is not available. MissingExtraError, CallError: no back end can run it.
+        """
+        if self.backend != "auto":
+            return Choice(self.backend)
+        files = self._files(download=download)
+        if self._chosen is None or self._chosen[0] is not files:  # once for each instance, as its weights
+            why_not = functools.partial(light_config.why_not, files)
+            found = choice.decide(why_not, self.name, self.device, self.precision, NEEDS)
+            log.info("%s runs on the back end %s", self.name, found)
+            self._chosen = files, found
+        return self._chosen[1]
+
+    def _backend_name(self) -> str:
+        return self.chosen_backend().name
+
+    def _uses_torch(self) -> bool:
+        return self._backend_name() != choice.LIGHT
+
+    def _named_devices(self, name: str) -> tuple[str, ...]:
+        return ("cpu",) if name == "auto" and not self._uses_torch() else super()._named_devices(name)
+
+    def _compile(self, model: Any, threads: int) -> Any:
+        return super()._compile(model, threads) if self._uses_torch() else model.compiled(self.precision, threads)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -123,8 +124,10 @@ def _opened(model: PictureModel, picture: Any, *, from_query: bool = False) -> n
 def _forward(model: PictureModel, batch: np.ndarray) -> Any:
     """Run a batch and wait for it: (b, d) float32, or `Packed` arrays."""
     import numpy as np
-    import torch
 
+    torch = sys.modules.get("torch")  # a back end may do without
+    if torch is None:
+        return np.asarray(model.forward(batch), np.float32)
     with torch.inference_mode():
         plain = model.device == "cpu" or batch.dtype == object
         made = model.forward(batch if plain else torch.from_numpy(batch).to(model.device))

@@ -11,7 +11,7 @@ from embedreg.core.role import Role, compute_once
 from embedreg.errors import RowError
 from embedreg.runtime.hardware import device, workers
 from embedreg.runtime.image.execute import embed_picture, embed_pictures
-from embedreg.runtime.local.model import LocalModel, run
+from embedreg.runtime.local.model import LocalModel, matrix, run
 from embedreg.runtime.vectors.packed import Packed
 
 if TYPE_CHECKING:
@@ -117,6 +117,10 @@ class LocalImageFunction(LocalModel):
         """Return the model in the form that its back end runs; called in the caller's thread."""
         return model
 
+    def _uses_torch(self) -> bool:
+        """Return whether `forward` takes tensors of torch; else it takes numpy arrays, on a CPU."""
+        return True
+
     def _pictures(self) -> _Pictures:
         (on,) = self._devices()
         model = self._as_run(self._loaded(on))
@@ -147,6 +151,8 @@ class _Pictures:
         return made if made.flags.writeable else made.copy()  # torch needs writable memory
 
     def forward(self, batch: Any) -> Any:
+        if not self.function._uses_torch():
+            return matrix(self.function.forward(self.model, batch), len(batch), self.ndims)
         import torch
 
         tensor = batch if torch.is_tensor(batch) else torch.from_numpy(batch)

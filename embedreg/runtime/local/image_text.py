@@ -74,7 +74,7 @@ class LocalImageTextFunction(LocalImageFunction):
     source_type: Literal["image", "text"] = "image"
     draft: bool = False
     truncate: Truncate = "warn"
-    backend: Literal["auto", "torch", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "light", "openvino"] = "auto"
 
     @staticmethod
     def runtime_keys() -> list[str]:
@@ -174,25 +174,31 @@ class LocalImageTextFunction(LocalImageFunction):
     def _weights_precision(self) -> Precision:
         return "float32" if self._compiles() else self.precision  # compiled from float32 weights
 
+    def _backend_name(self) -> str:
+        """Return the back end that runs the model: "torch", or one that is compiled for a CPU."""
+        return "torch" if self.backend == "auto" else self.backend
+
     def _compiles(self) -> bool:
-        return self.backend == "openvino"
+        return self._backend_name() != "torch"
 
     def _as_run(self, model: Any) -> Any:
         if not self._compiles():
             return model
         (on,) = self._devices()
         if on != "cpu":
-            raise ConfigError(f"backend='openvino' runs on a CPU, not on {self.device!r}.", "device='cpu'")
+            raise ConfigError(
+                f"backend={self._backend_name()!r} runs on a CPU, not on {self.device!r}.", "device='cpu'"
+            )
         self._check_precision(on)
         threads, group = self.num_threads or workers.worker_threads(), self._cache_key()
-        key = (*group, on, self.backend, cache.THREADED, self.precision, threads)
+        key = (*group, on, self._backend_name(), cache.THREADED, self.precision, threads)
+        return cache.get(key, lambda: self._compile(model, threads), lambda pair: pair.towers.nbytes, group=group)
 
-        def made() -> Any:
-            from embedreg.runtime.image import openvino
+    def _compile(self, model: Any, threads: int) -> Any:
+        """Return a model whose towers run on OpenVINO, in `threads` batches at a time."""
+        from embedreg.runtime.image import openvino
 
-            return openvino.compiled(model, self.precision, threads, self.model_identity(), self._model_name())
-
-        return cache.get(key, made, lambda pair: pair.towers.nbytes, group=group)
+        return openvino.compiled(model, self.precision, threads, self.model_identity(), self._model_name())
 
     def _narrow(self, model: PairModel, on: str) -> None:
         """Do nothing: `load` has converted the model."""

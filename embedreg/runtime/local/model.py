@@ -265,12 +265,21 @@ def run(function: LocalModel, model: Any, batch: Any, rows: int, ndims: int) -> 
         made = function.forward(model, batch)  # defined by both subclasses
         if not torch.is_tensor(made):
             made = torch.from_numpy(np.array(made, np.float32))  # a copy: torch needs writable memory
-        if made.shape != (rows, ndims):
-            raise VectorError(
-                f"forward() returned {tuple(made.shape)} for a batch of {rows} row(s), expected ({rows}, {ndims}).",
-                "return one vector of ndims() numbers for each row of the batch, without squeeze()",
-            )
-        return made.float()  # numpy has no bfloat16
+        return matrix(made, rows, ndims).float()  # numpy has no bfloat16
+
+
+def matrix(made: Any, rows: int, ndims: int) -> Any:
+    """Return what `forward` returned for a batch, a tensor or an array.
+
+    Raises:
+        VectorError: it is not (rows, ndims).
+    """
+    if made.shape != (rows, ndims):
+        raise VectorError(
+            f"forward() returned {tuple(made.shape)} for a batch of {rows} row(s), expected ({rows}, {ndims}).",
+            "return one vector of ndims() numbers for each row of the batch, without squeeze()",
+        )
+    return made
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

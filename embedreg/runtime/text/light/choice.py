@@ -9,6 +9,7 @@ import ctypes.util
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,28 @@ from embedreg.runtime.hardware import device as devices
 from embedreg.runtime.text.light import model as light
 from embedreg.support.imports import importable
 
-__all__ = ["LIGHT", "REQUIRED", "TORCH", "Choice", "choose", "installed", "may_have_gpu"]
+__all__ = ["LIGHT", "REQUIRED", "TEXT", "TORCH", "Choice", "Needs", "choose", "decide", "installed", "may_have_gpu"]
 
 LIGHT, TORCH = "light", "torch"
 REQUIRED = {LIGHT: ("openvino", "tokenizers"), TORCH: ("torch", "sentence_transformers")}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the two back ends of a function need.
+
+    Attributes:
+        light, torch: their modules.
+        light_extra, torch_extra: the extras that install them.
+    """
+
+    light: tuple[str, ...]
+    torch: tuple[str, ...]
+    light_extra: str
+    torch_extra: str
+
+
+TEXT = Needs(REQUIRED[LIGHT], REQUIRED[TORCH], "light", "sentence-transformers")
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,11 @@ class Choice:
 
 def installed(name: str) -> list[str]:
     """Return the modules that a back end lacks here; empty if it can run."""
-    return [module for module in REQUIRED.get(name, ()) if not importable(module)]
+    return _lacking(REQUIRED.get(name, ()))
+
+
+def _lacking(modules: tuple[str, ...]) -> list[str]:
+    return [module for module in modules if not importable(module)]
 
 
 def may_have_gpu() -> bool:
@@ -56,7 +79,7 @@ def may_have_gpu() -> bool:
 
 
 def choose(folder: Path, name: str, device: str, precision: str, *, plain: bool = False) -> Choice:
-    """Choose a back end for a model.
+    """Choose a back end for a text model.
 
     Args:
         folder: of the model's files.
@@ -67,26 +90,38 @@ def choose(folder: Path, name: str, device: str, precision: str, *, plain: bool 
     Raises:
         MissingExtraError: no back end is installed. CallError: only torch could run the model, and is not installed.
     """
-    has_torch = not installed(TORCH)
+    return decide(lambda: light.why_not(folder, plain=plain), name, device, precision)
+
+
+def decide(why_not: Callable[[], str | None], name: str, device: str, precision: str, needs: Needs = TEXT) -> Choice:
+    """Choose a back end for a model of any kind.
+
+    Args:
+        why_not: returns why the light back end cannot run the model.
+        name, device, precision: as for `choose`.
+        needs: what the back ends need.
+    Raises:
+        MissingExtraError, CallError: as `choose`.
+    """
+    has_torch = not _lacking(needs.torch)
     reason = _elsewhere(device, has_torch)
     if reason is None and precision != "float32" and has_torch:
         reason = f"it rounds {precision} at other places than torch"
-    if reason is None and (lacking := installed(LIGHT)):
+    if reason is None and (lacking := _lacking(needs.light)):
         reason = f"{lacking[0]} is not installed"
-    if reason is None and (problem := light.why_not(folder, plain=plain)) is not None:
+    if reason is None and (problem := why_not()) is not None:
         reason = problem
     if reason is None:
         return Choice(LIGHT)
     if has_torch:
         return Choice(TORCH, ((LIGHT, reason),))
-    if installed(LIGHT):
+    extra = needs.torch_extra
+    if _lacking(needs.light):
         raise MissingExtraError(
             f"no back end for the model {name!r} is installed.",
-            "pip install 'embedreg[light]', or 'embedreg[sentence-transformers]' for every model and GPUs",
+            f"pip install 'embedreg[{needs.light_extra}]', or 'embedreg[{extra}]' for every model and GPUs",
         )
-    raise CallError(
-        f"the light back end cannot run the model {name!r}: {reason}.", "pip install 'embedreg[sentence-transformers]'"
-    )
+    raise CallError(f"the light back end cannot run the model {name!r}: {reason}.", f"pip install 'embedreg[{extra}]'")
 
 
 def _elsewhere(device: str, has_torch: bool) -> str | None:

@@ -26,10 +26,18 @@ ACTIVATIONS: dict[str, Callable[[Any, Node], Node]] = {
     "gelu_fast": lambda op, x: op.gelu(x, "TANH"),
     "gelu_new": lambda op, x: op.gelu(x, "TANH"),
     "gelu_pytorch_tanh": lambda op, x: op.gelu(x, "TANH"),
+    "quick_gelu": lambda op, x: _quick_gelu(op, x),
     "relu": lambda op, x: op.relu(x),
     "silu": lambda op, x: op.swish(x),
     "swish": lambda op, x: op.swish(x),
 }
+
+
+def _quick_gelu(op: Any, x: Node) -> Node:
+    """Multiply by the sigmoid of 1.702 x, as OpenAI's CLIP does."""
+    import numpy as np
+
+    return op.multiply(x, op.sigmoid(op.multiply(x, op.constant(np.array(1.702, np.float32)))))
 
 
 class Graph:
