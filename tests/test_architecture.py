@@ -101,6 +101,7 @@ BY_NAME = {
     ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.distilbert"): "the table of architectures",
     ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.modernbert"): "the table of architectures",
     ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.mpnet"): "the table of architectures",
+    ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.rotary_bert"): "the table of architectures",
     ("runtime/text/light/architectures.py", "embedreg.runtime.text.light.t5"): "the table of architectures",
     ("core/modality.py", "embedreg.datasets.pages"): "the reader of PDF files, imported where one is read",
     ("core/modality.py", "embedreg.datasets.files"): "the reader of a folder of images, imported where one is read",
