@@ -41,6 +41,7 @@ JAVASCRIPT = "(`Traits.javascript_defaults`)"
 KINDS = "Kinds of vectors, by `Traits(vectors=...)`"
 _TEMPLATES = "`fn.SourceField(template=...)`, `EmbeddingFunctionConfig.template`, `--template` of"
 _CHUNKS = "`embedreg.chunk`, `embedreg.sync`, `embedreg chunk` and `embedreg.chunks`"
+_LIGHT_CLIP = 'The light back end of `open-clip`, `backend="light"`'
 _LIGHT = 'The light back end of `sentence-transformers`, `backend="light"`'
 # The errors of the version that is compared with.
 ERRORS = (
@@ -212,6 +213,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "outputs / inspect, checked / functions / 0 / backend": ("`embedreg doctor` and", "added"),
     "results / inspect / 0 / backend": ("`embedreg doctor` and", "added"),
     "functions / sentence-transformers / fields / backend": (_LIGHT, "'auto'"),
+    "functions / open-clip / members / chosen_backend": (_LIGHT_CLIP, "added"),
     "functions / sentence-transformers / members / chosen_backend": ("`chosen_backend()`", "added"),
     "functions / sentence-transformers / traits / alternatives": (_LIGHT, "added"),
     "functions / hashing / traits / alternatives": (_LIGHT, "added"),
