@@ -52,8 +52,7 @@ class Bert:
         for number in range(self.layers):
             at = f"encoder.layer.{number}"
             names = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
-            joined = graph.joined(x, names, self.width, self.width)
-            query, key, value = graph.heads(joined, 3, self.heads, size)
+            query, key, value = graph.projected(x, names, self.width, self.heads, size)
             made = graph.attend(query, key, value, bias, self.width)
             made = graph.linear(made, f"{at}.attention.output.dense", self.width, self.width)
             x = graph.norm(op.add(x, made), f"{at}.attention.output.LayerNorm", self.width, self.epsilon)

@@ -40,7 +40,7 @@ class DistilBert:
         for number in range(self.layers):
             at = f"transformer.layer.{number}"
             names = [f"{at}.attention.{part}_lin" for part in "qkv"]
-            query, key, value = graph.heads(graph.joined(x, names, self.width, self.width), 3, self.heads, size)
+            query, key, value = graph.projected(x, names, self.width, self.heads, size)
             made = graph.attend(query, key, value, bias, self.width)
             made = graph.linear(made, f"{at}.attention.out_lin", self.width, self.width)
             x = graph.norm(op.add(x, made), f"{at}.sa_layer_norm", self.width, _EPSILON)

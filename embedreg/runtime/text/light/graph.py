@@ -105,22 +105,8 @@ class Graph:
 
     def linear(self, x: Node, name: str, inputs: int, outputs: int, *, bias: bool = True) -> Node:
         """Multiply by a layer's weights, and add its bias."""
-        return self.joined(x, [name], inputs, outputs, bias=bias)
-
-    def joined(self, x: Node, names: Sequence[str], inputs: int, outputs: int, *, bias: bool = True) -> Node:
-        """Multiply by the weights of several layers of equal size in one product: (b, t, layers * outputs)."""
-        import numpy as np
-
-        if len(names) == 1:
-            matrix = self.weight(f"{names[0]}.weight", outputs, inputs)
-        else:
-            parts = [self.tensors.float32(f"{self.prefix}{name}.weight", (outputs, inputs)) for name in names]
-            matrix = self.op.constant(np.concatenate(parts), shared_memory=True)
-        made = self.op.matmul(x, matrix, False, True)
-        if not bias:
-            return made
-        biases = [self.tensors.float32(f"{self.prefix}{name}.bias", (outputs,)) for name in names]
-        return self.op.add(made, self.op.constant(np.concatenate(biases)))
+        made = self.op.matmul(x, self.weight(f"{name}.weight", outputs, inputs), False, True)
+        return self.op.add(made, self.weight(f"{name}.bias", outputs)) if bias else made
 
     def norm(self, x: Node, name: str, width: int, epsilon: float, *, bias: bool = True) -> Node:
         """Normalise the last axis to mean 0 and variance 1, then scale it (LayerNorm)."""
@@ -148,13 +134,20 @@ class Graph:
 
     # -- attention -----------------------------------------------------------------------------------------------------
 
-    def heads(self, joined: Node, parts: int, heads: int, size: int) -> list[Node]:
-        """Split (b, t, parts * heads * size) into parts of (b, heads, t, size)."""
+    def heads(self, x: Node, heads: int, size: int) -> Node:
+        """Split (b, t, heads * size) into (b, heads, t, size)."""
         op = self.op
-        split = op.transpose(op.reshape(joined, self.ints(0, 0, parts, heads, size), True), self.ints(2, 0, 3, 1, 4))
-        if parts == 1:
-            return [op.squeeze(split, self.ints(0))]
-        return [op.squeeze(part, self.ints(0)) for part in op.split(split, self.scalar(0), parts).outputs()]
+        return op.transpose(op.reshape(x, self.ints(0, 0, heads, size), True), self.ints(0, 2, 1, 3))
+
+    def projected(
+        self, x: Node, names: Sequence[str], inputs: int, heads: int, size: int, *, bias: bool = True
+    ) -> list[Node]:
+        """Multiply by the weights of query, key and value: each (b, heads, t, size).
+
+        One product of all three would be no faster, and its result would have to be cut and copied: OpenVINO reads the
+        heads of separate ones in place.
+        """
+        return [self.heads(self.linear(x, name, inputs, heads * size, bias=bias), heads, size) for name in names]
 
     def attend(self, query: Node, key: Node, value: Node, bias: Node, width: int, scale: float | None = None) -> Node:
         """Attend from each token to all: (b, h, t, size) three times -> (b, t, width).

@@ -46,7 +46,7 @@ class MPNet:
         for number in range(self.layers):
             at = f"encoder.layer.{number}"
             names = [f"{at}.attention.attn.{part}" for part in "qkv"]
-            query, key, value = graph.heads(graph.joined(x, names, self.width, self.width), 3, self.heads, size)
+            query, key, value = graph.projected(x, names, self.width, self.heads, size)
             made = graph.attend(query, key, value, bias, self.width)
             made = graph.linear(made, f"{at}.attention.attn.o", self.width, self.width)
             x = graph.norm(op.add(x, made), f"{at}.attention.LayerNorm", self.width, self.epsilon)

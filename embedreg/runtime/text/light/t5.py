@@ -45,8 +45,7 @@ class T5Encoder:
             at = f"encoder.block.{number}.layer"
             inputs = graph.root_mean_square(x, f"{at}.0.layer_norm", self.width, self.epsilon)
             names = [f"{at}.0.SelfAttention.{part}" for part in "qkv"]
-            joined = graph.joined(inputs, names, self.width, inside, bias=False)
-            query, key, value = graph.heads(joined, 3, self.heads, self.size)
+            query, key, value = graph.projected(inputs, names, self.width, self.heads, self.size, bias=False)
             made = graph.attend(query, key, value, bias, inside, scale=1.0)
             x = op.add(x, graph.linear(made, f"{at}.0.SelfAttention.o", inside, self.width, bias=False))
             inputs = graph.root_mean_square(x, f"{at}.1.layer_norm", self.width, self.epsilon)
