@@ -244,9 +244,8 @@ def _blocks(graph: Graph, x: Node, at: str, tower: Tower, activation: str, bias:
     for number in range(tower.layers):
         block = f"{at}.resblocks.{number}"
         inputs = graph.norm(x, f"{block}.ln_1", width, _EPSILON)
-        joined = op.matmul(inputs, graph.weight(f"{block}.attn.in_proj_weight", 3 * width, width), False, True)
-        joined = op.add(joined, graph.weight(f"{block}.attn.in_proj_bias", 3 * width))
-        query, key, value = graph.heads(joined, 3, tower.heads, width // tower.heads)
+        names = f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias"
+        query, key, value = graph.cut(inputs, *names, width, tower.heads)
         made = graph.attend(query, key, value, bias, width)
         x = op.add(x, graph.linear(made, f"{block}.attn.out_proj", width, width))
         inputs = graph.norm(x, f"{block}.ln_2", width, _EPSILON)

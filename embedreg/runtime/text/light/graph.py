@@ -149,6 +149,19 @@ class Graph:
         """
         return [self.heads(self.linear(x, name, inputs, heads * size, bias=bias), heads, size) for name in names]
 
+    def cut(self, x: Node, weight: str, bias: str | None, width: int, heads: int) -> list[Node]:
+        """Multiply by query, key and value that the file has in one matrix of (3 * width, width): see `projected`."""
+        whole = self.tensors.float32(self.prefix + weight, (3 * width, width))
+        biases = None if bias is None else self.tensors.float32(self.prefix + bias, (3 * width,))
+        found = []
+        for start in range(0, 3 * width, width):
+            part = self.op.constant(whole[start : start + width], shared_memory=True)
+            made = self.op.matmul(x, part, False, True)
+            if biases is not None:
+                made = self.op.add(made, self.op.constant(biases[start : start + width], shared_memory=True))
+            found.append(self.heads(made, heads, width // heads))
+        return found
+
     def attend(self, query: Node, key: Node, value: Node, bias: Node, width: int, scale: float | None = None) -> Node:
         """Attend from each token to all: (b, h, t, size) three times -> (b, t, width).
 

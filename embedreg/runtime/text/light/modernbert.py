@@ -60,9 +60,9 @@ class ModernBert:
         for number, kind in enumerate(self.kinds):
             at = f"layers.{number}"
             inputs = x if number == 0 else norm(x, f"{at}.attn_norm")
-            joined = graph.linear(inputs, f"{at}.attn.Wqkv", self.width, 3 * self.width, bias=self.attention_bias)
-            parts = op.split(joined, graph.scalar(2), 3).outputs()
-            query, key, value = (graph.heads(part, self.heads, size) for part in parts)
+            attention = f"{at}.attn.Wqkv"
+            biases_of = f"{attention}.bias" if self.attention_bias else None
+            query, key, value = graph.cut(inputs, f"{attention}.weight", biases_of, self.width, self.heads)
             query, key = (graph.rotate(part, rotary[kind], size) for part in (query, key))
             made = graph.attend(query, key, value, biases[kind], self.width)
             x = op.add(x, graph.linear(made, f"{at}.attn.Wo", self.width, self.width, bias=self.attention_bias))

@@ -55,21 +55,21 @@ class NomicBert:
         (inwards, outwards), (after_attention, after_layers) = self.attention, self.norms
         for number in range(self.layers):
             at = f"{self.layer}.{number}"
-            joined = graph.linear(x, f"{at}.{inwards}", self.width, 3 * self.width, bias=self.biased)
-            query, key, value = graph.heads(joined, 3, self.heads, size)
+            biases = f"{at}.{inwards}.bias" if self.biased else None
+            query, key, value = graph.cut(x, f"{at}.{inwards}.weight", biases, self.width, self.heads)
             query, key = (graph.rotate(part, rotary, size) for part in (query, key))
             made = graph.attend(query, key, value, bias, self.width)
             made = graph.linear(made, f"{at}.{outwards}", self.width, self.width, bias=self.biased)
             x = graph.norm(op.add(x, made), f"{at}.{after_attention}", self.width, self.epsilon)
-            first, gate = op.split(self._gated(graph, x, at), graph.scalar(2), 2).outputs()
+            first, gate = self._gated(graph, x, at)
             made = op.multiply(graph.activation(gate, self.activation), first)
             made = graph.linear(made, f"{at}.{self.outer}", self.inner, self.width, bias=self.biased)
             x = graph.norm(op.add(x, made), f"{at}.{after_layers}", self.width, self.epsilon)
         return x
 
-    def _gated(self, graph: Graph, x: Node, at: str) -> Node:
-        """Return the inner layer and its gate, (b, t, 2 * inner)."""
-        return graph.joined(x, [f"{at}.mlp.fc11", f"{at}.mlp.fc12"], self.width, self.inner, bias=False)
+    def _gated(self, graph: Graph, x: Node, at: str) -> list[Node]:
+        """Return the inner layer and its gate, each (b, t, inner)."""
+        return [graph.linear(x, f"{at}.mlp.{name}", self.width, self.inner, bias=False) for name in ("fc11", "fc12")]
 
 
 class Gte(NomicBert):
@@ -86,8 +86,9 @@ class Gte(NomicBert):
     norms: ClassVar[tuple[str, str]] = ("attn_ln", "mlp_ln")
     outer: ClassVar[str] = "mlp.down_proj"
 
-    def _gated(self, graph: Graph, x: Node, at: str) -> Node:
-        return graph.linear(x, f"{at}.mlp.up_gate_proj", self.width, 2 * self.inner, bias=False)
+    def _gated(self, graph: Graph, x: Node, at: str) -> list[Node]:
+        made = graph.linear(x, f"{at}.mlp.up_gate_proj", self.width, 2 * self.inner, bias=False)
+        return list(graph.op.split(made, graph.scalar(2), 2).outputs())
 
 
 def _base(config: Settings, default: float) -> float:
