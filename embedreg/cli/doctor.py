@@ -8,6 +8,7 @@ import platform
 import re
 import shlex
 import sys
+from collections import Counter
 from typing import Any
 
 from embedreg import __version__, get_registry
@@ -100,14 +101,19 @@ def examine() -> dict[str, Any]:
 
 
 def _required() -> dict[str, str | None]:
-    """Return the requirements of embedreg and its extras: distribution -> extra, None for embedreg itself."""
+    """Return the requirements of embedreg and its extras: distribution -> extra, None for embedreg itself.
+
+    Of several extras it is the one of the same name, else the one with the fewest requirements: those of an extra that
+    another one includes are listed for both.
+    """
+    parsed = [_parsed(requirement) for requirement in importlib.metadata.requires(_OWN) or []]
+    sizes = Counter(needed_by for _, _, needed_by in parsed)
     found: dict[str, str | None] = {}
-    for requirement in importlib.metadata.requires(_OWN) or []:
-        name, _, needed_by = _parsed(requirement)
-        if name == _OWN or needed_by in _BUNDLES:
-            continue
-        if name not in found or needed_by == name:  # prefer the extra of the same name
-            found[name] = needed_by
+    for name, _, needed_by in sorted(
+        parsed, key=lambda each: (each[2] is not None, each[2] != each[0], sizes[each[2]])
+    ):
+        if name != _OWN and needed_by not in _BUNDLES:
+            found.setdefault(name, needed_by)
     return found | _DEMO
 
 

@@ -131,8 +131,10 @@ def test_the_error_for_an_unknown_function_suggests_the_closest(cli: Callable) -
     assert result.out == ""
 
 
-def test_a_users_file_is_imported_on_request(cli: Callable, tmp_path: Path) -> None:
+def test_a_users_file_is_imported_on_request(cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--import FILE registers what the file registers, helpers beside it included."""
+    for name in ("mine", "helper_of_mine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # of another test
     (tmp_path / "mine.py").write_text("import helper_of_mine\n" + TOY)
     (tmp_path / "helper_of_mine.py").write_text("")
     described = cli("functions", "toy", "--import", "mine.py", "--json").json

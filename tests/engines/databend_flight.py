@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ class Scripted(TextEmbeddingFunction):
 
     "raise": any error, with a path and a secret in it. "call": a CallError that quotes its input. "wide": vectors of
     another width. "nan", "zero", "none", "bad": a row that is not finite, has no direction, has no vector, is refused.
-    "wait": stays until it is let go.
+    "wait": stays until it is let go. What begins with "slow": a call that takes 10 ms.
     """
 
     behaviours: ClassVar[dict[str, Behaviour]] = {}
@@ -106,6 +107,8 @@ class Scripted(TextEmbeddingFunction):
             raise embedreg.errors.CallError(f"the service at /srv/models/x said no to {call[0]!r}", "ask again")
         if "wait" in texts:
             assert self.behaviour.go.wait(60)
+        if any(text.startswith("slow") for text in texts):
+            time.sleep(0.01)
         if "wide" in texts:
             return np.ones((len(texts), 4), np.float32)
         special = {"nan": [np.nan] * 3, "zero": [0.0] * 3, "none": None, "bad": RowError("refused by hand")}

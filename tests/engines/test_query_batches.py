@@ -122,15 +122,18 @@ def kept() -> Iterator[Any]:
 
 def test_recent_queries_are_looked_up_in_a_batch(kept: Any) -> None:
     """Those that are kept are not computed again, cut ones are not kept, and the order is the batch's."""
+    from embedreg.runtime.vectors import queries
+
     asked: list[list[str]] = []
 
     def through(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         found = kept.look_up("key", texts)
-        if not found.missing:
-            return found.known()  # type: ignore[no-any-return]
-        asked.append(found.missing)
-        made = np.array([[len(text)] for text in found.missing], np.float32)
-        return found.joined(made, np.array([text == "long" for text in found.missing]))  # type: ignore[no-any-return]
+        new = [*found.missing_keys()]
+        if not new:
+            return queries.known(found)
+        asked.append(new)
+        made = np.array([[len(text)] for text in new], np.float32)
+        return queries.joined(found, made, np.array([text == "long" for text in new]))
 
     batches = [(["a", "bb"], ["a", "bb"]), (["bb", "ccc", "a"], ["ccc"]), (["a", "bb"], []), (["long"], ["long"])]
     for texts, new in batches:

@@ -68,6 +68,7 @@ class Payload:
         path: where modules are looked for.
         workers: how many of them share the budgets of remote functions.
         limits: what `embedreg.budget` set in the driver's process, by account.
+        sent: what the driver's process has sent in the last minute, by account.
         version: of embedreg, which must be the worker's.
     """
 
@@ -78,6 +79,7 @@ class Payload:
     path: tuple[str, ...]
     workers: int = 1
     limits: Mapping[accounts.Account, Limits] = field(default_factory=dict)
+    sent: Mapping[accounts.Account, tuple[list[float], float]] = field(default_factory=dict)
     version: str = __version__
 
 
@@ -108,7 +110,8 @@ def pack(value: Any, functions: Collection[EmbeddingFunction], workers: int = 1)
     path = tuple(map(os.path.abspath, sys.path))
     for shown, limits in accounts.shared_limits(functions, workers):
         log.info("%s: the limits are shared by %d workers; each has %s", shown, workers, limits)
-    return Payload(pickled, grants.in_force(), current_policy(), os.getcwd(), path, workers, accounts.given())
+    given, sent = accounts.given(), accounts.spent()
+    return Payload(pickled, grants.in_force(), current_policy(), os.getcwd(), path, workers, given, sent)
 
 
 def unpack(payload: Payload) -> Any:
@@ -127,7 +130,7 @@ def unpack(payload: Payload) -> Any:
     with contextlib.suppress(OSError):  # another machine need not have it
         os.chdir(payload.folder)
     sys.path += [folder for folder in payload.path if folder not in sys.path and os.path.isdir(folder)]
-    accounts.set_workers(payload.workers, payload.limits)
+    accounts.set_workers(payload.workers, payload.limits, payload.sent)
     try:
         return cloudpickle.loads(payload.pickled)
     except EmbedregError:

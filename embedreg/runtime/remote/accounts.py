@@ -10,7 +10,7 @@ from embedreg.errors import ConfigError
 from embedreg.runtime.remote.budget import Budget, Limits
 from embedreg.support.forks import ForkSafeLock, in_child
 
-__all__ = ["Account", "budget", "budget_of", "given", "set_workers", "shared_limits"]
+__all__ = ["Account", "budget", "budget_of", "given", "set_workers", "shared_limits", "spent"]
 
 Account = tuple[str, str, str]
 """The host, a digest of the key, and the model."""
@@ -82,6 +82,14 @@ def given() -> dict[Account, Limits]:
         return {account: each.own for account, each in _budgets.items() if each.own != Limits()}
 
 
+def spent() -> dict[Account, tuple[list[float], float]]:
+    """Return what this process has sent in the last minute, by account: see `Budget.spent`."""
+    with _lock:
+        known = dict(_budgets)
+    found = {account: each.spent() for account, each in known.items()}
+    return {account: (cost, for_s) for account, (cost, for_s) in found.items() if any(cost)}
+
+
 def shared_limits(functions: Iterable[Any], workers: int) -> list[tuple[str, Limits]]:
     """Return the limits of each worker by account, for log lines; none for one worker or without limits."""
     accounts = {function.account(): function.budget() for function in functions if hasattr(function, "account")}
@@ -89,11 +97,16 @@ def shared_limits(functions: Iterable[Any], workers: int) -> list[tuple[str, Lim
     return [(shown, limits) for shown, limits in found if workers > 1 and limits != Limits()]
 
 
-def set_workers(number: int, limits: Mapping[Account, Limits] | None = None) -> None:
+def set_workers(
+    number: int,
+    limits: Mapping[Account, Limits] | None = None,
+    sent: Mapping[Account, tuple[list[float], float]] | None = None,
+) -> None:
     """Divide the limits of each account by a number of processes; called at the start of a worker.
 
     Args:
         limits: what `budget` has set in the process that started it.
+        sent: what that process has sent in the last minute, as `spent` returns it: each worker counts its part.
     """
     global _workers  # one value for the process, set once at its start
     _workers = max(1, number)
@@ -102,3 +115,5 @@ def set_workers(number: int, limits: Mapping[Account, Limits] | None = None) -> 
     with _lock:
         for known in _budgets.values():
             known.share(_workers)
+    for account, (cost, for_s) in (sent or {}).items():
+        budget_of(account).carry([value / _workers for value in cost], for_s)

@@ -232,6 +232,23 @@ class Budget:
             self._past.append(reservation)
             self._changed.notify_all()
 
+    def spent(self) -> tuple[list[float], float]:
+        """Return what counts at present, in the order of `_RATES`, and after how many seconds none of it does."""
+        with self._changed:
+            now = time.monotonic()
+            self._forget(now)
+            last = now + self.window_s if self._running else max((each.until for each in self._past), default=now)
+            return list(self._total), last - now
+
+    def carry(self, cost: list[float], for_s: float) -> None:
+        """Count what another process has sent, in the order of `_RATES`, for some seconds from now on."""
+        with self._changed:
+            now = time.monotonic()
+            carried = Reservation(cost, now, False)
+            carried.until = now + for_s
+            self._add(cost, 1)
+            self._past.appendleft(carried)
+
     @contextmanager
     def counted(self, reservation: Reservation, estimate: Usage, total: TotalUsage) -> Iterator[None]:
         """Send a request inside of this block: settle its reservation, learn from its response, and add up its cost."""

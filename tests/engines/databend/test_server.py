@@ -236,10 +236,10 @@ def test_it_can_be_the_last_thing_of_a_program(run_python: Any) -> None:
 
 
 def test_small_calls_share_runs_and_each_gets_its_own_vectors() -> None:
-    """Sixteen clients with one-row calls: far fewer runs than calls, and no row of another's."""
-    texts = [[f"client {k} asks number {turn}" for turn in range(20)] for k in range(16)]
+    """Sixteen clients with one-row calls, of runs that take longer than the wait: far fewer runs than calls."""
+    texts = [[f"slow client {k} asks number {turn}" for turn in range(20)] for k in range(16)]
     fn = Scripted.create(script="sharing")
-    with serve({"f": fn}, bind=HERE, limits=Limits(coalesce_window_s=0.05)) as server:
+    with serve({"f": fn}, bind=HERE, limits=Limits(coalesce_window_s=0.005)) as server:
 
         def ask(own: list[str]) -> list[Any]:
             client = Client(server.address)

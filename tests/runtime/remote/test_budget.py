@@ -303,6 +303,20 @@ def test_workers_have_their_share() -> None:
     assert embedreg.budget(function, rpm=100, workers=2).limits == Limits(rpm=50, max_concurrency=1)
 
 
+def test_a_worker_counts_its_part_of_what_was_sent_before_it_started() -> None:
+    """Together the workers and the process that started them keep to the limit in their first minute too."""
+    function = Service(rpm=2 * 60 / WINDOW_S)
+    spent = {function.account(): ([1.0, 1.0, 0.0], 0.05)}
+    accounts.set_workers(2, None, spent)
+    budget = function.budget()
+    begun = time.monotonic()
+    reserved, _ = budget.reserve(Usage(1, 1))  # its half is one request, of which half is taken
+    assert reserved is not None
+    budget.settle(reserved, Usage(1, 1))
+    assert 0.04 <= time.monotonic() - begun < 1
+    assert accounts.spent()[function.account()][0] == [1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("wrong", [{"rpm": 0}, {"tpm": -1}, {"ipm": float("nan")}, {"workers": 0}])
 def test_a_limit_is_a_positive_number(wrong: dict[str, Any]) -> None:
     """A limit of zero would wait for ever."""
