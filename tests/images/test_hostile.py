@@ -51,18 +51,23 @@ _give_back: Any = getattr(ctypes.CDLL(None), "malloc_trim", abs) if sys.platform
 
 def opened(value: Any, **options: Any) -> Image.Image | None:
     """Open a picture; return None for a row's error. Whatever else it does fails the test."""
-    measured = sys.platform == "linux"
-    if measured:
+    allowed = POLICY.max_pixels * BYTES_PER_PIXEL + SLACK
+    taken = [0]
+    for _ in range(3):  # a thread of the process that allocates meanwhile is not the image's memory
         _give_back(0)  # or what earlier examples have freed would hide what this one takes
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _memory("VmRSS")
-    image, words = None, ""
-    try:
-        image = open_image(value, policy=POLICY, **options)
-    except RowError as problem:
-        words = problem.message
-    if measured:
-        assert _memory("VmHWM") - before <= POLICY.max_pixels * BYTES_PER_PIXEL + SLACK
+        if sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            before = _memory("VmRSS")
+        image, words = None, ""
+        try:
+            image = open_image(value, policy=POLICY, **options)
+        except RowError as problem:
+            words = problem.message
+        if sys.platform == "linux":
+            taken.append(_memory("VmHWM") - before)
+        if taken[-1] <= allowed:
+            break
+    assert taken[-1] <= allowed, taken
     if image is None:
         assert words
         return None
@@ -191,6 +196,7 @@ def with_sums(data: bytearray) -> bytearray:
     return data
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # or it hides what failed
 @given(data=damaged(), draft=st.none() | st.tuples(st.integers(1, 300), st.integers(1, 300)))
 @EXAMPLES
 def test_any_damage_is_an_image_or_a_rows_error(data: bytes, draft: tuple[int, int] | None) -> None:

@@ -32,7 +32,7 @@ def hashing(seed: int = 0) -> embedreg.EmbeddingFunction:
 
 def column(vector: str = "embedding", function: str = "old_embed", seed: int = 0, **more: Any) -> Column:
     """A column of the table `articles`, embedded from `content`."""
-    return Column("articles", entry_for(hashing(seed), "content", vector, digest=True), function, **more)
+    return Column("articles", entry_for(hashing(seed).bind("content", vector), digest=True), function, **more)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_the_update_of_newer_versions_runs_with_a_function_of_sql(engine: Engine
 
 def test_names_are_quoted_and_what_cannot_stand_is_refused() -> None:
     """Reserved words, quotes, one name for two columns, a version that nobody knows, a type before its time."""
-    odd = Column('my "db".select', entry_for(hashing(), "from", 'a"b', digest=True), "f")
+    odd = Column('my "db".select', entry_for(hashing().bind("from", 'a"b'), digest=True), "f")
     text = "\n".join(line for each in migrate(Column("t", odd.entry, "f"), "order", "the view") for line in each.listed)
     for name in ('"from"', '"a""b"', '"order"', '"the view"'):
         assert name in text
@@ -173,7 +173,7 @@ def test_a_template_is_rendered_by_the_engine_as_in_python(engine: Engine) -> No
         """INSERT INTO pages VALUES (0, 'it''s', -5, TRUE, '2024-02-29'), (1, NULL, 4611686018427387904, FALSE,
         '1969-12-31'), (2, NULL, NULL, NULL, NULL)"""
     )
-    entry = entry_for(hashing(), "embedding__source", "embedding", digest=True, template=text)
+    entry = entry_for(hashing().bind("embedding__source", "embedding", template=text), digest=True)
     pages = Column("pages", entry, "old_embed")
     assert pages.rendered is not None
     found = engine.rows(f"SELECT {pages.rendered} AS text FROM pages ORDER BY id")
