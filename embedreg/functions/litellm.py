@@ -1,12 +1,18 @@
 """The `litellm` function: a bridge to the services that the litellm library knows, by `provider/model`.
 
-Where embedreg has a function for a service, that is the better choice: litellm repeats failed requests itself, drops
-arguments that it does not know, and follows redirects, with the texts.
+Where embedreg has a function for a service, that is the better choice: litellm repeats failed requests itself, and drops
+arguments that it does not know. By itself it follows redirects with the texts, and with Gemini's key; its argument for
+another HTTP client reaches some providers only. So its HTTP libraries follow none while this function waits for it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import functools
 import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -23,6 +29,59 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["LiteLLMEmbeddings"]
+
+
+_HTTP_LIBRARIES = ("httpx", "httpx2")  # of litellm's own handlers, and of the openai library
+_redirects: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("redirects", default=None)
+
+
+@contextlib.contextmanager
+def _unredirected() -> Iterator[list[int]]:
+    """Let no client of the loaded HTTP libraries follow a redirect inside the block; yield the status of each one.
+
+    The clients that other code uses at the same time, in other threads and tasks, are not affected.
+    """
+    for library in filter(None, map(sys.modules.get, _HTTP_LIBRARIES)):
+        for client, make in ((library.Client, _watched), (library.AsyncClient, _watched_async)):
+            if not hasattr(client.send, "__wrapped__"):
+                client.send = make(client.send)
+    found: list[int] = []
+    token = _redirects.set(found)
+    try:
+        yield found
+    finally:
+        _redirects.reset(token)
+
+
+def _watched(send: Any) -> Any:
+    """Wrap a client's `send`, through which all of its requests go."""
+
+    @functools.wraps(send)
+    def sent(client: Any, *args: Any, **options: Any) -> Any:
+        return _noted(send(client, *args, **_followed(options)))
+
+    return sent
+
+
+def _watched_async(send: Any) -> Any:
+    """Wrap an asynchronous client's `send`."""
+
+    @functools.wraps(send)
+    async def sent(client: Any, *args: Any, **options: Any) -> Any:
+        return _noted(await send(client, *args, **_followed(options)))
+
+    return sent
+
+
+def _followed(options: dict[str, Any]) -> dict[str, Any]:
+    return options if _redirects.get() is None else {**options, "follow_redirects": False}
+
+
+def _noted(response: Any) -> Any:
+    found = _redirects.get()
+    if found is not None and response.has_redirect_location:
+        found.append(response.status_code)
+    return response
 
 
 class BridgeError(Exception):
@@ -95,17 +154,20 @@ class LiteLLMEmbeddings(PromptedFunction):
             **((self.query_options if role == "query" else self.source_options) or {}),
         }
         failure: BridgeError | None = None
+        redirects: list[int] = []
         try:
-            answer = litellm.embedding(
-                model=self.name,
-                input=self._prompted(batch, role),
-                timeout=self.timeout_s,
-                num_retries=0,
-                max_retries=0,
-                **{name: value for name, value in optional.items() if value is not None},
-            )
+            with _unredirected() as redirects:
+                answer = litellm.embedding(
+                    model=self.name,
+                    input=self._prompted(batch, role),
+                    timeout=self.timeout_s,
+                    num_retries=0,
+                    max_retries=0,
+                    **{name: value for name, value in optional.items() if value is not None},
+                )
         except Exception as exc:
-            if (status := http_status(exc)) is None:
+            # litellm words a redirect that is not followed as a status of 500, which would be repeated
+            if (status := redirects[-1] if redirects else http_status(exc)) is None:
                 raise
             failure = BridgeError(status, getattr(getattr(exc, "response", None), "headers", None), str(exc))
         optional.clear()  # the key: some tools show the variables of each frame in a traceback

@@ -168,8 +168,6 @@ def test_a_slow_server_has_its_time(case: Case, server: VendorServer) -> None:
 
 def test_no_redirect_is_followed(case: Case, server: VendorServer) -> None:
     """A redirect to another host ends the call; that host hears nothing, above all no key."""
-    if case.name == "litellm":
-        pytest.skip("litellm follows redirects, with the texts; its documentation here says so")
     with VendorServer() as other:
         place = f"http://{other.host}{'/v1/embed'}"
         server.replies.extend([Reply("error", 307, "elsewhere", headers={"Location": place})] * 9)
