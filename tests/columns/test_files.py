@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,45 +16,25 @@ import embedreg
 from embedreg import columns
 from embedreg.declaration import manifest
 from embedreg.errors import ConfigError, DriftError, EmbedregError, SchemaError, StorageError
+from tests.columns.letters import Fickle, Letters, died, registered, vector_of
 
 DIGEST = "vector__source_digest"
 
 
-class Counted(embedreg.TextEmbeddingFunction):
-    """The length of a text and its first letter, times a scale; counts the texts that it embeds."""
-
-    scale: float = 1.0
-    seen: ClassVar[list[str]] = []
-
-    def ndims(self) -> int:
-        return 2
-
-    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
-        from embedreg.core.modality import PROBE_TEXT
-
-        self.seen.extend(text for text in texts if text != PROBE_TEXT)
-        return [
-            embedreg.RowError("it says bad") if text == "bad" else [len(text), self.scale * ord(text[0])]
-            for text in texts
-        ]
-
-
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    """The function, registered, with nothing counted."""
-    embedreg.register("counted")(Counted)
-    Counted.seen.clear()
-    return
+def functions() -> None:
+    """The functions, registered, with nothing counted."""
+    registered()
 
 
 @pytest.fixture
-def one() -> Counted:
-    return Counted.create(scale=1.0)
+def one() -> Letters:
+    return Letters.create(scale=1.0)
 
 
 @pytest.fixture
-def two() -> Counted:
-    return Counted.create(scale=2.0)
+def two() -> Letters:
+    return Letters.create(scale=2.0)
 
 
 TEXTS = [["alpha", "beta", None], ["gamma", "", "delta"], ["epsilon"]]
@@ -109,9 +88,7 @@ def rows(data: Path) -> list[tuple[Any, Any]]:
 
 def right(data: Path, scale: float) -> bool:
     """Return whether each row has the vector of its own text."""
-    return all(
-        vector == ([len(text), scale * ord(text[0])] if text and text != "bad" else None) for text, vector in rows(data)
-    )
+    return all(vector == vector_of(text, scale) for text, vector in rows(data))
 
 
 def left(data: Path) -> list[str]:
@@ -121,12 +98,12 @@ def left(data: Path) -> list[str]:
     return [path.name for path in found if path.is_file() and path.name != "manifest.json"]
 
 
-def test_a_column_is_added_to_every_file_of_a_folder(folder: Path, one: Counted) -> None:
+def test_a_column_is_added_to_every_file_of_a_folder(folder: Path, one: Letters) -> None:
     """Each text is embedded, each row is fresh, other columns and folders stay, nothing else is left behind."""
     before = {path: read(path).drop_columns([]) for path in files(folder)}
     report = columns.add(folder, one.bind("text", "vector"))
     assert (report.rows, report.embedded, report.written) == (7, 5, 6)
-    assert sorted(Counted.seen) == ["alpha", "beta", "delta", "epsilon", "gamma"]
+    assert sorted(Letters.seen) == ["alpha", "beta", "delta", "epsilon", "gamma"]
     assert right(folder, 1.0)
     assert left(folder) == []
     for path, table in before.items():
@@ -139,7 +116,7 @@ def test_a_column_is_added_to_every_file_of_a_folder(folder: Path, one: Counted)
         columns.add(folder, one.bind("text", "vector"))
 
 
-def test_a_parquet_file_keeps_its_compression(tmp_path: Path, one: Counted) -> None:
+def test_a_parquet_file_keeps_its_compression(tmp_path: Path, one: Letters) -> None:
     """A single file is replaced by one of the same format and compression."""
     path = tmp_path / "one.parquet"
     write(path, TEXTS[0])
@@ -162,7 +139,7 @@ def edited(path: Path, changes: dict[int, str], **more: Any) -> None:
         writer.write_table(table)
 
 
-def test_refresh_embeds_what_changed_and_rewrites_only_those_files(folder: Path, one: Counted) -> None:
+def test_refresh_embeds_what_changed_and_rewrites_only_those_files(folder: Path, one: Letters) -> None:
     """Changed texts, rows without a vector and new files are embedded; files of fresh rows are not touched."""
     columns.add(folder, one.bind("text", "vector"))
     a, b, c = files(folder)
@@ -171,21 +148,21 @@ def test_refresh_embeds_what_changed_and_rewrites_only_those_files(folder: Path,
     [status] = columns.status(folder)
     assert (status.fresh, status.stale, status.empty) == (5, 1, 2)
     before = {path: path.read_bytes() for path in (a, c)}
-    Counted.seen.clear()
+    Letters.seen.clear()
     [dry] = columns.refresh(folder, dry_run=True)
-    assert (dry.dry_run, dry.embedded, Counted.seen) == (True, 3, [])
+    assert (dry.dry_run, dry.embedded, Letters.seen) == (True, 3, [])
     [report] = columns.refresh(folder)
-    assert sorted(Counted.seen) == ["alpha", "changed", "new"]
+    assert sorted(Letters.seen) == ["alpha", "changed", "new"]
     assert report.embedded == 3
     assert {path: path.read_bytes() for path in (a, c)} == before
     assert right(folder, 1.0)
     assert columns.status(folder)[0].todo == 0
-    Counted.seen.clear()
+    Letters.seen.clear()
     assert columns.refresh(folder)[0].embedded == 0
-    assert Counted.seen == []
+    assert Letters.seen == []
 
 
-def test_unstamped_vectors_are_verified_by_a_sample(tmp_path: Path, one: Counted, two: Counted) -> None:
+def test_unstamped_vectors_are_verified_by_a_sample(tmp_path: Path, one: Letters, two: Letters) -> None:
     """Vectors without digests are stamped if a sample agrees, and made anew if not; "trust" embeds nothing."""
     texts = [f"text {n}" for n in range(50)]
     right_ones = pa.array([[len(text), ord(text[0])] for text in texts], pa.list_(pa.float32(), 2))
@@ -196,14 +173,14 @@ def test_unstamped_vectors_are_verified_by_a_sample(tmp_path: Path, one: Counted
         declared = embedreg.embed_table(read(path), one.bind("text", "vector"))
         pq.write_table(declared, path)
         with_digest(path)
-        Counted.seen.clear()
+        Letters.seen.clear()
         assert columns.status(path)[0].unstamped == 50
         [report] = columns.refresh(path, unstamped=how, sample=10)
-        assert (len(Counted.seen), report.stamped) == (embedded, stamped), how
+        assert (len(Letters.seen), report.stamped) == (embedded, stamped), how
         assert columns.status(path)[0].fresh == 50
 
 
-def test_recompute_embeds_every_row_of_a_column_without_digests(folder: Path, one: Counted) -> None:
+def test_recompute_embeds_every_row_of_a_column_without_digests(folder: Path, one: Letters) -> None:
     """Wrong vectors that no digest shows are made anew, and the note says that digests would show them."""
     columns.add(folder, one.bind("text", "vector"), digest=False)
     for path in files(folder):
@@ -227,7 +204,7 @@ def with_digest(path: Path) -> None:
     pq.write_table(table.replace_schema_metadata({b"embedding_functions": text}), path)
 
 
-def test_fill_embeds_empty_rows_alone(tmp_path: Path, one: Counted) -> None:
+def test_fill_embeds_empty_rows_alone(tmp_path: Path, one: Letters) -> None:
     """A row whose text changed keeps its old vector; a row that lost its vector gets it back."""
     path = tmp_path / "t.parquet"
     write(path, ["alpha", "beta", "gamma"])
@@ -239,15 +216,15 @@ def test_fill_embeds_empty_rows_alone(tmp_path: Path, one: Counted) -> None:
     table = table.set_column(2, "vector", pa.array([*vectors[:2], None], kind))
     table = table.set_column(3, DIGEST, pa.array([*table[DIGEST].to_pylist()[:2], None]))
     pq.write_table(table, path)
-    Counted.seen.clear()
+    Letters.seen.clear()
     [report] = columns.fill(path)
-    assert Counted.seen == ["gamma"]
+    assert Letters.seen == ["gamma"]
     assert report.written == 1
     assert rows(path)[0] == ("changed", [5, 97])
     assert rows(path)[2] == ("gamma", [5, 103])
 
 
-def test_bad_rows_are_reported_and_not_tried_again(tmp_path: Path, one: Counted) -> None:
+def test_bad_rows_are_reported_and_not_tried_again(tmp_path: Path, one: Letters) -> None:
     """A row that the function refuses has a null vector and is fresh; "raise" and max_bad_rows change nothing."""
     path = tmp_path / "t.parquet"
     write(path, ["alpha", "bad", "bad"])
@@ -259,12 +236,12 @@ def test_bad_rows_are_reported_and_not_tried_again(tmp_path: Path, one: Counted)
     report = columns.add(path, one.bind("text", "vector"))
     assert report.bad_rows == 2
     assert (report.bad[0].row, report.bad[0].reason) == (1, "it says bad")
-    Counted.seen.clear()
+    Letters.seen.clear()
     assert columns.refresh(path)[0].embedded == 0
-    assert Counted.seen == []
+    assert Letters.seen == []
 
 
-def test_vectors_as_lists_keep_their_type(tmp_path: Path, one: Counted, two: Counted) -> None:
+def test_vectors_as_lists_keep_their_type(tmp_path: Path, one: Letters, two: Letters) -> None:
     """A column of list<double>, as pandas writes it, is refreshed as such; its migration gives fixed widths."""
     path = tmp_path / "t.parquet"
     write(path, ["alpha", "beta", None])
@@ -287,7 +264,7 @@ def test_vectors_as_lists_keep_their_type(tmp_path: Path, one: Counted, two: Cou
 # -- migrating ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_migration_switches_and_rolls_back_bit_for_bit(folder: Path, one: Counted, two: Counted) -> None:
+def test_a_migration_switches_and_rolls_back_bit_for_bit(folder: Path, one: Letters, two: Letters) -> None:
     """Until the switch all files are as before; after it all have the new model; the way back gives the old files."""
     columns.add(folder, one.bind("text", "vector"))
     before = {path: path.read_bytes() for path in files(folder)}
@@ -308,35 +285,35 @@ def test_a_migration_switches_and_rolls_back_bit_for_bit(folder: Path, one: Coun
     migration.settle()
     assert migration.state == "settled"
     assert columns.status(folder)[0].fresh == 6
-    Counted.seen.clear()
+    Letters.seen.clear()
     [again] = columns.migrations(folder)
     again.rollback()
     assert again.state == "rolled back"
-    assert Counted.seen == []
+    assert Letters.seen == []
     assert {path: path.read_bytes() for path in files(folder)} == before
     assert embedreg.functions_in(folder)["vector"].function == one
     assert left(folder) == []
     assert columns.migrations(folder) == []
 
 
-def test_rows_written_after_the_switch_are_there_after_a_rollback(folder: Path, one: Counted, two: Counted) -> None:
+def test_rows_written_after_the_switch_are_there_after_a_rollback(folder: Path, one: Letters, two: Letters) -> None:
     """Changed and new rows get vectors of the old model; the others their old vectors, without being embedded."""
     columns.add(folder, one.bind("text", "vector"))
     columns.migrate(folder, "vector", two)
     a, b, _ = files(folder)
     edited(b, {0: "changed"})
     write(folder / f"new{a.suffix}", ["alpha", "new"])
-    Counted.seen.clear()
+    Letters.seen.clear()
     [migration] = columns.migrations(folder)
     migration.rollback()
     assert right(folder, 1.0)
-    assert sorted(Counted.seen) == ["changed", "new"]
+    assert sorted(Letters.seen) == ["changed", "new"]
     assert columns.status(folder)[0].todo == 0
     assert left(folder) == []
 
 
 def test_many_rows_without_an_old_vector_are_embedded_if_that_is_agreed_to(
-    folder: Path, one: Counted, two: Counted
+    folder: Path, one: Letters, two: Letters
 ) -> None:
     """A rollback says how many rows it would embed, and changes nothing; `yes` embeds them."""
     columns.add(folder, one.bind("text", "vector"))
@@ -349,7 +326,7 @@ def test_many_rows_without_an_old_vector_are_embedded_if_that_is_agreed_to(
     assert right(folder, 1.0)
 
 
-def test_data_on_an_object_store_is_refused_by_name(one: Counted, two: Counted) -> None:
+def test_data_on_an_object_store_is_refused_by_name(one: Letters, two: Letters) -> None:
     """Each call says so before it reaches anything, and what to do; no key of a URI is shown."""
     uri = "s3://bucket/data"
     calls: list[Callable[[], object]] = [
@@ -368,7 +345,7 @@ def test_data_on_an_object_store_is_refused_by_name(one: Counted, two: Counted) 
     assert "hidden" not in str(refused.value)
 
 
-def test_a_finished_migration_leaves_nothing_behind(folder: Path, one: Counted, two: Counted) -> None:
+def test_a_finished_migration_leaves_nothing_behind(folder: Path, one: Letters, two: Letters) -> None:
     """After `finish` there is neither a record nor a copy, and no way back."""
     columns.add(folder, one.bind("text", "vector"))
     migration = columns.migrate(folder, "vector", two)
@@ -380,7 +357,7 @@ def test_a_finished_migration_leaves_nothing_behind(folder: Path, one: Counted, 
     assert [path.name for path in (folder / "_embedreg").iterdir()] == ["manifest.json"]
 
 
-def test_an_abandoned_migration_changes_nothing(folder: Path, one: Counted, two: Counted) -> None:
+def test_an_abandoned_migration_changes_nothing(folder: Path, one: Letters, two: Letters) -> None:
     """What was staged is removed, and the data is as before."""
     columns.add(folder, one.bind("text", "vector"))
     before = {path: path.read_bytes() for path in files(folder)}
@@ -390,7 +367,7 @@ def test_an_abandoned_migration_changes_nothing(folder: Path, one: Counted, two:
     assert left(folder) == []
 
 
-def test_a_new_name_takes_the_place_of_the_old_column(folder: Path, one: Counted, two: Counted) -> None:
+def test_a_new_name_takes_the_place_of_the_old_column(folder: Path, one: Letters, two: Letters) -> None:
     """With `name` readers of the old column fail instead of mixing; the way back gives the old name."""
     columns.add(folder, one.bind("text", "vector"))
     columns.migrate(folder, "vector", two, name="vector_2")
@@ -402,60 +379,48 @@ def test_a_new_name_takes_the_place_of_the_old_column(folder: Path, one: Counted
     assert [each.vector for each in columns.status(folder)] == ["vector"]
 
 
-def test_files_that_appear_or_change_before_the_switch_are_staged_too(folder: Path, one: Counted, two: Counted) -> None:
+def test_files_that_appear_or_change_before_the_switch_are_staged_too(folder: Path, one: Letters, two: Letters) -> None:
     """No row is left with the old model, and no text of a writer is overwritten."""
     columns.add(folder, one.bind("text", "vector"))
     migration = columns.migrate(folder, "vector", two, switch=False)
     a, b, _ = files(folder)
     edited(b, {0: "changed"})
     write(folder / f"new{a.suffix}", ["new"])
-    Counted.seen.clear()
+    Letters.seen.clear()
     migration.switch()
     assert right(folder, 2.0)
-    assert set(Counted.seen) == {"changed", "delta", "new"}
+    assert set(Letters.seen) == {"changed", "delta", "new"}
     assert ("changed", [7, 2 * ord("c")]) in rows(folder)
 
 
-def test_another_migration_is_refused_until_this_one_ends(folder: Path, one: Counted, two: Counted) -> None:
+def test_another_migration_is_refused_until_this_one_ends(folder: Path, one: Letters, two: Letters) -> None:
     """The same call goes on; another function is refused."""
     columns.add(folder, one.bind("text", "vector"))
     columns.migrate(folder, "vector", two, switch=False)
-    with pytest.raises(ConfigError, match="is being migrated to 'counted' already"):
-        columns.migrate(folder, "vector", Counted.create(scale=3.0))
-    Counted.seen.clear()
+    with pytest.raises(ConfigError, match="is being migrated to 'letters' already"):
+        columns.migrate(folder, "vector", Letters.create(scale=3.0))
+    Letters.seen.clear()
     assert columns.migrate(folder, "vector", two).state == "settled"
-    assert Counted.seen == []
+    assert Letters.seen == []
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
-def killed_at(call: Callable[[], object], step: int) -> bool:
-    """Make a call in a child process that is gone at its n-th change of the disk; return whether it got that far."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    count = 0
+def at_changes_of_the_disk(reached: Callable[[], None]) -> None:
+    """Let renames, links and removals be steps."""
 
-    def dying(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal count
+    def hook(event: str, args: tuple[Any, ...]) -> None:
         if event in ("os.rename", "os.link", "os.remove"):
-            count += 1
-            if count == step:
-                os._exit(9)
+            reached()
 
-    try:
-        sys.addaudithook(dying)
-        call()
-        os._exit(0)
-    except BaseException:  # noqa: BLE001  # the child must not go on with the tests
-        os._exit(1)
+    sys.addaudithook(hook)
 
 
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning")  # where another test has loaded lance
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # since Python 3.12
 def test_a_process_killed_at_any_rename_leaves_old_or_new_files_and_the_next_run_ends_it(
-    tmp_path: Path, one: Counted, two: Counted
+    tmp_path: Path, one: Letters, two: Letters
 ) -> None:
     """At each change of the disk during add, migrate and rollback: every file is whole, and the same call goes on."""
     data = tmp_path / "data"
@@ -470,8 +435,8 @@ def test_a_process_killed_at_any_rename_leaves_old_or_new_files_and_the_next_run
             [migration] = columns.migrations(data)
             migration.rollback()
 
-        died = killed_at(whole, step)
-        steps += died
+        killed = died(whole, at_changes_of_the_disk, step)
+        steps += killed
         check_whole(data)
         ended(data, one, two)
         assert right(data, 1.0), step
@@ -479,7 +444,7 @@ def test_a_process_killed_at_any_rename_leaves_old_or_new_files_and_the_next_run
         for path in [*data.rglob("*")]:
             if path.is_file():
                 path.unlink()
-        if not died:
+        if not killed:
             break
     assert steps > 25
 
@@ -490,12 +455,11 @@ def check_whole(data: Path) -> None:
         found = embedreg.functions_in(path) if "vector" in read(path).schema.names else {}
         scale = found["vector"].function.scale if "vector" in found else None
         for text, vector in rows(path):
-            wanted = [len(text), scale * ord(text[0])] if text and scale else None
-            assert vector == wanted
+            assert vector == (vector_of(text, scale) if scale else None)
     assert all(each.problem is None for each in columns.status(data))
 
 
-def ended(data: Path, one: Counted, two: Counted) -> None:
+def ended(data: Path, one: Letters, two: Letters) -> None:
     """Make the same calls again, from where the first process was killed."""
     found = columns.migrations(data)
     if not found:
@@ -516,7 +480,7 @@ def ended(data: Path, one: Counted, two: Counted) -> None:
 # -- declarations ------------------------------------------------------------------------------------------------------
 
 
-def test_detach_removes_the_declaration_and_with_drop_the_column(folder: Path, one: Counted) -> None:
+def test_detach_removes_the_declaration_and_with_drop_the_column(folder: Path, one: Letters) -> None:
     """Other declarations stay byte for byte; with `drop` vectors and digests go too."""
     columns.add(folder, one.bind("text", "vector"))
     columns.add(folder, one.bind("text", "other"), yes=True)
@@ -529,17 +493,17 @@ def test_detach_removes_the_declaration_and_with_drop_the_column(folder: Path, o
     assert left(folder) == []
 
 
-def test_repoint_changes_the_declaration_of_the_same_vectors_alone(folder: Path, one: Counted) -> None:
+def test_repoint_changes_the_declaration_of_the_same_vectors_alone(folder: Path, one: Letters) -> None:
     """Another function of the same vectors is declared and rows stay fresh; one of other vectors is refused."""
 
     @embedreg.register("same")
-    class Same(Counted):
+    class Same(Letters):
         """The same vectors under another name."""
 
     columns.add(folder, one.bind("text", "vector"))
     before = [read(path)["vector"] for path in files(folder)]
     with pytest.raises(DriftError, match="rows have other vectors"):
-        columns.repoint(folder, "vector", Counted.create(scale=-1.0))
+        columns.repoint(folder, "vector", Letters.create(scale=-1.0))
     agreed = columns.repoint(folder, "vector", Same.create())
     assert agreed.compared == 5
     assert [read(path)["vector"] for path in files(folder)] == before
@@ -550,7 +514,7 @@ def test_repoint_changes_the_declaration_of_the_same_vectors_alone(folder: Path,
 # -- strangers ---------------------------------------------------------------------------------------------------------
 
 
-def test_hostile_records_of_a_migration_open_no_file_and_status_says_why(tmp_path: Path, one: Counted) -> None:
+def test_hostile_records_of_a_migration_open_no_file_and_status_says_why(tmp_path: Path, one: Letters) -> None:
     """Names that lead outside, unknown states, deep JSON and links are refused; the data is still described."""
     data = tmp_path / "data"
     write(data / "a.parquet", TEXTS[0])
@@ -591,7 +555,7 @@ def test_hostile_records_of_a_migration_open_no_file_and_status_says_why(tmp_pat
     assert outside.read_bytes() == before
 
 
-def test_a_declaration_cannot_have_another_column_overwritten(tmp_path: Path, one: Counted) -> None:
+def test_a_declaration_cannot_have_another_column_overwritten(tmp_path: Path, one: Letters) -> None:
     """A digest column that is a source, or holds numbers, is refused by name, and no file changes."""
     path = tmp_path / "t.parquet"
     for name, kind in (("text__source_digest", pa.string()), ("n__source_digest", pa.int64())):
@@ -609,7 +573,7 @@ def test_a_declaration_cannot_have_another_column_overwritten(tmp_path: Path, on
         assert path.read_bytes() == before
 
 
-def test_a_folder_with_an_unfinished_job_is_left_alone(tmp_path: Path, one: Counted) -> None:
+def test_a_folder_with_an_unfinished_job_is_left_alone(tmp_path: Path, one: Letters) -> None:
     """An embedding job owns its destination until it is complete; afterwards its records go with the first change."""
     source, data = tmp_path / "source", tmp_path / "data"
     write(source / "a.parquet", ["alpha"])
@@ -618,7 +582,7 @@ def test_a_folder_with_an_unfinished_job_is_left_alone(tmp_path: Path, one: Coun
     with pytest.raises(StorageError, match="an embedding job that is not complete"):
         columns.refresh(data)
     (tmp_path / "kept.json").rename(data / manifest.FOLDER / "manifest.json")
-    columns.migrate(data, "vector", Counted.create(scale=2.0)).finish()
+    columns.migrate(data, "vector", Letters.create(scale=2.0)).finish()
     with pytest.raises(StorageError, match=r"holds 1 other file\(s\)"):
         embedreg.embed(source, data, one.bind("text", "vector"))
     assert right(data, 2.0)
@@ -637,25 +601,12 @@ def test_rows_are_found_by_number_over_all_files(folder: Path) -> None:
     assert np.array_equal(store.take([], ["id"])["id"], [])
 
 
-def test_staged_vectors_that_the_function_does_not_give_are_not_switched(
-    folder: Path, one: Counted, tmp_path: Path
-) -> None:
+def test_staged_vectors_that_the_function_does_not_give_are_not_switched(folder: Path, one: Letters) -> None:
     """A function that answers otherwise each time is found before anything changes."""
-
-    @embedreg.register("fickle")
-    class Fickle(Counted):
-        """Another direction with each call."""
-
-        calls: ClassVar[int] = 0
-
-        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
-            type(self).calls += 1
-            return [[1.0, float(self.calls**4 * (-1) ** self.calls)] for _ in texts]
-
     columns.add(folder, one.bind("text", "vector"))
     with pytest.raises(DriftError, match="is not what the function gives now"):
         columns.migrate(folder, "vector", Fickle.create())
-    assert columns.status(folder)[0].function == "counted"
+    assert columns.status(folder)[0].function == "letters"
     [migration] = columns.migrations(folder)
     assert migration.state == "staging"
     migration.abandon()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import duckdb
 import pytest
@@ -14,33 +13,13 @@ import embedreg
 from embedreg import columns
 from embedreg.engines.duckdb import functions_in
 from embedreg.errors import ConfigError, DriftError, EmbedregError, SchemaError, StorageError
-
-
-class Letters(embedreg.TextEmbeddingFunction):
-    """The length of a text and its first letter, times a scale; counts the texts that it embeds."""
-
-    scale: float = 1.0
-    seen: ClassVar[list[str]] = []
-
-    def ndims(self) -> int:
-        return 2
-
-    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
-        from embedreg.core.modality import PROBE_TEXT
-
-        self.seen.extend(text for text in texts if text != PROBE_TEXT)
-        return [
-            embedreg.RowError("it says bad") if text == "bad" else [len(text), self.scale * ord(text[0])]
-            for text in texts
-        ]
+from tests.columns.letters import Fickle, Letters, died, registered, vector_of
 
 
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    """The function, registered, with nothing counted."""
-    embedreg.register("letters")(Letters)
-    Letters.seen.clear()
-    return
+def functions() -> None:
+    """The functions, registered, with nothing counted."""
+    registered()
 
 
 @pytest.fixture
@@ -75,10 +54,8 @@ def run(table: Path, statement: str, values: Any = None) -> list[Any]:
 
 def right(table: Path, scale: float) -> bool:
     """Return whether each row has the vector of its own text."""
-    return all(
-        vector == ((len(text), scale * ord(text[0])) if text and text != "bad" else None)
-        for text, vector in run(table, "SELECT text, vector FROM docs")
-    )
+    found = run(table, "SELECT text, vector FROM docs")
+    return all((vector and list(vector)) == vector_of(text, scale) for text, vector in found)
 
 
 def names(table: Path) -> list[str]:
@@ -257,28 +234,17 @@ def test_finish_and_abandon_leave_nothing_behind(table: Path, one: Letters, two:
     assert right(table, 1.0)
 
 
-def killed_at(call: Callable[[], object], step: int) -> bool:
-    """Make a call in a child process that is gone at its n-th transaction; return whether it got that far."""
+def at_transactions(reached: Callable[[], None]) -> None:
+    """Let transactions be steps."""
     from embedreg.engines.duckdb.columns.place import Place
 
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    count, writing = 0, Place.writing
+    writing = Place.writing
 
-    def dying(self: Place) -> Any:
-        nonlocal count
-        count += 1
-        if count == step:
-            os._exit(9)
+    def counted(self: Place) -> Any:
+        reached()
         return writing(self)
 
-    try:
-        Place.writing = dying  # type: ignore[method-assign]  # in this child alone
-        call()
-        os._exit(0)
-    except BaseException:  # noqa: BLE001  # the child must not go on with the tests
-        os._exit(1)
+    Place.writing = counted  # type: ignore[method-assign]  # in a child alone
 
 
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning")  # where another test has loaded lance
@@ -298,19 +264,19 @@ def test_a_process_killed_between_transactions_is_continued_by_the_same_call(
             columns.migrate(table, "vector", two)
             columns.migrations(table)[0].rollback()
 
-        died = killed_at(whole, step)
-        deaths += died
+        killed = died(whole, at_transactions, step)
+        deaths += killed
         assert all(each.problem is None for each in columns.status(table))
         if not columns.status(table):
             columns.add(table, one.bind("text", "vector"))
-        if died:
+        if killed:
             for found in columns.migrations(table):
                 assert columns.migrate(table, "vector", two).state == "settled"
                 found = columns.migrations(table)[0]
                 found.rollback()
         assert right(table, 1.0), step
         assert sorted(names(table)) == ["id", "text", "vector", "vector__source_digest"], step
-        if not died:
+        if not killed:
             break
     assert deaths > 6
 
@@ -432,21 +398,8 @@ def test_an_audit_reads_a_database(table: Path, one: Letters) -> None:
     assert found.compared == 4
 
 
-def test_staged_vectors_that_the_function_does_not_give_are_not_switched(
-    table: Path, one: Letters, tmp_path: Path
-) -> None:
+def test_staged_vectors_that_the_function_does_not_give_are_not_switched(table: Path, one: Letters) -> None:
     """A function that answers otherwise each time is found before anything changes."""
-
-    @embedreg.register("fickle")
-    class Fickle(Letters):
-        """Another direction with each call."""
-
-        calls: ClassVar[int] = 0
-
-        def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
-            type(self).calls += 1
-            return [[1.0, float(self.calls**4 * (-1) ** self.calls)] for _ in texts]
-
     columns.add(table, one.bind("text", "vector"))
     with pytest.raises(DriftError, match="is not what the function gives now"):
         columns.migrate(table, "vector", Fickle.create())
