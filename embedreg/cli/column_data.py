@@ -304,7 +304,8 @@ def detach(
     if as_json:
         terminal.print_json({"path": str(path), "vector": name, "dropped": drop, "dry_run": dry_run})
         return
-    what = "the column and its declaration" if drop else "the declaration"
-    terminal.say(f"{data}: {what} of {name} {'would be' if dry_run else 'is'} removed")
+    what = f"column {name} and its declaration" if drop else f"the declaration of {name}"
+    verb = "would be" if dry_run else "are" if drop else "is"
+    terminal.say(f"{data}: {what} {verb} removed")
     if dry_run:
         terminal.note("nothing was written")

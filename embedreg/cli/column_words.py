@@ -97,7 +97,7 @@ def print_migration(data: str, found: MigrationStatus, *, as_json: bool) -> None
         terminal.print_json(asdict(found))
         return
     terminal.say(f"{data}: {migration_line(found)}")
-    for note in found.notes:
+    for note in () if found.state == "abandoned" else found.notes:
         terminal.note(in_shell(note))
 
 

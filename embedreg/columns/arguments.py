@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from embedreg.core.base import EmbeddingFunction
+from embedreg.core.kinds import kind_of
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.errors import ConfigError, InputError, MissingColumnError, SchemaError
 from embedreg.security.sensitive import holds_credentials
@@ -18,6 +19,7 @@ __all__ = [
     "no_column",
     "no_declarations",
     "on_object_store",
+    "one_vector",
     "refuse_count",
     "texts_there",
     "undeclared",
@@ -33,6 +35,23 @@ def a_function(given: Any) -> EmbeddingFunction:
     function = unwrap(given)
     if not isinstance(function, EmbeddingFunction):
         raise InputError(f"a function is needed, not a {type(given).__name__}.", "embedreg.get(...).create(...)")
+    return function
+
+
+def one_vector(function: EmbeddingFunction, what: str) -> EmbeddingFunction:
+    """Return a function that gives one vector a row, itself.
+
+    Args:
+        what: what the function is for, for the message.
+    Raises:
+        ConfigError: it gives multi-vectors or sparse ones.
+    """
+    kind = kind_of(function)
+    if not kind.one_size:
+        raise ConfigError(
+            f"{type(function).__name__} returns {kind.plural}; {what} one vector a row.",
+            "a function of dense vectors: embedreg.get('hashing').create()",
+        ).for_shell("name a function of dense vectors; `embedreg functions` lists what is installed")
     return function
 
 

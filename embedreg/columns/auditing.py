@@ -16,7 +16,7 @@ from embedreg.columns.scan import Scan
 from embedreg.columns.scan import scan as scan_rows
 from embedreg.columns.store import ColumnStore
 from embedreg.columns.tables import TableRows, readable
-from embedreg.columns.vectors import SAME, cosines, storage_of, unit
+from embedreg.columns.vectors import SAME, cosines, refuse_type, storage_of, unit
 from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.modality import source_modality
 from embedreg.declaration import codec
@@ -24,7 +24,7 @@ from embedreg.declaration import digest as digests
 from embedreg.declaration.drift import PROBE_LENGTH
 from embedreg.declaration.entries import Entry
 from embedreg.declaration.quantization import quantizer_of
-from embedreg.errors import ConfigError, EmbedregError, MissingColumnError
+from embedreg.errors import ConfigError, EmbedregError, MissingColumnError, VectorError
 from embedreg.registry import get_registry
 
 if TYPE_CHECKING:
@@ -80,7 +80,11 @@ def audit(
             raise undeclared(opened.shown, name, entries, f"embedreg.columns.identify(data, {name!r}) looks for one")
     if not wanted:
         raise no_declarations(opened.shown, "embedreg.columns.identify(data, ...)")
-    return [_One(opened, entries[name], sample, float(confidence), given, seed).run(whole=scan) for name in wanted]
+    others = columns is None and len(wanted) > 1  # what nobody named does not stop the audit of the others
+    return [
+        _One(opened, entries[name], sample, float(confidence), given, seed).run(whole=scan, others=others)
+        for name in wanted
+    ]
 
 
 class _One:
@@ -110,7 +114,15 @@ class _One:
         self._prefix = digests.prefix_stored(entry.reserved)
         self._notes: list[str] = []
 
-    def run(self, *, whole: bool) -> Audit:
+    def run(self, *, whole: bool, others: bool) -> Audit:
+        try:
+            refuse_type(self._data.schema.field(self._vector).type, self._vector)
+        except VectorError as exc:
+            if not others:
+                raise
+            told = {"column": self._vector, "source": self._source, "function": self._entry.name}
+            told |= {"rows": self._data.rows, "confidence": self._confidence, **_scanned(None)}
+            return Audit(**told, verdict="unknown", problem=str(exc))
         rows = max(1, self._sample * _KEPT_LONG // 100)
         found = (
             scan_rows(

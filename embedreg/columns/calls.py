@@ -208,9 +208,18 @@ def repoint(data: Any, vector: str, function: EmbeddingFunction, *, sample: int 
         The agreement of the sample.
     Raises:
         DriftError: the function gives other vectors. MissingColumnError: no such declared column.
+        ConfigError: the function gives another kind of vectors.
     """
     refuse_count("sample", sample, 100)
-    return opened(data).repoint(vector, a_function(function), sample=sample, seed=seed)
+    store, new = opened(data), a_function(function)
+    held = next((kind_recorded(each.reserved) for each in store.declared() if each.vector_column == vector), None)
+    if held is not None and held is not kind_of(new):
+        raise ConfigError(
+            f"column {vector!r} of {store.shown} is of {held.name} vectors, "
+            f"{type(new).__name__} of {kind_of(new).name} ones.",
+            f"columns.migrate(data, {vector!r}, function) embeds it with another function",
+        ).for_shell("embedreg column migrate embeds it with another function")
+    return store.repoint(vector, new, sample=sample, seed=seed)
 
 
 def detach(data: Any, vector: str, *, drop: bool = False) -> None:

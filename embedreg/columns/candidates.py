@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from embedreg.columns.arguments import one_vector
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.canonical import defaults, registered_name, semantic_config
 from embedreg.core.fields import sensitive_fields
@@ -58,7 +59,7 @@ def checked(candidates: Any) -> list[EmbeddingFunction] | None:
     """Return a caller's candidates as a list; None for none given.
 
     Raises:
-        InputError: one of them is not an embedding function.
+        InputError: one of them is not an embedding function. ConfigError: it does not give one vector a row.
     """
     if candidates is None:
         return None
@@ -69,6 +70,7 @@ def checked(candidates: Any) -> list[EmbeddingFunction] | None:
             raise InputError(
                 f"a candidate is an embedding function, not a {type(each).__name__}.", "embedreg.get(...).create(...)"
             )
+        one_vector(each, "audit and identify compare")
     return made
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.quantized import Quantizer, Ranges
 from embedreg.columns import bounds, sampling
-from embedreg.columns.arguments import a_function, no_column, refuse_count, undeclared
+from embedreg.columns.arguments import a_function, no_column, one_vector, refuse_count, undeclared
 from embedreg.columns.candidates import described
 from embedreg.columns.comparison import MARGIN, Comparison, Example, difference_of, judged
 from embedreg.columns.decoded import Decoded, decoded
@@ -15,9 +17,11 @@ from embedreg.columns.pairs import Pair, found_rows, read_pairs
 from embedreg.columns.search import Ranking, nearest, overlap, recall
 from embedreg.columns.store import ColumnStore
 from embedreg.columns.tables import TableRows, readable
+from embedreg.columns.vectors import refuse_type
 from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration import codec
+from embedreg.declaration.quantization import quantizer_of
 from embedreg.embedding.column import embed_column
 from embedreg.errors import InputError, VectorError
 from embedreg.registry import get_registry
@@ -79,11 +83,14 @@ def compare(
     """
     for name, value in {"k": k, "corpus": corpus, "sample": sample}.items():
         refuse_count(name, value, 10)
-    new = a_function(other)
+    new = one_vector(a_function(other), "compare needs")
     raw = readable(data)
     entry = next((each for each in raw.declared() if each.vector_column == vector), None)
     opened = raw if entry is None else decoded(raw, entry)
     made_by, of = _declared(opened, vector, unwrap(function), source)
+    refuse_type(raw.schema.field(vector).type, vector)
+    small = None if entry is None else quantizer_of(entry.reserved)
+    stored = None if small is None else Quantizer(small.dtype, new.ndims())  # as a migration stores them
     asked = [] if pairs is None else read_pairs(pairs)
     if queries is not None and any(not isinstance(each, str) or not each.strip() for each in queries):
         raise InputError("queries are texts that are not blank.", "queries=['...']")
@@ -97,7 +104,8 @@ def compare(
             f"{made_by.ndims()}.",
             "function=... names the function that made them",
         )
-    search = _Search(made_by, new, rows, min(k, len(rows) - 1))
+    search = _Search(made_by, new, rows, min(k, len(rows) - 1), stored)
+    size = _row_size(raw, vector, new.ndims() if stored is None else stored.width)
     texts = list(queries) if queries is not None else [pair.query for pair in asked]
     kind = "queries" if queries is not None else "pairs" if asked else "rows"
     found = search.overlaps(texts, sample, seed)
@@ -128,12 +136,12 @@ def compare(
         difference_error=None if apart is None else apart.error,
         pairs_needed=bounds.pairs_needed(differences, MARGIN) if verdict == "too-few-pairs" else None,
         rows_per_s=search.rows_per_s,
-        bytes_per_row=4 * search.other.ndims(),
-        bytes_per_row_now=_row_size(raw, vector, rows.matrix.shape[1]),
+        bytes_per_row=size,
+        bytes_per_row_now=_row_size(raw, vector, rows.matrix.shape[1] if small is None else small.width),
         tokens=tokens,
         cost=None if tokens is None or price_per_million_tokens is None else tokens * price_per_million_tokens / 1e6,
         full_time_s=None if search.rows_per_s is None else opened.rows / search.rows_per_s,
-        full_bytes=4 * search.other.ndims() * opened.rows,
+        full_bytes=size * opened.rows,
         notes=tuple(search.notes),
         examples=tuple(search.examples),
         overlaps=found,
@@ -149,7 +157,14 @@ class _Search:
         examples: the queries of `overlaps` on which both differ most.
     """
 
-    def __init__(self, now: EmbeddingFunction, other: EmbeddingFunction, rows: sampling.Rows, k: int) -> None:
+    def __init__(
+        self,
+        now: EmbeddingFunction,
+        other: EmbeddingFunction,
+        rows: sampling.Rows,
+        k: int,
+        stored: Quantizer | None,
+    ) -> None:
         self.now, self.other, self.k = now, other, k
         self.notes: list[str] = []
         self.examples: list[Example] = []
@@ -162,6 +177,11 @@ class _Search:
         if made.reasons:
             self.notes.append(f"{len(made.reasons):,} rows have no vector of the other function")
         self._stored, self._made = rows.matrix, made.matrix
+        if stored is not None:
+            ranges = None if stored.bits else Ranges.learnt(made.matrix)
+            stored = dataclasses.replace(stored, ranges=ranges)
+            self._made = stored.decode(stored.encode(made.matrix))
+            self.notes.append(f"its vectors count as stored in {stored.dtype}, as a migration of this column does")
 
     def overlaps(self, texts: list[str], sample: int, seed: int) -> np.ndarray:
         """Return the overlap of each query; rows of the corpus are the queries if no texts are given."""
@@ -276,6 +296,6 @@ def _tokens(function: EmbeddingFunction, rows: sampling.Rows, total: int) -> int
     return round(sum(int(count(text)) for text in texts) / len(texts) * total)
 
 
-def _row_size(data: ColumnStore | TableRows, vector: str, ndims: int) -> int:
-    kind = data.schema.field(vector).type
-    return int(getattr(kind, "list_size", ndims)) * int(kind.value_type.bit_width) // 8
+def _row_size(data: ColumnStore | TableRows, vector: str, width: int) -> int:
+    """Return the bytes of a vector of some values, each as those of the column."""
+    return width * int(data.schema.field(vector).type.value_type.bit_width) // 8

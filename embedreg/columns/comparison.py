@@ -56,7 +56,7 @@ class Comparison:
             within +-0.02, "too-few-pairs", or "no-pairs" without pairs.
         pairs_needed: for "too-few-pairs", about how many would decide if further ones were like these.
         rows_per_s: speed of `other` on this corpus; None if all its vectors came from the vector cache.
-        bytes_per_row, bytes_per_row_now: of a vector of `other` (float32), and of a stored one.
+        bytes_per_row, bytes_per_row_now: of a vector of `other` in the column's number type, and of a stored one.
         tokens: of all rows, estimated from a part of the corpus; None if `other` does not count them.
         cost: of all rows at the given price for a million tokens; None without a price.
         full_time_s, full_bytes: to embed all rows with `other`, and the size of its column.

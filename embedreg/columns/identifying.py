@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from embedreg.arrow.quantized import Quantizer
 from embedreg.columns import candidates as functions
 from embedreg.columns import sampling
 from embedreg.columns.arguments import no_column, refuse_count
 from embedreg.columns.candidates import PROMPTS, Vectors
-from embedreg.columns.tables import readable
-from embedreg.columns.vectors import SAME, STORAGE, cosines, storage_of, unit
+from embedreg.columns.decoded import decoded
+from embedreg.columns.rows import Readable
+from embedreg.columns.store import ColumnStore
+from embedreg.columns.tables import TableRows, readable
+from embedreg.columns.vectors import SAME, STORAGE, cosines, refuse_type, storage_of, unit
 from embedreg.core.base import EmbeddingFunction
-from embedreg.errors import EmbedregError, MissingColumnError
+from embedreg.declaration.quantization import quantizer_of
+from embedreg.errors import EmbedregError, MissingColumnError, VectorError
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
@@ -87,6 +92,8 @@ def identify(
     for name in (vector, source):
         if name is not None and name not in names:
             raise no_column(opened.shown, name, names)
+    refuse_type(opened.schema.field(vector).type, vector)
+    opened, quantizer = _as_floats(opened, vector)
     texts = [field.name for field in opened.schema if str(field.type) in _TEXTS and not field.name.endswith("_digest")]
     sources = [source] if source is not None else texts[:_MAX_COLUMNS]
     if not sources:
@@ -97,20 +104,44 @@ def identify(
         if len(rows):
             width = rows.matrix.shape[1]
             for function in functions.installed(width) if given is None else given:
-                made += _tried(function, rows, name)
+                made += _tried(function, rows, name, quantizer)
     made.sort(key=_order)
     if not any(guess.fits for guess in made):
         made.insert(0, Guess(UNKNOWN, source, compared=max((guess.compared for guess in made), default=0)))
     return made
 
 
-def _tried(function: EmbeddingFunction, rows: sampling.Rows, source: str) -> list[Guess]:
+def _as_floats(data: ColumnStore | TableRows, vector: str) -> tuple[Readable, Quantizer | None]:
+    """Return data whose vectors are read as floats, and how they were quantised if a declaration records it.
+
+    Raises:
+        VectorError: bytes that nothing says the meaning of.
+    """
+    import pyarrow as pa
+
+    entry = next((each for each in data.declared() if each.vector_column == vector), None)
+    quantizer = None if entry is None else quantizer_of(entry.reserved)
+    if entry is not None and quantizer is not None and quantizer.known:
+        return decoded(data, entry), quantizer
+    kind = data.schema.field(vector).type.value_type
+    if pa.types.is_integer(kind):
+        raise VectorError(
+            f"column {vector!r} holds {kind} numbers, and no declaration records which vectors they stand for.",
+            "declare how they were quantised: embedreg.attach(data, fn.bind(source, vector, dtype=..., ranges=...))",
+        )
+    return data, None
+
+
+def _tried(function: EmbeddingFunction, rows: sampling.Rows, source: str, quantizer: Quantizer | None) -> list[Guess]:
     """Compare one function with the sample: the best of its variants."""
     name = functions.described(function)
     try:
         best: Guess | None = None
         for variant, matrix in _variants(function, rows):
+            if quantizer is not None:  # what the function's vectors read as once they are stored
+                matrix = quantizer.settled(matrix, quantizer.encode(rows.matrix))
             guess = _compared(name, source, variant, rows, matrix)
+            guess = guess if quantizer is None else replace(guess, storage=quantizer.dtype)
             if best is None or (guess.agree, guess.median or 0) > (best.agree, best.median or 0):
                 best = guess
             if guess.fits:

@@ -10,14 +10,18 @@ from embedreg.errors import VectorError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
-__all__ = ["SAME", "STORAGE", "cosines", "matrix_of", "storage_of", "unit", "width_of"]
+__all__ = ["SAME", "STORAGE", "cosines", "matrix_of", "refuse_type", "storage_of", "unit", "width_of"]
 
 SAME = 0.999  # the cosine from which two vectors count as one; see docs/benchmarks.md
 STORAGE = {
     "float16": "stored after rounding to float16",
     "bfloat16": "stored after rounding to bfloat16",
     "int8": "stored after quantising to int8",
+    "uint8": "stored after quantising to uint8",
+    "binary": "stored as its signs, packed into int8",
+    "ubinary": "stored as its signs, packed into uint8",
     "reduced": "computed in a number type coarser than float32, as bfloat16",
 }
 """The number types that `storage_of` distinguishes, in words."""
@@ -30,21 +34,32 @@ _FEW_NUMBERS = 8  # of a vector, too few to infer a number type
 _ROWS_A_DIMENSION = 64  # rows that determine the levels of a dimension
 
 
-def width_of(column: Any) -> int | None:
-    """Return the width of the vectors in an Arrow column: of its type, else of its first vector; None without one."""
+def refuse_type(kind: pa.DataType, name: str) -> None:
+    """Raise `VectorError` for a column that does not hold one vector a row.
+
+    Args:
+        kind: its Arrow type.
+        name: its name, for the message.
+    """
     import pyarrow as pa
 
-    kind = column.type
     vectors = kind_of_type(kind)
     if vectors is not None and not vectors.one_size:
         raise VectorError(
-            f"a column of type {kind} holds {vectors.plural}; audit, compare and identify read one vector a row.",
-            "columns.refresh(data, unstamped='verify') compares a sample of it, embedreg.check_drift(data) the probe",
-        ).for_shell("embedreg column refresh --unstamped verify compares a sample, embedreg inspect --check the probe")
-    if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size)
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        raise VectorError(f"a column of type {kind} holds no vectors.", "name a column of lists of floats")
+            f"column {name!r} holds {vectors.plural}; audit, compare and identify read one vector a row.",
+            "embedreg.check_drift(data) compares the probe, columns.repoint(data, vector, function) a sample of rows",
+        ).for_shell("embedreg inspect --check compares the probe, embedreg column repoint a sample of rows")
+    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise VectorError(f"column {name!r} is {kind} and holds no vectors.", "name a column of lists of floats")
+
+
+def width_of(column: Any, name: str) -> int | None:
+    """Return the width of the vectors in an Arrow column: of its type, else of its first vector; None without one."""
+    import pyarrow as pa
+
+    refuse_type(column.type, name)
+    if pa.types.is_fixed_size_list(column.type):
+        return int(column.type.list_size)
     first = next((value for value in column if value.is_valid), None)
     return None if first is None else len(first.values)
 
@@ -67,7 +82,7 @@ def matrix_of(column: Any, name: str, width: int | None = None) -> tuple[np.ndar
 
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    found = width_of(column)
+    found = width_of(column, name)
     width = found if width is None else width
     if width is None:
         empty = np.zeros(len(column), bool)

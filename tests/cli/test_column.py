@@ -76,7 +76,7 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_done(added: Path, cli: 
         ("fill",): "vector: 1 row would be embedded",
         ("refresh",): "vector: 1 row would be embedded",
         ("migrate", "--to", "hashing", *HASHING, "--set", "seed=2"): "vector would change from hashing to hashing",
-        ("detach", "--drop"): "the column and its declaration of vector would be removed",
+        ("detach", "--drop"): "column vector and its declaration would be removed",
     }
     for (name, *options), words in wanted.items():
         made = cli("column", name, "notes", *options, "--dry-run")

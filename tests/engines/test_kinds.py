@@ -63,9 +63,25 @@ def test_a_column_of_a_file_has_its_life(function: embedreg.EmbeddingFunction, t
     pq.write_table(table.set_column(0, "text", pa.array(["other", "texts", None])), bare)
     with pytest.raises(DriftError, match="2 of 2 sampled rows have other vectors"):
         embedreg.attach(bare, function.bind("text", "v"))
-    for refused in (columns.audit, lambda data: columns.compare(data, "v", function)):
-        with pytest.raises(VectorError, match="audit, compare and identify read one vector a row"):
+    dense = embedreg.get("hashing").create(dim=8)
+    for refused in (
+        columns.audit,
+        lambda data: columns.compare(data, "v", dense),
+        lambda data: columns.identify(data, "v"),
+    ):
+        with pytest.raises(VectorError, match=r"'v' holds .*; audit, compare and identify read one vector a row"):
             refused(path)
+    with pytest.raises(ConfigError, match=r"'v' of .* is of (multi|sparse) vectors, Hashing.* of dense ones"):
+        columns.repoint(path, "v", dense)
+    columns.add(path, dense.bind("text", "dense"), yes=True)
+    with pytest.raises(ConfigError, match="compare needs one vector a row"):
+        columns.compare(path, "dense", function)
+    with pytest.raises(ConfigError, match="audit and identify compare one vector a row"):
+        columns.identify(path, "dense", candidates=[function])
+    verdicts = {each.column: (each.verdict, each.problem or "") for each in columns.audit(path)}
+    assert verdicts["dense"] == ("sound", "")  # what nobody named does not stop the audit of the others
+    assert verdicts["v"][0] == "unknown"
+    assert "read one vector a row" in verdicts["v"][1]
 
 
 @pytest.mark.parametrize("function", [WordVectors.create(), Letters.create()], ids=["multi", "sparse"])

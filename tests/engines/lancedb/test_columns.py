@@ -824,6 +824,52 @@ def test_users_may_clean_up_in_every_state(table: Any, two: Counting, folder: Pa
     assert leftovers(folder) == []
 
 
+def test_a_migration_ends_whatever_became_of_its_columns(table: Any, two: Counting, folder: Path) -> None:
+    """Renamed or dropped by others, before and after the switch: the status says so, and there is a way out."""
+    path = str(folder / "t.lance")
+    migration = columns.migrate(table, "vector", two, switch=False)
+    lance.dataset(path).alter_columns({"path": "text", "name": "body"})
+    (status,) = columns.status(path)
+    assert status.problem == "the source column 'text' is not in the table"
+    assert status.migration is not None
+    assert (status.migration.state, status.migration.staged_rows) == ("ready", 0)
+    migration.abandon()
+    lance.dataset(path).alter_columns({"path": "body", "name": "text"})
+    for ending in ("finish", "rollback"):
+        migration = columns.migrate(path, "vector", two, switch=False)
+        migration.switch()
+        lance.dataset(path).alter_columns({"path": "vector", "name": "mine"})
+        with pytest.raises(
+            StorageError, match="'vector' is not in table 't': somebody has renamed or dropped it"
+        ) as no:
+            migration.rollback()
+        assert "rename 'mine' back" in str(no.value.hint)
+        if ending == "rollback":
+            lance.dataset(path).drop_columns(["mine"])
+        getattr(migration, ending)()
+        assert leftovers(folder) == []
+        if ending == "finish":
+            lance.dataset(path).alter_columns({"path": "mine", "name": "vector"})
+            columns.migrate(path, "vector", Counting.create(seed=1)).finish()
+    table.checkout_latest()
+    assert set(seeds(table).values()) == {1}
+    assert counts(table) == {"fresh": 598}
+
+
+def test_a_name_that_lance_cannot_take_is_refused_before_anything_is_embedded(table: Any, two: Counting) -> None:
+    """Full stops, which separate nested fields, backticks, nothing at all; and a digest column of another origin."""
+    for name in ("a.b", "a`b", ""):
+        with pytest.raises(ConfigError, match="name"):
+            columns.add(table, two.bind("text", name), yes=True)
+        if name:
+            with pytest.raises(ConfigError, match="name"):
+                columns.migrate(table, "vector", two, name=name)
+    table.to_lance().add_columns({"v2__source_digest": "text"})
+    with pytest.raises(SchemaError, match="'v2__source_digest' of another origin"):
+        columns.migrate(table, "vector", two, name="v2")
+    assert Counting.seen == []
+
+
 def test_a_width_that_stays_is_noted(table: Any, two: Counting) -> None:
     """Readers without this library would go on with the old model unseen; another name or width makes them fail."""
     migration = columns.migrate(table, "vector", two, switch=False)

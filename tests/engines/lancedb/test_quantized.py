@@ -10,6 +10,7 @@ import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lancedb.pydantic import LanceModel
 
@@ -21,7 +22,7 @@ from embedreg.datasets import places
 from embedreg.declaration import codec
 from embedreg.engines.lancedb import aadd, add, create_table
 from embedreg.engines.lancedb.ranges import agreed
-from embedreg.errors import ConfigError, SchemaError
+from embedreg.errors import ConfigError, SchemaError, VectorError
 
 WIDTH = 64
 TEXTS = [f"text number {i} about {w} and {i % 7}" for i, w in enumerate(["sine", "files", "json", "cosine"] * 25)]
@@ -192,6 +193,25 @@ def test_a_column_is_added_refreshed_and_migrated(db: Any, function: Any) -> Non
     columns.migrate(table, "vector", other).finish()
     texts = table.to_arrow()["text"].to_pylist()
     assert np.array_equal(stored(table), expected(table, other, texts))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "binary", "ubinary"])
+def test_a_quantised_column_is_audited_identified_and_compared(dtype: str, tmp_path: Path, function: Any) -> None:
+    """As the vectors that its values stand for; another function counts as it would be stored. Nothing is guessed."""
+    path, other = tmp_path / "t.parquet", embedreg.get("hashing").create(dim=WIDTH, seed=1)
+    table = embedreg.embed_table(pa.table({"text": TEXTS}), function.bind("text", "vector", dtype=dtype))
+    pq.write_table(table, path)
+    [audit] = columns.audit(path)
+    assert (audit.verdict, audit.agree, audit.storage) == ("sound", 100, dtype)
+    assert "stored" in str(audit)
+    best, second = columns.identify(path, "vector", candidates=[other, function])
+    assert (best.function, best.agree, best.storage) == ("hashing (dim=64)", 30, dtype)
+    assert not second.fits
+    same = columns.compare(path, "vector", function, k=3)
+    assert (same.overlap, same.bytes_per_row, same.bytes_per_row_now) == (1.0, *[8 if "bin" in dtype else 64] * 2)
+    assert f"stored in {dtype}" in same.notes[0]
+    with pytest.raises(VectorError, match="no declaration records which vectors they stand for"):
+        columns.identify(table.replace_schema_metadata(None), "vector")
 
 
 def test_fill_learns_what_nobody_has_learnt(db: Any, function: Any) -> None:

@@ -150,8 +150,7 @@ def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options:
     elif source not in schema.names:
         raise no_column(f"table {place.name!r}", source, schema.names)
     declared.refuse_computed(schema, [source])
-    if "`" in source or "`" in vector:
-        raise ConfigError("a column's name holds a backtick, which Lance's SQL cannot quote.", "rename the column")
+    declared.refuse_name(vector, source)
     mark = digest.column_name(vector)
     if options.digest and mark in schema.names:
         raise SchemaError(f"table {place.name!r} has a column {mark!r}.", "drop it, or digest=False")

@@ -37,6 +37,7 @@ __all__ = [
     "quoted",
     "refuse_computed",
     "refuse_legacy",
+    "refuse_name",
     "rendered",
     "vector_columns",
 ]
@@ -168,6 +169,15 @@ def refuse_computed(schema: pa.Schema, names: Sequence[str]) -> None:
             raise ConfigError(f"{name!r} is a computed column of LanceDB.", "its values come from refresh_column")
 
 
+def refuse_name(name: str, *others: str) -> None:
+    """Raise `ConfigError` for the name of a new column, or of one that it is made of, with which Lance cannot work."""
+    if any("`" in each for each in (name, *others)):
+        raise ConfigError("a column's name holds a backtick, which Lance's SQL cannot quote.", "rename the column")
+    if "." in name or not name:
+        why = "a full stop, which separates nested fields in Lance" if name else "no character"
+        raise ConfigError(f"the name of the new column, {name!r}, holds {why}.", "choose another name")
+
+
 def kept_metadata(field: pa.Field) -> dict[bytes, bytes]:
     """Return the metadata of a vector column that its successor gets too: what users say of the column.
 
@@ -193,7 +203,7 @@ def notes_on(vector: str, name: str, old: pa.DataType, width: Any) -> tuple[str,
         return ()
     return (
         f"column {vector!r} keeps its width of {width}: readers that hold the table open with LanceDB's own functions "
-        "go on with the old model until they open it again",
+        "go on with the model that they have until they open it again",
     )
 
 

@@ -36,6 +36,8 @@ from embedreg.engines.lancedb.columns.declared import (
     counts_of,
     mark_of,
     refuse_legacy,
+    refuse_name,
+    vector_columns,
 )
 from embedreg.engines.lancedb.columns.indexing import built, join, replaced, settings_of
 from embedreg.engines.lancedb.columns.making import Files, Maker
@@ -177,11 +179,16 @@ class LanceMigration(Migration):
                     f"column {vector!r} is declared with this function already.",
                     option("`embedreg column refresh` embeds what is stale", "columns.refresh"),
                 )
-            if name != vector and (name in schema.names or "`" in name):
-                raise SchemaError(f"the new column cannot be named {name!r}.", "choose another name")
+            if name != vector:
+                refuse_name(name)
+                if name in schema.names:
+                    raise SchemaError(f"the new column cannot be named {name!r}: there is one.", "choose another name")
             like = bound_like(column.entry, function, name)
             inputs = sources_of(dataset, Source.of(column.entry))
             entry = entry_for(like, digest=self._options.digest, sources=inputs)
+            digests = digest.column_of(entry.reserved)
+            if digests in schema.names and digests != column.digest:
+                raise SchemaError(f"the table has a column {digests!r} of another origin.", "drop or rename it")
             resumed(
                 self._place,
                 record,
@@ -332,7 +339,8 @@ class LanceMigration(Migration):
                     )
                 return
             last = self.status
-            if record is None or record["state"] != "settled":
+            gone = mark.name not in self._place.newest().schema.names  # by others: there is nothing to settle
+            if not gone and (record is None or record["state"] != "settled"):
                 raise StorageError(
                     f"column {mark.name!r} is not settled: rows may have vectors of the old model.",
                     option("`embedreg column settle` first", "Migration.settle()"),
@@ -364,6 +372,15 @@ class LanceMigration(Migration):
                     f"{self.state}: nothing was switched.", option("`embedreg column abandon`", "Migration.abandon()")
                 )
             last = self.status
+            names = vector_columns(schema := self._place.newest().schema)
+            if mark.name not in schema.names and names:
+                raise StorageError(
+                    f"column {mark.name!r} is not in table {self._place.name!r}: somebody has renamed or dropped it.",
+                    option(
+                        f"rename {names[0]!r} back; `embedreg column finish` keeps the table as it is",
+                        f"rename {names[0]!r} back; Migration.finish() keeps the table as it is",
+                    ),
+                )
             maker = Maker(
                 lambda: rebuilt(mark.before), mark.before, self._options, mark.old.field(0).with_nullable(True)
             )

@@ -21,7 +21,7 @@ from embedreg.engines.lancedb.columns.declared import Column
 from embedreg.engines.lancedb.columns.making import NO_FUNCTION, Files, Maker, keys_of
 from embedreg.engines.lancedb.columns.place import FILES, PIECES, Place
 from embedreg.engines.lancedb.columns.writing import CHUNK, Writer
-from embedreg.errors import StorageError
+from embedreg.errors import StorageError, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +89,11 @@ class Staging:
         ids = field_ids(dataset.lance_schema)
         if self.source not in ids:
             raise StorageError(
-                f"the source column {self.source!r} is not in the table any more.", "abandon it: Migration.abandon()"
+                f"the source column {self.source!r} is not in the table any more.",
+                option(
+                    "give it back its name; before a switch `embedreg column abandon` ends the migration",
+                    "give it back its name; before a switch Migration.abandon() ends the migration",
+                ),
             )
         return file_of(fragment.metadata, ids[self.source])[0]
 
@@ -106,9 +110,9 @@ class Staging:
         return [each for each in found if not self._old(each) and self.piece(dataset, each) is None]
 
     def counts(self, dataset: Any) -> tuple[int, int, int, int]:
-        """Return rows staged and in all, fragments staged and in all."""
+        """Return rows staged and in all, fragments staged and in all; none is staged of a column that is gone."""
         found = dataset.get_fragments()
-        missing = self.missing(dataset)
+        missing = self.missing(dataset) if self.source in dataset.schema.names else found
         total = sum(each.count_rows() for each in found)
         return total - sum(each.count_rows() for each in missing), total, len(found) - len(missing), len(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from embedreg.declaration import codec
+from embedreg.declaration import codec, digest
 from embedreg.declaration.entries import Entry
 from embedreg.engines.lancedb.columns.adding import LATE_ROWS, new_fields, with_entry
 from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance
@@ -90,6 +90,8 @@ def went_back(place: Place, staging: Staging, mark: Mark, lock: Lock, timeout_s:
             continue
         now = columns_of(dataset.schema).get(mark.name)
         digests = None if now is None else now.digest
+        if mark.name not in dataset.schema.names:  # somebody dropped the vectors alone
+            digests = digest.column_name(mark.name)
         gone = [name for name in (mark.name, digests) if name is not None and name in dataset.schema.names]
         changes = {codec.KEY: with_entry(dataset.schema, mark.before, mark.name), MARK: None}
         schema = schemas_of.changed(dataset, gone, fields, changes)
