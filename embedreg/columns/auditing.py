@@ -120,9 +120,7 @@ class _One:
         except VectorError as exc:
             if not others:
                 raise
-            told = {"column": self._vector, "source": self._source, "function": self._entry.name}
-            told |= {"rows": self._data.rows, "confidence": self._confidence, **_scanned(None)}
-            return Audit(**told, verdict="unknown", problem=str(exc))
+            return Audit(**self._told(self._entry.name, None), verdict="unknown", problem=str(exc))
         rows = max(1, self._sample * _KEPT_LONG // 100)
         found = (
             scan_rows(
@@ -139,14 +137,7 @@ class _One:
         for one, two in found.contradicting[:_TOLD] if found is not None else ():
             self._notes.append(f"rows {one:,} and {two:,} have equal sources and different vectors")
         function, problem = self._function()
-        told = {
-            "column": self._vector,
-            "source": self._source,
-            "function": self._entry.name if function is None else functions.described(function),
-            "rows": self._data.rows,
-            "confidence": self._confidence,
-            **_scanned(found),
-        }
+        told = self._told(self._entry.name if function is None else functions.described(function), found)
         if function is not None:
             try:
                 return self._compared(function, found, told)
@@ -154,6 +145,17 @@ class _One:
                 problem = str(exc)
         verdict = judged(found, "cosine", (), (), told["digests"])
         return Audit(**told, verdict=verdict, problem=problem, notes=tuple(self._notes))
+
+    def _told(self, function: str | None, found: Scan | None) -> dict[str, Any]:
+        """Return what an audit says of the column without a comparison."""
+        return {
+            "column": self._vector,
+            "source": self._source,
+            "function": function,
+            "rows": self._data.rows,
+            "confidence": self._confidence,
+            **_scanned(found),
+        }
 
     def _function(self) -> tuple[EmbeddingFunction | None, str | None]:
         """Rebuild the declared function as the trust rules allow; else say why not."""

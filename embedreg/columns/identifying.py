@@ -93,14 +93,14 @@ def identify(
         if name is not None and name not in names:
             raise no_column(opened.shown, name, names)
     refuse_type(opened.schema.field(vector).type, vector)
-    opened, quantizer = _as_floats(opened, vector)
+    floats, quantizer = _as_floats(opened, vector)
     texts = [field.name for field in opened.schema if str(field.type) in _TEXTS and not field.name.endswith("_digest")]
     sources = [source] if source is not None else texts[:_MAX_COLUMNS]
     if not sources:
         raise MissingColumnError(f"{opened.shown} has no column of texts.", "source='...' names another column")
     made: list[Guess] = []
     for name in sources:
-        rows = sampling.draw(opened, vector, name, sample=sample, seed=seed, long_rows=())
+        rows = sampling.draw(floats, vector, name, sample=sample, seed=seed, long_rows=())
         if len(rows):
             width = rows.matrix.shape[1]
             for function in functions.installed(width) if given is None else given:
