@@ -61,6 +61,7 @@ class BatchServer(VendorServer):
         fails: the message of a batch that fails as a whole; None for none.
         creations: for each creation, in order: a status to answer with instead, "lost" (created, the connection ends
             without an answer), "unsent" (not created, likewise).
+        twist: what the results become before they are shown: the lines of a batch, and its number.
         hidden: how many looks at the list do not show the newest batch yet.
         billed: tokens of all results.
     """
@@ -84,6 +85,7 @@ class BatchServer(VendorServer):
         self.fails: str | None = None
         self.creations: list[Any] = []
         self.on_create: Callable[[], object] = bool
+        self.twist: Callable[[list[Any], int], list[Any]] = lambda lines, _: lines
 
     def function(self, **more: Any) -> EmbeddingFunction:
         """Return the vendor's function on this server."""
@@ -281,7 +283,8 @@ class _Batches(_Vendors):
                     done.append({**named, "response": {"status_code": 200, "body": body}, "error": None})
         if owner.vendor == "gemini-text":
             done, errors = [*errors, *done], []
-        owner.files[made.id] = b"".join(json.dumps(line).encode() + b"\n" for line in done[::-1])
+        lines = owner.twist(done[::-1], int(made.id.rpartition("_")[2]))
+        owner.files[made.id] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         owner.files[f"{made.id}-errors"] = b"".join(json.dumps(line).encode() + b"\n" for line in errors)
 
     def _bytes(self, content: bytes) -> None:

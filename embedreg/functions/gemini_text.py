@@ -27,8 +27,10 @@ from embedreg.runtime.remote.batch_api import (
     BatchResult,
     BatchState,
     Found,
+    as_object,
     listed,
     name_in,
+    place_of,
     time_of,
 )
 from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
@@ -233,13 +235,15 @@ class _Batches(BatchApi):
         return BatchState(status, done, total, message, metadata.get("displayName"), (), found)
 
     def results(self, handle: str, state: BatchState, inputs: int) -> Iterator[BatchResult]:
-        for place, item in enumerate(state.results):
-            key = str(self.function._field(item, "metadata", "key") or place)
+        keys = [self.function._field(as_object(item), "metadata", "key") for item in state.results]
+        if not any(keys):  # then they are in the order of the requests
+            keys = [*map(str, range(len(keys)))]
+        for key, item in zip(keys, state.results, strict=True):
             error, response = item.get("error"), item.get("response")
-            if key.isdecimal() and len(key) < 9:
+            if (place := place_of(key)) is not None:
                 code = _number(error.get("code")) if isinstance(error, dict) else None
                 status = _STATUS.get(code or 0, 0) if error or not response else 200
-                yield BatchResult(int(key), status, response, http.message_of(error))
+                yield BatchResult(place, status, response, http.message_of(error))
 
 
 # Google's codes of errors -> HTTP's.

@@ -46,7 +46,7 @@ MODELS = {
     "jina-embeddings-v5-text-small": Model(1024, max_tokens=32_768),
 }
 _BATCHED = ("jina-embeddings-v5-text-nano", "jina-embeddings-v5-text-small")
-_REQUEST = re.compile(r"request-(\d{1,8})")
+_REQUEST = re.compile("request-([0-9]{1,8})")
 
 
 class JinaEmbeddings(VendorFunction):
@@ -148,16 +148,17 @@ class _Batches(BatchApi):
         return BatchState(status, done, total, message_of(answer.get("error")), None, outputs)
 
     def results(self, handle: str, state: BatchState, inputs: int) -> Iterator[BatchResult]:
-        lines = {
-            int(found[1]): line
+        lines = [
+            (int(found[1]), line)
             for path in state.outputs
             for line in self.lines_at(path)
             if (found := _REQUEST.fullmatch(str(line.get("custom_id", ""))))
-        }
-        first = 0 if 0 in lines else 1  # its documents show both
-        if (not first and inputs in lines) or (first and lines and inputs not in lines):
+        ]
+        numbers = {number for number, _ in lines}
+        first = 0 if 0 in numbers else 1  # its documents show both
+        if (not first and inputs in numbers) or (first and lines and inputs not in numbers):
             raise AnswerError(
                 f"the results of batch {handle} cannot be matched with its inputs.", "embed without the batch API"
             )
-        for number, line in lines.items():
+        for number, line in lines:
             yield result_of(number - first, line)

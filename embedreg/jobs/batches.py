@@ -121,7 +121,7 @@ class _Run:
         wanted: dict[str, dict[str, None]] | None = None
         for column, inputs in texts.items():
             old = known.get(column)
-            if old is not None and old.digest == digest_of(inputs):
+            if old is not None and old.is_of(inputs):
                 continue
             if old is not None:
                 self._give_up(old)
@@ -176,7 +176,7 @@ class _Run:
                 if batch.ended or batch.handle is None:
                     done = done and batch.ended
                     continue
-                state = batch_calls.poll(self.functions[column], batch.handle, batch.tag)
+                state = batch_calls.poll(self.functions[column], batch.handle, batch.tag, batch.inputs)
                 if state.status == "running":
                     done = False
                     log.info("batch %s: %s of %s inputs done", batch.handle, state.done, state.total or batch.inputs)
@@ -221,7 +221,7 @@ class _Run:
         for column, distinct in texts.items():
             inputs = [*distinct]
             submission, function = known.get(column), self.functions[column]
-            if submission is None or submission.digest != digest_of(inputs):
+            if submission is None or not submission.is_of(inputs):
                 raise StorageError(
                     f"{piece.input.path} changed while its batches were running.",
                     option("run the same command again", "call embed again"),
@@ -260,7 +260,7 @@ class _Run:
             submitted.update(batch.places())
             texts = [inputs[place] for place in batch.places()]
             assert batch.handle is not None  # all batches of the piece have ended
-            state = batch_calls.poll(function, batch.handle, batch.tag)
+            state = batch_calls.poll(function, batch.handle, batch.tag, batch.inputs)
             made = batch_calls.collect(function, batch.handle, state, texts)
             why = made.missing or why
             if made.tokens is not None:

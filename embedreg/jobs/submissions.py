@@ -54,6 +54,10 @@ class Submission:
     inputs: int
     batches: list[Batch]
 
+    def is_of(self, texts: Sequence[str]) -> bool:
+        """Return whether these inputs were submitted; a ledger is untrusted, so their number counts, too."""
+        return self.inputs == len(texts) and self.digest == digest_of(texts)
+
 
 def digest_of(texts: Sequence[str]) -> str:
     """Return a digest that identifies a list of texts."""

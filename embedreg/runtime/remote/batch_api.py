@@ -17,7 +17,7 @@ from embedreg.runtime.remote.answers import AnswerError, count_of
 from embedreg.runtime.remote.http import MAX_ANSWER_BYTES, in_path, message_of
 
 __all__ = ["PAGE", "PAGES", "TRANSFER_S", "BatchApi", "BatchResult", "BatchState", "FileBatches", "Found"]
-__all__ += ["listed", "name_in", "result_of", "time_of"]
+__all__ += ["as_object", "listed", "name_in", "place_of", "result_of", "time_of"]
 
 TRANSFER_S = 600.0  # the time limit of an upload or a download
 PAGES = 50  # of a list of batches
@@ -31,7 +31,7 @@ class BatchState(NamedTuple):
         status: "running"; "ended", with results that may lack some inputs; "cancelled", likewise; "failed", with none.
         done: how many inputs are embedded. total: of how many; 0 if unknown.
         message: why it failed.
-        tag: its tag, if the vendor keeps one.
+        tag: its tag, "" if it has none; None if the vendor keeps no tags.
         outputs: where the results are.
         results: the results themselves, if the vendor returns them with the state.
     """
@@ -137,7 +137,7 @@ class BatchApi(ABC):
         return json.loads(self.function._request_bytes("POST", path, body, headers=headers, timeout_s=timeout_s))
 
     def lines_at(self, path: str) -> Iterator[Any]:
-        """Yield the objects of JSON lines at a path below the endpoint; the last line may be cut off."""
+        """Yield the objects of JSON lines at a path below the endpoint."""
         content = self.function._request_bytes("GET", path, timeout_s=TRANSFER_S)
         start = 0
         while start < len(content):
@@ -145,9 +145,10 @@ class BatchApi(ABC):
             end = len(content) if end < 0 else end
             if content[start:end].strip():
                 try:
-                    yield json.loads(content[start:end])
-                except ValueError:
-                    raise AnswerError("a line of the results is not JSON.", "run the same command again") from None
+                    line = json.loads(content[start:end])
+                except (ValueError, RecursionError):
+                    line = None
+                yield as_object(line)
             start = end + 1
 
 
@@ -215,14 +216,30 @@ class FileBatches(BatchApi):
         errors = answer.get("errors")
         message = message_of(errors.get("data") if isinstance(errors, dict) else errors)
         files = tuple(each for each in outputs if isinstance(each, str) and each)
-        return BatchState(status, count_of(done) or 0, count_of(total) or 0, message, _tag_in(answer) or None, files)
+        tag = _tag_in(answer) if "metadata" in answer else None  # some compatible servers return none
+        return BatchState(status, count_of(done) or 0, count_of(total) or 0, message, tag, files)
 
     def results(self, handle: str, state: BatchState, inputs: int) -> Iterator[BatchResult]:
         for file in state.outputs:
             for line in self.lines_at(f"/files/{in_path(file)}/content"):
-                place = str(line.get("custom_id", ""))
-                if place.isdecimal() and len(place) < 9:
-                    yield result_of(int(place), line)
+                if (place := place_of(line.get("custom_id"))) is not None:
+                    yield result_of(place, line)
+
+
+def as_object(item: Any) -> dict[str, Any]:
+    """Return one of the results.
+
+    Raises:
+        AnswerError: it is not a JSON object.
+    """
+    if not isinstance(item, dict):
+        raise AnswerError("one of the results is not a JSON object.", "run the same command again")
+    return item
+
+
+def place_of(value: Any) -> int | None:
+    """Return the place of an input from the identifier that its result names, as `line` writes it; None for others."""
+    return int(value) if isinstance(value, str) and _PLACE.fullmatch(value) else None
 
 
 def result_of(place: int, line: Any) -> BatchResult:
@@ -240,6 +257,7 @@ def _dumped(value: Any) -> bytes:
 
 
 _NAME = re.compile(r"[\x21-\x7e]{1,512}")
+_PLACE = re.compile("0|[1-9][0-9]{0,7}")
 
 
 def name_in(answer: Any, key: str) -> str:

@@ -138,11 +138,13 @@ def _find(api: BatchApi, tag: str, since: float, inputs: int) -> str | None:
 
 
 @guarded
-def poll(function: Any, handle: str, tag: str) -> BatchState:
+def poll(function: Any, handle: str, tag: str, inputs: int) -> BatchState:
     """Return the state of a batch; "failed" for one that the service no longer has.
 
+    Args:
+        inputs: how many were submitted in it.
     Raises:
-        CallError: the service cannot be asked, or the batch has another tag.
+        CallError: the service cannot be asked, or the batch has another tag, or none and another number of inputs.
     """
     api: BatchApi = function.batch_api()
 
@@ -155,7 +157,8 @@ def poll(function: Any, handle: str, tag: str) -> BatchState:
             raise
 
     state = _call(function, f"asking for batch {handle} failed", ask)
-    if state.tag is not None and state.tag != tag:
+    other = state.status == "ended" and state.total not in (0, inputs) if state.tag is None else state.tag != tag
+    if other:
         raise CallError(f"batch {handle} of {api.vendor} is not the one that was submitted.", "write to another folder")
     return state
 
@@ -194,17 +197,26 @@ def collect(function: Any, handle: str, state: BatchState, texts: Sequence[str])
 
 
 def _read(function: Any, results: Iterable[BatchResult], texts: Sequence[str]) -> Results:
-    made = Results()
+    import numpy as np
+
+    made, differing = Results(), set[int]()
     for result in results:
         place, status = result.place, result.status
-        if place >= len(texts) or place in made.vectors:
+        if place >= len(texts) or (place in made.vectors and not 200 <= status < 300):
             continue
         if 200 <= status < 300:
+            vector = None
             with usage_reports() as reports:
                 try:
-                    made.vectors[place] = function._vectors_of(result.body, 1)[0]
+                    vector = function._vectors_of(result.body, 1)[0]
                 except AnswerError as exc:
                     made.missing = made.missing or exc.message
+            if place in made.vectors:
+                if vector is not None and not np.array_equal(vector, made.vectors[place]):
+                    differing.add(place)
+                continue
+            if vector is not None:
+                made.vectors[place] = vector
             counted = [each.tokens for each in reports]
             known = None not in counted and counted
             made.tokens = None if made.tokens is None or not known else made.tokens + sum(map(int, counted))  # type: ignore[arg-type]
@@ -217,6 +229,9 @@ def _read(function: Any, results: Iterable[BatchResult], texts: Sequence[str]) -
             made.missing = made.missing or (result.message or "it was not embedded in time")
     for place in made.failed.keys() & made.vectors.keys():
         del made.failed[place]
+    for place in differing:
+        del made.vectors[place]
+        made.missing = made.missing or "there are two results for an input, and they differ"
     return made
 
 

@@ -82,7 +82,13 @@ def endpoint(text: str, field: str) -> str:
 
 
 def in_path(text: str) -> str:
-    """Return a text as one segment of a URL's path."""
+    """Return a text as one segment of a URL's path.
+
+    Raises:
+        ConfigError: a name that would lead to another path.
+    """
+    if text in ("", ".", ".."):
+        raise ConfigError(f"{text!r} cannot be a part of an address.", "check the name of the model")
     return quote(text, safe="")
 
 
