@@ -163,7 +163,9 @@ def made_column(item: pa.Field, values: list[Any]) -> pa.Array:
 
 
 def named(name: Any) -> str:
-    """Return a column's name, or raise if it is not a str."""
+    """Return a column's name, or raise if it is not a str, or not valid Unicode."""
     if not isinstance(name, str):
         raise InputError(f"the column name {shown(name)} is not a str.", "name columns with str")
+    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+        raise InputError(f"the column name {name[:80]!r} is not valid Unicode.", "rename the column")
     return str.__str__(name)

@@ -76,14 +76,15 @@ class Ranges:
         """Return the ranges of some vectors: (n, d) float32.
 
         Raises:
-            VectorError: fewer than two of them, from which no range can be learnt.
+            VectorError: fewer than two that differ, from which no range can be learnt.
         """
         import numpy as np
 
-        if len(matrix) < 2:
+        if len(matrix) < 2 or (matrix == matrix[0]).all():
+            given = f"{len(matrix)} vector(s)" if len(matrix) < 2 else f"{len(matrix):,} equal vectors"
             raise VectorError(
-                f"ranges cannot be learnt from {len(matrix)} vector(s): two or more that differ are needed, and "
-                "hundreds make them good.",
+                f"ranges cannot be learnt from {given}: two or more that differ are needed, and hundreds make them "
+                "good.",
                 "give ranges: fn.bind('text', 'vector', dtype='int8', ranges=embedreg.calibrate(fn, texts))",
             ).for_shell("embed some hundreds of rows first, or use --dtype float16 or binary")
         return cls(np.vstack((matrix.min(axis=0), matrix.max(axis=0))).astype("<f4").tobytes(), len(matrix))

@@ -98,7 +98,13 @@ class Template:
                 parts.append(filled[part])
             elif part:
                 parts.append(pa.scalar(part, kind))
-        joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, empty)
+        try:
+            joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, empty)
+        except (pa.ArrowInvalid, pa.ArrowCapacityError):
+            raise InputError(
+                f"the texts of the template take more than 2 GiB in a batch of {len(some):,} rows.",
+                "shorter texts, or batch_rows=1000",
+            ) from None
         return pc.if_else(some, joined, pa.scalar(None, kind))
 
     def sql(self, identifier: Callable[[str], str], literal: Callable[[str], str]) -> str:
@@ -198,6 +204,25 @@ def refuse_type(name: str, kind: pa.DataType) -> None:
     )
 
 
+_YEARS = (-719_162, 2_932_896)  # 0001-01-01 and 9999-12-31, in days since 1970-01-01
+
+
+def _refuse_years(name: str, values: pa.Array) -> None:
+    """Raise `InputError` for a date whose year has not four digits, which engines print differently."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    days = values.cast(pa.int32())
+    outside = pc.or_(pc.less(days, _YEARS[0]), pc.greater(days, _YEARS[1]))
+    if pc.any(outside).as_py():
+        row = pc.index(outside, True).as_py()
+        raise InputError(
+            f"column {plain(name, 80)!r}: day {days[row].as_py()} since 1970, in row {row:,} of its batch, is not in "
+            "the years 0001 to 9999, and engines print it differently.",
+            "correct it, or put its text in a column of its own",
+        )
+
+
 def _texts(name: str, values: Any) -> Any:
     """Return a column as texts, nulls kept."""
     import pyarrow as pa
@@ -209,4 +234,6 @@ def _texts(name: str, values: Any) -> Any:
         values = values.dictionary_decode()
     if values.type == pa.string_view():
         return values.cast(pa.large_string())
+    if values.type == pa.date32():
+        _refuse_years(name, values)
     return values if values.type in (pa.string(), pa.large_string()) else values.cast(pa.string())

@@ -180,7 +180,8 @@ def _lines(function: dict[str, Any]) -> list[str]:
     )
     lines = [f"function   {function['function']}", f"set to     {config or 'its defaults'}"]
     if function["ndims"]:
-        normalized = {True: "normalized", False: "not normalized"}.get(function["normalized"], "")
+        stored = function["normalized"]  # by whoever wrote the metadata
+        normalized = ("normalized" if stored else "not normalized") if isinstance(stored, bool) else ""
         traits = [
             function["vectors"],
             f"{function['ndims']} dimensions",

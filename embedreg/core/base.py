@@ -337,10 +337,9 @@ class EmbeddingFunctionConfig(BaseModel):
             )
         refuse_unknown(type(self), values, type(self).model_fields)
         for name in ("source_column", "vector_column"):
-            if not isinstance(values.get(name), str) or not values[name]:
-                raise ConfigError(
-                    f"invalid {name}={values.get(name)!r}: expected a column name.", "fn.bind('source', 'vector')"
-                )
+            found = values.get(name)
+            if not isinstance(found, str) or not found or any("\ud800" <= char <= "\udfff" for char in found):
+                raise ConfigError(f"invalid {name}={found!r}: expected a column name.", "fn.bind('source', 'vector')")
         if (template := values.get("template")) is not None:
             _refuse_template(template, values["source_column"], values["vector_column"])
         dtype, ranges = values.get("value_type"), values.get("ranges")

@@ -157,6 +157,8 @@ def _entry(index: int, item: Any, raw: str) -> Entry:
         raise _corrupt(f"the configuration of entry {index} is not an object")
     if not (isinstance(source, str) and isinstance(vector, str) and source and vector):
         raise _corrupt(f"entry {index} does not name its columns")
+    if source == vector:
+        raise _corrupt(f"entry {index} names one column, {shown(source)}, for both its source and its vectors")
     return Entry(function, model or {}, source, vector, raw, values, not _JS_NAMES.keys().isdisjoint(item))
 
 

@@ -361,19 +361,13 @@ class _Plan:
 
     def rendered(self, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
         """Return a batch with the texts of the templates, and the columns that they read and the data lacks."""
-        import pyarrow as pa
-
         for name, template in self.templates.items():
             for column in template.columns:
                 if column not in batch.schema.names:
                     item = self.schema.field(column)
                     batch = batch.append_column(item, _cast(None, item, self.defaults, first, batch.num_rows))
-            try:
-                texts = template.render({column: batch.column(column) for column in template.columns})
-                texts = texts.cast(self.schema.field(name).type)
-            except pa.ArrowInvalid as exc:  # more than 2 GiB of text in one batch
-                raise InputError(f"the texts of {name!r} cannot be rendered: {exc}.", "batch_rows=8192") from None
             field = self.schema.field(name)
+            texts = template.render({column: batch.column(column) for column in template.columns}).cast(field.type)
             if name in batch.schema.names:
                 batch = batch.set_column(batch.schema.get_field_index(name), field, texts)
             else:

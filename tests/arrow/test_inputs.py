@@ -794,3 +794,19 @@ def test_declared_columns_of_a_stream_of_tables_are_read_wherever_they_come() ->
     assert embed_table(rows, Row)["lang"].to_pylist() == ["en"] * 8192 + ["de"] + ["en"] * 8192
     with pytest.raises(InputError, match="row 1 has 'other'"):
         embed_batches(iter([tables[0], pa.table({"text": ["b"], "other": [1]})]), Row).read_all()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"text": "a", "\ud800": 1}],
+        {"text": ["a"], "x\udfff": [1]},
+        iter([{"text": "a", "\ud800": 1}]),
+    ],
+)
+def test_a_column_name_that_is_not_unicode_is_named(data: Any) -> None:
+    """In rows and columns, and as a column that is declared; pandas makes no such frame."""
+    with pytest.raises(InputError, match=r"the column name '.*' is not valid Unicode"):
+        list(embed_batches(data, BIND))
+    with pytest.raises(embedreg.errors.ConfigError, match="expected a column name"):
+        FN.bind("text", "\ud800")

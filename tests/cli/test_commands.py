@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import embedreg
@@ -242,3 +243,17 @@ def test_json_has_null_where_numbers_are_not_numbers() -> None:
     from embedreg.cli.terminal import as_json
 
     assert json.loads(as_json({"a": [float("nan"), 1.0], "b": float("inf")})) == {"a": [None, 1.0], "b": None}
+
+
+@pytest.mark.parametrize("value", [{}, [[]], "\x1b[31m", 2**63, 1, None])
+def test_recorded_values_of_other_types_are_shown_or_left_out(cli: Callable, value: object) -> None:
+    """Metadata comes from anyone: whatever is recorded, `inspect` prints a line."""
+    made = embedreg.embed_table({"text": ["a"]}, embedreg.get("hashing").create(dim=4).bind("text", "vector"))
+    [entry] = json.loads(made.schema.metadata[b"embedding_functions"])
+    for name in ("normalized", "metric", "dtype", "producer", "prompts", "identity", "digest", "vectors"):
+        recorded = {**entry["model"], "embedreg": {**entry["model"]["embedreg"], name: value}}
+        text = json.dumps([{**entry, "model": recorded}])
+        pq.write_table(made.replace_schema_metadata({"embedding_functions": text}), "odd.parquet")
+        found = cli("inspect", "odd.parquet")
+        assert "hashing" in found.out
+        assert "\x1b" not in found.out + found.err

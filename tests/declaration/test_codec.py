@@ -69,6 +69,7 @@ CORRUPT = {
     "large": b"[" + b" " * strict_json.MAX_CHARACTERS + b"]",
     "a long text": with_model(b'{"a": "%s"}' % (b"x" * (strict_json.MAX_TEXT + 1))),
     "a long key": with_model(b'{"%s": 1}' % (b"x" * (strict_json.MAX_KEY + 1))),
+    "one column for both": b'[{"name": "lengths", "source_column": "vector", "vector_column": "vector"}]',
     "a control character in a text": b'[{"name": "a\x00b", "source_column": "t", "vector_column": "v"}]',
 }
 

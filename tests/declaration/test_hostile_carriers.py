@@ -121,7 +121,22 @@ fields = st.sampled_from(
 )
 reserved = st.dictionaries(
     st.sampled_from(
-        ["format", "ndims", "dtype", "normalized", "metric", "prompts", "fingerprint", "identity", "producer", "probe"]
+        [
+            "format",
+            "ndims",
+            "dtype",
+            "normalized",
+            "metric",
+            "prompts",
+            "fingerprint",
+            "identity",
+            "producer",
+            "probe",
+            "vectors",
+            "digest",
+            "template",
+            "quantization",
+        ]
     ),
     odd,
 )

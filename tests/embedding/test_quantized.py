@@ -151,6 +151,8 @@ def test_what_does_not_fit_is_refused(function: Any) -> None:
         embedreg.embed_table(made, function.bind("text", "vector", dtype="int8", ranges=[[0] * WIDTH, [1] * WIDTH]))
     with pytest.raises(VectorError, match="cannot be learnt from 1 vector"):
         embedreg.embed_table({"text": ["one"]}, function.bind("text", "vector", dtype="int8"))
+    with pytest.raises(VectorError, match="cannot be learnt from 3 equal vectors"):
+        embedreg.embed_table({"text": ["one"] * 3}, function.bind("text", "vector", dtype="int8"))
     with pytest.raises(ConfigError, match="a vector column cannot hold 'int4'"):
         function.bind("text", "vector", dtype="int4")
     with pytest.raises(ConfigError, match="has no ranges"):

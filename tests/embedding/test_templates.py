@@ -160,6 +160,13 @@ def test_what_a_template_cannot_read_is_named() -> None:
         embedreg.embed_table({"titel": ["a"]}, bound)
     with pytest.raises(InputError, match="'title' is double"):
         embedreg.embed_table({"title": [1.5], "body": ["b"]}, bound)
+    for day in (
+        dt.date.min.toordinal() - 719_164,
+        dt.date.max.toordinal() - 719_162,
+        2**31 - 1,
+    ):  # no year of four digits
+        with pytest.raises(InputError, match=f"'title': day {day} since 1970, in row 1"):
+            embedreg.embed_table({"title": pa.array([0, day], pa.date32()), "body": ["b", "b"]}, bound)
     with pytest.raises(ConfigError, match="names of files"):
         embedreg.embed_table(table(), embedreg.get("open-clip").create().bind(template=TEXT, vector="vector"))
     with pytest.raises(ConfigError, match="whose name ends in '__source'"):
@@ -167,6 +174,12 @@ def test_what_a_template_cannot_read_is_named() -> None:
     other = embedreg.embed_table(table(), bound)
     with pytest.raises(DriftError, match="another template"):
         embedreg.embed_table(other, hashing().bind(template="{title}", vector="vector"))
+
+
+def test_texts_that_no_column_holds_are_an_error() -> None:
+    """More than 2 GiB of rendered text: one line, not Arrow's own error."""
+    with pytest.raises(InputError, match="more than 2 GiB in a batch of 1 rows"):
+        parse("{a}" * 90).render({"a": pa.array(["x" * 25_000_000])})
 
 
 def test_a_schema_declares_a_template() -> None:
