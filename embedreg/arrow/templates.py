@@ -102,7 +102,7 @@ class Template:
             joined = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, empty)
         except (pa.ArrowInvalid, pa.ArrowCapacityError):
             raise InputError(
-                f"the texts of the template take more than 2 GiB in a batch of {len(some):,} rows.",
+                f"the texts of the template take more than 2 GiB in a batch of {len(valid):,} rows.",
                 "shorter texts, or batch_rows=1000",
             ) from None
         return pc.if_else(some, joined, pa.scalar(None, kind))
