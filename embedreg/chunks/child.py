@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from embedreg.chunks.settings import CHUNK, PARENT_DIGEST
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Child"]
+__all__ = ["Child", "digests_of"]
+
+_KEY, _MARK, _NUMBER = "key", "mark", "number"
 
 
 class Child(ABC):
@@ -40,7 +44,9 @@ class Child(ABC):
 
     @abstractmethod
     def parents(self, key: str) -> dict[Any, str | None]:
-        """Return the digests of the parents whose chunks it holds; None for one whose chunks disagree."""
+        """Return the digests of the parents whose chunks it holds; None for one with other chunks than those
+        of one text.
+        """
 
     @abstractmethod
     def rows(self, key: str, keys: Sequence[Any], columns: Sequence[str]) -> pa.Table:
@@ -66,3 +72,32 @@ class Child(ABC):
     @abstractmethod
     def count(self) -> int:
         """Return the number of chunks."""
+
+
+def digests_of(chunks: pa.Table, key: str) -> dict[Any, str | None]:
+    """Return parent -> digest; None where digests differ, or the chunks are not numbered from 0, each once.
+
+    Args:
+        chunks: the columns `key`, `CHUNK` and `PARENT_DIGEST` of whole parents, in any order.
+    """
+    import pyarrow as pa
+
+    marks = chunks[PARENT_DIGEST].combine_chunks().dictionary_encode()
+    texts = [*marks.dictionary.to_pylist(), None]
+    numbered = pa.table([chunks[key], marks.indices, chunks[CHUNK]], [_KEY, _MARK, _NUMBER])
+    wanted: list[tuple[Any, str]] = [
+        (_MARK, "min"),
+        (_MARK, "max"),
+        (_MARK, "count"),
+        (_NUMBER, "min"),
+        (_NUMBER, "max"),
+    ]
+    wanted += [(_NUMBER, "count_distinct"), ([], "count_all")]
+    found = numbered.group_by(_KEY).aggregate(wanted)
+    names = [_KEY, *("_".join(each) if each[0] else each[1] for each in wanted)]
+    return {
+        parent: texts[mark] if (mark, rows, 0, rows - 1, rows) == (last, marked, first, highest, distinct) else None
+        for parent, mark, last, marked, first, highest, distinct, rows in zip(
+            *(found[name].to_pylist() for name in names), strict=True
+        )
+    }

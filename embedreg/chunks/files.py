@@ -7,12 +7,13 @@ next one uses a piece's parents whose digest is still the wanted one, since that
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedreg.chunks.child import Child
-from embedreg.chunks.settings import PARENT_DIGEST
+from embedreg.chunks.child import Child, digests_of
+from embedreg.chunks.settings import CHUNK, PARENT_DIGEST
 from embedreg.datasets.storage import SCRATCH, Storage
 from embedreg.errors import EmbedregError, StorageError
 from embedreg.jobs.lock import FOLDER as LOCK
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FileChild"]
 
 PIECES = "pieces"
+_PIECE = re.compile(rf"{PIECES}/[0-9]{{8}}\.parquet")
 _BATCH_ROWS = 8192
 
 
@@ -77,11 +79,9 @@ class FileChild(Child):
     def parents(self, key: str) -> dict[Any, str | None]:
         found: dict[Any, str | None] = {}
         if self.schema() is not None:
-            _collect(found, self._dataset().to_batches(columns=[key, PARENT_DIGEST]))
+            found = digests_of(self._dataset().to_table(columns=[key, CHUNK, PARENT_DIGEST]), key)
         for name in self._pieces:  # later ones count
-            piece = self._piece(name).select([key, PARENT_DIGEST])
-            later: dict[Any, str | None] = {}
-            _collect(later, piece.to_batches())
+            later = digests_of(self._piece(name), key)
             found |= later
             self._replaced |= later.keys()
         self._key = key
@@ -137,7 +137,7 @@ class FileChild(Child):
         self._schema, self._metadata_changed = schema, own is None or own.metadata != schema.metadata
         listed = [file for file in self._root.listing(PIECES) if file.path.endswith(".parquet")]
         for file in listed:
-            if file.size >= 0 and self._fits(file.path):
+            if file.size >= 0 and _PIECE.fullmatch(file.path) and self._fits(file.path):
                 self._pieces.append(file.path)
             else:
                 self._root.remove(file.path)
@@ -162,7 +162,7 @@ class FileChild(Child):
         self._gone -= set(made[key].to_pylist())
         if not len(made):
             return
-        number = 1 + max((int(Path(name).stem) for name in self._pieces if Path(name).stem.isdigit()), default=0)
+        number = 1 + max((int(Path(name).stem) for name in self._pieces), default=0)
         name = f"{PIECES}/{number:08}.parquet"
         with self._root.publish(name, self._check) as growing:
             fill_parquet(growing, self._wanted(), made.combine_chunks().to_batches(), self.shown)
@@ -203,11 +203,3 @@ class FileChild(Child):
             last.append(piece.filter(keep))
         for piece in reversed(last):
             yield from piece.combine_chunks().to_batches()
-
-
-def _collect(found: dict[Any, str | None], batches: Any) -> None:
-    """Add the digests of parents; None where the chunks of one disagree."""
-    for batch in batches:
-        for key, digest in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
-            if found.setdefault(key, digest) != digest:
-                found[key] = None

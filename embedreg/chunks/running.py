@@ -145,10 +145,21 @@ class Run:
                 ).for_shell("embedreg column migrate changes its function; or choose another name")
             self._use(entries[self.vector])
             made = embed_batches(own.empty_table(), [self.config]).schema
-            if not made.equals(own) or set(self._bare().names) - set(own.names):
+            if not made.equals(own) or not self._holds_chunks(own):
                 raise StorageError(f"{self.child.shown} has other columns than its chunks need.", "choose another name")
         text = self.settings.encoded.encode()
         return pa.schema(list(made), {**(made.metadata or {}), stored.KEY.encode(): text})
+
+    def _holds_chunks(self, own: pa.Schema) -> bool:
+        """Return whether a table has the columns of chunks; keys of texts may be of either size."""
+        import pyarrow as pa
+
+        texts = pa.string(), pa.large_string()
+        return all(
+            item.name in own.names
+            and (item.type == own.field(item.name).type or {item.type, own.field(item.name).type} == {*texts})
+            for item in self._bare()
+        )
 
     def _bare(self) -> pa.Schema:
         """Return the columns of chunks before they are embedded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -358,6 +359,54 @@ def test_stored_settings_are_read_strictly(value: Any) -> None:
         stored.read({stored.KEY: text}, "it")
 
 
+@pytest.mark.parametrize("damage", ["twice", "lost", "no key", "digest"])
+def test_chunks_that_are_there_twice_or_lost_are_cut_again(parents: Path, child: Path, damage: str) -> None:
+    """A child that was appended to itself, or whose rows were deleted, is as it should be after a run."""
+    texts: dict[Any, str | None] = {1: document(*range(8)), 2: document(10, 11), 3: document(20)}
+    write(parents, texts)
+    cut(parents, child)
+    made = read(child)
+    if damage == "twice":
+        odd = pa.concat_tables([made, made.slice(2, 3)])
+    elif damage == "lost":
+        odd = pa.concat_tables([made.slice(0, 1), made.slice(2)])
+    else:
+        rows = made.to_pylist()
+        rows[1]["id" if damage == "no key" else "parent_digest"] = None
+        odd = pa.Table.from_pylist(rows, made.schema)
+    if child.suffix == ".lance":
+        lance.write_dataset(odd, str(child), mode="overwrite")
+    elif child.suffix == ".parquet":
+        pq.write_table(odd, child)
+    else:
+        with pa.OSFile(str(child), "wb") as file, pa.ipc.new_file(file, odd.schema) as writer:
+            writer.write_table(odd)
+    assert cut(parents, child).written > 0
+    right(child, texts)
+    assert cut(parents, child).written == 0
+
+
+def test_what_lies_in_the_hidden_folder_is_untrusted(parents: Path, tmp_path: Path) -> None:
+    """Names that embedreg does not give, links, pipes, and rows that are there twice: none gets into the child."""
+    child, hidden = tmp_path / "c.parquet", tmp_path / ".c.parquet.embedreg" / "pieces"
+    texts: dict[Any, str | None] = {1: document(*range(8)), 2: document(10, 11)}
+    write(parents, texts)
+    cut(parents, child)
+    made = read(child)
+    texts[2] = document(12)
+    write(parents, texts)
+    hidden.mkdir(parents=True)
+    pq.write_table(made, hidden / "\u00b2.parquet")
+    pq.write_table(made, hidden / f"{'9' * 200}.parquet")
+    pq.write_table(pa.concat_tables([made, made]), hidden / "00000001.parquet")
+    (hidden / "00000002.parquet").symlink_to(parents)
+    os.mkfifo(hidden / "00000003.parquet")
+    (hidden / "00000004.parquet").write_bytes(b"PAR1")
+    cut(parents, child)
+    right(child, texts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.parquet", "parents.parquet"]
+
+
 def test_what_cannot_be_cut_is_named(parents: Path, child: Path, tmp_path: Path) -> None:
     """Keys and columns, tables of others, and places where no chunks can be."""
     write(parents, {1: sentence(1)})
@@ -373,6 +422,11 @@ def test_what_cannot_be_cut_is_named(parents: Path, child: Path, tmp_path: Path)
             cut(tmp_path / "twice.parquet", child)
     with pytest.raises(StorageError, match="cannot be kept in"):
         cut(parents, tmp_path / "folder")
+    if child.suffix == ".lance":  # whose conditions would not find them again
+        for odd in ("a.b", 'a"b', "a`b"):
+            pq.write_table(pa.table({odd: [1], "body": ["a"]}), tmp_path / "odd.parquet")
+            with pytest.raises(InputError, match="Lance cannot quote"):
+                cut(tmp_path / "odd.parquet", tmp_path / "db" / "odd.lance", key=odd)
     with pytest.raises(MetadataError, match="is no table of chunks"):
         embedreg.sync(parents)
     if child.suffix == ".parquet":

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from embedreg.chunks.child import Child
+from embedreg.chunks.child import Child, digests_of
 from embedreg.chunks.settings import CHUNK, KEY, PARENT_DIGEST
 from embedreg.engines.lancedb.columns.commits import lance, lance_errors, write_metadata
 from embedreg.engines.lancedb.columns.declared import quoted
@@ -27,6 +27,7 @@ class LanceChild(Child):
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._broken: set[Any] = set()  # parents with rows that are there twice, or missing
         self.shown, self.folder = f"table {place.name!r}", str(place.path.parent)
 
     def _exists(self) -> bool:
@@ -47,6 +48,7 @@ class LanceChild(Child):
     def begin(self, schema: pa.Schema) -> None:
         own = self.schema()
         if own is None:
+            _refuse_name(schema.names[0])
             self._place.path.parent.mkdir(parents=True, exist_ok=True)
             with lance_errors(f"{self.shown} cannot be made"):
                 lance().write_dataset(schema.empty_table(), str(self._place.path), schema=schema)
@@ -58,13 +60,9 @@ class LanceChild(Child):
         )
 
     def parents(self, key: str) -> dict[Any, str | None]:
-        found: dict[Any, str | None] = {}
         with lance_errors(f"{self.shown} cannot be read"):
-            for batch in self._place.newest().scanner(columns=[key, PARENT_DIGEST]).to_batches():
-                pairs = zip(batch.column(key).to_pylist(), batch.column(PARENT_DIGEST).to_pylist(), strict=True)
-                for each, digest in pairs:
-                    if found.setdefault(each, digest) != digest:
-                        found[each] = None
+            found = digests_of(self._place.newest().to_table(columns=[key, CHUNK, PARENT_DIGEST]), key)
+        self._broken = {parent for parent, digest in found.items() if digest is None}
         return found
 
     def rows(self, key: str, keys: Sequence[Any], columns: Sequence[str]) -> pa.Table:
@@ -79,6 +77,8 @@ class LanceChild(Child):
         return int(self._place.newest().count_rows()) if self._exists() else 0
 
     def write(self, key: str, keys: Sequence[Any], made: pa.Table, *, known: bool) -> None:
+        if broken := [each for each in keys if each in self._broken]:
+            self.remove(key, broken)  # a merge would keep both of two equal rows
         with lance_errors(f"{self.shown} cannot be written"):
             dataset = self._place.newest()
             made = made.replace_schema_metadata(dataset.schema.metadata)
@@ -110,14 +110,18 @@ class LanceChild(Child):
 
 def _conditions(key: str, keys: Sequence[Any]) -> list[str]:
     """Return SQL conditions that together select the rows of some parents, a few thousand each."""
-    if "`" in key:
-        raise InputError(
-            f"the name of the key column {key!r} holds a backtick, which Lance's SQL cannot quote.", "rename it"
-        )
-    return [
-        f"{quoted(key)} in ({', '.join(map(_literal, keys[start : start + _KEYS]))})"
-        for start in range(0, len(keys), _KEYS)
+    _refuse_name(key)
+    given = [each for each in keys if each is not None]
+    return [f"{quoted(key)} is null"] * (len(given) < len(keys)) + [
+        f"{quoted(key)} in ({', '.join(map(_literal, given[start : start + _KEYS]))})"
+        for start in range(0, len(given), _KEYS)
     ]
+
+
+def _refuse_name(key: str) -> None:
+    """Raise `InputError` for a name that Lance does not store, or does not find again in conditions."""
+    if odd := [char for char in '`".' if char in key]:
+        raise InputError(f"the name of the key column {key!r} holds {odd[0]}, which Lance cannot quote.", "rename it")
 
 
 def _literal(value: Any) -> str:
