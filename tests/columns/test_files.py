@@ -241,6 +241,26 @@ def test_bad_rows_are_reported_and_not_tried_again(tmp_path: Path, one: Letters)
     assert Letters.seen == []
 
 
+@pytest.mark.parametrize("texts", [[], [None, None]], ids=["no rows", "nulls only"])
+def test_a_file_with_nothing_to_embed_has_its_life(
+    tmp_path: Path, one: Letters, two: Letters, texts: list[Any]
+) -> None:
+    """By itself, and beside another file; it gets the column as any file does."""
+    path, data = tmp_path / "t.parquet", tmp_path / "data"
+    data.mkdir()
+    for place in (path, data / "a.parquet"):
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), place)
+    pq.write_table(pa.table({"text": ["alpha", None]}), data / "b.parquet")
+    for place, fresh in ((path, 0), (data, 1)):
+        columns.add(place, one.bind("text", "vector"))
+        columns.migrate(place, "vector", two).rollback()
+        columns.migrate(place, "vector", two).finish()
+        (status,) = columns.status(place)
+        assert (status.fresh, status.todo) == (fresh, 0)
+        (audit,) = columns.audit(place)
+        assert audit.verdict == ("sound" if fresh else "unknown")
+
+
 def test_vectors_as_lists_keep_their_type(tmp_path: Path, one: Letters, two: Letters) -> None:
     """A column of list<double>, as pandas writes it, is refreshed as such; its migration gives fixed widths."""
     path = tmp_path / "t.parquet"

@@ -136,8 +136,10 @@ class DataFiles:
                 return (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(new), schema)
             with self.data.open(like) as file:
                 footer = pq.ParquetFile(file).metadata
-            codecs = {footer.row_group(0).column(n).compression for n in range(footer.num_columns)} - {"UNCOMPRESSED"}
-            codec = codecs.pop() if footer.num_row_groups and len(codecs) == 1 else "SNAPPY"
+            first = footer.row_group(0) if footer.num_row_groups else None  # a file without rows may have none
+            codecs = set() if first is None else {first.column(n).compression for n in range(footer.num_columns)}
+            codecs -= {"UNCOMPRESSED"}
+            codec = codecs.pop() if len(codecs) == 1 else "SNAPPY"
             plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
             return pq.ParquetWriter(new, schema, use_dictionary=plain, compression=codec)
 

@@ -155,7 +155,7 @@ class FilesMigration(Migration):
             table = pa.Table.from_batches(list(staged.batches(name, columns, BATCH_ROWS, unit)))
             table = table.filter(pc.and_(table[0].is_valid(), table[1].is_valid()))
             rows = sorted(chance.sample(range(len(table)), min(-(-SAMPLE // min(_PLACES, len(places))), len(table))))
-            parts.append(table.take(rows).select(columns))
+            parts.append(table.take(pa.array(rows, pa.int64())).select(columns))
         if parts:
             rows = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
             source, vector = (rows.column(n).combine_chunks() for n in range(2))

@@ -773,6 +773,25 @@ def test_two_migrations_of_one_table_are_refused(table: Any, two: Counting) -> N
     assert columns.migrate(table, "vector", two).state == "settled"
 
 
+def test_of_two_ends_of_a_migration_one_happens(table: Any, two: Counting, folder: Path) -> None:
+    """A handle whose migration another one has rolled back does not report that it is finished, nor the reverse."""
+    columns.migrate(table, "vector", two)
+    ((mine,), (theirs,)) = (columns.migrations(folder / "t.lance") for _ in range(2))
+    assert mine.state == theirs.state == "settled"
+    mine.rollback()
+    with pytest.raises(StorageError, match="no longer there: another process has finished it or rolled it back"):
+        theirs.finish()
+    with pytest.raises(StorageError, match="nothing was switched"):
+        theirs.rollback()
+    columns.migrate(table, "vector", two)
+    ((mine,), (theirs,)) = (columns.migrations(folder / "t.lance") for _ in range(2))
+    mine.finish()
+    mine.finish()
+    with pytest.raises(StorageError, match="has no migration"):
+        theirs.rollback()
+    assert leftovers(folder) == []
+
+
 def test_the_same_function_is_no_migration(table: Any, one: Counting) -> None:
     """Nor is one of a column that is not declared."""
     with pytest.raises(ConfigError, match="declared with this function already"):

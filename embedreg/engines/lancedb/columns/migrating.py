@@ -337,6 +337,11 @@ class LanceMigration(Migration):
                             "Migration.switch() or .abandon()",
                         ),
                     )
+                if self._last is not None and self._last.state != "finished":
+                    raise StorageError(
+                        "the migration is no longer there: another process has finished it or rolled it back.",
+                        option("`embedreg column status` shows what is there", "columns.status(data)"),
+                    )
                 return
             last = self.status
             gone = mark.name not in self._place.newest().schema.names  # by others: there is nothing to settle

@@ -395,7 +395,7 @@ class _Refresh:
             values[key] = found[key]
         table = pa.table(values)
         by = key or column.source
-        table = table.take(pa.array(_first_of_each(found[by])))
+        table = table.take(pa.array(_first_of_each(found[by]), pa.int64()))
         before = self._newest()
         if table.schema.field(column.source).type != before.schema.field(column.source).type:
             table = table.cast(pa.schema([before.schema.field(name) for name in table.schema.names]))
