@@ -175,6 +175,7 @@ class VendorServer(EmbeddingServer):
         self.wrong: str | None = None
         self.widths: dict[str, int] = {}
         self.counted = 0
+        self.backwards = True
 
     @property
     def asked(self) -> list[Received]:
@@ -254,7 +255,7 @@ class _Vendors(_Handler):
         width = body.get("output_dimension") or body.get("dimensions") or first.get("outputDimensionality") or WIDTH
         config = body.get("parameters") or {**body, **first}.get("embedContentConfig") or {}
         width = config.get("outputDimensionality") or width
-        place = f"{path} {body.get('model')}"
+        place = f"{path} {body.get('model') or body.get('model_id')}"
         width = next((own for model, own in self.owner.widths.items() if model in place), width)
         vectors: list[Any] = [vector_of(text, width + (wrong == "width")) for text in texts]
         if wrong == "{}":
@@ -282,7 +283,8 @@ class _Vendors(_Handler):
         if path.endswith("/v2/embed"):
             return {"embeddings": {"float": vectors}, "meta": {"billed_units": {"input_tokens": tokens}}}
         if path.endswith("/v1/embed"):
-            return {"embeddings": vectors, "meta": {"billed_units": {"input_tokens": tokens}}}
+            meta = {"billed_units": {"input_tokens": tokens}}
+            return {"id": "1", "response_type": "embeddings_floats", "texts": [], "embeddings": vectors, "meta": meta}
         if path.endswith("/invoke"):
             if "texts" in body:
                 return {"embeddings": {"float": vectors} if "embedding_types" in body else vectors}
@@ -297,7 +299,9 @@ class _Vendors(_Handler):
             return {"data": data, "usage": {"total_tokens": tokens}}
         packed = body.get("encoding_format") == "base64" and wrong not in ("tokens", "texts", "flags")
         data = [{"index": k, "embedding": _packed(v) if packed else v} for k, v in enumerate(vectors)]
-        return {"object": "list", "model": body.get("model"), "data": data[::-1], "usage": {"total_tokens": tokens}}
+        data = data[::-1] if self.owner.backwards else data
+        usage = {"total_tokens": tokens, "text_tokens": tokens, "image_pixels": 0, "video_pixels": 0}
+        return {"object": "list", "model": body.get("model"), "data": data, "usage": usage}
 
 
 def _packed(vector: list[float]) -> str:

@@ -157,6 +157,10 @@ class EmbeddingFunction(Value, ABC):
         normalize = getattr(self, "normalize", None)
         return {"dtype": "float32", "normalized": normalize if isinstance(normalize, bool) else None}
 
+    def _own_traits(self) -> Traits:
+        """Return the traits of this instance: those of its class, unless its model takes other inputs as well."""
+        return self.traits
+
     def model_identity(self) -> str | None:
         """Return the model's resolved revision or a hash of its weights, never a path; None if unknown."""
         return None

@@ -187,7 +187,7 @@ def accepted(function: EmbeddingFunction) -> Accepted:
 
 
 def _of(function: EmbeddingFunction) -> tuple[tuple[Modality, ...], Accepted]:
-    text = function.traits.modality
+    text = function._own_traits().modality
     try:
         return _parsed(text if isinstance(text, str) else repr(text))
     except KeyError as exc:

@@ -175,12 +175,13 @@ def _embed_chunks(
     import numpy as np
 
     m, ndims, kind = len(distinct), function.ndims(), kind_of(function)
-    several = m > function.traits.window
+    window = function._own_traits().window
+    several = m > window
     first = _allocated(m if several else 0, ndims, empty) if kind.one_size else kind.empty(0, ndims)
     made, parts = Embedded(first, np.zeros(m, bool), distinct=m, kind=kind), list[Any]()
     call = functools.partial(contract.compute, function, role=role)
-    for start in range(0, m, function.traits.window):
-        chunk = distinct[start : start + function.traits.window]
+    for start in range(0, m, window):
+        chunk = distinct[start : start + window]
         with _reporting(on_window, counts[start : start + len(chunk)]):
             (rows, ok, why), known = _embed(function, role, ndims, chunk, call)
         made.cached += known

@@ -1,4 +1,4 @@
-"""The `jina` function: Jina AI's embeddings of texts."""
+"""The `jina` function: Jina AI's embeddings of texts, and of images by its models that take them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from embedreg.runtime.remote.batch_api import (
     time_of,
 )
 from embedreg.runtime.remote.http import in_path, message_of
-from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
+from embedreg.runtime.remote.pictures import Picture, checked, picture_of
+from embedreg.runtime.remote.vendor import Model, Vendor
+from embedreg.runtime.remote.vendor_images import MultimodalFunction
 
 if TYPE_CHECKING:
     from typing import Self
@@ -45,12 +47,14 @@ MODELS = {
     "jina-embeddings-v5-text-nano": Model(768, max_tokens=8192),
     "jina-embeddings-v5-text-small": Model(1024, max_tokens=32_768),
 }
+_OF_IMAGES = ("jina-clip-v1", "jina-clip-v2", "jina-embeddings-v4")
+_MAX_BYTES, _MAX_PIXELS = 5 * 10**6, 16_000_000  # of a picture that is not sent as it came
 _BATCHED = ("jina-embeddings-v5-text-nano", "jina-embeddings-v5-text-small")
 _REQUEST = re.compile("request-([0-9]{1,8})")
 
 
-class JinaEmbeddings(VendorFunction):
-    """Jina AI's embedding models, for texts. A text that looks like an address is a text.
+class JinaEmbeddings(MultimodalFunction):
+    """Jina AI's embedding models, for texts; the models of images and texts take images too, as LanceDB sends them.
 
     Attributes:
         name: the model.
@@ -99,12 +103,22 @@ class JinaEmbeddings(VendorFunction):
     def _roles(self) -> tuple[str, str]:
         return self.query_task or "", self.source_task or ""
 
-    def request(self, batch: list[str], role: Role) -> Any:
+    def _takes_images(self) -> bool:
+        return self.name in _OF_IMAGES or "clip" in self.name
+
+    def _picture(self, value: Any, from_query: bool) -> Picture:
+        if isinstance(value, bytes):
+            return checked(value)
+        return picture_of(value, from_query=from_query, max_bytes=_MAX_BYTES, max_pixels=_MAX_PIXELS)
+
+    def request(self, batch: list[Any], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
         return self._vectors_of(self._post("/embeddings", self._body(batch, role)), len(batch))
 
-    def _body(self, batch: list[str], role: Role) -> dict[str, Any]:
+    def _body(self, batch: list[Any], role: Role) -> dict[str, Any]:
         body: dict[str, Any] = {"input": batch, "model": self.name}
+        if any(isinstance(each, Picture) for each in batch):
+            body["input"] = [{"image": each.data} if isinstance(each, Picture) else {"text": each} for each in batch]
         optional = {"task": self.query_task if role == "query" else self.source_task, "dimensions": self.dim}
         return body | {name: value for name, value in optional.items() if value is not None}
 

@@ -1,8 +1,9 @@
 """The `litellm` function: a bridge to the services that the litellm library knows, by `provider/model`.
 
-Where embedreg has a function for a service, that is the better choice: litellm repeats failed requests itself, and drops
-arguments that it does not know. By itself it follows redirects with the texts, and with Gemini's key; its argument for
-another HTTP client reaches some providers only. So its HTTP libraries follow none while this function waits for it.
+Where embedreg has a function for a service, that is the better choice: litellm repeats failed requests itself, and
+drops arguments that it does not know. By itself it follows redirects with the texts, and with Gemini's key; its
+argument for another HTTP client reaches some providers only. So its HTTP libraries follow none while this function
+waits for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `voyageai` function: Voyage AI's embeddings of texts."""
+"""The `voyageai` function: Voyage AI's embeddings of texts, and of images by its multimodal models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from embedreg.core.instances import metadata_is_building
 from embedreg.core.role import Role
 from embedreg.runtime.remote.answers import in_order
 from embedreg.runtime.remote.batch_api import BatchApi, FileBatches
-from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
+from embedreg.runtime.remote.pictures import Picture, jpeg_of
+from embedreg.runtime.remote.vendor import Model, Vendor
+from embedreg.runtime.remote.vendor_images import MultimodalFunction
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,8 +52,8 @@ _PATHS = {
 _INPUTS = frozenset({"input", "inputs"})
 
 
-class VoyageAIEmbeddings(VendorFunction):
-    """Voyage AI's embedding models, for texts.
+class VoyageAIEmbeddings(MultimodalFunction):
+    """Voyage AI's embedding models, for texts; a multimodal model takes images too, sent as JPEG as LanceDB does.
 
     Each text of a contextual model (voyage-context-3) is a document of its own: its vector does not depend on its
     neighbours.
@@ -148,6 +150,8 @@ class VoyageAIEmbeddings(VendorFunction):
             said.append(
                 f"output_dimension={self.output_dimension} is ignored for {self.name!r}, as by LanceDB ({width} wide)"
             )
+        if self._takes_images() and self.from_metadata and not self._declared:
+            said.append("LanceDB sends the images of this model as the camera held them, embedreg upright")
         if self._kind() == "contextual" and self.from_metadata and not self._declared:
             said.append(
                 "LanceDB embeds each text of a contextual model in the context of its neighbours; here each text is a "
@@ -163,18 +167,24 @@ class VoyageAIEmbeddings(VendorFunction):
     def _roles(self) -> tuple[str, str]:
         return "query", "document"
 
-    def request(self, batch: list[str], role: Role) -> Any:
+    def _takes_images(self) -> bool:
+        return self._kind() == "multimodal"
+
+    def _picture(self, value: Any, from_query: bool) -> Picture:
+        return jpeg_of(value, from_query=from_query)
+
+    def request(self, batch: list[Any], role: Role) -> Any:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
         return self._vectors_of(self._post(_PATHS[self._kind()], self._body(batch, role)), len(batch))
 
-    def _body(self, batch: list[str], role: Role) -> dict[str, Any]:
+    def _body(self, batch: list[Any], role: Role) -> dict[str, Any]:
         kind = self._kind()
         body: dict[str, Any] = {"model": self.name, "input_type": "query" if role == "query" else "document"}
         width = self._requested_width()
         if kind == "contextual":
             return {**body, "inputs": [[text] for text in batch], "output_dimension": width}
         body |= {"truncation": True, "output_dtype": None, "output_dimension": width, "encoding_format": "base64"}
-        contents = [{"content": [{"type": "text", "text": text}]} for text in batch]
+        contents = [{"content": [_part(each)]} for each in batch]
         return {**body, **({"inputs": contents} if kind == "multimodal" else {"input": batch})}
 
     def _vectors_of(self, answer: Any, m: int) -> Any:
@@ -186,6 +196,13 @@ class VoyageAIEmbeddings(VendorFunction):
 
     def batch_api(self) -> BatchApi | None:
         return None if self._kind() == "multimodal" else _Batches(self, self.vendor.name)
+
+
+def _part(value: Any) -> dict[str, str]:
+    """Return a text or a picture as a multimodal model takes it."""
+    if isinstance(value, Picture):
+        return {"type": "image_base64", "image_base64": value.url}
+    return {"type": "text", "text": value}
 
 
 class _Batches(FileBatches):

@@ -10,7 +10,7 @@ from typing import Any
 from embedreg.errors import RowError
 from embedreg.images import open_image
 
-__all__ = ["Picture", "names_a_picture", "picture_of"]
+__all__ = ["Picture", "checked", "jpeg_of", "names_a_picture", "picture_of"]
 
 _JPEG_QUALITY = 95  # for a picture that is too large as PNG
 _NAMES = ("http://", "https://", "file:", "data:image/")
@@ -21,7 +21,7 @@ class Picture:
     """A picture as it is sent.
 
     Attributes:
-        kind: "png" or "jpeg".
+        kind: "png", "jpeg", or "file" for one that is sent as it came.
         data: the file in base64.
         pixels: their number.
     """
@@ -54,6 +54,29 @@ def picture_of(value: Any, *, from_query: bool, max_bytes: int, max_pixels: int)
         if file.tell() <= max_bytes:
             return Picture(kind, base64.b64encode(file.getvalue()).decode(), width * height)
     raise RowError(f"the image has more than {max_bytes:,} bytes, which is what the service takes")
+
+
+def jpeg_of(value: Any, *, from_query: bool) -> Picture:
+    """Open an image as `open_image` does, and encode it as JPEG of Pillow's usual quality.
+
+    Raises:
+        RowError: it cannot be opened, or is not allowed.
+    """
+    image = open_image(value, from_query=from_query)
+    file = io.BytesIO()
+    image.save(file, "jpeg")
+    width, height = image.size
+    return Picture("jpeg", base64.b64encode(file.getvalue()).decode(), width * height)
+
+
+def checked(value: bytes) -> Picture:
+    """Return a file of an image as it is, after `open_image` has opened it.
+
+    Raises:
+        RowError: it cannot be opened.
+    """
+    width, height = open_image(value).size
+    return Picture("file", base64.b64encode(value).decode(), width * height)
 
 
 def names_a_picture(text: str) -> bool:

@@ -1,9 +1,15 @@
-"""`VendorImageFunction`, the base class of functions whose service takes images and texts in one POST of JSON."""
+"""Base classes of functions whose service takes images and texts in one POST of JSON.
+
+`VendorImageFunction` is for functions of images, `MultimodalFunction` for LanceDB's functions of texts, some models of
+which take images as well.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
+from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,9 +20,12 @@ from embedreg.core.role import Role, compute_once
 from embedreg.errors import InputError, RowError
 from embedreg.runtime.remote.function import RemoteFunction
 from embedreg.runtime.remote.pictures import Picture, names_a_picture, picture_of
-from embedreg.runtime.remote.vendor import VendorBase
+from embedreg.runtime.remote.vendor import VendorBase, VendorFunction
 
-__all__ = ["VendorImageFunction", "image_traits"]
+__all__ = ["MultimodalFunction", "VendorImageFunction", "image_traits"]
+
+_CHARACTERS_A_TOKEN = 64  # of a picture: this bounds the size of a request
+_WINDOW = 64  # rows at a time of a function that holds their pictures
 
 
 def image_traits(extra: str) -> Traits:
@@ -27,7 +36,7 @@ def image_traits(extra: str) -> Traits:
         extra=extra,
         remote=True,
         retry=False,
-        window=64,
+        window=_WINDOW,
         concurrency=4,
     )
 
@@ -103,6 +112,45 @@ class VendorImageFunction(VendorBase, RemoteFunction):
         if role == "query":
             return True
         return source_modality(self) is TEXT or (is_mixed(self) and not names_a_picture(value))
+
+
+class MultimodalFunction(VendorFunction):
+    """A text function of LanceDB's whose models partly take images too, in the form in which LanceDB sends them.
+
+    A string of a source column is a text, or, for such a model, the image at an address (http: or https:, without
+    spaces), which embedreg fetches under the image policy. Bytes, arrays and PIL images are images. A subclass defines
+    `_takes_images` and `_picture`; its `request` gets texts and `Picture`s.
+    """
+
+    @abstractmethod
+    def _takes_images(self) -> bool:
+        """Return whether the model takes images."""
+
+    @abstractmethod
+    def _picture(self, value: Any, from_query: bool) -> Picture:
+        """Return an image as it is sent, or raise a RowError."""
+
+    def _own_traits(self) -> Traits:
+        if not self._takes_images():
+            return self.traits
+        return dataclasses.replace(self.traits, modality="text+image", window=_WINDOW)
+
+    def count_tokens(self, text: Any) -> int:
+        """Return an upper estimate of the tokens of a text or a picture."""
+        if not isinstance(text, Picture):
+            return super().count_tokens(text)
+        return max(text.pixels // VendorImageFunction.pixels_a_token, len(text.data) // _CHARACTERS_A_TOKEN) + 1
+
+    def _sent(self, value: Any, row: int, role: Role) -> Any:
+        text = isinstance(value, str) and not (role == "source" and _is_address(value))
+        if value is None or isinstance(value, float) or text or not self._takes_images():
+            return super()._sent(value, row, role)
+        return self._picture(value, role == "query")
+
+
+def _is_address(text: str) -> bool:
+    """Return whether a whole text is the address of something to fetch."""
+    return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1
 
 
 def _inside(url: str) -> bytes:

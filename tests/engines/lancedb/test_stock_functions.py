@@ -1,4 +1,4 @@
-"""Tables shared with LanceDB's other local functions; its `colbert` is its `huggingface` under another name."""
+"""Tables shared with LanceDB's other local functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedreg import Schema, Vector
 from embedreg.engines.lancedb import add, create_table, open_table
 
 TEXTS = ["a cat sleeps", "the stock market fell", "wait for a thread to finish"]
-NAMES = ("huggingface", "gte-text")
+NAMES = ("colbert", "huggingface", "gte-text")
 
 STOCK = """
 import warnings
