@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedreg.datasets.storage import File, Storage
 from embedreg.datasets.targets import Target
-from embedreg.errors import EmbedregError, StorageError
+from embedreg.errors import EmbedregError, SchemaError, StorageError
 from embedreg.jobs.lock import Held
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.sinks import Sink, beside
 from embedreg.support import confined
 from embedreg.support.atomic import storage_errors, sync
+from embedreg.support.display import plain
 from embedreg.support.imports import attempt_import_or_raise
 from embedreg.support.strict_json import Malformed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["LanceSink", "refuse_missing_lance"]
+__all__ = ["LanceSink", "refuse_missing_lance", "refuse_unstorable"]
 
 T = TypeVar("T")
 
@@ -210,6 +211,35 @@ def _is_data_file(file: dict[str, Any]) -> bool:
 def refuse_missing_lance() -> None:
     """Raise `MissingDependencyError` if Lance is not installed."""
     _lance()
+
+
+def refuse_unstorable(schema: pa.Schema) -> None:
+    """Raise `SchemaError` for a column that Lance does not store, or that it does not find again under its name."""
+    import pyarrow as pa
+
+    if _is_stored(schema):
+        return
+    for item in schema:
+        if not _is_stored(pa.schema([item])):
+            raise SchemaError(
+                f"column {plain(item.name, 80)!r} of type {plain(item.type, 80)} cannot be stored in a Lance table.",
+                "rename the column, cast it to another type, or write Parquet",
+            )
+
+
+def _is_stored(schema: pa.Schema) -> bool:
+    """Return whether a table without rows, in memory, has these columns again when it is read."""
+    import pyarrow as pa
+
+    if any(pa.types.is_struct(item.type) and not item.type.num_fields for item in schema):
+        return False  # Lance fails once there are rows
+    reader = pa.RecordBatchReader.from_batches(schema, iter(()))
+    try:
+        with _lance_errors("a table in memory"):
+            found = _lance().write_dataset(reader, "memory://", schema=schema).to_table()
+    except StorageError:
+        return False
+    return bool(found.schema.names == schema.names)
 
 
 def _lance() -> Any:

@@ -26,7 +26,7 @@ from embedreg.embedding.table import BATCH_ROWS, OnError, embed_batches
 from embedreg.errors import ConfigError, EmbedregError, InputError, MetadataError, SchemaError, StorageError
 from embedreg.images.allowances import allow_images
 from embedreg.jobs import claims, earlier
-from embedreg.jobs.lance_sink import LanceSink, refuse_missing_lance
+from embedreg.jobs.lance_sink import LanceSink, refuse_missing_lance, refuse_unstorable
 from embedreg.jobs.ledger import JOB, Ledger, digest
 from embedreg.jobs.lock import Lock
 from embedreg.jobs.opened import Claim, Opened
@@ -326,7 +326,7 @@ def _no_rows(schema: pa.Schema) -> pa.RecordBatchReader:
 
 
 def _refuse_unwritable(schema: pa.Schema, target: Target) -> None:
-    """Raise if Parquet cannot hold a column: all pieces are Parquet, except those of Lance tables.
+    """Raise if Parquet, or Lance for a table of its own, cannot hold a column.
 
     Raises:
         SchemaError: it names the column.
@@ -342,6 +342,7 @@ def _refuse_unwritable(schema: pa.Schema, target: Target) -> None:
                     "by bit, so that it finds wrong rows.",
                     "dtype='int8' holds the same, or 'ubinary', which LanceDB searches",
                 ).for_shell("--dtype int8 holds the same, or ubinary, which LanceDB searches")
+        refuse_unstorable(schema)
         return
     for item in schema:
         try:

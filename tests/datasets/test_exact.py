@@ -541,3 +541,29 @@ def test_a_file_of_another_encoding_is_one_line(tmp_path: Path, encoding: str) -
             embedreg.get("hashing").create(dim=4).bind("text", "vector"),
             encoding=encoding,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("a.b", [1]),
+        ("a`b", [1]),
+        ("", [1]),
+        ("_rowid", [1]),
+        ("a\0b", [1]),
+        ("v", pa.array([[1]], pa.list_view(pa.int32()))),
+        ("v", pa.array([(1, 2, 3)], pa.month_day_nano_interval())),
+        ("v", pa.RunEndEncodedArray.from_arrays([1], ["x"])),
+        ("v", pa.array([{}], pa.struct([]))),
+    ],
+)
+def test_what_lance_does_not_store_is_refused_before_anything_is_embedded(
+    tmp_path: Path, name: str, values: Any
+) -> None:
+    """Types, and names under which Lance does not find a column again: the column is named, nothing is left."""
+    table = pa.table({"text": ["a"], name: values})
+    with pa.OSFile(str(tmp_path / "in.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(SchemaError, match=r"column '.*' of type .* cannot be stored in a Lance table"):
+        embedreg.embed(tmp_path / "in.arrow", tmp_path / "out.lance", BIND)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.arrow"]
