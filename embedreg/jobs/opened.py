@@ -50,11 +50,12 @@ class Claim:
     def release(self) -> None:
         """Release the destination: remove lock and scratch files, and every trace if nothing was done.
 
-        A run that has lost the destination removes nothing.
+        A run that has lost the destination removes nothing, except where nobody continues there.
         """
         if self.released:
             return
         root, mine, refused = self.ledger.root, self.lock.is_mine(), self.lock.held or self.lock.refused
+        lost = self.lock.held and not mine
         with contextlib.suppress(EmbedregError):  # the error that led here matters more; the next run removes them too
             if mine and root.local is not None:
                 root.remove_all(SCRATCH)
@@ -67,7 +68,25 @@ class Claim:
             root.remove_empty()
             if self.made is not None:
                 remove_empty([root.local], self.made)
+        if lost:
+            self._clear_late_writes()
         self.released = True
+
+    def _clear_late_writes(self) -> None:
+        """Remove what this run wrote after its last check of the lock, if the run that took over has ended meanwhile.
+
+        Such a write is one of Lance's commits, which begins the published table anew.
+        """
+        root = self.ledger.root
+        if self.target.kind == "folder" or root.local is None or not root.local.is_dir() or self._is_kept():
+            return
+        again = Claim(self.target, self.ledger, Lock(root), None)
+        with contextlib.suppress(EmbedregError):  # another run holds it, which clears up at its end
+            try:
+                again.lock.acquire()
+                again.keep = self._is_kept()
+            finally:
+                again.release()
 
     def _is_kept(self) -> bool:
         with contextlib.suppress(EmbedregError):  # a link in place of one of our folders

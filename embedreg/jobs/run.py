@@ -220,6 +220,7 @@ class Job:
         self._kept = bool(self._done) or ended is not None  # whether a later run can continue from here
         totals = [piece.rows for piece in self.pieces]
         self._total = None if None in totals else sum(filter(None, totals))
+        self._shown = 0
         self.advance(0)
 
     @classmethod
@@ -315,9 +316,13 @@ class Job:
         return None if self.max_bad_rows is None else max(self.max_bad_rows - self.bad_rows, 0)
 
     def advance(self, rows: int) -> None:
-        """Report progress: `rows` of the running pieces are done, besides the recorded ones."""
+        """Report progress: `rows` of the running pieces are done, besides the recorded ones.
+
+        It never goes back: of pieces that run at once the first record leaves the others out, and one may run again.
+        """
+        self._shown = max(self._shown, self._sums["rows"] + rows)
         if self._progress is not None:
-            self._progress(self._sums["rows"] + rows, self._total)
+            self._progress(self._shown, self._total)
 
     def record(self, outcome: Outcome) -> None:
         """Record the outcome of a piece.

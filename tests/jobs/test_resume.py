@@ -402,6 +402,21 @@ def test_progress_is_that_of_the_whole(interrupted: None, run: Callable) -> None
     assert len(told) > 10
 
 
+def test_progress_of_pieces_that_run_at_once_does_not_go_back(dataset: Path, tmp_path: Path) -> None:
+    """The rows of pieces that are done, and not recorded yet, stay counted when the first of them is."""
+    shown: list[int] = []
+    declared = Logged().bind("text", "vector")
+    with Job.open(
+        dataset, tmp_path / "out", declared, progress=lambda rows, total: shown.append(rows), **OPTIONS
+    ) as job:
+        outcomes = [job.work.run(piece) for piece in job.pending()[:3]]
+        done = sum(outcome.rows for outcome in outcomes)
+        job.advance(done)
+        for outcome in outcomes:
+            job.record(outcome)
+    assert shown == [0, done, done, done, done]
+
+
 def test_a_cache_makes_what_is_done_again_cheap(run: Callable, tmp_path: Path, log: Path) -> None:
     """With a vector cache, starting anew embeds nothing twice."""
     run(cache=tmp_path / "cache")

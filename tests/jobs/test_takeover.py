@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from embedreg.errors import StorageError
 from embedreg.jobs import embed
 from tests.jobs import children
 from tests.jobs.children import Logged
@@ -66,6 +67,29 @@ def stands_still(pid: int) -> bool:
             return state == "T"
         time.sleep(0.005)
     raise AssertionError(f"the process neither stops nor ends: {state}")
+
+
+def test_a_commit_after_another_run_has_published_leaves_nothing(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last check and Lance's commit another run takes over and ends: its table stays, and only that."""
+    dst, declared = tmp_path / NAMES["table"], Logged().bind("text", "vector")
+    commit, calls = lance.LanceDataset.commit, []
+
+    def late(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:  # the first has begun the table
+            for lock in (dst.parent / ".out.lance.embedreg" / "_embedreg" / "lock").iterdir():
+                lock.unlink()
+            assert embed(dataset, dst, declared, **OPTIONS).reused == 7
+        return commit(*args, **options)
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", late)
+    with pytest.raises(StorageError, match="another run took over"):
+        embed(dataset, dst, declared, **OPTIONS)
+    assert len(calls) == 3
+    assert left_over(dst) == []
+    assert lance.dataset(dst).count_rows() == ROWS
 
 
 @pytest.mark.slow
@@ -126,7 +150,8 @@ def test_a_run_that_was_taken_over_harms_nobody(
             assert content(Path(dst)) == reference, point
             assert left_over(Path(dst)) == []
             if kind == "table":
-                assert len(lance.dataset(dst).versions()) <= 2
+                # the beginning, the end, and that of a run which was stopped between its last check and its commit
+                assert len(lance.dataset(dst).versions()) <= 3
         if kind in ("folder", "bucket"):
             assert isinstance(reference, pa.Table | tuple)
             assert embed(dataset, dst, Logged().bind("text", "vector"), **OPTIONS).nothing_to_do

@@ -115,13 +115,13 @@ print(set(found))
     **{
         method: f"""
 import multiprocessing, work
-with multiprocessing.get_context({method!r}).Pool(2) as pool:
+with multiprocessing.get_context({method!r}).Pool({workers}) as pool:
     made = pool.starmap_async(work.embed, [(fn, few), (fn, many)]).get(120)
 near(made[0], expected[1])
 near(made[1], expected[2])
 print("done")
 """
-        for method in ("fork", "spawn", "forkserver")
+        for method, workers in (("fork", 2), ("spawn", 1), ("forkserver", 1))  # these import torch: 4 s for each worker
     },
     "data loader": """
 import torch
