@@ -398,6 +398,32 @@ def test_an_audit_reads_a_database(table: Path, one: Letters) -> None:
     assert found.compared == 4
 
 
+def test_a_migration_ends_whatever_became_of_its_columns(table: Path, one: Letters, two: Letters) -> None:
+    """A source that was renamed, new vectors that were renamed or dropped: it is said, and there is a way out."""
+    columns.add(table, one.bind("text", "vector"))
+    before, all_names = run(table, "SELECT text, vector FROM docs ORDER BY ALL"), sorted(names(table))
+    migration = columns.migrate(table, "vector", two, switch=False)
+    run(table, "ALTER TABLE docs RENAME text TO body")
+    assert (migration.state, migration.status.staged_rows) == ("ready", 0)
+    with pytest.raises(StorageError, match=r"no column 'text' any more: somebody has renamed or dropped it"):
+        migration.switch()
+    migration.abandon()
+    run(table, "ALTER TABLE docs RENAME body TO text")
+    assert sorted(names(table)) == all_names
+    migration = columns.migrate(table, "vector", two, switch=False)
+    migration.switch()
+    run(table, "ALTER TABLE docs DROP vector")
+    with pytest.raises(StorageError, match="no column 'vector' any more"):
+        migration.settle()
+    migration.rollback()
+    assert run(table, "SELECT text, vector FROM docs ORDER BY ALL") == before
+    migration = columns.migrate(table, "vector", two, switch=False)
+    migration.switch()
+    run(table, "ALTER TABLE docs RENAME vector TO mine")
+    migration.finish()
+    assert {name.replace("mine", "vector") for name in names(table)} == set(all_names)
+
+
 def test_staged_vectors_that_the_function_does_not_give_are_not_switched(table: Path, one: Letters) -> None:
     """A function that answers otherwise each time is found before anything changes."""
     columns.add(table, one.bind("text", "vector"))

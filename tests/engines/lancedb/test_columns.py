@@ -773,6 +773,30 @@ def test_two_migrations_of_one_table_are_refused(table: Any, two: Counting) -> N
     assert columns.migrate(table, "vector", two).state == "settled"
 
 
+@pytest.mark.parametrize("ending", ["rollback", "finish"])
+def test_the_call_that_was_killed_right_after_its_commit_ends(
+    table: Any, two: Counting, folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """The table's metadata says that it is done; the record beside it is removed, and the same call succeeds."""
+    from embedreg.engines.lancedb.columns.place import Kept
+
+    def killed(self: Kept) -> None:
+        raise KeyboardInterrupt
+
+    migration = columns.migrate(table, "vector", two)
+    monkeypatch.setattr(Kept, "drop", killed)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(migration, ending)()
+    monkeypatch.undo()
+    wanted = {"rollback": "rolled back", "finish": "finished"}[ending]
+    (left,) = columns.migrations(folder / "t.lance")
+    getattr(left, ending)()
+    assert left.state == wanted
+    assert leftovers(folder) == []
+    table.checkout_latest()
+    assert set(seeds(table).values()) == ({1} if ending == "rollback" else {2})
+
+
 def test_of_two_ends_of_a_migration_one_happens(table: Any, two: Counting, folder: Path) -> None:
     """A handle whose migration another one has rolled back does not report that it is finished, nor the reverse."""
     columns.migrate(table, "vector", two)

@@ -54,6 +54,27 @@ class Steps:
         """Return the staged columns."""
         return Columns.of(change.entry("new"), *self.next(change))
 
+    def now(self, change: Change) -> Columns:
+        """Return the columns of the new vectors as they are named in the state of a change."""
+        return self.staged(change) if change.state in ("staging", "ready") else Columns.of(change.entry("new"))
+
+    def missing(self, con: Any, columns: Columns) -> str | None:
+        """Return a column that the table does not have, since somebody renamed or dropped it; None if all are there."""
+        names = {name.lower() for name in self.place.types(con)}
+        wanted = filter(None, (columns.source, columns.vector, columns.digest))
+        return next((name for name in wanted if name.lower() not in names), None)
+
+    def refuse_missing(self, change: Change) -> None:
+        """Raise `StorageError` if somebody renamed or dropped a column that the new vectors need."""
+        with self.place.reading() as con:
+            name = self.missing(con, self.now(change))
+        if name is not None:
+            ends = "abandon" if change.state in ("staging", "ready") else "finish or rollback"
+            raise StorageError(
+                f"{self.place.shown} has no column {name!r} any more: somebody has renamed or dropped it.",
+                f"give it back its name, or end the migration: {ends}",
+            )
+
     # -- the record --------------------------------------------------------------------------------------------------
 
     def change(self) -> Change | None:
@@ -86,11 +107,12 @@ class Steps:
 
     def status(self, change: Change) -> MigrationStatus:
         """Return where a migration stands."""
-        columns = self.staged(change) if change.state in ("staging", "ready") else Columns.of(change.entry("new"))
+        columns, staged = self.now(change), change.state in ("staging", "ready")
         with self.place.reading() as con:
-            counts = by_row.counts(con, self.place, columns)
-        total = sum(counts.values())
-        left = counts["empty"] + counts["stale"] if change.state in ("staging", "ready") else 0
+            [total] = con.execute(f"SELECT count(*) FROM {self.place.quoted}").fetchone()
+            gone = self.missing(con, columns)
+            counts = dict.fromkeys(("empty", "stale"), 0) if gone else by_row.counts(con, self.place, columns)
+        left = 0 if not staged else total if gone else counts["empty"] + counts["stale"]
         name = change.entry("new").name
         notes = ("it is being rolled back: the next call that changes the column goes on with that",)
         return MigrationStatus(
@@ -147,6 +169,7 @@ class Steps:
 
     def stage(self, change: Change, config: Callable[[], EmbeddingFunctionConfig], options: Options) -> by_row.Counts:
         """Embed the rows that are not staged yet, or changed since."""
+        self.refuse_missing(change)
         columns = self.staged(change)
         wanted = _ALL if columns.digest is not None else frozenset({"empty"})
         return by_row.fill(self.place, columns, config, wanted, options)
@@ -319,6 +342,7 @@ class DuckDBMigration(Migration):
 
     def _settle(self) -> ColumnReport:
         start, change = time.perf_counter(), self._change("switched", "settled")
+        self._steps.refuse_missing(change)
         entry = change.entry("new")
         columns = Columns.of(entry)
         wanted = _ALL if columns.digest is not None else frozenset({"empty"})
@@ -331,7 +355,9 @@ class DuckDBMigration(Migration):
         if self._last is not None:
             return
         change = self._change("switched", "settled")
-        if change.state != "settled":
+        with self._steps.place.reading() as con:  # without its columns there is nothing to settle
+            gone = self._steps.missing(con, self._steps.now(change))
+        if change.state != "settled" and gone is None:
             raise StorageError(f"the migration is {change.state}, not settled.", "settle it first").for_shell(
                 f"embedreg column settle {self._steps.place.shown}"
             )

@@ -125,6 +125,7 @@ class LanceMigration(Migration):
         mark, record = mark_of(self._place.newest().schema), self._place.kept.record()
         ended = record is not None and record["kind"] == "migrate" and record["state"] in ("switched", "settled")
         if mark is None and ended and record is not None:
+            self._last = standing(self._place)  # a killed run had ended it
             if record.get("back") is True:
                 replaced(self._place, record.get("like"), record["vector"])
             self._place.kept.drop()
@@ -372,6 +373,8 @@ class LanceMigration(Migration):
     def rollback(self, *, yes: bool = False) -> None:
         with self._locked() as lock:
             mark, record = self._recorded()
+            if mark is None and self._last is not None and self._last.state == "rolled back":
+                return
             if mark is None or record is None:
                 raise StorageError(
                     f"{self.state}: nothing was switched.", option("`embedreg column abandon`", "Migration.abandon()")
