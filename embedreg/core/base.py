@@ -77,8 +77,8 @@ class Traits:
         vectors: the kind of the vectors, by name in `core.kinds`' table: "dense", "multi" (several vectors for one
             input, of late interaction) or "sparse"; or several joined by "+": the first, unless an instance's field
             `vectors` names another.
-        width_defaults: field -> {width of the column: the default of the LanceDB versions that wrote such columns}, for
-            a default that has changed.
+        width_defaults: field -> {width of the column: the default of the LanceDB versions that wrote such columns}. A
+            declaration of LanceDB's that leaves the field out, of a column of another width, is refused.
     """
 
     modality: str = "text"

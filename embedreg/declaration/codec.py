@@ -276,8 +276,9 @@ def completed(cls: type[EmbeddingFunction], model: Mapping[str, Any], width: int
             continue
         if width not in by_width:
             defaults = " or ".join(f"{value!r} ({size} wide)" for size, value in by_width.items())
+            were = "defaults were" if len(by_width) > 1 else "default was always"
             raise MetadataError(
-                f"the declaration has no {name}, and LanceDB's defaults were {defaults}; the column is {width} wide.",
+                f"the declaration has no {name}, and LanceDB's {were} {defaults}; the column is {width} wide.",
                 f"declare what made the vectors: embedreg.get(...).create({name}=...).bind('text', 'vector')",
             ).for_shell("declare what made the vectors: embedreg attach --help")
         found[name] = by_width[width]

@@ -84,6 +84,7 @@ class BedrockTextEmbeddings(VendorFunction):
                 "max_retries",
             }
         ),
+        width_defaults={"name": {1536: "amazon.titan-embed-text-v1"}},
     )
     vendor: ClassVar[Vendor] = Vendor(
         name="Bedrock",

@@ -74,6 +74,7 @@ class JinaEmbeddings(MultimodalFunction):
         window=8192,
         concurrency=4,
         stock_fields=frozenset({"name", "api_key", "max_retries"}),
+        width_defaults={"name": {768: "jina-clip-v1"}},
     )
     vendor: ClassVar[Vendor] = Vendor(
         name="Jina AI",

@@ -114,6 +114,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
             {"name", "dim", "base_url", "default_headers", "organization", "api_key", "use_azure", "max_retries"}
         ),
         stored_names={"model": "name", "apiKey": "api_key"},
+        width_defaults={"name": {1536: "text-embedding-ada-002"}},
     )
 
     name: str = "text-embedding-ada-002"  # LanceDB's default, which tables that it wrote may omit
@@ -463,7 +464,7 @@ class AzureOpenAIEmbeddings(OpenAIEmbeddings):
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "azure-openai"
-    traits: ClassVar[Any] = replace(OpenAIEmbeddings.traits, stock_fields=None, stored_names={})
+    traits: ClassVar[Any] = replace(OpenAIEmbeddings.traits, stock_fields=None, stored_names={}, width_defaults={})
 
     use_azure: bool = True
     azure_endpoint: str | None = None

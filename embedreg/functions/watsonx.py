@@ -73,6 +73,7 @@ class WatsonxEmbeddings(PromptedFunction):
         window=8192,
         concurrency=4,
         stock_fields=frozenset({"name", "api_key", "project_id", "space_id", "url", "params", "max_retries"}),
+        width_defaults={"name": {768: "ibm/slate-125m-english-rtrvr"}},
     )
     vendor: ClassVar[Vendor] = Vendor(
         name="watsonx",

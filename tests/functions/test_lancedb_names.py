@@ -32,14 +32,20 @@ LANCEDB = {
     *("jina", "ollama", "open-clip", "openai", "sentence-transformers", "siglip", "voyageai", "watsonx"),
 }
 
+JAVASCRIPT = {"source_column": "sourceColumn", "vector_column": "vectorColumn"}
+SEPARATORS = ((", ", ": "), (",", ":"))
+
 
 def declared(name: str, model: dict[str, Any], width: int | None = 768, **spelling: str) -> Any:
-    """Return a schema as LanceDB writes it."""
+    """Return a schema as LanceDB writes it: its Python client, or with the keys in `spelling` its JavaScript client."""
     entry = {"name": name, "model": model, "source_column": "text", "vector_column": "vector"}
+    entry = {spelling.get(key, key): value for key, value in entry.items()}
     fields = [pa.field("text", pa.string())]
     if width is not None:
         fields.append(pa.field("vector", pa.list_(pa.float32(), width)))
-    return pa.schema(fields, metadata={"embedding_functions": json.dumps([entry])})
+    return pa.schema(
+        fields, metadata={"embedding_functions": json.dumps([entry], separators=SEPARATORS[bool(spelling)])}
+    )
 
 
 def test_the_names_are_those_of_the_installed_lancedb() -> None:
@@ -84,6 +90,91 @@ def test_a_default_that_has_changed_is_told_by_the_width(width: int, model: str)
     assert found["vector"].function.name == model
     assert found["vector"].function.ndims() == width
     assert any("switched" in note for note in found.notes) is (width == 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "default"),
+    [
+        ("bedrock-text", 1536, "amazon.titan-embed-text-v1"),
+        ("jina", 768, "jina-clip-v1"),
+        ("openai", 1536, "text-embedding-ada-002"),
+        ("watsonx", 768, "ibm/slate-125m-english-rtrvr"),
+    ],
+)
+def test_the_only_default_stands_for_its_own_width(name: str, width: int, default: str) -> None:
+    """A column of another width was not made by it; the error names it, whichever client left the model out."""
+    assert embedreg.functions_in(declared(name, {}, width))["vector"].function.name == default
+    for spelling in ({}, JAVASCRIPT):
+        problem = embedreg.functions_in(declared(name, {}, 512, **spelling)).problems["vector"]
+        assert isinstance(problem, MetadataError)
+        for said in (default, str(width), "512"):
+            assert said in problem.message
+
+
+# -- LanceDB's JavaScript client: its options are openai's and huggingface's -------------------------------------------
+
+MINILM = "Xenova/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "width", "fields"),
+    [
+        ("openai", {}, 1536, {"name": "text-embedding-ada-002", "api_key": None}),
+        (
+            "openai",
+            {"model": "text-embedding-3-small", "apiKey": "$var:openai_key"},
+            1536,
+            {"name": "text-embedding-3-small", "api_key": "$var:openai_key"},
+        ),
+        ("openai", {"model": "$var:m:text-embedding-3-large"}, 3072, {"name": "text-embedding-3-large"}),
+        ("openai", {"modelName": "text-embedding-3-small", "maxRetries": 3}, 1536, {"max_retries": 3}),
+        ("huggingface", {}, 384, {"name": MINILM}),
+        ("huggingface", {"model": MINILM}, 384, {"name": MINILM}),
+        ("huggingface", {"model": MINILM, "tokenizerOptions": {"padding": True}, "ndims": 384}, 384, {"name": MINILM}),
+    ],
+    ids=str,
+)
+def test_what_javascript_writes_is_read_and_shown(
+    name: str, model: dict[str, Any], width: int, fields: dict[str, Any]
+) -> None:
+    """Literal metadata: the function is built with each option, and `inspect` shows the entry as it is stored."""
+    schema = declared(name, model, width, **JAVASCRIPT)
+    assert b'"sourceColumn":"text"' in schema.metadata[b"embedding_functions"]
+    found = embedreg.functions_in(schema)
+    assert {key: found["vector"].function.raw_fields()[key] for key in fields} == fields
+    assert found["vector"].function.ndims() == width
+    (shown,) = embedreg.inspect(schema.empty_table())
+    assert (shown["status"], shown["function"], shown["config"]) == ("ready", name, model)
+    assert shown["source_column"] == "text"
+    assert bool(shown["notes"]) is (name == "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "said"),
+    [
+        (
+            {"baseUrl": "https://example.com/v1", "apiKey": "$var:openai_key"},
+            UntrustedError,
+            ["base_url", "example.com"],
+        ),
+        ({"model": "$var:m"}, UntrustedError, ["variable 'm'", "name"]),
+        ({"apiKey": "sk-1234567890abcdef"}, ConfigError, ["api_key", "hard-coded"]),
+        ({"model": "a", "modelName": "b"}, MetadataError, ["two different values"]),
+    ],
+    ids=str,
+)
+def test_what_javascript_must_not_write_is_refused_by_its_field(
+    model: dict[str, Any], error: type[EmbedregError], said: list[str]
+) -> None:
+    """An address, a variable in place of a model, a key in clear text; and `inspect` does not show the key."""
+    schema = declared("openai", {"model": "text-embedding-3-small", **model}, 1536, **JAVASCRIPT)
+    problem = embedreg.functions_in(schema).problems["vector"]
+    assert isinstance(problem, error)
+    for each in said:
+        assert each in problem.message + problem.hint
+    (shown,) = embedreg.inspect(schema.empty_table())
+    assert shown["status"] == type(problem).__name__
+    assert "sk-1234567890abcdef" not in str(shown)
 
 
 def test_a_width_that_fits_no_default_is_refused() -> None:
@@ -164,10 +255,11 @@ def test_other_clients_names_are_read(spelling: str) -> None:
 )
 def test_what_chooses_a_destination_or_an_identity_needs_a_grant(name: str, model: dict[str, Any]) -> None:
     """Stored metadata alone sends no text elsewhere and uses no other identity; with the grant it may."""
-    found = embedreg.functions_in(declared(name, model))
+    schema = declared(name, model, 1536 if name == "bedrock-text" else 768)
+    found = embedreg.functions_in(schema)
     assert isinstance(found.problems["vector"], UntrustedError)
     with embedreg.trust(found.needed):
-        assert "vector" in embedreg.functions_in(declared(name, model))
+        assert "vector" in embedreg.functions_in(schema)
 
 
 def test_a_field_that_stock_lacks_is_stored_under_another_name() -> None:
