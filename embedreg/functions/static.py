@@ -99,15 +99,16 @@ class StaticEmbeddings(LocalModel, TextEmbeddingFunction):
 
         prompt = (self.query_prompt if role == "query" else self.document_prompt) or ""
         rows = [prompt + text for text in texts_of(self.sanitize_input(inputs))]
-        width, unit = self.ndims(), self._unit()
+        width = self.ndims()
         made, cut = np.empty((len(rows), width), np.float32), np.zeros(len(rows), bool)
-        table = self._loaded("cpu")
+        table: static.StaticTable = self._loaded("cpu")
+        unit = table.parts.normalize if self.normalize is None else self.normalize
         with self._failing(len(rows)):
             for start in range(0, len(rows), ROWS):
                 some = rows[start : start + ROWS]
                 made[start : start + ROWS], cut[start : start + ROWS] = workers.alone(table.embed, some, unit, width)
                 progress.report(progress.Step(rows=len(some)))
-        return truncation.settled(made, cut, self.truncate, self.max_tokens(), self.name)
+        return truncation.settled(made, cut, self.truncate, table.parts.limit, self.name)
 
     def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
         """Embed texts as sources: LanceDB's method of this name."""

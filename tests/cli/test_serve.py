@@ -203,7 +203,7 @@ def test_a_signal_at_the_first_response_is_a_clean_exit(tmp_path: Path, wait: in
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as running:
         client = Client(f"http://127.0.0.1:{port}")
         while True:
-            assert running.poll() is None
+            assert running.poll() is None, running.communicate()
             try:
                 client.call("builtin_echo", ["a"], timeout_s=10)
                 break

@@ -94,7 +94,7 @@ class LightPipeline:
 
         model = self.model
         rows = [self.prompt + text for text in texts] if self.prompt else texts
-        found = model.tokenizer.encode_batch(rows, add_special_tokens=model.special)
+        found = model.tokenizer.encode_batch_fast(rows, add_special_tokens=model.special)  # no places: not needed
         ids = [each.ids for each in found]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         joined = np.fromiter(itertools.chain.from_iterable(ids), np.int64, int(lengths.sum()))

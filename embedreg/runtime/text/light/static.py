@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Table", "means", "read"]
 
-_TOKENS = 2**16  # token vectors that are gathered at a time: 64 MiB of 256 dimensions
+_TOKENS = 2**12  # token vectors that are gathered at a time: 4 MiB of 256 dimensions, which a core's cache holds
 
 
 class Table:
@@ -46,21 +46,19 @@ def means(ids: np.ndarray, counts: np.ndarray, gathered: Callable[[np.ndarray], 
     import numpy as np
 
     sums = np.zeros((len(counts), width), np.float32)
-    ends = np.cumsum(counts)
-    starts = ends - counts
-    row = 0
-    while row < len(counts):
-        stop = int(np.searchsorted(ends, starts[row] + _TOKENS, side="right"))
-        if stop > row:
-            filled = np.flatnonzero(counts[row:stop]) + row
-            if len(filled):
-                vectors = gathered(ids[starts[row] : ends[stop - 1]])
-                sums[filled] = np.add.reduceat(vectors, starts[filled] - starts[row], axis=0)
-            row = stop
-        else:  # one text of more tokens
-            for start in range(int(starts[row]), int(ends[row]), _TOKENS):
-                sums[row] += gathered(ids[start : min(start + _TOKENS, int(ends[row]))]).sum(axis=0)
-            row += 1
+    starts = np.cumsum(counts) - counts
+    order = np.argsort(counts, kind="stable")
+    sizes, firsts = np.unique(counts[order], return_index=True)
+    for size, texts in zip(sizes.tolist(), np.split(order, firsts[1:]), strict=True):  # texts of one length
+        if size > _TOKENS:
+            for text in texts:
+                for start in range(int(starts[text]), int(starts[text]) + size, _TOKENS):
+                    sums[text] += gathered(ids[start : min(start + _TOKENS, int(starts[text]) + size)]).sum(axis=0)
+        elif size:
+            places, step = np.arange(size), _TOKENS // size
+            for some in (texts[at : at + step] for at in range(0, len(texts), step)):
+                vectors = gathered(ids[(starts[some, None] + places).ravel()])
+                sums[some] = vectors.reshape(len(some), size, width).sum(axis=1)
     sums /= np.maximum(counts, 1)[:, None]
     return sums
 
