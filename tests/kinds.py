@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
+import embedreg
 from embedreg import RowError, TextEmbeddingFunction, Traits, register
 
 D = 4
@@ -64,3 +66,27 @@ class Letters(TextEmbeddingFunction):
     def _counts(self, text: str) -> tuple[list[int], list[float]]:
         letters = sorted({*text.lower()} & {*map(chr, range(97, 123))})
         return [ord(each) - 97 for each in letters], [self.scale * text.lower().count(each) for each in letters]
+
+
+ROWS = pa.table(
+    {
+        "id": range(60),
+        "text": [None if row % 11 == 7 else f"note {'xyz'[row % 3]} of {row}" for row in range(60)],
+        "title": [None if row % 5 == 0 else f"title {row}" for row in range(60)],
+    }
+)
+"""Rows that each kind of column can be made of, some of them null."""
+
+
+def of_each_kind() -> dict[str, embedreg.EmbeddingFunctionConfig]:
+    """Declare a column of each kind of vectors for `ROWS`, by the name of the column, which is that of the kind."""
+    hashing = embedreg.get("hashing").create(dim=16)
+    ranges = embedreg.calibrate(hashing, [text for text in ROWS["text"].to_pylist() if text])
+    made = {
+        "multi": WordVectors.create().bind("text", "multi"),
+        "sparse": Letters.create().bind("text", "sparse"),
+        "template": hashing.bind(template="{title}: {text}", vector="template"),
+    }
+    for dtype in ("int8", "uint8", "binary", "ubinary"):
+        made[dtype] = hashing.bind("text", dtype, dtype=dtype, ranges=ranges if dtype.endswith("int8") else None)
+    return made

@@ -55,6 +55,8 @@ class VectorKind(ABC):
         type_hint: the field type in a `Schema`, with `{d}` for the width.
         no_direction: the reason for a row without a vector: all zeros, or none at all.
         sql: the SQL type of a column by engine name, with `{d}` for the width; other engines refuse the kind.
+        sql_score: by engine name, the SQL for a row's score, larger is nearer, with `{v}` for the row's column, `{q}`
+            for the query and `{similarity}` for a function of two vectors; dense vectors have the engine's distances.
     """
 
     name: ClassVar[str]
@@ -67,6 +69,7 @@ class VectorKind(ABC):
     type_hint: ClassVar[str]
     no_direction: ClassVar[str]
     sql: ClassVar[Mapping[str, str]]
+    sql_score: ClassVar[Mapping[str, str]] = {}
 
     def __repr__(self) -> str:
         return f"<vectors {self.name!r}>"

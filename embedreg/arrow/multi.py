@@ -72,6 +72,9 @@ class MultiKind(VectorKind):
     type_hint: ClassVar[str] = "MultiVector({d})"
     no_direction: ClassVar[str] = "it has no vectors, or only vectors of zeros"
     sql: ClassVar[Mapping[str, str]] = {"duckdb": "FLOAT[{d}][]"}
+    sql_score: ClassVar[Mapping[str, str]] = {
+        "duckdb": "list_sum(list_transform({q}, lambda x: list_max(list_transform({v}, lambda y: {similarity}(x, y)))))"
+    }
 
     # -- rows in memory ---------------------------------------------------------------------------------------------
 

@@ -88,6 +88,10 @@ class SparseKind(VectorKind):
     type_hint: ClassVar[str] = "SparseVector({d})"
     no_direction: ClassVar[str] = "it has no weights"
     sql: ClassVar[Mapping[str, str]] = {"duckdb": "STRUCT(indices INTEGER[], values FLOAT[])"}
+    sql_score: ClassVar[Mapping[str, str]] = {
+        "duckdb": "list_sum(list_transform(list_zip({v}.indices, {v}.values),\n"
+        "    lambda p: p[2] * coalesce({q}.values[list_position({q}.indices, p[1])], 0)))"
+    }
 
     # -- rows in memory ---------------------------------------------------------------------------------------------
 

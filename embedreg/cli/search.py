@@ -29,12 +29,15 @@ __all__ = ["choose", "find", "search"]
 
 _CHUNKS = 4  # chunks that are read for each parent at first, and the factor by which more are read
 RESCORE = 4
+_KINDS = ("lance", "parquet", "arrow")
 _IMAGE_ROWS = 256  # batch size for tables with image bytes, which may be megabytes each
 
 
 @command
 def search(
-    table: Annotated[str, typer.Argument(help="A .lance folder, DB_DIR/name, or a Parquet file or folder of them.")],
+    table: Annotated[
+        str, typer.Argument(help="A .lance folder, DB_DIR/name, or a Parquet or Arrow file or folder of them.")
+    ],
     query: Annotated[str | None, typer.Argument(help="The text to search for.")] = None,
     image: Annotated[
         Path | None,
@@ -73,7 +76,7 @@ def search(
 ) -> None:
     """Search a table with plain text or an image: the function that embedded it is read from its metadata.
 
-    A Lance table is searched by its engine; Parquet is read through once, each vector compared, and so are sparse and
+    A Lance table is searched by its engine; files are read through once, each vector compared, and so are sparse and
     quantised vectors (int8, uint8, binary, ubinary) and several columns at once. The score of a row is the cosine of
     its vector and the query's, 1 at best; for other metrics and multi-vectors its distance is shown, 0 at best. Several
     columns are fused by their ranks.
@@ -82,7 +85,7 @@ def search(
         raise typer.BadParameter("give what to look for: either QUERY, or --image FILE.")
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"--html {html}: a page's name ends in .html.")
-    place = places.find(table)
+    place = places.find(table, _KINDS)
     start = time.perf_counter()
     wanted = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     asked = query if image is None else _opened(image)
@@ -370,7 +373,7 @@ def _read_through(
 
         batches = filtered(place, wanted, where)
     else:
-        condition = None if where is None else parse_where(where, stored)
+        condition = None if where is None else parse_where(where, stored if place.kind == "parquet" else data.schema)
         batches = data.batches(wanted, where=condition, **heavy)
     searches = [
         Asked(

@@ -120,7 +120,7 @@ class Source:
         Args:
             columns: the columns to read; None for all.
             batch_rows: the most rows of one batch.
-            where: only the rows that meet this condition; for Parquet on this machine.
+            where: only the rows that meet this condition; for Parquet and Arrow files on this machine.
         Raises:
             StorageError: the data is corrupt.
         """
@@ -218,6 +218,12 @@ class Source:
         files = [self.place.storage.full(each.path) for each in self.inputs]
         with _readable(self.place, self.place.text):
             try:
+                if self.place.kind == "arrow":  # Arrow's own reader does not take the stream format
+                    rows = self.batches(None, batch_rows)
+                    yield from ds.Scanner.from_batches(
+                        rows, schema=self.schema, columns=columns, filter=where
+                    ).to_batches()
+                    return
                 data = ds.dataset(files, schema=self.schema, format="parquet", filesystem=self.place.storage.fs)
                 # Arrow's default read-ahead (16 batches of 4 files) uses too much memory.
                 scan = data.scanner(

@@ -12,9 +12,10 @@ from typing import Any
 
 from embedreg.arrow.quantized import QUANTIZED, Quantizer, Ranges
 from embedreg.core.fields import MAX_NDIMS
-from embedreg.errors import EmbedregError, MetadataError
+from embedreg.errors import EmbedregError, MetadataError, SchemaError
+from embedreg.support.display import plain
 
-__all__ = ["KEY", "calibration_rows", "is_quantized", "quantizer_of", "record_of"]
+__all__ = ["KEY", "calibration_rows", "is_quantized", "quantizer_of", "record_of", "refuse_in_lance"]
 
 KEY = "quantization"  # in the reserved properties
 
@@ -22,6 +23,20 @@ KEY = "quantization"  # in the reserved properties
 def is_quantized(reserved: Mapping[str, Any]) -> bool:
     """Return whether the values of a column are quantised."""
     return reserved.get("dtype") in QUANTIZED
+
+
+def refuse_in_lance(dtype: str | None, column: str) -> None:
+    """Refuse a column of "uint8" values in a Lance table, which LanceDB 0.40 searches by the distance of their bits.
+
+    Raises:
+        SchemaError: it is one.
+    """
+    if dtype == "uint8":
+        raise SchemaError(
+            f"column {plain(column, 80)!r} would hold uint8 vectors, which LanceDB compares bit by bit, so that it "
+            "finds wrong rows.",
+            "dtype='int8' holds the same, or 'ubinary', which LanceDB searches",
+        ).for_shell("--dtype int8 holds the same, or ubinary, which LanceDB searches")
 
 
 def record_of(ranges: Ranges) -> dict[str, Any]:

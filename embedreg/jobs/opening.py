@@ -18,7 +18,7 @@ from embedreg.datasets.targets import Target
 from embedreg.declaration import codec, drift, templates
 from embedreg.declaration.entries import metadata_with_widths
 from embedreg.declaration.quantization import KEY as QUANTIZATION
-from embedreg.declaration.quantization import quantizer_of, record_of
+from embedreg.declaration.quantization import quantizer_of, record_of, refuse_in_lance
 from embedreg.embedding import schema as schemas
 from embedreg.embedding.column import ZeroVectors, zero_policy
 from embedreg.embedding.quantizing import CALIBRATION_ROWS, learn_from
@@ -336,12 +336,7 @@ def _refuse_unwritable(schema: pa.Schema, target: Target) -> None:
 
     if target.kind == "lance":
         for entry in codec.entries(schema.metadata):
-            if entry.reserved.get("dtype") == "uint8":
-                raise SchemaError(
-                    f"column {plain(entry.vector_column, 80)!r} would hold uint8 vectors, which LanceDB compares bit "
-                    "by bit, so that it finds wrong rows.",
-                    "dtype='int8' holds the same, or 'ubinary', which LanceDB searches",
-                ).for_shell("--dtype int8 holds the same, or ubinary, which LanceDB searches")
+            refuse_in_lance(entry.reserved.get("dtype"), entry.vector_column)
         refuse_unstorable(schema)
         return
     for item in schema:

@@ -69,9 +69,15 @@ def embedded(log: Path) -> list[str]:
 
 
 def of_each_kind(log: str, pause_s: float = 0.0) -> list[embedreg.EmbeddingFunctionConfig]:
-    """Declare a column of each kind of vectors; the first records its inputs."""
+    """Declare a column of each kind of vectors, of each dtype and of a template; the first records its inputs."""
     first = Logged(log=log, pause_s=pause_s).bind("text", "vector")
-    return [first, *(Logged(vectors=kind).bind("text", kind) for kind in ("multi", "sparse"))]
+    hashing = embedreg.get("hashing").create(dim=8)
+    return [
+        first,
+        *(Logged(vectors=kind).bind("text", kind) for kind in ("multi", "sparse")),
+        *(hashing.bind("text", dtype, dtype=dtype) for dtype in ("int8", "ubinary")),
+        hashing.bind(template="{id}: {text}", vector="template"),
+    ]
 
 
 def run(src: str, dst: str, log: str, pause_s: float = 0.0, every_kind: bool = False, **options: Any) -> None:

@@ -14,6 +14,7 @@ import lance
 import pyarrow.parquet as pq
 import pytest
 
+import embedreg
 from embedreg.errors import StorageError
 from embedreg.jobs import Job, embed
 from tests.jobs import children
@@ -121,6 +122,9 @@ def test_one_job_killed_again_and_again_ends(
     words = [[len(word), sum(word.encode())] for word in table["text"][0].as_py().split()]
     assert table["multi"][0].as_py() == words
     assert table["sparse"][0].as_py() == {"indices": [0], "values": [len(table["text"][0].as_py())]}
+    assert table["template__source"][0].as_py() == f"{table['id'][0].as_py()}: {table['text'][0].as_py()}"
+    declared = embedreg.functions_in(table)
+    assert [declared[name].value_type for name in ("int8", "ubinary")] == ["int8", "ubinary"]
     kills, chance = 0, random.Random(7)
     while True:
         seen = len(children.embedded(log))

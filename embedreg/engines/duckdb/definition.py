@@ -70,7 +70,7 @@ class DuckDB(Engine):
             made.append(Statements("texts", "the texts of the template, which are embedded", rendered))
         target = to or f"{sql.parts_of(table)[-1]}.parquet"
         floats = [entry for entry in entries if not is_quantized(entry.reserved)]  # DuckDB does not search the others
-        found = [sql.search_statement(table, entry, name) for entry in floats]
+        found = [sql.search_statement(table, entry, name) for entry in floats if sql.is_known(entry)]
         made += [
             Statements("comments", "what made the vectors, in the database", sql.comment_statements(table, entries)),
             Statements("copy", "the same in a Parquet file", sql.copy_statement(table, target, entries)),

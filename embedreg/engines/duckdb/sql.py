@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from embedreg.arrow.templates import Template
 from embedreg.core.fields import MAX_NDIMS
+from embedreg.core.kinds import kind_recorded
 from embedreg.declaration.comments import comment_of, one_line
 from embedreg.declaration.entries import KEY, Entry, value_type
 from embedreg.declaration.quantization import is_quantized, quantizer_of
@@ -21,6 +22,7 @@ __all__ = [
     "copy_statement",
     "create_table_statement",
     "identifier",
+    "is_known",
     "literal",
     "parts_of",
     "refused",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 DISTANCES = {"cosine": "array_cosine_distance", "l2": "array_distance", "dot": "array_negative_inner_product"}
+_SIMILARITIES = {"cosine": "array_cosine_similarity", "l2": "-array_distance", "dot": "array_inner_product"}
 _NUMBERS = {"float64": "DOUBLE", "int8": "TINYINT", "binary": "TINYINT", "uint8": "UTINYINT", "ubinary": "UTINYINT"}
 _PART = r'("(?:[^"]|"")+"|[^".]+)'
 _NAME = re.compile(rf"{_PART}(?:\.{_PART})?(?:\.{_PART})?")
@@ -60,15 +63,30 @@ def copy_statement(table: str, path: str, entries: Sequence[Entry]) -> str:
         MetadataError: there is no declaration. ConfigError: the table's name is invalid.
     """
     lists = [
-        f"{identifier(entry.vector_column)}::{_number(entry)}[] AS {identifier(entry.vector_column)}"
+        f"{identifier(entry.vector_column)}::{kind.replace('[{d}]', '[]')} AS {identifier(entry.vector_column)}"
         for entry in entries
+        if (kind := _type(entry)) is not None
     ]
-    query = f"SELECT * REPLACE ({', '.join(lists)}) FROM {table_name(table)}"
+    query = f"SELECT *{_replaced(lists)} FROM {table_name(table)}"
     return f"COPY ({query}) TO {literal(path)} (FORMAT parquet, {copy_clause(entries)});"
 
 
-def _number(entry: Entry) -> str:
-    return _NUMBERS.get(str(value_type(entry.reserved)), "FLOAT")
+def _type(entry: Entry) -> str | None:
+    """Return the type of a column, with `{d}` for its width; None for a kind of vectors that is not known here."""
+    try:
+        kind = kind_recorded(entry.reserved)
+    except MetadataError:
+        return None
+    return kind.sql["duckdb"].replace("FLOAT", _NUMBERS.get(str(value_type(entry.reserved)), "FLOAT"))
+
+
+def is_known(entry: Entry) -> bool:
+    """Return whether the kind of vectors that a column declares is known to this version."""
+    return _type(entry) is not None
+
+
+def _replaced(columns: Sequence[str]) -> str:
+    return f" REPLACE ({', '.join(columns)})" if columns else ""
 
 
 def comment_statements(table: str, entries: Sequence[Entry], words: str = "") -> list[str]:
@@ -98,12 +116,12 @@ def create_table_statement(table: str, path: str, entries: Sequence[Entry]) -> s
     """
     widths = [(entry, _width(entry)) for entry in entries]
     arrays = [
-        f"{identifier(entry.vector_column)}::{_number(entry)}[{ndims}] AS {identifier(entry.vector_column)}"
+        f"{identifier(entry.vector_column)}::{kind.format(d=ndims)} AS {identifier(entry.vector_column)}"
         for entry, ndims in widths
         if isinstance(ndims, int) and not isinstance(ndims, bool) and 0 < ndims <= MAX_NDIMS
+        if (kind := _type(entry)) is not None
     ]
-    replaced = f" REPLACE ({', '.join(arrays)})" if arrays else ""
-    return f"CREATE TABLE {table_name(table)} AS SELECT *{replaced} FROM read_parquet({literal(path)});"
+    return f"CREATE TABLE {table_name(table)} AS SELECT *{_replaced(arrays)} FROM read_parquet({literal(path)});"
 
 
 def _width(entry: Entry) -> object:
@@ -123,16 +141,27 @@ def refused(column: str, dtype: str) -> ConfigError:
 def search_statement(table: str, entry: Entry, name: str = "ai_embed", limit: int = 5) -> str:
     """Return a search of a table for the rows nearest to a text, by the distance that the vectors are meant for.
 
+    Multi-vectors are compared by MaxSim, sparse vectors by their dot product.
+
     Args:
         table: its name, as `table_name` takes it.
         name: of the SQL function that `engines.duckdb.install` made.
     Raises:
-        ConfigError: the vectors are quantised.
+        ConfigError: the vectors are quantised. MetadataError: they are of an unknown kind.
     """
     if is_quantized(entry.reserved):
         raise refused(entry.vector_column, str(entry.reserved["dtype"]))
-    distance = DISTANCES.get(str(entry.reserved.get("metric")), DISTANCES["cosine"])
+    metric = str(entry.reserved.get("metric"))
     query = f"{identifier(name + '_query')}('what you look for')"
+    score = kind_recorded(entry.reserved).sql_score.get("duckdb")
+    if score is not None:
+        similarity = _SIMILARITIES.get(metric, _SIMILARITIES["cosine"])
+        by = score.format(v=f"t.{identifier(entry.vector_column)}", q="asked.q", similarity=similarity)
+        return (
+            f"SELECT t.* EXCLUDE ({identifier(entry.vector_column)}) FROM {table_name(table)} AS t, "
+            f"(SELECT {query} AS q) AS asked\nORDER BY {by} DESC NULLS LAST LIMIT {limit:d};"
+        )
+    distance = DISTANCES.get(metric, DISTANCES["cosine"])
     return (
         f"SELECT * EXCLUDE ({identifier(entry.vector_column)}) FROM {table_name(table)}\n"
         f"ORDER BY {distance}({identifier(entry.vector_column)}, {query}) LIMIT {limit:d};"

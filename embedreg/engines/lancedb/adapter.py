@@ -151,7 +151,8 @@ class Adapter(LanceBase):
         if how is not None and not how.known:
             raise ConfigError(
                 f"the ranges of these {self._dtype} vectors are not known yet, and table.add cannot record them.",
-                "embedreg.engines.lancedb.add(table, rows) learns them from its rows; later, table.add uses them",
+                "embedreg.engines.lancedb.add(table, rows) learns them from its rows, and table.add uses them later; "
+                f"or declare them: Vector(fn.ndims(), {self._dtype!r}, ranges=embedreg.calibrate(fn, texts))",
             )
         embedded = column.embed_column(self._use(), inputs, declared=self._declared)
         if self._dtype == "float16":
@@ -373,7 +374,7 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
         for source, vector in found:
             kind = types[vector.field]
             declared = schemas.declaration(source, vector, kind)
-            ranges.refuse_uint8(declared.value_type, vector.field)
+            quantization.refuse_in_lance(declared.value_type, vector.field)
             vectors, how = kind_of(vector.function), codec.quantizer(declared)
             ndims = codec.stated_ndims(vector.function, vectors.width_of(kind)) if how is None else how.ndims
             if not (vectors.fits(kind, ndims) if how is None else vectors.width_of(kind) == how.width):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.chunks.child import Child, digests_of
 from embedreg.chunks.settings import CHUNK, KEY, PARENT_DIGEST
+from embedreg.declaration import codec
+from embedreg.declaration.quantization import refuse_in_lance
 from embedreg.engines.lancedb.columns.commits import lance, lance_errors, write_metadata
 from embedreg.engines.lancedb.columns.declared import quoted
 from embedreg.engines.lancedb.columns.place import Place
@@ -49,6 +51,8 @@ class LanceChild(Child):
         own = self.schema()
         if own is None:
             _refuse_name(schema.names[0])
+            for entry in codec.entries(schema.metadata):
+                refuse_in_lance(entry.reserved.get("dtype"), entry.vector_column)
             self._place.path.parent.mkdir(parents=True, exist_ok=True)
             with lance_errors(f"{self.shown} cannot be made"):
                 lance().write_dataset(schema.empty_table(), str(self._place.path), schema=schema)

@@ -21,22 +21,12 @@ from embedreg.declaration.quantization import KEY, quantizer_of, record_of
 from embedreg.errors import ConfigError, SchemaError, StorageError
 from embedreg.support.display import first_line, plain
 
-__all__ = ["SEARCHED", "agreed", "not_searched", "refuse_uint8"]
+__all__ = ["SEARCHED", "agreed", "not_searched"]
 
 SEARCHED = "ubinary"
 
 _TRIES = 10
 _WAIT_S = 0.01
-
-
-def refuse_uint8(dtype: str | None, column: str) -> None:
-    """Raise `SchemaError` for a column of "uint8" values."""
-    if dtype == "uint8":
-        raise SchemaError(
-            f"column {plain(column, 80)!r} would hold uint8 vectors, which LanceDB compares bit by bit, so that it "
-            "finds wrong rows.",
-            "dtype='int8' holds the same, or 'ubinary', which LanceDB searches",
-        ).for_shell("--dtype int8 holds the same, or ubinary, which LanceDB searches")
 
 
 def not_searched(dtype: str) -> ConfigError:

@@ -19,12 +19,12 @@ from embedreg.core import canonical
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration import codec, drift
 from embedreg.declaration.fingerprint import fingerprint
-from embedreg.declaration.quantization import quantizer_of
+from embedreg.declaration.quantization import quantizer_of, refuse_in_lance
 from embedreg.embedding import schema as schemas
 from embedreg.embedding import table as tables
 from embedreg.embedding.column import ZeroVectors
 from embedreg.engines.lancedb.adapter import offer_stored
-from embedreg.engines.lancedb.ranges import agreed, refuse_uint8
+from embedreg.engines.lancedb.ranges import agreed
 from embedreg.errors import ConfigError, EmbedregError, InputError, SchemaError, StorageError
 from embedreg.support.display import first_line, plain
 from embedreg.support.imports import attempt_import_or_raise
@@ -57,7 +57,7 @@ def create_table(db: Any, name: str, schema: Any, *, mode: str = "create") -> An
     _refuse_async(db, "await db.create_table(name, schema=YourSchema.to_arrow_schema())")
     declared, configs = schemas.resolve(schema)
     for config in configs:
-        refuse_uint8(config.value_type, config.vector_column)
+        refuse_in_lance(config.value_type, config.vector_column)
     if declared is None:
         raise SchemaError(
             "a list of declarations has no columns.", "pass a Schema class, or add(table, data) to a table"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from embedreg.core.kinds import kind_of_type
-from embedreg.declaration import codec, manifest
+from embedreg.declaration import codec, manifest, templates
+from embedreg.declaration.quantization import quantizer_of, refuse_in_lance
 from embedreg.engines.ray.cluster import plain_errors
 from embedreg.engines.ray.worker import step
 from embedreg.errors import ConfigError, DriftError, StorageError, VectorError
@@ -100,6 +101,8 @@ def write_lance(
         raise ConfigError(f"unknown mode {mode!r}; expected 'create', 'append' or 'overwrite'.", "mode='append'")
     lance = attempt_import_or_raise("lance", "pylance", extra="lancedb")
     sealed, text = _sealed(ds, declared_by)
+    for entry in codec.entries({codec.KEY: text}):
+        refuse_in_lance(entry.reserved.get("dtype"), entry.vector_column)
     try:
         there = lance.dataset(uri, storage_options=storage_options)
     except (OSError, ValueError):
@@ -222,7 +225,8 @@ def _vectors(column: pa.Array, kind: pa.DataType, name: str, ndims: int) -> pa.A
     stored = column.storage if isinstance(column, pa.ExtensionArray) else column  # Ray's tensors
     if pa.types.is_binary(stored.type) or pa.types.is_large_binary(stored.type):
         raise VectorError(
-            f"Ray has made Python objects of the vectors in {name!r}, as numpy has no nulls.",
+            f"Ray has made Python objects of the vectors in {name!r}, as numpy has neither nulls "
+            "nor rows of different lengths.",
             "let the steps after embed_dataset work on Arrow: map_batches(..., batch_format='pyarrow')",
         )
     vectors = kind_of_type(kind)
@@ -238,8 +242,20 @@ def _refuse_mixture(there: bytes | None, text: bytes, where: str) -> None:
     before = {entry.vector_column: entry for entry in codec.entries({codec.KEY: there} if there else None)}
     for entry in codec.entries({codec.KEY: text}):
         old = before.get(entry.vector_column)
-        if old is not None and old.reserved.get("fingerprint") != entry.reserved.get("fingerprint"):
+        mine, theirs = _made_by(entry), {} if old is None else _made_by(old)
+        if different := [what for what in theirs if mine[what] != theirs[what]]:
             raise DriftError(
-                f"{where} holds vectors of {old.name!r} with another configuration in {entry.vector_column!r}.",
+                f"{where} holds vectors of {entry.name!r} with another {different[0]} in {entry.vector_column!r}.",
                 "write to another place, or mode='overwrite'",
             )
+
+
+def _made_by(entry: codec.Entry) -> dict[str, object]:
+    """Return what the vectors of one column have in common, by name."""
+    how = quantizer_of(entry.reserved)
+    return {
+        "configuration": entry.reserved.get("fingerprint"),
+        "template": entry.reserved.get(templates.KEY),
+        "dtype": None if how is None else how.dtype,
+        "set of ranges": None if how is None or how.ranges is None else how.ranges.data,
+    }

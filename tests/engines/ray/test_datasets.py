@@ -18,8 +18,10 @@ import ray.cloudpickle
 import ray.data
 
 import embedreg
+from embedreg.declaration import codec
 from embedreg.embedding.schema import resolve
 from embedreg.engines import ray as engine
+from embedreg.engines.ray import sinks
 from embedreg.engines.ray.worker import pack
 from embedreg.errors import (
     BadRowsError,
@@ -34,6 +36,7 @@ from embedreg.errors import (
 )
 from tests.engines.conftest import RAY_WARNS, Cluster
 from tests.engines.ray_functions import KEY, Drifting, Granted, Lengths, Mortal, Whereabouts
+from tests.kinds import of_each_kind
 
 pytestmark = RAY_WARNS
 
@@ -186,8 +189,23 @@ def test_what_rows_and_numpy_lose_the_sinks_put_back(cluster: Cluster, tmp_path:
     assert back.schema.field("vector").type.list_size == 8
     assert back.schema.metadata[b"embedding_functions"] == local.schema.metadata[b"embedding_functions"]
     np.testing.assert_array_equal(matrix(back.sort_by("id")), matrix(local))
-    with pytest.raises(VectorError, match="numpy has no nulls"):
+    with pytest.raises(VectorError, match="numpy has neither nulls"):
         engine.write_parquet(out.map_batches(lambda batch: batch), str(tmp_path / "not"), declared_by=out)
+
+
+def test_vectors_made_otherwise_are_not_added() -> None:
+    """Those by other ranges, of another dtype or by another template, to a folder or a table that has some."""
+    kinds = of_each_kind()
+    hashing, there = kinds["int8"].function, codec.encode([*kinds.values()])
+    for other, why in (
+        (hashing.bind("text", "int8", dtype="int8", ranges=[[-1] * 16, [1] * 16]), "another set of ranges in 'int8'"),
+        (hashing.bind("text", "int8", dtype="binary"), "another dtype in 'int8'"),
+        (hashing.bind("text", "int8"), "another dtype in 'int8'"),
+        (hashing.bind(template="{text}", vector="template"), "another template in 'template'"),
+    ):
+        with pytest.raises(DriftError, match=why):
+            sinks._refuse_mixture(there, codec.encode([other]), "a folder")
+    sinks._refuse_mixture(there, there, "a folder")
 
 
 def test_a_dataset_without_rows_has_its_columns(cluster: Cluster, tmp_path: Path) -> None:

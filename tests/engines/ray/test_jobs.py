@@ -24,6 +24,7 @@ from embedreg.errors import BadRowsError, CallError, MissingVariableError, Stora
 from embedreg.jobs import Job, embed
 from tests.engines.conftest import HERE, RAY_WARNS, Cluster
 from tests.engines.ray_functions import KEY, Choosy, Gated, Hosted, Lengths, Mortal
+from tests.kinds import ROWS, of_each_kind
 from tests.servers import Loopback
 
 pytestmark = RAY_WARNS
@@ -77,6 +78,18 @@ def test_a_job_on_two_actors_is_the_job_here(cluster: Cluster, tmp_path: Path) -
     assert (far.rows, far.embedded, far.nulls, far.pieces) == (near.rows, near.embedded, near.nulls, near.pieces)
     assert shown[-1] == (20_000, 20_000)
     assert [done for done, _ in shown] == sorted(done for done, _ in shown)
+
+
+def test_a_job_of_every_kind_is_the_job_here(cluster: Cluster, tmp_path: Path) -> None:
+    """Multi-vectors, sparse vectors, a template, and quantised vectors, with given ranges and with learnt ones."""
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        pq.write_table(ROWS.slice(30 * number, 30), tmp_path / "in" / f"{number}.parquet")
+    kinds = of_each_kind()
+    declared = [*kinds.values(), kinds["int8"].function.bind("text", "learnt", dtype="int8")]
+    embed(tmp_path / "in", tmp_path / "far", declared, engine=engine.engine(actors=2))
+    embed(tmp_path / "in", tmp_path / "near", declared)
+    assert same(tmp_path / "far", tmp_path / "near")
 
 
 def test_a_lance_table_is_made_whole(cluster: Cluster, tmp_path: Path) -> None:

@@ -16,14 +16,13 @@ from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
-from embedreg.declaration.quantization import is_quantized
+from embedreg.declaration.quantization import is_quantized, refuse_in_lance
 from embedreg.embedding import schema as schemas
 from embedreg.engines.lancedb.columns import declared
 from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, field_ids, lance, lance_errors
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
-from embedreg.engines.lancedb.ranges import refuse_uint8
 from embedreg.errors import ConfigError, SchemaError, StorageError, option
 from embedreg.support import strict_json
 
@@ -136,7 +135,7 @@ def _add_texts(place: Place, source: str, vector: str, template: Template, *, be
 
 def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options: Options) -> None:
     vector, source = config.vector_column, config.source_column
-    refuse_uint8(config.value_type, vector)
+    refuse_in_lance(config.value_type, vector)
     template = templates.of(config)
     if template is not None:
         template.refuse_missing(schema.names, vector)
