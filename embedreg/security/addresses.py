@@ -33,6 +33,7 @@ _AUTHORITY = re.compile(
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _LONGEST = 2**16  # characters; no system takes a path, and no server an address, that is this long when decoded
 _NORMALIZED = 4096  # characters
+_SPACE = re.compile(r"\s")  # in prompts, which may mention an address
 _MARKS = re.compile(r"[!-~]")  # characters that occur in every address or path
 _DECODINGS = 3  # a path that is percent-encoded more often than any chain of libraries decodes it
 
@@ -80,6 +81,8 @@ def parse_host(text: str) -> Host | None:
             return None
     port = int(match["port"]) if match["port"] else None
     scheme = match["scheme"].lower() if match["scheme"] else None
+    if scheme is None and "://" in text:
+        return None  # "name/http://host"
     return Host(host, port, scheme, bare=not match["rest"] and scheme is None)
 
 
@@ -123,7 +126,7 @@ def kind_of(text: str) -> Literal["url", "path"] | None:
 def _plain_kind(text: str) -> Literal["url", "path"] | None:
     if _SPELLED_PATH.match(text):
         return "path"
-    if _URL.match(text):
+    if _URL.match(text) or ("://" in text and not _SPACE.search(text)):  # litellm: "huggingface/https://host"
         return "url"
     return "path" if _PATH.match(text) else None
 

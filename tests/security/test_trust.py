@@ -271,6 +271,7 @@ def test_a_variable_is_read_in_no_nested_place(secret: str) -> None:
         {"base_url": "https://evil.example"},
         {"host": "evil.example"},
         {"name": "https://evil.example/m"},
+        {"name": "huggingface/https://evil.example/m"},  # an address, to litellm
         {"options": {"x": ["https://evil.example"]}},
         {"default_headers": {"Host": "evil"}},
     ],
