@@ -1,23 +1,47 @@
-"""No channel shows a remote function's key: not its errors, logs, texts, dumps, pickles, declarations or usage."""
+"""No channel shows a remote function's key.
+
+The channels: errors, logs, texts, dumps, pickles, declarations, usage, the ledger of a job, the metrics of a server.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import logging
 import pickle
 import pprint
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import embedreg
+from embedreg.engines.databend import serve
 from embedreg.errors import EmbedregError
+from tests.engines.databend_flight import Client
 from tests.secret_holders import everything_about, forms
 from tests.servers import Reply
 from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, vendor_server
+
+
+def _of_texts(url: str) -> dict[str, Any]:
+    return {"api_key": "$var:vendor_key", "source_type": "text", "dim": 256, "base_url": url}
+
+
+# Beside the functions of texts: OpenAI's own, and those of images, with texts as their sources.
+CASES = [
+    *CASES,
+    Case("openai", lambda url: {"api_key": "$var:vendor_key", "name": "m", "dim": 20, "base_url": url + "/v1"}),
+    Case("cohere-multimodal", _of_texts),
+    Case("jina-clip", lambda url: _of_texts(url + "/v1")),
+    Case("voyageai-multimodal", lambda url: _of_texts(url + "/v1")),
+]
+BY_NAME = {case.name: case for case in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +61,15 @@ def assert_clean(text: object) -> None:
 def names_of(case: Case) -> tuple[str, ...]:
     """Return the environment variables that a function reads a key from."""
     cls: Any = embedreg.get(case.name)
-    return ("AZURE_OPENAI_API_KEY",) if case.name == "azure-openai" else cls.vendor.key_names
+    own = {"azure-openai": ("AZURE_OPENAI_API_KEY",), "openai": ("OPENAI_API_KEY",)}
+    return own.get(case.name) or cls.vendor.key_names
+
+
+def test_every_remote_function_is_looked_through() -> None:
+    """None is missing but the bridge, where its library is: it is not part of [dev]."""
+    registry = embedreg.get_registry()
+    remote = {name for name in registry.list() if registry.get(name).traits.remote}
+    assert remote - BY_NAME.keys() <= {"litellm", "vertex"}
 
 
 @pytest.mark.parametrize(
@@ -98,3 +130,37 @@ def test_no_channel_shows_a_key(
     for text in shown:
         assert_clean(text)
     assert "TotalUsage(requests=" in caplog.text
+
+
+def test_neither_metrics_nor_a_ledger_shows_a_key(server: VendorServer, tmp_path: Path) -> None:
+    """A running server of every function, after calls that passed and failed; and jobs."""
+    embedreg.get_registry().set_var("vendor_key", KEY)
+    server.replies.clear()
+    functions = {case.name.replace("-", "_"): case.create(server, max_retries=0) for case in CASES}
+    shown: list[Any] = []
+    with serve(functions, bind="127.0.0.1:0", metrics_bind="127.0.0.1:0") as running:
+        client = Client(running.address)
+        for case in CASES:
+            name = case.name.replace("-", "_")
+            client.call(name, ["a", "b"])
+            server.replies.append(Reply("error", 401, "" if case.name == "ollama" else f"no {case.secret}"))
+            with pytest.raises(Exception, match="HTTP 401") as caught:
+                client.call(name, ["c"])
+            shown.append(str(caught.value))
+            server.replies.clear()
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=30) as page:
+            metrics = page.read().decode()
+    for name in functions:
+        assert f'embedreg_databend_calls_total{{function="{name}"}} 2.0' in metrics
+        assert f'embedreg_databend_requests_total{{function="{name}"}}' in metrics
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "texts.parquet")
+    for name in ("bedrock_text", "cohere", "openai", "watsonx"):  # each kind of client and of key
+        function = functions[name]
+        report = embedreg.embed(tmp_path / "texts.parquet", tmp_path / name, function.bind("text", "vector"))
+        assert report.usage.requests == 2  # with the probe
+        shown += [repr(report), embedreg.inspect(tmp_path / name)]
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        assert {"job.json", "texts.parquet.json"} <= {path.name for path in files}  # its settings, and a piece of it
+        shown += [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in files]
+    for text in [metrics, *shown]:
+        assert_clean(text)
