@@ -72,7 +72,10 @@ def _installed(described: dict[str, Any]) -> str:
 def _print_one(described: dict[str, Any]) -> None:
     terminal.say(": ".join(filter(None, (described["name"], described["doc"]))), style="bold")
     where = "a remote service" if described["remote"] else "this machine"
-    terminal.say(f"{described['modality']}, {described['origin']}, runs on {where}, installed: {_installed(described)}")
+    extra = f", extra: embedreg[{described['extra']}]" if described["extra"] and described["installed"] else ""
+    terminal.say(
+        f"{described['modality']}, {described['origin']}, runs on {where}, installed: {_installed(described)}{extra}"
+    )
     doc = inspect.cleandoc(get_registry().get(described["name"]).__doc__ or "")
     if more := doc.partition("\n\n")[2]:
         terminal.say(more, lines=True)

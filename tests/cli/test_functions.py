@@ -48,11 +48,13 @@ def test_the_list_has_a_table_for_each_group(cli: Callable, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", sorted(BUILTINS))
 def test_one_function_has_an_example_that_can_be_pasted(name: str, cli: Callable) -> None:
-    """Its roles, limits, keys and documentation, and a command whose configuration the class takes."""
+    """Its extra, LanceDB's name, roles, limits, keys, documentation, and a command whose configuration it takes."""
     described = embedreg.get_registry().describe(name)
     out = " ".join(cli("functions", name).out.split())
     for field in described["roles"]:
         assert field in out
+    assert ("LanceDB has a function of this name" in out) is described["lancedb"]
+    assert f"embedreg[{described['extra']}]" in out or described["extra"] is None
     if described["remote"]:
         assert described["documentation"] in out
         assert f"at most {described['limits']['inputs']} inputs" in out
