@@ -338,7 +338,7 @@ class LanceMigration(Migration):
                             "Migration.switch() or .abandon()",
                         ),
                     )
-                if self._last is not None and self._last.state != "finished":
+                if self._last is not None and self._last.state in ("switched", "settled"):
                     raise StorageError(
                         "the migration is no longer there: another process has finished it or rolled it back.",
                         option("`embedreg column status` shows what is there", "columns.status(data)"),
