@@ -99,6 +99,8 @@ def column(
     import pyarrow as pa
 
     defaults = expected.defaults.inner.get(name, NO_DEFAULTS)
+    if name in expected.vectors and want is not None:
+        _refuse_floats(name, values, want, first_row)
     try:
         if settled and want is not None and _narrow(want):
             return cast_exactly(array_of(values, None, defaults), want, rounds=False)
@@ -119,6 +121,22 @@ def column(
             f"column {plain(name, 80)!r} from row {first_row} on cannot be converted to Arrow: {plain(exc, 200)}.",
             "convert its values, or declare it in a Schema",
         ) from None
+
+
+def _refuse_floats(name: str, values: list[Any], want: pa.DataType, first_row: int) -> None:
+    """Raise `InputError` for a vector of floats where quantised values are stored: 1.0 is not the stored value 1."""
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_list(want) or not pa.types.is_integer(want.value_type):
+        return
+    for row, value in enumerate(values):
+        kind = getattr(getattr(value, "dtype", None), "kind", None)
+        if kind == "f" or (isinstance(value, list | tuple) and any(isinstance(each, float) for each in value)):
+            raise InputError(
+                f"column {plain(name, 80)!r} holds {want.value_type} values, and the vector of row {first_row + row} "
+                "is of floats.",
+                "leave the vector out; or give floats as an Arrow column, which are quantised by the column's ranges",
+            )
 
 
 def _narrow(type_: pa.DataType) -> bool:

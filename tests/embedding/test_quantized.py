@@ -19,7 +19,7 @@ from embedreg.cli import main
 from embedreg.cli import search as searching
 from embedreg.datasets import places
 from embedreg.declaration import codec
-from embedreg.errors import ConfigError, DriftError, MetadataError, SchemaError, VectorError
+from embedreg.errors import ConfigError, DriftError, InputError, MetadataError, SchemaError, VectorError
 
 WIDTH = 32
 TEXTS = [f"text number {i} about {w} and {i % 7}" for i, w in enumerate(["sine", "files", "json", "cosine"] * 40)]
@@ -347,3 +347,18 @@ def test_duckdb_keeps_them_and_databend_refuses_them(
         columns.add(tmp_path / "d.duckdb" / "t", function.bind("text", "vector", dtype="int8"))
     assert main(["ddl", "databend", "--like", str(path)]) != 0
     assert "Databend's vectors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("vector", [[1.0] + [0.0] * (WIDTH - 1), np.full(WIDTH, 0.5, np.float32), (0.5,) * WIDTH])
+def test_floats_are_never_taken_for_stored_values(function: Any, vector: Any) -> None:
+    """A declared column of rows: 1.0 stored as 1 would be another vector than the Arrow column gives."""
+    ranges = [[-1.0] * WIDTH, [1.0] * WIDTH]
+
+    class Small(embedreg.Schema):
+        text: str = function.SourceField()
+        vector: embedreg.Vector(WIDTH, "int8", ranges=ranges) | None = function.VectorField()
+
+    with pytest.raises(InputError, match="holds int8 values, and the vector of row 1 is of floats"):
+        embedreg.embed_table([{"text": "a"}, {"text": "a", "vector": vector}], Small)
+    given = embedreg.embed_table([{"text": "a", "vector": [7] * WIDTH}], Small)
+    assert given["vector"].to_pylist() == [[7] * WIDTH]
