@@ -31,12 +31,13 @@ from embedreg.errors import (
     MissingColumnError,
     MissingExtraError,
     MissingVariableError,
+    SchemaError,
     StorageError,
     VectorError,
 )
 from tests.engines.conftest import RAY_WARNS, Cluster
 from tests.engines.ray_functions import KEY, Drifting, Granted, Lengths, Mortal, Whereabouts
-from tests.kinds import of_each_kind
+from tests.kinds import ROWS, of_each_kind
 
 pytestmark = RAY_WARNS
 
@@ -191,6 +192,23 @@ def test_what_rows_and_numpy_lose_the_sinks_put_back(cluster: Cluster, tmp_path:
     np.testing.assert_array_equal(matrix(back.sort_by("id")), matrix(local))
     with pytest.raises(VectorError, match="numpy has neither nulls"):
         engine.write_parquet(out.map_batches(lambda batch: batch), str(tmp_path / "not"), declared_by=out)
+
+
+def test_columns_of_every_kind_are_those_of_a_local_run(cluster: Cluster, tmp_path: Path) -> None:
+    """Multi-vectors, sparse vectors, quantised ones and a template: the blocks and both sinks keep them."""
+    configs = [*of_each_kind().values()]
+    local = embedreg.embed_table(ROWS, configs)
+    lazy = engine.embed_dataset(ray.data.from_arrow(ROWS), configs, actors=1, batch_rows=20)
+    out = lazy.materialize()
+    made = blocks_of(out)
+    assert all(block.schema.equals(local.schema, check_metadata=True) for block in made)
+    assert in_order(made).equals(local)
+    engine.write_parquet(out, str(tmp_path / "out"), declared_by=lazy)
+    back = pq.read_table(tmp_path / "out", partitioning=None).sort_by("id")
+    assert back.schema.metadata == local.schema.metadata
+    assert back.cast(local.schema).equals(local)  # Parquet has a name of its own for the items of lists
+    with pytest.raises(SchemaError, match="'uint8' would hold uint8 vectors"):
+        engine.write_lance(out, str(tmp_path / "t.lance"), declared_by=lazy)
 
 
 def test_vectors_made_otherwise_are_not_added() -> None:
