@@ -20,7 +20,10 @@ import pytest
 
 from tests.servers import EmbeddingServer
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+    pytest.mark.filterwarnings("ignore:lance is not fork-safe"),  # said where an earlier file has imported it
+]
 
 START = """
 import os, signal, sys, threading, time, warnings
