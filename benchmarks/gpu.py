@@ -6,7 +6,7 @@ decoding. Beside each stands the floor: what the card's own rate of products and
 is furthest from its floor is profiled. What cannot be run, for want of a library or of time, is named in both outputs.
 
 It needs torch, sentence-transformers and transformers, for the tests pytest, and for images Pillow, torchvision and, if
-it is there, open_clip. A bare checkout is enough.
+it is there, open_clip. A bare checkout is enough. Over 400 lines: one file runs by itself there.
 
 Usage: PYTHONPATH=. python benchmarks/gpu.py [--device cuda] [--rows 20000] [--seconds 450] [--out gpu.json]
        [--skip tests images profile] [--tiny]

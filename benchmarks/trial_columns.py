@@ -10,6 +10,8 @@ for bit, also after a compaction that removes every unused file.
 
 `python -m benchmarks.trial_columns models [--cache FILE] [--rounds 6]`: 20,000 docstrings go from MiniLM to `hashing`,
 and to MiniLM with prompts, and back, killed at random moments, while a reader asks all the time. See `trial_models`.
+
+Over 400 lines: the trials share their processes, their rows and what is counted of them.
 """
 
 from __future__ import annotations

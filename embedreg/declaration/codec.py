@@ -465,8 +465,7 @@ def stated_ndims(function: EmbeddingFunction, stated: int | None = None) -> int:
     state = state_of(function)
     try:
         return int(function.ndims())
-    except Exception:
-        # the model or service is not available: the schema's width is enough to declare
+    except Exception:  # the model or service is not available: the schema's width is enough to declare
         state.stated_ndims = stated if stated is not None else state.stated_ndims
         if state.stated_ndims is None:
             raise

@@ -82,7 +82,7 @@ class StaticEmbeddings(LocalModel, TextEmbeddingFunction):
         """Return the traits of the vectors; `prompts` is None if queries and sources are embedded alike."""
         query, document = self.query_prompt or "", self.document_prompt or ""
         prompts = None if query == document == "" else {"query": query, "document": document}
-        return {"dtype": "float32", "normalized": self._unit(), "prompts": prompts}
+        return {"dtype": "float32", "normalized": self._unit(self._parts()), "prompts": prompts}
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a source text before it is cut, prompt included."""
@@ -102,7 +102,7 @@ class StaticEmbeddings(LocalModel, TextEmbeddingFunction):
         width = self.ndims()
         made, cut = np.empty((len(rows), width), np.float32), np.zeros(len(rows), bool)
         table: static.StaticTable = self._loaded("cpu")
-        unit = table.parts.normalize if self.normalize is None else self.normalize
+        unit = self._unit(table.parts)
         with self._failing(len(rows)):
             for start in range(0, len(rows), ROWS):
                 some = rows[start : start + ROWS]
@@ -116,8 +116,8 @@ class StaticEmbeddings(LocalModel, TextEmbeddingFunction):
 
     # -- the model --------------------------------------------------------------------------------------------------
 
-    def _unit(self) -> bool:
-        return self._parts().normalize if self.normalize is None else self.normalize
+    def _unit(self, parts: static.StaticFolder) -> bool:
+        return parts.normalize if self.normalize is None else self.normalize
 
     def _parts(self) -> static.StaticFolder:
         return static.find(self._files().path, self.name)

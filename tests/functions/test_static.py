@@ -14,6 +14,7 @@ import pytest
 import embedreg
 from embedreg import EmbeddingFunction
 from embedreg.errors import ConfigError
+from embedreg.runtime.text.light.static import means
 from embedreg.testing import EmbeddingFunctionContract
 
 WORDS = ["[PAD]", "[UNK]", "a", "the", "cat", "sleeps", "on", "mat", "red", "blue", "circle", "thread", "wait"]
@@ -69,6 +70,17 @@ def test_a_text_without_a_known_token_is_null(tmp_path: Path) -> None:
     fn = embedreg.get("static").create(name=str(save(tmp_path / "model")[0]))
     table = embedreg.embed_table({"text": ["the cat", "nobody", "sleeps"]}, fn.bind("text", "vector"))
     assert [vector is None for vector in table["vector"].to_pylist()] == [False, True, False]
+
+
+def test_means_are_of_each_text_of_any_length() -> None:
+    """Texts of equal and of other lengths, without tokens, of more tokens than are gathered at a time, and no text."""
+    table, counts = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32), np.array([2, 0, 3, 5000, 2, 1])
+    ids = np.random.default_rng(1).integers(0, 9, counts.sum())
+    found = means(ids, counts, table.__getitem__, 4)
+    parts = np.split(ids, np.cumsum(counts)[:-1])
+    wanted = [table[part].mean(axis=0) if len(part) else np.zeros(4) for part in parts]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert means(ids[:0], counts[:0], table.__getitem__, 4).shape == (0, 4)
 
 
 def test_a_text_is_cut_where_model2vec_cuts_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -296,7 +296,7 @@ def _newest_dataset(table: Any) -> Any:
     try:
         table.checkout_latest()
         return table.to_lance()
-    except NotImplementedError as exc:
+    except NotImplementedError as exc:  # LanceDB's, for tables of a remote database
         raise StorageError(
             f"the ranges of table {plain(table.name)!r} cannot be recorded: it is a table of a remote database.",
             "declare them when it is made: Vector(fn.ndims(), 'int8', ranges=embedreg.calibrate(fn, texts))",

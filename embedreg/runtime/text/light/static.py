@@ -47,14 +47,13 @@ def means(ids: np.ndarray, counts: np.ndarray, gathered: Callable[[np.ndarray], 
 
     sums = np.zeros((len(counts), width), np.float32)
     starts = np.cumsum(counts) - counts
-    order = np.argsort(counts, kind="stable")
-    sizes, firsts = np.unique(counts[order], return_index=True)
-    for size, texts in zip(sizes.tolist(), np.split(order, firsts[1:]), strict=True):  # texts of one length
+    for size in np.unique(counts[counts > 0]).tolist():
+        texts = np.flatnonzero(counts == size)
         if size > _TOKENS:
             for text in texts:
                 for start in range(int(starts[text]), int(starts[text]) + size, _TOKENS):
                     sums[text] += gathered(ids[start : min(start + _TOKENS, int(starts[text]) + size)]).sum(axis=0)
-        elif size:
+        else:
             places, step = np.arange(size), _TOKENS // size
             for some in (texts[at : at + step] for at in range(0, len(texts), step)):
                 vectors = gathered(ids[(starts[some, None] + places).ravel()])
