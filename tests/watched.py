@@ -50,12 +50,15 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
             path = os.path.realpath(path)
             if path.startswith(f"{_state['below']}{os.sep}"):
                 return
-        if path not in _state["files"] and not path.endswith(_MODULES) and path not in sys.path:
-            _seen.append(f"open {path}")
-    elif event.startswith(_FORBIDDEN) and not (
-        event.startswith("marshal.") and sys._getframe(1).f_globals.get("__name__", "").startswith("importlib")
-    ):
-        _seen.append(f"{event} {args!r}")
+        if path in _state["files"] or path.endswith(_MODULES) or path in sys.path:
+            return
+        found = f"open {path}"
+    elif event.startswith(_FORBIDDEN):
+        found = f"{event} {args!r}"
+    else:
+        return
+    if not sys._getframe(1).f_globals.get("__name__", "").startswith("importlib"):  # which also writes bytecode
+        _seen.append(found)
 
 
 sys.addaudithook(_hook)
