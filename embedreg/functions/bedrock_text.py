@@ -222,10 +222,13 @@ class BedrockTextEmbeddings(VendorFunction):
     def explain(self, exc: Exception) -> Refusal | None:
         library = type(exc).__module__.partition(".")[0]
         if library in ("boto3", "botocore") and http_status(exc) is None and not is_transient(exc):
-            return Refusal("call", str(exc), "check the credentials and the region: aws sts get-caller-identity")
+            return Refusal("call", str(exc), self._credentials_hint())
         if self._field(getattr(exc, "response", None), "Error", "Code") == "ServiceQuotaExceededException":
             return Refusal("call", self.words_of(exc), "a quota of the account is used up: see its service quotas")
         return super().explain(exc)
+
+    def _credentials_hint(self) -> str:
+        return "check the credentials and the region: aws sts get-caller-identity"
 
     def _held_secrets(self) -> list[str]:
         return [*super()._held_secrets(), *filter(None, map(os.environ.get, _SECRETS))]

@@ -13,10 +13,12 @@ from pydantic import Field, model_validator
 from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
+from embedreg.errors import Words
 from embedreg.runtime.remote import http
 from embedreg.runtime.remote.answers import Refusal
 from embedreg.runtime.remote.prompts import PromptedFunction
 from embedreg.runtime.remote.vendor import Model, Vendor
+from embedreg.security.variables import binding
 from embedreg.support.retry import http_status
 
 if TYPE_CHECKING:
@@ -115,6 +117,15 @@ class OllamaEmbeddings(PromptedFunction):
         answer = self._post("/api/embed", body)
         tokens = self._field(answer, "prompt_eval_count")
         return self._matrix(self._field(answer, "embeddings"), len(batch), tokens)
+
+    def _credentials_hint(self) -> str:
+        # Ollama itself asks for no key
+        header = "{'headers': {'Authorization': '$var:my_header'}}"
+        said = "a proxy before the server asks for credentials, which go into a header: "
+        return Words(
+            f"{said}create(ollama_client_kwargs={header}) after get_registry().set_var('my_header', 'Bearer ...')",
+            f'{said}--set "ollama_client_kwargs={header}" {binding("my_header", "MY_HEADER")}',
+        )
 
     def explain(self, exc: Exception) -> Refusal | None:
         if http_status(exc) == 404:

@@ -102,6 +102,9 @@ class VertexEmbeddings(VendorFunction):
             raise ConfigError("the Google credentials name no project.", "create(project='my-project')")
         return credentials, self.project or project
 
+    def _credentials_hint(self) -> str:
+        return "log in with an account that may use Vertex AI in the project: gcloud auth application-default login"
+
     def _roles(self) -> tuple[str, str]:
         return self.query_task_type, self.source_task_type
 

@@ -84,6 +84,7 @@ def test_queries_have_their_own_form(case: Case, server: VendorServer) -> None:
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 REFUSED = [401, 403, 404, 424, 501]
+CREDENTIALS = ("api_key", "ollama_client_kwargs", "aws sts", "gcloud")
 
 
 @pytest.mark.parametrize("status", REFUSED)
@@ -96,6 +97,9 @@ def test_a_refusal_is_one_request_and_one_line(case: Case, server: VendorServer,
     assert f"HTTP {status}" in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
+    if status in (401, 403):
+        [place] = (name for name in CREDENTIALS if name in caught.value.hint)
+        assert place in type(case.create(server)).model_fields or place in ("aws sts", "gcloud")
     assert case.secret not in str(caught.value)
 
 

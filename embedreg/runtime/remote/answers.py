@@ -59,15 +59,20 @@ class Refusal(NamedTuple):
     hint: str | None = None
 
 
-_KEY_HINT = Words(
-    "use a key that is valid there: get_registry().bind_env('my_key', 'MY_API_KEY'), create(api_key='$var:my_key')",
-    f"use a key that is valid there: --set 'api_key=$var:my_key' {binding('my_key', 'MY_API_KEY')}",
-)
+def key_hint(field: str) -> Words:
+    """Return the hint for a key that the service refused, with the name of the field that takes it."""
+    said = "use a key that is valid there: "
+    return Words(
+        f"{said}get_registry().bind_env('my_key', 'MY_API_KEY'), create({field}='$var:my_key')",
+        f"{said}--set '{field}=$var:my_key' {binding('my_key', 'MY_API_KEY')}",
+    )
+
+
 MEANING: dict[int, tuple[Fault, str | None]] = {
     400: ("unknown", None),
-    401: ("call", _KEY_HINT),
+    401: ("call", "check the credentials"),
     402: ("call", "the account has no credit: see the provider's billing page"),
-    403: ("call", _KEY_HINT.changed(lambda hint: f"the key may not use this model or endpoint; {hint}")),
+    403: ("call", "the credentials may not use this model or endpoint"),
     404: ("call", "check the model's name and the endpoint"),
     405: ("call", "check the endpoint"),
     413: ("unknown", "choose a smaller batch_size or max_batch_tokens"),

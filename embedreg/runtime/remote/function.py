@@ -26,7 +26,7 @@ from pydantic import Field
 
 from embedreg.core.base import EmbeddingFunction, TextEmbeddingFunction, Traits
 from embedreg.core.role import Role, role_of, takes_role
-from embedreg.errors import CallError, EmbedregError, InputError, RowError
+from embedreg.errors import CallError, EmbedregError, InputError, RowError, changed
 from embedreg.runtime.remote.accounts import Account, budget_of
 from embedreg.runtime.remote.answers import (
     MEANING,
@@ -37,6 +37,7 @@ from embedreg.runtime.remote.answers import (
     are_texts,
     hint_for,
     host_of,
+    key_hint,
     kind_of,
     redirected,
     repeats,
@@ -154,7 +155,16 @@ class RemoteFunction(EmbeddingFunction):
         if status is None or status not in MEANING:
             return redirected(status, self.words_of(exc))
         fault, hint = MEANING[status]
+        if status in (401, 403):
+            hint = self._credentials_hint()
+            if status == 403:
+                hint = changed(hint, lambda hint: f"the credentials may not use this model or endpoint; {hint}")
         return Refusal(fault, self.words_of(exc), hint)
+
+    def _credentials_hint(self) -> str:
+        """Return what to do when the service refuses the credentials."""
+        fields = self.sensitive_keys()
+        return key_hint(fields[0]) if fields else "check the credentials that the service expects"
 
     def words_of(self, exc: Exception) -> str:
         """Return the service's message from an error of its client library."""
