@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IMAGES_HINT", "Accepted", "column_of", "images_of", "is_picture", "texts_of", "unstacked"]
 
-IMAGES_HINT = "images need a function of images, such as 'open-clip': see get_registry().describe(name)['modality']"
+IMAGES_HINT = "images need an image function, such as 'open-clip': see get_registry().describe(name)['modality']"
 _MAX_STRING_BYTES = 2**31 - 1
 _WIDER = {"string": "large_string", "binary": "large_binary"}
 

@@ -1,6 +1,6 @@
 """The interface of a kind of vectors: what depends on whether a row has one vector, several, or a sparse one.
 
-`core.kinds` holds the table of them. The rows of a column lie in one value per kind: a matrix, `multi.MultiVectors` or
+`core.kinds` holds the table of them. The rows of a column are one value per kind: a matrix, `multi.MultiVectors` or
 `sparse.SparseVectors`.
 """
 
@@ -119,12 +119,12 @@ class VectorKind(ABC):
         """
 
     def shown_metric(self, metric: str) -> str:
-        """Return the name of a distance for people."""
+        """Return the display name of a distance."""
         return metric
 
     @abstractmethod
     def in_half(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return what rounding to float16 does: (n,) bool, rows with too large numbers; and rows then all zeros."""
+        """Return (n,) bool each: rows with numbers too large for float16, and rows that it rounds to all zeros."""
 
     # -- a function's results ---------------------------------------------------------------------------------------
 
@@ -206,12 +206,12 @@ class VectorKind(ABC):
         """Raise SchemaError unless a column's type is a stored form of d dimensions."""
         if not self.fits(kind, d):
             raise SchemaError(
-                f"column {column!r} is declared as {kind}, its function gives {self.described(d)}.",
+                f"column {column!r} is declared as {kind}, its function returns {self.described(d)}.",
                 f"declare it as {self.arrow_name(d)}, or choose another vector column",
             )
 
     def described(self, d: int) -> str:
-        """Return what a function gives, in words."""
+        """Return a description of what a function returns."""
         return f"{self.plural} of {d} dimensions"
 
     # -- bytes ------------------------------------------------------------------------------------------------------

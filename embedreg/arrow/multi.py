@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["MULTI", "MultiVectors"]
 
-PROBE_VECTORS = 32  # of the fixed input's that a declaration keeps, evenly spaced: a page image has a thousand
+PROBE_VECTORS = 32  # that a declaration keeps of the fixed input, evenly spaced: a page image has a thousand
 MAX_TOKENS = 2**31 - 1  # vectors of one column, whose Arrow offsets are int32
-_HINT = "return one (k, ndims()) array for each input, in a list; pad nothing"
+_HINT = "return one (k, ndims()) array for each input, in a list, without padding"
 
 
 class MultiVectors(Ragged):
     """The multi-vectors of n rows; row i has the vectors `values[offsets[i] : offsets[i + 1]]`.
 
-    A function may return them, for n inputs, in the place of a list of n arrays.
+    A function may return them, for n inputs, instead of a list of n arrays.
 
     Attributes:
         values: (total, d) float32.
@@ -106,7 +106,7 @@ class MultiKind(VectorKind):
     def distances(self, rows: Any, query: Any, metric: str) -> np.ndarray:
         """Return the sum over the query's vectors of their distance to the nearest vector of each row (MaxSim).
 
-        Source: Khattab and Zaharia 2020, "ColBERT", section 3.1; of distances, as LanceDB has it.
+        Source: Khattab and Zaharia 2020, "ColBERT", section 3.1; computed on distances, as in LanceDB.
         """
         import numpy as np
 

@@ -22,7 +22,7 @@ SCALARS = ("int8", "uint8")
 """One byte a dimension, by its range."""
 
 QUANTIZED = (*SCALARS, "binary", "ubinary")
-"""All; the last two are one bit a dimension, its sign, packed into int8 or uint8."""
+"""All quantised types; the last two store one bit a dimension, its sign, packed into int8 or uint8."""
 
 VALUE_TYPES = (*FLOATS, *QUANTIZED)
 """What a vector column may hold."""
@@ -191,10 +191,10 @@ class Quantizer:
         return np.asarray(middles * steps + starts, np.float32)
 
     def settled(self, matrix: np.ndarray, stored: np.ndarray) -> np.ndarray:
-        """Return what vectors would read as once they are stored, to be compared with stored ones.
+        """Return vectors as they would be read back once stored, to compare them with stored ones.
 
-        A value within one step of the stored one, or next to zero where signs are stored, reads as the stored one: a
-        back end or a device rounds otherwise.
+        A value within one step of the stored one, or next to zero where signs are stored, counts as the stored one,
+        since back ends and devices round differently.
 
         Args:
             matrix: (n, d) float32.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["SPARSE", "SparseEmbedding", "SparseVectors"]
 
 MAX_NDIMS = 2**31 - 1  # of int32 indices; no memory is allocated for the width
-PROBE_WEIGHTS = 1024  # of the fixed input's that a declaration keeps, the largest
-_IDENTIFYING = 2**-10  # of the largest weight: smaller ones come and go with the processor
+PROBE_WEIGHTS = 1024  # that a declaration keeps of the fixed input, the largest
+_IDENTIFYING = 2**-10  # of the largest weight: smaller ones depend on the processor
 _HINT = "return a CSR matrix of n rows, or n pairs (indices, weights)"
 _PAIRS = "return pairs (indices, weights) of equal length, indices whole numbers"
 
@@ -122,7 +122,7 @@ class SparseKind(VectorKind):
         return np.flatnonzero(rows.lengths == 0)
 
     def distances(self, rows: Any, query: Any, metric: str) -> np.ndarray:
-        """Return the distances; infinite for a row that shares no dimension with the query, which is no match."""
+        """Return the distances; infinite for a row that shares no dimension with the query: that is not a match."""
         import numpy as np
 
         if metric not in ("cosine", "dot"):

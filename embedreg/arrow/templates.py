@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIX", "Template", "column_name", "is_column", "parse", "refuse_type"]
 
-SUFFIX = "__source"  # ends the name of a column of rendered texts, which embedreg alone writes
+SUFFIX = "__source"  # ends the names of columns of rendered texts, which only embedreg writes
 MAX_NAME = 1024
 MAX_TEMPLATE = 10_000  # characters
 MAX_COLUMNS = 100
@@ -35,7 +35,7 @@ def column_name(vector: str) -> str:
 
 
 def is_column(name: str) -> bool:
-    """Return whether a column may hold rendered texts: a stored template must not have other columns written."""
+    """Return whether a column may hold rendered texts: a stored template must not overwrite other columns."""
     return name.endswith(SUFFIX) and len(SUFFIX) < len(name) <= MAX_NAME
 
 
@@ -77,7 +77,7 @@ class Template:
         """Return the texts of rows: (n,) strings, large ones if a column's are.
 
         Args:
-            columns: (n,) Arrow arrays by name; a record batch will do, and may have more columns.
+            columns: (n,) Arrow arrays by name; a record batch is accepted, and may have more columns.
         Raises:
             InputError: a column of a type that has no text form here.
         """
@@ -117,7 +117,7 @@ class Template:
         return f"CASE WHEN {nulls} THEN NULL ELSE {self._joined(identifier, literal, 'VARCHAR')} END"
 
     def sql_without_case(self, identifier: Callable[[str], str], literal: Callable[[str], str], text_type: str) -> str:
-        """Return the same for an engine without CASE: the last term is an empty text, or null if all columns are.
+        """Return the same expression for an engine without CASE: the last term is empty, or null if all columns are.
 
         Args:
             text_type: the engine's name of the type.
@@ -199,7 +199,7 @@ def refuse_type(name: str, kind: pa.DataType) -> None:
     if pa.types.is_dictionary(kind) and pa.types.is_large_string(kind.value_type):
         return
     raise InputError(
-        f"column {plain(name, 80)!r} is {kind}, which a template does not write: engines print it differently.",
+        f"column {plain(name, 80)!r} is {kind}, which a template cannot contain: engines print it differently.",
         "put its text in a column of its own; texts, integers, booleans and dates (date32) can be used",
     )
 
@@ -208,7 +208,7 @@ _YEARS = (-719_162, 2_932_896)  # 0001-01-01 and 9999-12-31, in days since 1970-
 
 
 def _refuse_years(name: str, values: pa.Array) -> None:
-    """Raise `InputError` for a date whose year has not four digits, which engines print differently."""
+    """Raise `InputError` for a date whose year does not have four digits: engines print it differently."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -346,7 +346,7 @@ def zero_rows(matrix: np.ndarray) -> np.ndarray:
 
 
 def _all_finite(values: np.ndarray) -> bool:
-    """Return whether all floats are finite, a part at a time: what that needs stays in the processor's caches."""
+    """Return whether all floats are finite, a part at a time, so that temporary arrays stay in the caches."""
     import numpy as np
 
     flat = values.reshape(-1) if values.flags.c_contiguous else values

@@ -1,4 +1,4 @@
-"""Documents that are longer than any model reads, cut into chunks: a child table with a row per chunk, kept up to date.
+"""Documents longer than a model's input limit, cut into chunks: a child table with a row per chunk, kept up to date.
 
     chunk(parents, child, fn.bind("text", "vector"), key="id", source="body")
     sync(child)                                         # after the parents changed

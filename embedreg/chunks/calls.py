@@ -65,10 +65,10 @@ def chunk(
         on_error: what a chunk that cannot be embedded does: "raise", or leave a "null" vector.
         cache: a file that keeps vectors over runs.
         progress: called with the parents done and in all.
-        resume: False drops what an interrupted run has left beside a file.
+        resume: False discards what an interrupted run left beside a file.
     Raises:
         ConfigError: an unknown splitter, or a size that the model does not take.
-        MissingColumnError, InputError: the parents lack a column, a key is null, of another type, or there twice.
+        MissingColumnError, InputError: the parents lack a column, a key is null, of another type, or a duplicate.
         StorageError: the child exists and holds no chunks, or it cannot be written. EmbedregError: as `embed_batches`.
     """
     if not isinstance(declaration, EmbeddingFunctionConfig) or declaration.template is not None:
@@ -93,24 +93,25 @@ def sync(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ChunkReport:
-    """Bring the chunks of a child up to date with its parents, as its metadata says; chunks that stay are not embedded.
+    """Bring the chunks of a child up to date with its parents, as its metadata states; embed only changed chunks.
 
     Args:
         child: as for `chunk`, which made it.
-        parent: the parents, where they are not where the metadata says. Metadata is untrusted: parents that this
+        parent: the parents, if they are not where the metadata states. Metadata is untrusted: parents that this
             process has not named are read only if their path is granted.
-        splitter: the callable that cut them, where that is one of the user's own that is not registered.
+        splitter: the callable that cut them, if it is the user's own and not registered.
         on_error, cache, progress: as for `chunk`.
     Raises:
-        MetadataError: it is no child, or its metadata cannot be read. UntrustedError: a grant is missing, for the path
-            of the parents, the splitter or the function. EmbedregError: as `chunk`.
+        MetadataError: it is not a child table, or its metadata cannot be read. UntrustedError: a grant is missing, for
+            the path of the parents, the splitter or the function. EmbedregError: as `chunk`.
     """
     place, found = Path(os.fspath(child)), _opened(child)
     schema = found.schema()
     settings = None if schema is None else stored.read(schema.metadata, found.shown)
     if schema is None or settings is None:
         raise MetadataError(
-            f"{os.fspath(child)!r} is no table of chunks: it has no metadata {stored.KEY!r}.", "make it: embedreg.chunk"
+            f"{os.fspath(child)!r} is not a table of chunks: it has no metadata {stored.KEY!r}.",
+            "make it: embedreg.chunk",
         ).for_shell("make it: embedreg chunk SRC DST")
     entries = {entry.vector_column: entry for entry in codec.entries(schema.metadata)}
     if settings.vector not in entries:

@@ -18,13 +18,13 @@ _KEY, _MARK, _NUMBER = "key", "mark", "number"
 
 
 class Child(ABC):
-    """A child table. What writes is called while it is `locked`; `key` is its first column.
+    """A child table. Methods that write are called while it is `locked`; `key` is its first column.
 
     A parent is written whole: no reader sees chunks of two versions of it.
 
     Attributes:
         shown: its name in messages.
-        folder: where it lies, which the stored path of the parents is relative to.
+        folder: its folder; the stored path of the parents is relative to it.
     """
 
     shown: str
@@ -36,7 +36,7 @@ class Child(ABC):
 
     @abstractmethod
     def locked(self, *, resume: bool) -> AbstractContextManager[None]:
-        """Hold it for a block; without `resume`, what an interrupted run has left is dropped."""
+        """Lock it for a block; without `resume`, discard what an interrupted run left."""
 
     @abstractmethod
     def begin(self, schema: pa.Schema) -> None:
@@ -44,9 +44,7 @@ class Child(ABC):
 
     @abstractmethod
     def parents(self, key: str) -> dict[Any, str | None]:
-        """Return the digests of the parents whose chunks it holds; None for one with other chunks than those
-        of one text.
-        """
+        """Return the digests of the parents whose chunks it holds; None for one whose chunks are not of one text."""
 
     @abstractmethod
     def rows(self, key: str, keys: Sequence[Any], columns: Sequence[str]) -> pa.Table:

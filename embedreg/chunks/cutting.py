@@ -53,7 +53,7 @@ class Cutter:
         return self.splitter.spans(text, self.measure, self.size, self.overlap)
 
     def settings(self, parent: str, key: str, source: str, vector: str) -> Settings:
-        """Return how it cuts, as it is stored.
+        """Return the settings of the cut in stored form.
 
         Raises:
             ConfigError: a name that cannot be stored.

@@ -1,7 +1,7 @@
-"""A child in one Parquet or Arrow IPC file, which is made anew and replaces the old one by a rename.
+"""A child in one Parquet or Arrow IPC file, written as a new file that replaces the old one by a rename.
 
-Chunks of changed parents are written to pieces in a hidden folder beside the file. A killed run leaves them there; the
-next one uses a piece's parents whose digest is still the wanted one, since that covers their text and how it was cut.
+Chunks of changed parents are written to pieces in a hidden folder beside the file. A killed run leaves them there. The
+next run uses the parents in a piece whose digest still matches, since a digest covers the text and how it was cut.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FileChild(Child):
                 return pa.ipc.open_file(file).schema
         except (pa.ArrowException, OSError, ValueError) as exc:
             raise StorageError(
-                f"{self.shown} cannot be read: {str(exc).partition(chr(10))[0]}.", "is it whole?"
+                f"{self.shown} cannot be read: {str(exc).partition(chr(10))[0]}.", "is the file complete?"
             ) from exc
 
     @property

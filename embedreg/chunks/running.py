@@ -108,7 +108,7 @@ class Run:
         taken = [self.key, *_COLUMNS, self.text, self.vector, digests.column_name(self.vector)]
         if len(set(taken)) < len(taken):
             raise SchemaError(
-                f"two columns of the chunks would have one name: {', '.join(taken)}.",
+                f"two columns of the chunks would have the same name: {', '.join(taken)}.",
                 "fn.bind('text', 'vector'), key='id'",
             )
 
@@ -210,7 +210,7 @@ class Run:
     def _changed(
         self, done: dict[Any, str | None], seen: set[Any], made: ChunkReport
     ) -> Iterator[list[tuple[Any, str]]]:
-        """Yield groups of parents to cut: (key, text), the text "" for one that has none any more."""
+        """Yield groups of parents to cut: (key, text), the text "" for one that no longer has a text."""
         prefix, total = self.settings.prefix, self.source.rows
         group: list[tuple[Any, str]] = []
         characters = 0
@@ -220,7 +220,7 @@ class Run:
                 if key is None or key in seen:
                     raise InputError(
                         f"the key {key!r} of row {len(seen):,} of {self.source.place} is "
-                        f"{'null' if key is None else 'there twice'}.",
+                        f"{'null' if key is None else 'a duplicate'}.",
                         f"each parent needs a {self.key!r} of its own",
                     )
                 seen.add(key)

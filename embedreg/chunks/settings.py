@@ -61,7 +61,7 @@ class Settings(BaseModel):
 
 
 def digest_of(text: str, prefix: str) -> str:
-    """Return the digest of a parent's text: as a row digest, with the way of cutting in the place of the function."""
+    """Return the digest of a parent's text: as a row digest, with the way of cutting instead of the function."""
     return f"{prefix}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -82,5 +82,5 @@ def read(metadata: Mapping[Any, Any] | None, shown: str) -> Settings | None:
     except ValidationError as exc:
         why = f"{'.'.join(map(str, exc.errors()[0]['loc'])) or 'it'} is not as embedreg writes it"
     raise MetadataError(
-        f"the metadata {KEY!r} of {shown} cannot be read: {why}.", "cut the parents anew, into another table"
+        f"the metadata {KEY!r} of {shown} cannot be read: {why}.", "cut the parents again, into another table"
     )

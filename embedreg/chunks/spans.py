@@ -1,8 +1,8 @@
 """Where a text is cut: spans of characters, each no longer than a number of tokens.
 
-A text is parted at boundaries (sentences, words, ...), and neighbours are joined as long as they fit. What does not
-fit by itself is parted more finely, down to characters. A sum of tokens is an estimate, since a tokenizer may join
-what lies at a boundary; so each span is counted as a whole before it counts as fitting.
+A text is split at boundaries (sentences, words, ...), and neighbours are joined as long as they fit. A part that does
+not fit by itself is split further, down to characters. A sum of tokens is an estimate, since a tokenizer may join
+characters across a boundary; so each span is counted as a whole before it is accepted.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TypeAlias
 __all__ = ["LEVELS", "Measure", "Span", "cut", "fitted", "sections", "trimmed"]
 
 Span: TypeAlias = tuple[int, int]
-"""Characters of a text: the first, and the one behind the last."""
+"""A range of characters of a text: the first, and the one after the last."""
 
 _CLOSING = "\"'\u201d\u2019)\\]"  # quotes and brackets that belong to the sentence before them
 _SENTENCE = re.compile(
     rf"(?<=[.!?\u2026])[{_CLOSING}]*\s+"
-    # Chinese and Japanese: full stops, quotes and brackets of full width, with no white space behind them
+    # Chinese and Japanese: full stops, quotes and brackets of full width, with no white space after them
     r"|(?<=[\u3002\uff01\uff1f])[\u201d\u2019\u300d\u300f\uff09]*\s*"
     r"|\n\s*\n\s*"
 )
@@ -28,7 +28,7 @@ _PARAGRAPH = re.compile(r"\n\s*\n\s*")
 _WORD = re.compile(r"\s+")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_LONGEST = 16  # characters for each token, in a text of which it is tried whether it fits as a whole
+_LONGEST = 16  # characters per token: only shorter texts are tried as a whole
 _FINE = 64  # characters of the parts of a text without words, such as Chinese
 _REMEMBERED = 200  # characters of parts whose tokens are kept, since words repeat
 
@@ -96,7 +96,7 @@ LEVELS: dict[str, tuple[Callable[[str, Span], list[Span]], ...]] = {
 
 
 def sections(text: str) -> list[Span]:
-    """Return the sections of a Markdown text: from each ATX heading to the next; headings in fenced code are none."""
+    """Return the sections of a Markdown text: from each ATX heading to the next, ignoring fenced code."""
     starts, fence, at = [0], "", 0
     for line in text.splitlines(keepends=True):
         found = _FENCE.match(line)
@@ -129,11 +129,11 @@ def cut(
     """Yield spans of at most `size` tokens that cover a span; neighbours share parts of at most `overlap` tokens.
 
     Args:
-        levels: ways to part a text, from coarse to fine; the last parts anything that has two characters.
+        levels: ways to split a text, from coarse to fine; the last splits anything that has two characters.
     """
     start, stop = trimmed(text, span)
     if stop - start <= _LONGEST * size and measure.count(text[start:stop]) <= size:
-        yield span  # the parts' sum may say otherwise
+        yield span  # the sum of its parts may differ
         return
     parts = levels[0](text, span)
     if len(parts) == 1 and len(levels) > 1:
@@ -166,7 +166,7 @@ def cut(
 def _fitting(
     text: str, parts: Sequence[Span], costs: Sequence[int], first: int, measure: Measure, size: int, room: int
 ) -> int:
-    """Return the number behind the last part that fits together with those from the first on; `first` if none does."""
+    """Return the index after the last part that fits together with those from the first on; `first` if none does."""
     last, total = first, 0
     while last < len(parts) and total + costs[last] <= room:
         total += costs[last]

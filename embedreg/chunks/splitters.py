@@ -14,7 +14,7 @@ from embedreg.support.imports import attempt_import_or_raise, did_you_mean
 
 __all__ = ["NAMES", "Splitter", "named", "register_splitter", "splitter_of"]
 
-_VERSION = "1"  # of embedreg's own; another way to cut is another version
+_VERSION = "1"  # of embedreg's own; changed when they cut differently
 _MAX_VERSION = 100
 Cut = Callable[[str, Measure, int, int], Iterable[Span]]
 _F = TypeVar("_F", bound=Callable[[str], Iterable[Span]])
@@ -97,7 +97,7 @@ def splitter_of(given: str | Callable[[str], Iterable[Span]]) -> Splitter:
         known = next((key for key, call in _registered.items() if call is given), None)
         return _of(known or f"{module}:{name}", given)
     if not isinstance(given, str):
-        raise ConfigError(f"a {type(given).__name__} is no splitter.", f"splitter='{NAMES[0]}', or a callable")
+        raise ConfigError(f"a {type(given).__name__} is not a splitter.", f"splitter='{NAMES[0]}', or a callable")
     module, colon, attribute = given.partition(":")
     if not colon:
         return named(given)
@@ -157,7 +157,7 @@ def _of(name: str, call: Callable[[str], Iterable[Span]]) -> Splitter:
                 raise InputError(
                     f"the splitter {name!r} returned the span ({start}, {stop}) of a text of {len(text)} characters, "
                     f"after one that starts at {before}.",
-                    "return spans in the order of the text, inside of it",
+                    "return spans in the order of the text and within it",
                 )
             before = start
             yield start, stop

@@ -41,7 +41,7 @@ _COMMANDS = {
     "demo": ("demo", "demo", "Run the demo on real data."),
     "search": ("search", "search", "Search a table or a Parquet file with plain text."),
     "embed": ("embed", "embed", "Fill a file or a LanceDB table with vectors."),
-    "chunk": ("chunk", "chunk", "Cut long texts into chunks with vectors, and keep them up."),
+    "chunk": ("chunk", "chunk", "Cut long texts into chunks with vectors, kept up to date."),
     "bench": ("bench", "bench", "Measure how fast a function is, and where the time goes."),
     "inspect": ("inspect", "inspect_data", "Show what made the vectors of data; --check for drift."),
     "attach": ("attach", "attach_function", "Declare the function that made data's vectors, after a check."),

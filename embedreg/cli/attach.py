@@ -32,7 +32,7 @@ def attach_function(
 ) -> None:
     """Declare a function on data that lost its declaration, or never had one.
 
-    A sample of the rows is embedded anew. Only where all of it agrees with the stored vectors is the declaration
+    A sample of the rows is embedded again. Only where all of it agrees with the stored vectors is the declaration
     written: into the file's or table's schema, or for a folder into its manifest. No vector is changed.
     """
     from embedreg import attach, get
@@ -48,7 +48,7 @@ def attach_function(
         terminal.print_json({**dataclasses.asdict(found), "written": found.written and str(found.written)})
         return
     terminal.say(
-        f"{found.compared:,} of {found.rows:,} rows embedded anew: cosine {found.lowest:.5f} at the lowest, "
+        f"{found.compared:,} of {found.rows:,} rows embedded again: cosine {found.lowest:.5f} at the lowest, "
         f"{found.median:.5f} at the median"
     )
     terminal.say("declared already" if found.written is None else f"declared in {found.written}")

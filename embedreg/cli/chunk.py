@@ -28,7 +28,7 @@ def chunk(
     ],
     function: Annotated[
         str | None,
-        typer.Option("--function", "-f", help="The function's name; without it, DST is followed as it was made."),
+        typer.Option("--function", "-f", help="The function's name; without it, DST is updated as it was made."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -53,7 +53,7 @@ def chunk(
     vector: Annotated[str, typer.Option(help="The column for their vectors in DST.")] = "vector",
     on_error: Annotated[
         Literal["raise", "null"],
-        typer.Option(help="When a chunk cannot be embedded: stop, or leave it without."),
+        typer.Option(help="When a chunk cannot be embedded: stop, or store null."),
     ] = "raise",
     cache: Annotated[
         str | None, typer.Option(metavar="PATH", help="A vector cache: a file with the vectors of earlier runs.")
@@ -63,8 +63,9 @@ def chunk(
 ) -> None:
     """Cut the texts of SRC into chunks and write them with their vectors to DST, a row per chunk.
 
-    Run again, it follows SRC: changed, new and removed parents. Chunks whose text stays are not embedded again, and no
-    reader sees chunks of two versions of a parent. Stopped at any moment, the same command goes on.
+    A later run applies the changes of SRC: changed, new and removed parents. Chunks whose text is unchanged are not
+    embedded again, and no reader sees chunks of two versions of a parent. After an interruption, the same command
+    continues.
     """
     from embedreg import chunks, get
 

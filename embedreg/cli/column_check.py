@@ -33,7 +33,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Which rows.")]
 def audit(
     data: Data,
     vectors: Vectors = None,
-    sample: Annotated[int, typer.Option(min=1, help="How many rows are embedded anew and compared.")] = 300,
+    sample: Annotated[int, typer.Option(min=1, help="How many rows are embedded again and compared.")] = 300,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of the bound.")] = 0.95,
     candidates: Candidates = None,
     no_scan: Annotated[bool, typer.Option("--no-scan", help="Do not read the whole column.")] = False,
@@ -75,7 +75,7 @@ def identify(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Find the function that made vectors which nobody declared, best guess first; nothing is written."""
+    """Find the function that made undeclared vectors, best guess first; nothing is written."""
     from embedreg import columns
 
     path = path_of(data)
@@ -98,7 +98,7 @@ def compare(
     ] = None,
     key: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that answers name rows by.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many rows a query finds.")] = 10,
-    corpus: Annotated[int, typer.Option(min=1, help="At most so many rows are searched.")] = 20_000,
+    corpus: Annotated[int, typer.Option(min=1, help="The maximum number of rows to search.")] = 20_000,
     sample: Annotated[int, typer.Option(min=1, help="Without pairs: how many rows serve as queries.")] = 200,
     price: Annotated[
         float | None, typer.Option("--price-per-million-tokens", min=0, help="For the cost of embedding all rows.")

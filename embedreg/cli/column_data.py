@@ -89,7 +89,7 @@ def add(
 ) -> None:
     """Add a vector column, embedded from another column, to a table or dataset in place.
 
-    Other columns are not changed. Stopped at any moment, the same command goes on. Beside the vectors comes a column
+    Other columns are not changed. After an interruption, the same command continues. Beside the vectors comes a column
     of row digests, by which `status` and `refresh` find the rows that are not up to date.
     """
     from embedreg import columns
@@ -196,7 +196,7 @@ def refresh(
     vectors: Vectors = None,
     unstamped: Annotated[
         Literal["verify", "recompute", "trust"],
-        typer.Option(help="Vectors without a digest: embed a sample to check them, embed all anew, or believe them."),
+        typer.Option(help="Vectors without a digest: embed a sample to check them, embed all again, or trust them."),
     ] = "verify",
     sample: Annotated[int, typer.Option(min=1, help="With verify: how many rows are embedded.")] = 300,
     on_error: OnError = "null",
@@ -263,13 +263,13 @@ def repoint(
     to: To,
     settings: Settings = None,
     vector: Vector = None,
-    sample: Annotated[int, typer.Option(min=1, help="How many rows to embed anew and compare.")] = 100,
+    sample: Annotated[int, typer.Option(min=1, help="How many rows to embed again and compare.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Which rows.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Declare another function of the same vectors, such as the same model at another host.
 
-    A sample of the rows is embedded anew. Only where all of it agrees is the declaration replaced; no vector changes.
+    A sample of the rows is embedded again. Only where all of it agrees is the declaration replaced; no vector changes.
     """
     from embedreg import columns
 
@@ -280,7 +280,7 @@ def repoint(
         terminal.print_json({**dataclasses.asdict(found), "written": found.written and str(found.written)})
         return
     terminal.say(
-        f"{found.compared:,} of {found.rows:,} rows embedded anew: cosine {found.lowest:.5f} at the lowest, "
+        f"{found.compared:,} of {found.rows:,} rows embedded again: cosine {found.lowest:.5f} at the lowest, "
         f"{found.median:.5f} at the median"
     )
     terminal.say(f"{data} declares {to} now; no vector changed")

@@ -69,7 +69,7 @@ def migrate(
     print_: column_sql.Print = False,
     source: Annotated[str, typer.Option(help="With --engine: the column that is embedded.")] = "text",
     view: Annotated[
-        str | None, typer.Option(help="With --engine: the view that readers ask. [default: TABLE_current]")
+        str | None, typer.Option(help="With --engine: the view that readers query. [default: TABLE_current]")
     ] = None,
     as_: column_sql.As = None,
     version: column_sql.Version = "1.2.453",
@@ -77,10 +77,10 @@ def migrate(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change the function of a vector column. The old vectors come back with `embedreg column rollback`.
+    """Change the function of a vector column. `embedreg column rollback` restores the old vectors.
 
     All rows are embedded beside the data first, which stays as it is. Then vectors and declaration are switched, and
-    what others wrote meanwhile is embedded. Stopped at any moment, the same command goes on.
+    what others wrote meanwhile is embedded. After an interruption, the same command continues.
     """
     from embedreg import columns
 
@@ -151,7 +151,7 @@ def _step(
     what: str,
     call: Callable[[Migration], object],
 ) -> None:
-    """Make one step of the migration in progress, and print where it stands then."""
+    """Take one step of the migration in progress, and print its state."""
     from embedreg.columns.results import ColumnReport
 
     found = migration_of(path_of(data), vector)
@@ -181,7 +181,7 @@ def settle(
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Look again after so long, for writers that opened the data before the switch.",
+            help="Check again after this long, for writers that opened the data before the switch.",
         ),
     ] = 0.0,
     dry_run: DryRun = False,
@@ -193,7 +193,7 @@ def settle(
 
 @command
 def finish(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """End a settled migration: remove the old vectors and all else that the way back needs."""
+    """End a settled migration: remove the old vectors and everything else that a rollback needs."""
     _step(data, vector, dry_run, as_json, "finishing", lambda found: found.finish())
 
 
@@ -201,7 +201,7 @@ def finish(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: 
 def rollback(
     data: Data, vector: Vector = None, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
-    """Give the old vectors and the old function back; rows written since the switch are embedded with it.
+    """Restore the old vectors and the old function; rows written since the switch are embedded with it.
 
     More than 100 rows that have no old vector are embedded with `--yes` only.
     """

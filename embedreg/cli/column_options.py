@@ -65,14 +65,14 @@ OnError = Annotated[
 MaxBadRows = Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this have failed.")]
 BatchRows = Annotated[int, typer.Option(min=1, help="Rows held in memory at a time.")]
 Cache = Annotated[
-    str | None, typer.Option(metavar="PATH", help="Keep vectors in this file, and take from it what is known.")
+    str | None, typer.Option(metavar="PATH", help="Keep vectors in this file, and reuse those that it has.")
 ]
 Key = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that identifies rows, to merge changes.")]
 SwitchTimeout = Annotated[
     float, typer.Option(metavar="SECONDS", help="How long a commit is tried again while others write.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Go on where the command would refuse and ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Proceed where the command would refuse and ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report as one HTML file.")]
 
 
@@ -138,12 +138,12 @@ def migration_of(data: Path, vector: str | None) -> Migration:
 
 @contextmanager
 def progress(what: str, data: Path) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar; after an interruption say that the same command goes on."""
+    """Show a progress bar; after an interruption, print that the same command continues."""
     try:
         with terminal.rows_progress(what, None) as bar:
             yield bar
     except KeyboardInterrupt:
-        terminal.note(f"{data}: what is done is kept; the same command goes on")
+        terminal.note(f"{data}: finished work is kept; the same command continues")
         raise
 
 

@@ -35,7 +35,7 @@ _CLASSES = {
 _MEANT = {
     "stale": "the source changed since",
     "foreign": "another function made the vector",
-    "unstamped": "nobody has checked these vectors",
+    "unstamped": "these vectors have not been checked",
     "empty": "a source, and no vector",
 }
 _SHOWN = 5
@@ -78,8 +78,10 @@ def _told_apart(column: ColumnStatus, all_columns: Sequence[ColumnStatus]) -> st
     """Return a column's function, with the settings in which it differs from others of that name here."""
     name = column.function or "?"
     same = [each.settings for each in all_columns if each.function == column.function]
-    told = [f"{key}={value}" for key, value in column.settings.items() if any(each.get(key) != value for each in same)]
-    return f"{name} ({', '.join(told)})" if told else name
+    differing = [
+        f"{key}={value}" for key, value in column.settings.items() if any(each.get(key) != value for each in same)
+    ]
+    return f"{name} ({', '.join(differing)})" if differing else name
 
 
 def migration_line(found: MigrationStatus) -> str:
@@ -92,7 +94,7 @@ def migration_line(found: MigrationStatus) -> str:
 
 
 def print_migration(data: str, found: MigrationStatus, *, as_json: bool) -> None:
-    """Print where a migration stands."""
+    """Print the state of a migration."""
     if as_json:
         terminal.print_json(asdict(found))
         return

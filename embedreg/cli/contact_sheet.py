@@ -82,7 +82,7 @@ def _page(hits: Hits, query: Any, table: str, name: str | None) -> str:
     )
     asked = _text(query) if isinstance(query, str) else f"Rows like {_text(name)}" if name else "Rows like this image"
     title = asked.replace("<wbr>", "")
-    shown = "" if isinstance(query, str) else _thumbnail(query, "what was looked for")
+    shown = "" if isinstance(query, str) else _thumbnail(query, "the query image")
     found = len(hits.distances)
     count = f"{found} nearest rows" if found > 1 else "the nearest row" if found else "no row was found"
     return f"""<!DOCTYPE html>

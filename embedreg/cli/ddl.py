@@ -178,5 +178,5 @@ def notes(version: str, token: bool) -> list[str]:
     if version == "current":
         from embedreg.engines.databend.sql import TOKEN
 
-        return [f"put the token in the place of {TOKEN}"]
+        return [f"replace {TOKEN} by the token"]
     return [f"Databend {version} sends no token, so the server will reject its calls: use a newer version, or no token"]

@@ -60,7 +60,7 @@ def demo(
         _ask(places.find(str(place.path)), as_json)
         return
     made = _make(place, None if everything else rows, function)
-    terminal.note("asking from a new process, which has the table's metadata alone")
+    terminal.note("searching from a new process, which has only the table's metadata")
     answered = _in_new_process(folder, as_json)
     if as_json:
         terminal.print_json({**made, "queries": json.loads(answered)})

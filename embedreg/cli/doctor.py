@@ -56,7 +56,11 @@ def doctor(as_json: AsJson = False) -> None:
     ]
     terminal.print_table(["function", "", "to install"], rows, wide=1)  # a command to paste is not cut
     model = found["model"]
-    where = f"{model['path']} ({model['origin']})" if model["path"] else "not on this machine; a hub in reach gives it"
+    where = (
+        f"{model['path']} ({model['origin']})"
+        if model["path"]
+        else "not on this machine; downloaded if the hub can be reached"
+    )
     terminal.say(f"{DEMO_MODEL}: {where}")
     if model["backend"]:
         terminal.say(f"it runs on the back end {model['backend']}")

@@ -38,7 +38,7 @@ Template = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help=r"In the place of --source: text to embed with columns in braces, such as '{title}: {body}'; \n is a new "
+        help=r"Instead of --source: text to embed with columns in braces, such as '{title}: {body}'; \n is a new "
         "line.",
     ),
 ]
@@ -347,7 +347,7 @@ def _going_on(dst: str, options: dict[str, Any]) -> Iterator[None]:
         if left is not None and left.batches:
             terminal.note(f"{terminal.count(len(left.batches), 'batch', 'batches')} of the service are left running")
         if kept is not None:
-            terminal.note(f"what is done is kept ({terminal.count(kept, 'row')}); to go on: {_this_command()}")
+            terminal.note(f"finished work is kept ({terminal.count(kept, 'row')}); to continue: {_this_command()}")
         raise
 
 

@@ -63,9 +63,9 @@ def estimate(
         price_per_million: of a million tokens, in any currency.
     Returns:
         `rows`, `filled` (rows with something to embed), `empty` (null or blank), `to_embed` (distinct within each
-        batch: what reaches the function), `duplicates` (in the whole; `exact` says whether they were counted or
-        estimated), `tokens`, `tokens_per_row`, `max_tokens`, `truncated_share` (None where the function cannot count
-        tokens), `load_s`, `sample_rows`, `rows_per_s`, `seconds` (None for a remote service, which is not called).
+        batch: what reaches the function), `duplicates` (in the whole; `exact` is False if they were estimated),
+        `tokens`, `tokens_per_row`, `max_tokens`, `truncated_share` (None where the function cannot count tokens),
+        `load_s`, `sample_rows`, `rows_per_s`, `seconds` (None for a remote service, which is not called).
     """
     rows, empty, to_run, distinct, sample = _read(source, config, batch_rows)
     filled = rows - empty
@@ -182,7 +182,7 @@ def show(found: dict[str, Any]) -> None:
     if found["cost"] is not None:
         lines["cost"] = f"about {found['cost']:,.2f} for the inputs that reach the function"
     if found["seconds"] is None:
-        lines["time"] = "not measured: a remote service is asked for nothing here" if found["filled"] else "none"
+        lines["time"] = "not measured: remote services are not called here" if found["filled"] else "none"
     else:
         speed = f"{terminal.number(found['rows_per_s'])} rows/s on a sample of {found['sample_rows']:,}"
         lines["time"] = f"about {terminal.seconds(found['seconds'])} ({speed})"

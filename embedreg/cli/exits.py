@@ -27,11 +27,11 @@ EXIT_CODES = {
     ERROR: "an error: a file, a column, a setting, a failed call, bad rows",
     USAGE: "the command line itself is wrong",
     UNTRUSTED: "stored metadata asks for what was not granted",
-    DRIFT: "the function does not give the vectors that are stored, or an audit found others",
+    DRIFT: "the function does not return the stored vectors, or an audit found others",
     MISSING: "a library or a model is not installed",
     BUG: "a bug in embedreg or in an imported module; see --debug",
     INTERRUPTED: "stopped by Ctrl-C; nothing half-written stays",
-    BROKEN_PIPE: "the reader of the output went away",
+    BROKEN_PIPE: "the reader of the output closed it",
     TERMINATED: "stopped by SIGTERM; nothing half-written stays",
 }
 

@@ -101,13 +101,13 @@ def _print_one(described: dict[str, Any]) -> None:
 
 
 def _facts(described: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each thing that is known of a function beside its fields."""
+    """Yield a line for each fact about a function beside its fields."""
     if described["lancedb"]:
         yield "LanceDB has a function of this name, with these meanings; fields of our own default to what it does."
     if described["roles"]:
         yield f"queries and sources differ by: {', '.join(described['roles'])}"
     if described.get("limits"):
-        yield f"a request has at most {described['limits']['inputs']} inputs; where the service says less, that counts"
+        yield f"a request has at most {described['limits']['inputs']} inputs; a lower limit of the service applies"
     if described.get("keys"):
         yield f"without api_key, the key is read from {' or '.join(described['keys'])}"
     if described.get("documentation"):

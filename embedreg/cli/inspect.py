@@ -160,7 +160,7 @@ def _print_job(path: str, job: Unfinished) -> None:
     for batch in job.batches:
         terminal.say(f"  batch      {plain(_batch_in_words(batch))}")
     going_on = ", with --batch-api" if job.batches else ""
-    terminal.note(f"to go on: the command that began it{going_on}")
+    terminal.note(f"to continue: the command that began it{going_on}")
 
 
 def _batch_in_words(batch: dict[str, Any]) -> str:
@@ -226,9 +226,9 @@ def _lines(function: dict[str, Any]) -> list[str]:
 
 def _verdict(drift: dict[str, Any]) -> str:
     words = {
-        "same": "none: it gives the stored vectors",
+        "same": "none: it returns the stored vectors",
         "note": "none in the vectors, though the configuration differs",
-        "drift": "YES: it gives other vectors than those stored",
+        "drift": "YES: it returns other vectors than those stored",
         "unknown": "unknown",
     }
     cosine = "" if drift["cosine"] is None else f" (cosine {drift['cosine']:.5f})"

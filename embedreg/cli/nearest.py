@@ -151,7 +151,7 @@ def fused(
     A row's score is the sum over the searches of 1 / (60 + its rank in it, from 1); the first `DEPTH` of each count.
 
     Args:
-        batches, limit, shown: as `nearest`; all columns are searched in one reading.
+        batches, limit, shown: as `nearest`; all columns are searched in one scan.
     Returns:
         (the rows, first ones first, or None; their (k,) negative scores).
     Source: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank

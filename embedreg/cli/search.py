@@ -65,7 +65,7 @@ def search(
         int,
         typer.Option(
             min=0,
-            help="For binary vectors: so many times LIMIT rows are found by their signs, then compared with the "
+            help="For binary vectors: this many times LIMIT rows are found by their signs, then compared with the "
             "query's own numbers; 0 for signs alone.",
         ),
     ] = RESCORE,
@@ -121,7 +121,7 @@ def _by_parent(place: places.Place, query: Any, *, limit: int, columns: list[str
     """Return the nearest parents, each with its best chunk: more chunks are read until there are enough parents.
 
     Raises:
-        MetadataError: the data is no table of chunks. Errors of `find`.
+        MetadataError: the data is not a table of chunks. Errors of `find`.
     """
     import pyarrow as pa
 
@@ -131,7 +131,7 @@ def _by_parent(place: places.Place, query: Any, *, limit: int, columns: list[str
     found = settings.read(metadata_of(place.path), str(place.path))
     if found is None:
         raise MetadataError(
-            f"{place.path} is no table of chunks, so its rows have no parents.", "leave --group-by-parent out"
+            f"{place.path} is not a table of chunks, so its rows have no parents.", "leave --group-by-parent out"
         )
     asked = None if columns is None else list(dict.fromkeys([*columns, found.key]))
     wanted = _CHUNKS * limit
@@ -222,7 +222,7 @@ def find(
     metric = {"text": "bm25", "hybrid": "rrf"}.get(mode, kind.shown_metric(metric_of(function)))
     if quantizer is not None and quantizer.bits and not rescore and mode == "vector":
         metric = "hamming"
-    by_engine = kind.unsearchable_in_lancedb is None and quantizer is None  # it knows no ranges
+    by_engine = kind.unsearchable_in_lancedb is None and quantizer is None  # it does not support ranges
     if place.kind == "lance" and (mode != "vector" or by_engine):
         words = query if mode != "vector" else None
         rows, distances, shown = _in_lance(

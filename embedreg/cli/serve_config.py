@@ -145,7 +145,7 @@ def _wanted(path: str, where: str, found: Any, folder: Path) -> Wanted:
         raise ConfigError(f"{path}: {where.rstrip('.')} is not a table.", "write [[function]] above its lines")
     _check(path, where, found, _FUNCTION)
     if ("name" in found) == ("like" in found):
-        raise ConfigError(f"{path}: {where.rstrip('.')} has to say either name or like.", 'name = "hashing"')
+        raise ConfigError(f"{path}: {where.rstrip('.')} needs either name or like.", 'name = "hashing"')
     for key, other in (("set", "like"), ("vector", "name")):
         if key in found and other in found:
             raise ConfigError(f"{path}: {where}{key} cannot be combined with {other}.", f"take {key} out")
@@ -172,11 +172,11 @@ def _known(path: str, where: str, found: Mapping[str, Any], known: Collection[st
             continue
         if not where and key in _SECRETS:
             raise ConfigError(
-                f"{path}: a token does not stand in a file.", f'{_SECRETS[key]} = "THE_ENVIRONMENT_VARIABLE"'
+                f"{path}: a token must not be written in a file.", f'{_SECRETS[key]} = "THE_ENVIRONMENT_VARIABLE"'
             )
         if looks_sensitive(key):
             raise ConfigError(
-                f"{path}: {plain(f'{where}{key}', 80)} is not a setting, and a secret does not stand in a file.",
+                f"{path}: {plain(f'{where}{key}', 80)} is not a setting, and a secret must not be written in a file.",
                 'a field of set = { ... } as "$var:name", and its environment variable under [env]',
             )
         hint = f"{did_you_mean(key, known)}known: {', '.join(known)}"

@@ -52,7 +52,7 @@ def parse_where(text: str, schema: pa.Schema) -> Any:
 
     Args:
         text: the condition, see this module's grammar.
-        schema: of the data; its types say how the literals are read.
+        schema: of the data; its types determine how literals are read.
     Raises:
         InputError: the condition cannot be parsed, or compares incompatible types.
         MissingColumnError: it names a column that the data lacks.

@@ -1,4 +1,4 @@
-"""Arguments that several calls take, and what is said of columns that are missing or there already."""
+"""Arguments that several calls share, and the errors for columns that are missing or exist already."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
 
 
 def a_function(given: Any) -> EmbeddingFunction:
-    """Return the function that was given, itself.
+    """Return the given function unchanged.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not an embedding function.
     """
     function = unwrap(given)
     if not isinstance(function, EmbeddingFunction):
@@ -39,12 +39,12 @@ def a_function(given: Any) -> EmbeddingFunction:
 
 
 def one_vector(function: EmbeddingFunction, what: str) -> EmbeddingFunction:
-    """Return a function that gives one vector a row, itself.
+    """Return a given function unchanged if it returns one vector a row.
 
     Args:
         what: what the function is for, for the message.
     Raises:
-        ConfigError: it gives multi-vectors or sparse ones.
+        ConfigError: it returns multi-vectors or sparse ones.
     """
     kind = kind_of(function)
     if not kind.one_size:
@@ -112,8 +112,8 @@ def on_object_store(uri: str) -> ConfigError:
     return ConfigError(
         f"{shown} is on an object store: columns are described and changed on a local disk only, since an object store "
         "has no renames to publish a change by.",
-        f"{copy}; embedreg.embed(source, 's3://bucket/new') embeds it anew to another place",
-    ).for_shell(f"{copy}; `embedreg embed SRC s3://bucket/new` embeds it anew to another place")
+        f"{copy}; embedreg.embed(source, 's3://bucket/new') embeds it again to another place",
+    ).for_shell(f"{copy}; `embedreg embed SRC s3://bucket/new` embeds it again to another place")
 
 
 def already_there(shown: str, vector: str) -> SchemaError:

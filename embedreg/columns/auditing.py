@@ -49,7 +49,7 @@ def audit(
 ) -> list[Audit]:
     """Find out whether the declared function made the vectors of a column, of the texts that are there now.
 
-    Rows are compared by embedding a sample anew; nothing is written. A declared function runs only as far as the trust
+    Rows are compared by embedding a sample again; nothing is written. A declared function runs only as far as the trust
     rules allow, and its refusal is the `problem` of a column whose verdict is "unknown".
 
     Args:
@@ -80,7 +80,7 @@ def audit(
             raise undeclared(opened.shown, name, entries, f"embedreg.columns.identify(data, {name!r}) looks for one")
     if not wanted:
         raise no_declarations(opened.shown, "embedreg.columns.identify(data, ...)")
-    others = columns is None and len(wanted) > 1  # what nobody named does not stop the audit of the others
+    others = columns is None and len(wanted) > 1  # a column that was not requested does not stop the others
     return [
         _One(opened, entries[name], sample, float(confidence), given, seed).run(whole=scan, others=others)
         for name in wanted
@@ -147,7 +147,7 @@ class _One:
         return Audit(**told, verdict=verdict, problem=problem, notes=tuple(self._notes))
 
     def _told(self, function: str | None, found: Scan | None) -> dict[str, Any]:
-        """Return what an audit says of the column without a comparison."""
+        """Return the findings about the column without a comparison."""
         return {
             "column": self._vector,
             "source": self._source,
@@ -158,7 +158,7 @@ class _One:
         }
 
     def _function(self) -> tuple[EmbeddingFunction | None, str | None]:
-        """Rebuild the declared function as the trust rules allow; else say why not."""
+        """Rebuild the declared function as the trust rules allow, or record why not."""
         parsed = get_registry().parse_functions({codec.KEY: f"[{self._entry.raw}]"})
         config = parsed.get(self._vector)
         if config is not None:
@@ -196,7 +196,7 @@ class _One:
             why = f"its vectors have {rows.matrix.shape[1]} dimensions, the function gives {function.ndims()}."
             return Audit(**told, verdict="other-model", problem=why, notes=tuple(self._notes))
         fresh = functions.embedded(function, rows.sources)
-        if self._quantizer is not None:  # what the function's vectors read as once they are stored
+        if self._quantizer is not None:  # the function's vectors as they would be read back once stored
             fresh = self._quantizer.settled(fresh, self._quantizer.encode(rows.matrix))
         stored, made = unit(rows.matrix), unit(fresh)
         agreement = cosines(stored, made)

@@ -1,4 +1,4 @@
-"""The calls that change and describe columns: they check their arguments, open the data and ask its engine."""
+"""The calls that change and describe columns: they check their arguments, open the data and call its engine."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def refresh(
 
     Args:
         data, columns, same: as `fill`.
-        unstamped: what becomes of vectors without a digest: "verify" embeds a sample, and stamps all if all agree, else
-            embeds all anew; "recompute" embeds all anew; "trust" stamps all.
+        unstamped: what to do with vectors without a digest: "verify" embeds a sample, and stamps all if all agree, else
+            embeds all again; "recompute" embeds all again; "trust" stamps all.
         sample: how many rows "verify" embeds.
         dry_run: count only; nothing is embedded or written.
     Returns:
@@ -157,8 +157,8 @@ def migrate(
 ) -> Migration:
     """Change the model of a column of a live table, with a way back until `finish`.
 
-    New vectors are staged outside the table, then one commit replaces vectors and declaration. Afterwards, what other
-    writers did meanwhile is settled. The same call after an interruption goes on.
+    New vectors are staged outside the table, then one commit replaces vectors and declaration. Afterwards, the changes
+    that other writers made meanwhile are settled. After an interruption, the same call continues.
 
     Args:
         data: a path, or a table object of an engine.
@@ -202,7 +202,7 @@ def repoint(data: Any, vector: str, function: EmbeddingFunction, *, sample: int 
         data: a path, or a table object of an engine.
         vector: the column.
         function: the new function.
-        sample: how many rows are embedded anew and compared.
+        sample: how many rows are embedded again and compared.
         seed: selects the rows.
     Returns:
         The agreement of the sample.
@@ -270,8 +270,8 @@ def _refuse_kind(store: ColumnStore, kind: VectorKind) -> None:
     if not kind.one_size and not store.rows_of_any_size:
         raise ConfigError(
             f"columns of {kind.plural} can be changed in Parquet and Arrow files only, not in {store.shown}.",
-            "embed the rows anew: embedreg.embed_table(data, fn.bind(source, vector))",
-        ).for_shell("embed the rows anew: embedreg embed SRC DST")
+            "embed the rows again: embedreg.embed_table(data, fn.bind(source, vector))",
+        ).for_shell("embed the rows again: embedreg embed SRC DST")
 
 
 @contextlib.contextmanager

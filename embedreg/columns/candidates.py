@@ -33,14 +33,14 @@ PROMPTS = (
     "classification: ",
     "Represent this sentence for searching relevant passages: ",
 )
-"""Texts that well-known models are given before queries or documents; tried before the sources of a column."""
+"""Prompts of well-known models, for queries or documents; tried before the sources of a column."""
 
 _SEEDS = (0, 1)  # of hashing
 _SHOWN = 40  # characters of a field's value
 
 
 def described(function: EmbeddingFunction) -> str:
-    """Return a function's name and the fields that make its vectors others than by default, on one line."""
+    """Return a function's name and the fields that make its vectors differ from the default, on one line."""
     cls = type(function)
     usual, hidden = defaults(cls), sensitive_fields(cls)
     own = {k: v for k, v in semantic_config(function).items() if k not in hidden and v != usual.get(k)}
@@ -50,7 +50,7 @@ def described(function: EmbeddingFunction) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a field's value, of a long path the end, which identifies it better."""
+    """Return a field's value; of a long path only its end, which identifies it better."""
     text = plain(value)
     return text if len(text) <= _SHOWN else f"…{text[1 - _SHOWN :]}" if is_path(text) else plain(text, _SHOWN)
 
@@ -128,14 +128,14 @@ class Vectors:
 
 
 def embedded(function: EmbeddingFunction, values: Any, role: Role = "source") -> np.ndarray:
-    """Embed values anew, past the vector cache and the stored probe: (n, d) float32; zeros for a row without a vector.
+    """Embed values again, past the vector cache and the stored probe: (n, d) float32; zeros for a row without a vector.
 
-    A function that no longer agrees with its probe is what an audit is to find out, so that is not an error here.
+    An audit is run to find functions that no longer agree with their probe, so that is not an error here.
     """
     from embedreg.embedding.column import embed_column
     from embedreg.runtime.vectors import disk
 
-    with disk.paused():  # the cache must not answer with the stored vectors
+    with disk.paused():  # the cache must not return the stored vectors
         return embed_column(function, values, role, zero_vectors="keep", declared={}).matrix
 
 

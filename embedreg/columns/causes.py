@@ -47,7 +47,7 @@ _PROMPTED = 4  # rows that each of many prompts is tried on first
 _PICTURES = 3  # images, near and apart, that each of many forms is tried on first
 _SHIFTED = 8  # rows up and down that a vector may have moved
 _LOOKED_AROUND = 4  # rows whose neighbours are embedded
-_INFORMATIVE = 20  # rows: among fewer, the nearest text says nothing about the cause
+_INFORMATIVE = 20  # rows: among fewer, the nearest text is no evidence of the cause
 _SEVERAL = 3  # rows that distinguish a cut from a text that has grown
 _CUT_ROWS = 8  # rows in which a cut is looked for
 
@@ -235,7 +235,7 @@ class Search:
             self._try_roles(kind, Vectors(function), {"source": name, "query": f"{name}, as queries"})
 
     def _try_roles(self, kind: str, vectors: Vectors, labels: Mapping[Role, str]) -> None:
-        """Try the vectors of a function in the roles that have a label, if they are others than of documents."""
+        """Try the vectors of a function in the roles that have a label, if they differ from those of documents."""
         for role in each_role(vectors.function):
             if role in labels:
 
@@ -332,7 +332,7 @@ class Search:
 
 
 def _blank(value: Any) -> bool:
-    """Return whether a source is none: null, empty, or white space alone."""
+    """Return whether a source is missing: null, empty, or only white space."""
     return not value or (isinstance(value, str) and not value.strip())
 
 

@@ -181,7 +181,9 @@ class _Search:
             ranges = None if stored.bits else Ranges.learnt(made.matrix)
             stored = dataclasses.replace(stored, ranges=ranges)
             self._made = stored.decode(stored.encode(made.matrix))
-            self.notes.append(f"its vectors count as stored in {stored.dtype}, as a migration of this column does")
+            self.notes.append(
+                f"its vectors are compared as a migration of this column would store them, in {stored.dtype}"
+            )
 
     def overlaps(self, texts: list[str], sample: int, seed: int) -> np.ndarray:
         """Return the overlap of each query; rows of the corpus are the queries if no texts are given."""

@@ -1,4 +1,4 @@
-"""What a comparison of two functions found, and its verdict, which says no more than the pairs allow."""
+"""The result of comparing two functions, and a verdict that claims no more than the pairs support."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Comparison:
         column: the vector column.
         now, other: the function whose vectors are stored, and the one that may replace it.
         rows: rows of the data.
-        corpus_rows: distinct sources that were searched; figures of another corpus size read otherwise.
+        corpus_rows: distinct sources that were searched; figures of another corpus size are not comparable.
         k: how many nearest rows count.
         queries: how many queries the overlap is the mean of.
         asked: what they are: "rows" (sources of the corpus, each without itself), "queries" or "pairs".
@@ -52,7 +52,7 @@ class Comparison:
         missing: answers that are not in the data.
         recall_a, recall_b: mean share of a query's answers among its k nearest, of `now` and of `other`.
         difference, difference_error: recall_b - recall_a, and half of the 95% interval of the paired difference.
-        verdict: "better" or "worse" (of `other`) where that interval does not hold 0, "no-difference" where it lies
+        verdict: "better" or "worse" (of `other`) where that interval does not contain 0, "no-difference" where it lies
             within +-0.02, "too-few-pairs", or "no-pairs" without pairs.
         pairs_needed: for "too-few-pairs", about how many would decide if further ones were like these.
         rows_per_s: speed of `other` on this corpus; None if all its vectors came from the vector cache.
@@ -108,7 +108,7 @@ class Comparison:
 def difference_of(differences: np.ndarray) -> Interval:
     """Return the mean difference of recall, and half of its 95% interval.
 
-    It holds the adjusted interval whole, and a continuity correction of one pair (Edwards 1948): differences come in
+    It contains the whole adjusted interval, and a continuity correction of one pair (Edwards 1948): differences come in
     steps, and without it equal functions would be called different in 5% of all trials, or a little more.
     """
     mean = float(differences.mean())

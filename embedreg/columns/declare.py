@@ -70,7 +70,7 @@ def bound_like(old: Entry, function: EmbeddingFunction, vector: str | None = Non
 
 
 def repointed(old: Entry, function: EmbeddingFunction) -> Entry:
-    """Return the declaration of another function for the same vectors: what is recorded of them stays."""
+    """Return the declaration of another function for the same vectors, with their recorded properties."""
     item = codec.entry_of(bound_like(old, function))
     names = "probe", "identity", digests.KEY, "dtype", templates.KEY, QUANTIZATION
     kept = {name: old.reserved[name] for name in names if name in old.reserved}
@@ -105,7 +105,7 @@ def differing(old: Entry, new: Entry) -> str:
 
 
 def columns_of(entry: Entry) -> tuple[str, ...]:
-    """Return the columns that a declaration's vectors take: of vectors, and of digests."""
+    """Return the columns of a declaration's vectors and digests."""
     digest = digests.column_of(entry.reserved)
     return (entry.vector_column, *([digest] if digest is not None else []))
 

@@ -19,7 +19,7 @@ __all__ = ["Decoded", "as_floats", "decoded"]
 
 
 class Decoded:
-    """The reading part of a `ColumnStore`, with one column of floats in the place of quantised values."""
+    """The reading part of a `ColumnStore`, with one column of floats instead of quantised values."""
 
     def __init__(self, data: ColumnStore | TableRows, vector: str, quantizer: Quantizer) -> None:
         self._data, self._vector, self._quantizer = data, vector, quantizer

@@ -22,7 +22,7 @@ VERDICTS = {
     "stale": "the declared function made the vectors, some of them of other texts than are there now",
     "mixed": "another function made some of the vectors",
     "other-model": "another function than the declared one made the vectors",
-    "broken": "there are vectors that no function gives for these texts",
+    "broken": "there are vectors that no function returns for these texts",
     "unknown": "nothing could be compared",
 }
 _SHOWN = 400  # characters of a message
@@ -184,7 +184,7 @@ def judged(
 
 
 def sentence(audit: Audit) -> str:
-    """Return what follows from the sample for the whole, in one sentence."""
+    """Return what the sample implies for the whole, in one sentence."""
     if not audit.compared:
         return audit.problem or "no row could be compared."
     wrong = audit.compared - audit.agree
@@ -198,7 +198,7 @@ def sentence(audit: Audit) -> str:
 
 
 def _lines(audit: Audit) -> list[str]:
-    """Return an audit as lines: the verdict first, then what it rests on."""
+    """Return an audit as lines: the verdict first, then the evidence."""
     of = "" if audit.function is None else f", declared as {plain(audit.function, _SHOWN)} of {plain(audit.source, 80)}"
     lines = [
         f"{plain(audit.column, 80)}: {audit.verdict}: {VERDICTS[audit.verdict]}",

@@ -1,4 +1,4 @@
-"""`identify`: which function made vectors that nobody declared, by a few rows."""
+"""`identify`: which function made vectors without a declaration, from a few rows."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def identify(
     """Name the functions that may have made the vectors of a column, best first; nothing is written.
 
     Args:
-        data: an Arrow table, a path, or a table object of an engine. A declaration in it plays no role.
+        data: an Arrow table, a path, or a table object of an engine. A declaration in it is ignored.
         vector: the vector column.
         source: the column that it was made of; by default each text column is tried.
         candidates: embedding functions; by default those that are installed and need no key, host or download.
@@ -115,7 +115,7 @@ def _as_floats(data: ColumnStore | TableRows, vector: str) -> tuple[Readable, Qu
     """Return data whose vectors are read as floats, and how they were quantised if a declaration records it.
 
     Raises:
-        VectorError: bytes that nothing says the meaning of.
+        VectorError: bytes of unknown meaning.
     """
     import pyarrow as pa
 
@@ -138,7 +138,7 @@ def _tried(function: EmbeddingFunction, rows: sampling.Rows, source: str, quanti
     try:
         best: Guess | None = None
         for variant, matrix in _variants(function, rows):
-            if quantizer is not None:  # what the function's vectors read as once they are stored
+            if quantizer is not None:  # the function's vectors as they would be read back once stored
                 matrix = quantizer.settled(matrix, quantizer.encode(rows.matrix))
             guess = _compared(name, source, variant, rows, matrix)
             guess = guess if quantizer is None else replace(guess, storage=quantizer.dtype)

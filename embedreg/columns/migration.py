@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["FEW_ROWS", "Migration", "ask_before_embedding"]
 
-FEW_ROWS = 100  # that the way back embeds without asking: seconds, or a part of a cent
-TIMED_ROWS = 32  # that are embedded to say how long more of them take
+FEW_ROWS = 100  # that a rollback embeds without asking: seconds, or a part of a cent
+TIMED_ROWS = 32  # that are embedded to estimate the time for more
 
 
 class Migration(ABC):
     """One migration of a vector column, begun by `migrate` or found by `migrations`.
 
-    Its state is read anew by each access. A crash at any point leaves the data readable; the same call goes on.
+    Its state is read again by each access. A crash at any point leaves the data readable; the same call continues.
     """
 
     @property
     @abstractmethod
     def status(self) -> MigrationStatus:
-        """Where it stands; nothing is changed or embedded."""
+        """The state; nothing is changed or embedded."""
 
     @property
     def id(self) -> str:
@@ -73,10 +73,10 @@ class Migration(ABC):
         """Embed what other writers changed since it was staged: rows that are stale, foreign or without a vector.
 
         Args:
-            grace_s: look again after so many seconds, for writers that opened the data before the switch and go on with
-                the old function; 0 looks now only.
+            grace_s: check again after this many seconds, for writers that opened the data before the switch and still
+                use the old function; 0 checks only once.
         Returns:
-            What was done, of both times.
+            What was done, both times together.
         Raises:
             ConfigError: `grace_s` is negative. StorageError: nothing was switched. EmbedregError: as `add`.
         """
@@ -94,7 +94,7 @@ class Migration(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Remove what the way back needs; the state is then "finished".
+        """Remove what a rollback needs; the state is then "finished".
 
         Raises:
             StorageError: it is not settled.
@@ -102,7 +102,7 @@ class Migration(ABC):
 
     @abstractmethod
     def rollback(self, *, yes: bool = False) -> None:
-        """Give the old vectors and the old declaration back, also for rows that were added since.
+        """Restore the old vectors and the old declaration, also for rows that were added since.
 
         Args:
             yes: embed rows whose old vectors are not kept, however many; else more than 100 are refused.
@@ -118,11 +118,11 @@ class Migration(ABC):
 def ask_before_embedding(
     rows: int, yes: bool, why: str, config: Callable[[], EmbeddingFunctionConfig], some: Callable[[], pa.Array]
 ) -> None:
-    """Raise if the way back embeds many rows and this is not what was asked for.
+    """Raise if a rollback would embed many rows and the caller has not agreed to it.
 
     Args:
         rows: how many.
-        yes: whether it was asked for.
+        yes: whether the caller has agreed.
         why: in a few words, why they have no old vector.
         config: returns the old declaration.
         some: returns at most `TIMED_ROWS` of the sources, from which the time is estimated.

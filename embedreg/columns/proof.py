@@ -1,4 +1,4 @@
-"""The check of staged vectors before a switch: a sample is embedded anew."""
+"""The check of staged vectors before a switch: a sample is embedded again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SAMPLE = 100  # rows; finds a share of 3% of other vectors with a probability of
 
 
 def refuse_unproven(config: EmbeddingFunctionConfig, source: pa.Array, vector: pa.Array, shown: str) -> None:
-    """Raise if a function does not give the vectors that were staged for some sources.
+    """Raise if a function does not return the vectors that were staged for some sources.
 
-    A cache with vectors of something else, or a function that gives other vectors each time, is found so.
+    This finds a cache with vectors of something else, and a function that returns other vectors each time.
 
     Args:
         config: the declaration.
@@ -37,7 +37,7 @@ def refuse_unproven(config: EmbeddingFunctionConfig, source: pa.Array, vector: p
         refuse_other_vectors(cosines, lengths, config)
     except DriftError as exc:
         raise DriftError(
-            f"what was staged for {config.vector_column!r} of {shown} is not what the function gives now: "
+            f"what was staged for {config.vector_column!r} of {shown} is not what the function returns now: "
             f"{exc.message}",
             "abandon the migration, and begin it again without the vector cache",
         ).for_shell(f"embedreg column abandon {shown}, then migrate without that --cache") from exc

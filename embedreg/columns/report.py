@@ -47,8 +47,8 @@ def write_report(path: Path | str, found: Audit | Comparison | Iterable[Audit | 
 def html_report(found: Audit | Comparison | Iterable[Audit | Comparison]) -> str:
     """Return findings as one self-contained HTML page.
 
-    The map of an audit is drawn by bokeh, whose script of 1.3 MB is then in the page; without the extra [report] a line
-    says so instead. Where umap-learn is installed, it lays out a second map, which takes some twenty seconds.
+    The map of an audit is drawn by bokeh, whose script of 1.3 MB is then in the page; without the extra [report] a note
+    replaces it. Where umap-learn is installed, it lays out a second map, which takes some twenty seconds.
 
     Args:
         found: what `audit` or `compare` returned, one or several.
@@ -273,5 +273,5 @@ def _table(facts: dict[str, str]) -> str:
 
 
 def _text(value: object, limit: int = _NAME) -> str:
-    """Return a value of the data as escaped HTML text: the one door for it."""
+    """Return a value of the data as escaped HTML text: the only way into the page."""
     return "" if value is None else html.escape(plain(value, limit))

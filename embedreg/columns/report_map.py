@@ -133,7 +133,7 @@ def _figure(places: np.ndarray, evidence: Evidence) -> Any:
             fill_color=colour,
             line_color=colour,
         )
-        # bokeh escapes what "@" names, as long as no format says otherwise
+        # bokeh escapes what "@" names, as long as no format overrides it
         hover = [("row", "@row"), ("cosine", "@cosine"), (CLASS_WORDS[name], "@why"), ("text", "@text")]
         plot.add_tools(HoverTool(renderers=[drawn], tooltips=hover))
     return json_item(plot)

@@ -14,7 +14,8 @@ ROW_CLASSES = ("fresh", "stale", "foreign", "unstamped", "empty", "null_source")
 
 fresh: the digest is that of the source and the declared function. A null vector is then a blank source, or one that
 the function gives no vector for. stale: the source has changed since. foreign: another function made the vector.
-unstamped: a vector without a digest, so nobody knows. empty: a source without a vector. null_source: nothing to embed.
+unstamped: a vector without a digest, so its origin is unknown. empty: a source without a vector. null_source: nothing
+to embed.
 """
 
 STATES = (
@@ -40,7 +41,7 @@ class MigrationStatus:
         vector: the column's name before the switch.
         name: its name after the switch.
         function: the stored name of the new function.
-        differs: the settings in which it is another than the old one, where both have one name: "seed=7 instead of 0".
+        differs: the settings in which it differs from the old one, if both have one name: "seed=7 instead of 0".
         staged_rows, total_rows: rows whose new vectors are staged, of the rows of the table.
         staged_fragments, total_fragments: the same in fragments or files.
         notes: surprising findings.
@@ -111,12 +112,12 @@ class ColumnReport:
         embedded: vectors of distinct inputs, computed or from the vector cache.
         cached: how many of these came from the vector cache.
         stamped: rows that got a digest without being embedded.
-        changed_meanwhile: rows passed over, since their source changed meanwhile; the next run embeds them.
+        changed_meanwhile: rows skipped, since their source changed meanwhile; the next run embeds them.
         bytes_written: bytes of data files written; None if not known.
         bad_rows: number of rows that failed.
         bad: the first of them.
         commits: commits made.
-        retries: commits that another writer's commit forbade, and that were made anew.
+        retries: commits that conflicted with another writer's and were repeated.
         seconds: duration.
         dry_run: whether nothing was written; the counts are then what would be done.
         notes: surprising findings.

@@ -150,7 +150,7 @@ class _Counts:
 class _Hashes:
     """Hashes of the rows' texts and vectors: 24 bytes a row.
 
-    They are Python's own, of 64 bits and salted in each process, so that nobody can prepare two texts of one hash.
+    They are Python's own, of 64 bits and salted in each process, so that two texts of one hash cannot be prepared.
     """
 
     def __init__(self, rows: int) -> None:

@@ -1,7 +1,7 @@
 """`ColumnStore`: what an engine implements so that the calls of `embedreg.columns` work on its data.
 
-An engine hands one out through `Engine.columns(data)`, for a path or an object of its own. The classes here know no
-engine. Each operation raises `ConfigError` where an engine does not support it.
+An engine returns one from `Engine.columns(data)`, for a path or an object of its own. The classes here do not depend on
+any engine. Each operation raises `ConfigError` where an engine does not support it.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class ColumnStore(ABC):
         index: str,
         keep: bool,
     ) -> Migration:
-        """Change the model of a column, or go on with that."""
+        """Change the model of a column, or continue a change."""
         raise self._unsupported("change the model of a column")
 
     def migrations(self) -> list[Migration]:

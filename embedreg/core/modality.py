@@ -228,7 +228,7 @@ def source_modality(function: EmbeddingFunction) -> Modality:
 
 
 def is_mixed(function: EmbeddingFunction) -> bool:
-    """Return whether the declaration says that a string of a source column may be a text or the name of an input."""
+    """Return whether the declaration allows a string of a source column to be a text or the name of an input."""
     return getattr(function, "source_type", None) == "mixed"
 
 

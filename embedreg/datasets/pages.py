@@ -111,7 +111,7 @@ def _pages(path: str, mtime_ns: int | None) -> int:
 
 
 def _drawn(path: str, pages: list[int]) -> list[bytes]:
-    """Draw pages as PNG files; what cannot be drawn is text that says so, which is no image."""
+    """Draw pages as PNG files; what cannot be drawn becomes a text with the reason, which is not an image."""
     made = []
     with _lock:
         document = _opened(path) if pages and pages != [0] else None

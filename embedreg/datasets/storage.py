@@ -218,7 +218,7 @@ class Storage:
         """Return a file's content, at most one byte more than the limit; None if it does not exist.
 
         Raises:
-            StorageError: it cannot be read; on this machine also: it lies behind a link, or is not a regular file.
+            StorageError: it cannot be read; on this machine also: it is behind a link, or is not a regular file.
         """
         from pyarrow.fs import FileType
 

@@ -208,7 +208,7 @@ def parse(metadata: Mapping[Any, Any] | None, get: Callable[[str], type[Embeddin
             functions.problems[column] = exc
             continue
         if entry.newer:
-            notes.append("a later embedreg wrote this declaration; some of what it says may not be known here")
+            notes.append("a later embedreg wrote this declaration; this version may not understand all of it")
         functions[column] = config
         if notes:
             functions.noted[column] = notes
@@ -230,7 +230,7 @@ def build(
         raise MetadataError(
             f"the function of {where} was stored without a name, as stock LanceDB does for classes registered without "
             "an alias.",
-            "register the class with an alias and declare the column anew: fn.bind(source, vector)",
+            "register the class with an alias and declare the column again: fn.bind(source, vector)",
         ).for_shell("register the class with an alias, import it with --import, and declare it: embedreg attach --help")
     alias = entry.name.removeprefix(OWN_PREFIX)
     if alias.startswith(OWN_PREFIX) or len(alias) > 4 * SHOWN:
@@ -263,7 +263,7 @@ def completed(cls: type[EmbeddingFunction], model: Mapping[str, Any], width: int
     """Return a stored configuration of another writer with the defaults of the version that fits the column's width.
 
     Args:
-        width: of the vector column; None if it is not known, and the class's defaults then stand.
+        width: of the vector column; None if it is not known, and the class's defaults then apply.
     Raises:
         MetadataError: the width fits none of the defaults that LanceDB has had.
     """
@@ -373,8 +373,8 @@ def _known_fields(cls: type[EmbeddingFunction], model: Mapping[str, Any]) -> tup
         elif config.setdefault(name or key, value) != value:
             raise MetadataError(
                 f"the stored configuration has two different values for {name or key!r}.",
-                "declare the function anew: fn.bind(source, vector)",
-            ).for_shell("declare the function anew: embedreg attach --help")
+                "declare the function again: fn.bind(source, vector)",
+            ).for_shell("declare the function again: embedreg attach --help")
     return config, unknown
 
 
@@ -553,7 +553,7 @@ def adopted(config: EmbeddingFunctionConfig, entry: Entry) -> EmbeddingFunctionC
     if config.value_type not in (None, dtype):
         raise SchemaError(
             f"{where} holds {dtype} values, and is declared as {config.value_type}.",
-            "write to another column, or drop this one to embed it anew",
+            "write to another column, or drop this one to embed it again",
         ).for_shell("--vector NAME writes to another column")
     if config.ranges is not None and ranges is not None and config.ranges.data != ranges.data:
         raise SchemaError(

@@ -41,7 +41,7 @@ def column_name(vector: str) -> str:
 def column_of(reserved: Mapping[str, Any]) -> str | None:
     """Return the digest column that a declaration names; None if it names none.
 
-    A name without the suffix of such columns counts as none: a stored declaration must not have other columns written.
+    A name without the suffix of such columns is ignored: a stored declaration must not overwrite other columns.
     """
     name = reserved.get(KEY)
     return name if isinstance(name, str) and name.endswith(SUFFIX) and len(SUFFIX) < len(name) <= _MAX_NAME else None
@@ -64,7 +64,7 @@ def prefix_of(function: EmbeddingFunction) -> str:
 
 
 def prefix_stored(reserved: Mapping[str, Any]) -> str | None:
-    """Return the same from a stored declaration; None for one without a valid fingerprint."""
+    """Return the prefix from a stored declaration; None for one without a valid fingerprint."""
     value = reserved.get(MADE_BY, reserved.get("fingerprint"))
     if not isinstance(value, str):
         return None
@@ -94,7 +94,7 @@ def sql(column: str, prefix: str, dialect: str) -> str:
     """Return the expression of a digest in an engine's SQL, null for a null source.
 
     Args:
-        column: quoted as that dialect wants it.
+        column: quoted as that dialect requires.
         dialect: "lance" (of DataFusion), "duckdb" or "databend".
     """
     return f"'{prefix}' || {_HASH[dialect].format(column=column, n=_SOURCE)}"

@@ -137,7 +137,7 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
     changed = list(_differences(function, declared))
     if declared and recorded is not kind:
         before = "vectors of another kind" if recorded is None else recorded.plural
-        return Drift(column, "drift", (*changed, f"the function gives {kind.plural}, stored are {before}"))
+        return Drift(column, "drift", (*changed, f"the function returns {kind.plural}, stored are {before}"))
     stored = _decode(probe_of(declared), kind, declared.get("ndims"))
     if stored is None:
         if not declared:
@@ -146,7 +146,7 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
         return Drift(column, "note" if changed else "unknown", (*changed, why))
     now = probe_vector(function)
     if now is None:
-        return Drift(column, "drift", (*changed, "the function gives no vector for the probe any more"))
+        return Drift(column, "drift", (*changed, "the function no longer returns a vector for the probe"))
     cosine, lengths, why = kind.agreement(now, stored)
     if cosine is None:
         return Drift(column, "drift", (*changed, why))
@@ -155,7 +155,7 @@ def compare(function: EmbeddingFunction, declared: Mapping[str, Any], column: st
         if metric_of(function) != "cosine":
             return Drift(column, "drift", tuple(changed), cosine)
     if cosine < PROBE_COSINE:
-        return Drift(column, "drift", tuple(changed) or ("the same configuration gives other vectors",), cosine)
+        return Drift(column, "drift", tuple(changed) or ("the same configuration returns other vectors",), cosine)
     return Drift(column, "note" if changed else "same", tuple(changed), cosine)
 
 
@@ -189,8 +189,8 @@ def drift_error(function: EmbeddingFunction, drift: Drift) -> DriftError:
     name = registered_name(type(function))
     cosine = "" if drift.cosine is None else f" (cosine {drift.cosine:.4f})"
     return DriftError(
-        f"{name!r} no longer gives the vectors that are stored{cosine}: {'; '.join(drift.changed)}.",
-        "go back to the model or version that made the column, or embed it anew; `embedreg inspect --check` shows both",
+        f"{name!r} no longer returns the stored vectors{cosine}: {'; '.join(drift.changed)}.",
+        "restore the model or version that made the column, or embed it again; `embedreg inspect --check` shows both",
     )
 
 

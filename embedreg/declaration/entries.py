@@ -70,7 +70,7 @@ class Entry:
         return replace(self, model=model, raw=raw, javascript=False)
 
     def emptied(self) -> Entry:
-        """Return the part of an entry that stays when its column is declared anew without vectors: its extra keys."""
+        """Return the part of an entry that stays when its column is declared again without vectors: its extra keys."""
         return replace(self, name=None, model={})
 
     @property
@@ -170,8 +170,8 @@ def shown(name: str) -> str:
 def _corrupt(why: str) -> MetadataError:
     return MetadataError(
         f"the schema metadata {KEY!r} cannot be read: {why}.",
-        f"the data itself is intact; drop the key and declare the functions anew: fn.bind(source, vector) ({KEY})",
-    ).for_shell("the data itself is intact; declare its function anew: embedreg attach --help")
+        f"the data itself is intact; drop the key and declare the functions again: fn.bind(source, vector) ({KEY})",
+    ).for_shell("the data itself is intact; declare its function again: embedreg attach --help")
 
 
 def refuse_twice(vector_columns: Iterable[str]) -> None:

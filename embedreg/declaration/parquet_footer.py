@@ -1,6 +1,6 @@
 """Edit the key-value metadata in a Parquet file's footer without changing the data.
 
-A library that writes Parquet would write the data anew, in its own encodings. The footer is one Thrift structure (the
+A library that writes Parquet would rewrite the data, in its own encodings. The footer is one Thrift structure (the
 compact protocol) at the end of the file; all of it but its field 5, the key-value pairs, is copied as it is.
 
 Source: apache/parquet-format, README.md and parquet.thrift; apache/thrift, thrift-compact-protocol.md.
@@ -71,7 +71,7 @@ def _changed(footer: bytes, changed: Mapping[bytes, bytes]) -> bytes:
             pairs[ARROW_SCHEMA] = _arrow_schema(arrow, changed)
         return with_pairs(footer, {**pairs, **changed})
     except (IndexError, KeyError, ValueError, OverflowError) as exc:
-        raise StorageError("the footer of the Parquet file cannot be read.", "write the file anew") from exc
+        raise StorageError("the footer of the Parquet file cannot be read.", "write the file again") from exc
 
 
 def _arrow_schema(encoded: bytes, changed: Mapping[bytes, bytes]) -> bytes:

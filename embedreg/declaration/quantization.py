@@ -92,5 +92,5 @@ def _ranges(stored: Any, ndims: int) -> Ranges | None:
 def _invalid(why: str) -> MetadataError:
     return MetadataError(
         f"the declaration's record of quantised vectors is invalid: {why}.",
-        "declare the column anew: fn.bind('text', 'vector', dtype='int8')",
+        "declare the column again: fn.bind('text', 'vector', dtype='int8')",
     ).for_shell("inspect it: embedreg inspect")

@@ -1,4 +1,4 @@
-"""The templates of stored declarations, and what such a one may say."""
+"""The templates of stored declarations, and what they may contain."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def of(config: Any) -> Template | None:
 
 
 def refuse_names(function: EmbeddingFunction) -> None:
-    """Raise `ConfigError` for a function that takes texts for names of files, which a template does not make."""
+    """Raise `ConfigError` for a function that treats texts as file names, which a template does not produce."""
     if source_modality(function).string == "name":
         raise ConfigError(
-            f"a template makes texts, and {type(function).__name__} takes those for names of files.",
+            f"a template produces texts, and {type(function).__name__} treats those as file names.",
             "fn.bind('source', 'vector')",
         )
 
@@ -51,8 +51,8 @@ def stored(entry: Entry) -> Template | None:
     if found is None or not is_column(entry.source_column) or own & {*found.columns}:
         raise MetadataError(
             f"the template of column {shown(entry.vector_column)} is invalid: embedreg would not have written it.",
-            "declare the column anew: fn.bind(template='{title} {body}', vector='vector')",
-        ).for_shell("declare the column anew: embedreg attach --help")
+            "declare the column again: fn.bind(template='{title} {body}', vector='vector')",
+        ).for_shell("declare the column again: embedreg attach --help")
     return found
 
 

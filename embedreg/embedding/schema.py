@@ -108,7 +108,7 @@ class MultiVectorType(VectorType):
 
     @staticmethod
     def is_multi_vector() -> bool:
-        """Return True, by which lancedb knows the type."""
+        """Return True, by which lancedb recognises the type."""
         return True
 
     @classmethod
@@ -298,7 +298,7 @@ def pair(sources: list[Marker], vectors: list[Marker]) -> list[tuple[Marker, Mar
         if len(own) > 1:
             raise SchemaError(
                 f"vector field {vector.field!r} could belong to any of the sources {names}.",
-                f"say which: {vector.field}: ... = fn.VectorField(source={own[0].field!r})",
+                f"name it: {vector.field}: ... = fn.VectorField(source={own[0].field!r})",
             )
         pairs.append((own[0], vector))
     return pairs
@@ -388,11 +388,11 @@ def _vector_arrow_type(where: str, annotation: Any, function: EmbeddingFunction)
     right = f"{where.rpartition('.')[2]}: {kind.type_hint.format(d='fn.ndims()')} = fn.VectorField()"
     if (vector := _vector_class(annotation)) is not None:
         if (declared := _kind_declared(vector)) is not kind:
-            raise SchemaError(f"{where} is declared as {declared.plural}, its function gives {kind.plural}.", right)
+            raise SchemaError(f"{where} is declared as {declared.plural}, its function returns {kind.plural}.", right)
         stated = getattr(vector, "_ndims", vector.dim())
         ndims = codec.stated_ndims(function, stated)
         if stated != ndims:
-            raise SchemaError(f"{where} is declared with {stated} dimensions, its function gives {ndims}.", right)
+            raise SchemaError(f"{where} is declared with {stated} dimensions, its function returns {ndims}.", right)
         return kind.arrow_type(vector.dim(), vector.value_arrow_type())
     if kind.one_size and get_origin(annotation) is list and get_args(annotation) == (float,):
         return pa.list_(pa.float32(), function.ndims())
@@ -584,7 +584,7 @@ def resolve(schema: Any) -> Resolved:
             vectors = kind_of(config.function)
             if config.vector_column in schema.names and vectors.holds(kind := schema.field(config.vector_column).type):
                 name = value_name(vectors.value_type(kind))
-                if config.value_type is None and name in FLOATS:  # what a column of integers holds, its record says
+                if config.value_type is None and name in FLOATS:  # the record determines what integers stand for
                     config.value_type = name
         return Resolved(schema, configs)
     if isinstance(schema, type) and issubclass(schema, Schema):

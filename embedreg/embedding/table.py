@@ -473,14 +473,14 @@ class _Plan:
             raise DriftError(
                 f"column {config.vector_column!r} already holds vectors of "
                 f"{'another template' if config.template is not None else 'a template'}.",
-                "drop the column to embed it anew, or write to another one",
+                "drop the column to embed it again, or write to another one",
             ).for_shell(f"write to another column: --vector {shlex.quote(config.vector_column + '_2')}")
         if not codec.says_same(config, entry) and (
             stored is None or fingerprint(stored.function) != fingerprint(config.function)
         ):
             raise DriftError(
                 f"column {config.vector_column!r} already holds vectors of {entry.name!r} with another configuration.",
-                "drop the column to embed it anew, or write to another one: "
+                "drop the column to embed it again, or write to another one: "
                 f"fn.bind({config.source_column!r}, {config.vector_column + '_2'!r})",
             ).for_shell(f"write to another column: --vector {shlex.quote(config.vector_column + '_2')}")
         drift.verify_once(config.function, entry.reserved)
@@ -755,7 +755,7 @@ def _stamped(
     failed: dict[int, str],
     todo: np.ndarray | None,
 ) -> pa.Array:
-    """Return a digest column: computed rows get theirs, failed ones none; a given vector keeps what the data says."""
+    """Return a digest column: computed rows get theirs, failed ones none; a given vector keeps the data's digest."""
     import numpy as np
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""The engines where data lies: a folder each, imported only where its library is already, or is asked for.
+"""The engines that hold data: a folder each, imported only once its library is loaded or requested.
 
 The table of them is `embedreg.inspection.engines.ENGINES`. An engine of your own subclasses `Engine`:
 docs/writing-an-engine.md.

@@ -198,7 +198,7 @@ class BedrockTextEmbeddings(VendorFunction):
         return held
 
     def _assumed(self, boto3: Any, session: Any) -> Any:
-        """Return a session that assumes the role anew whenever its credentials expire."""
+        """Return a session that assumes the role again whenever its credentials expire."""
         credentials = attempt_import_or_raise("botocore.credentials", "botocore", extra="bedrock-text")
         sessions = attempt_import_or_raise("botocore.session", "botocore", extra="bedrock-text")
         fetcher = credentials.AssumeRoleCredentialFetcher(

@@ -2,7 +2,7 @@
 
 A source is sent as LanceDB's function of this name sends it, so that stored vectors and new ones agree: for the task of
 documents in two parts, the first of which is a constant. The models from gemini-embedding-2 on ignore the task; they
-want it in the text.
+expect it in the text.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class GeminiTextEmbeddings(VendorFunction):
         dim: the width of the vectors, always requested. None: 768, as in LanceDB.
         query_task_type, source_task_type: the task, for models up to gemini-embedding-001, as "retrieval_query".
         query_prompt, document_prompt: text before queries and sources, in place of the task: what the models from
-            gemini-embedding-2 on want, and their default there. None: none.
+            gemini-embedding-2 on expect, and their default there. None: none.
         base_url: another address. None: Google's.
         api_key: a `$var:` reference. None: GOOGLE_API_KEY or GEMINI_API_KEY.
     """
@@ -181,7 +181,7 @@ class GeminiTextEmbeddings(VendorFunction):
 
 
 class _Batches(BatchApi):
-    """Gemini's batch jobs, with the requests and their results inline. A job's name for people is its tag.
+    """Gemini's batch jobs, with the requests and their results inline. The display name of a job is its tag.
 
     Source: Gemini API reference, Batch API (`asyncBatchEmbedContent`). Read, not tried.
     """

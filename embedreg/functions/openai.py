@@ -442,7 +442,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         return [*super()._held_secrets(), *own, *filter(None, (line.partition(":")[2].strip() for line in lines))]
 
 
-# Servers with the same protocol: where they listen, and what they do not know.
+# Servers with the same protocol: where they listen, and what they do not support.
 SERVERS: dict[str, dict[str, Any]] = {
     "infinity": {"base_url": "http://localhost:7997"},
     "llama.cpp": {"base_url": "http://localhost:8080/v1", "encoding_format": "float"},

@@ -78,7 +78,7 @@ class TextEmbeddingsInference(PromptedFunction):
         return self._info
 
     def model_identity(self) -> str | None:
-        """Return the commit of the model that the server runs; None if it does not say."""
+        """Return the commit of the model that the server runs; None if it does not report one."""
         sha = self._described().get("model_sha")
         return sha if isinstance(sha, str) and sha else None
 

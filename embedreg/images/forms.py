@@ -32,7 +32,7 @@ def forms() -> Iterator[tuple[str, str, Form]]:
         yield "form", f"images scaled to {side} x {side} pixels first", _formed(functools.partial(_scaled, side=side))
         yield "form", f"thumbnails of {side} pixels", _formed(functools.partial(_thumbnail, side=side))
     yield "form", "images in grey", _formed(lambda image: image.convert("L").convert("RGB"))
-    yield "form", "images turned as their pixels lie, without the orientation in EXIF", without_orientation
+    yield "form", "images as their pixels are stored, without the orientation in EXIF", without_orientation
     for name in ("ROTATE_90", "ROTATE_180", "ROTATE_270", "FLIP_LEFT_RIGHT"):
         yield "form", f"images {name.lower().replace('_', ' ')}", _formed(functools.partial(_turned, name=name))
     yield "form", f"images as JPEG of quality {_QUALITY}", _recompressed
@@ -98,7 +98,7 @@ def _recompressed(source: Any) -> bytes | None:
 
 
 def without_orientation(source: Any) -> bytes | None:
-    """Return a JPEG without its EXIF data, in which the orientation lies; None for anything else."""
+    """Return a JPEG without its EXIF data, which holds the orientation; None for anything else."""
     if not isinstance(source, bytes) or source[:2] != b"\xff\xd8":
         return None
     kept, at, found = [source[:2]], 2, False

@@ -64,7 +64,7 @@ class Agreement:
 def attach(
     data: str | os.PathLike[str], declaration: EmbeddingFunctionConfig, *, sample: int = SAMPLE, seed: int = 0
 ) -> Agreement:
-    """Declare which function made the vectors of data, after embedding a sample of its rows anew.
+    """Declare which function made the vectors of data, after embedding a sample of its rows again.
 
     For a Parquet file or a Lance table it is written into the schema, for a folder into the manifest. No vector is
     changed, and the declarations of other columns stay.
@@ -124,7 +124,7 @@ def attach(
 
 
 def _value_type(declaration: EmbeddingFunctionConfig, kind: pa.DataType) -> str | None:
-    """Return the type of a column's values, which for integers only the declaration says."""
+    """Return the type of a column's values, which for integers only the declaration records."""
     name = schemas.value_name(kind_of(declaration.function).value_type(kind))
     return declaration.value_type if declaration.value_type in QUANTIZED else name if name in FLOATS else None
 
@@ -140,7 +140,7 @@ def _says(declaration: EmbeddingFunctionConfig, entry: codec.Entry) -> bool:
 def _compare(
     data: Attachable, declaration: EmbeddingFunctionConfig, sample: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embed a sample anew and compare it, as `compared`."""
+    """Embed a sample again and compare it, as `compared`."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -161,7 +161,7 @@ def _compare(
 
 
 def compared(declaration: EmbeddingFunctionConfig, source: pa.Array, vector: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Embed rows anew: (m,) cosines with their vectors, and (m,) relative differences of the lengths.
+    """Embed rows again: (m,) cosines with their vectors, and (m,) relative differences of the lengths.
 
     The cosine is -1 for a row without a new vector; rows with a blank source are left out.
 
@@ -173,7 +173,7 @@ def compared(declaration: EmbeddingFunctionConfig, source: pa.Array, vector: pa.
     import numpy as np
     import pyarrow as pa
 
-    with disk.paused():  # the cache must not answer with stored vectors
+    with disk.paused():  # the cache must not return stored vectors
         made = embed_column(declaration.function, source, zero_vectors="keep")
     blank = ~made.valid
     blank[list(made.reasons)] = False
@@ -191,22 +191,22 @@ def compared(declaration: EmbeddingFunctionConfig, source: pa.Array, vector: pa.
 
 
 def refuse_other_vectors(cosines: np.ndarray, lengths: np.ndarray, declaration: EmbeddingFunctionConfig) -> None:
-    """Raise `DriftError` if a function gives other vectors than those compared, see `compared`."""
+    """Raise `DriftError` if a function returns other vectors than those compared, see `compared`."""
     import numpy as np
 
     name = canonical.persisted_name(declaration.function)
     other = cosines < drift.PROBE_COSINE
     if other.any():
         raise DriftError(
-            f"{int(other.sum())} of {len(cosines)} sampled rows have other vectors than {name!r} gives: cosine "
+            f"{int(other.sum())} of {len(cosines)} sampled rows have other vectors than {name!r} returns: cosine "
             f"{cosines.min():.4f} at the lowest, {np.median(cosines):.4f} at the median.",
-            "another model, setting or prompt made them, or the texts were changed since; embed the data anew with "
+            "another model, setting or prompt made them, or the texts were changed since; embed the data again with "
             "`embedreg embed`",
         )
     longer = lengths > drift.PROBE_LENGTH
     if metric_of(declaration.function) != "cosine" and longer.any():
         raise DriftError(
-            f"{int(longer.sum())} of {len(cosines)} sampled rows have vectors of another length than {name!r} gives: "
+            f"{int(longer.sum())} of {len(cosines)} sampled rows have vectors of another length than {name!r} returns: "
             f"by {lengths.max():.1%} at the most.",
             "were they normalized? see the function's settings: embedreg functions",
         )
@@ -293,7 +293,7 @@ def _some(batches: Iterator[pa.RecordBatch], start: int, rows: int, generator: n
         seen += batch.num_rows
         if seen > start:
             return pa.Table.from_batches([batch]).take(generator.permutation(batch.num_rows)[: 4 * rows])
-    raise StorageError("a row group holds fewer rows than its file says.", "is it a whole Parquet file?")
+    raise StorageError("a row group holds fewer rows than its file records.", "is the Parquet file complete?")
 
 
 def _groups(file: Path) -> list[int]:
@@ -312,7 +312,7 @@ def _read_errors(file: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as exc:  # Arrow's errors are subclasses of these
         problem = str(exc).partition("\n")[0]
-        raise StorageError(f"{str(file)!r} cannot be read: {problem}", "is it a whole Parquet file?") from exc
+        raise StorageError(f"{str(file)!r} cannot be read: {problem}", "is the Parquet file complete?") from exc
 
 
 def _schema(file: Path) -> pa.Schema:

@@ -189,7 +189,9 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
         if not (isinstance(exc, OSError | ValueError | MemoryError) or type(exc).__module__ == "pyarrow.lib"):
             raise
         problem = plain(str(exc).partition("\n")[0], 200)  # Arrow's message may quote names from the file
-        raise StorageError(f"{str(path)!r} cannot be read: {problem}", "is it a whole Parquet or Arrow file?") from exc
+        raise StorageError(
+            f"{str(path)!r} cannot be read: {problem}", "is the Parquet or Arrow file complete?"
+        ) from exc
 
 
 def _dataset_of(path: Path) -> Path | None:
@@ -360,7 +362,7 @@ def refuse_clear_secrets(entry: Entry) -> None:
     if shown_config(entry) != stored:
         raise MetadataError(
             f"the declaration of {entry.vector_column!r} contains a secret in plain text, which is not printed.",
-            "declare the column anew, with a reference: api_key='$var:name'",
+            "declare the column again, with a reference: api_key='$var:name'",
         )
 
 

@@ -31,7 +31,7 @@ _LINE_BYTES = 1 << 20  # the first line of a list of bad rows
 
 
 def refuse_overlap(place: Place, target: Target) -> None:
-    """Raise if the destination is the source or lies in it."""
+    """Raise if the destination is the source or is inside it."""
     if _filesystem(place.storage) != _filesystem(target.storage):
         return
     out = _real(target.storage, target.name)
@@ -39,7 +39,7 @@ def refuse_overlap(place: Place, target: Target) -> None:
     if any(f"{_real(place.storage, name)}/".startswith(f"{out}/") for name in names):
         raise StorageError(f"{target} is what is being read.", "write to another name")
     if place.whole and place.text == place.storage.uri and out.startswith(f"{_real(place.storage)}/"):
-        raise StorageError(f"{target} lies in the folder that is being read.", "write beside it, or read by a pattern")
+        raise StorageError(f"{target} is in the folder that is being read.", "write beside it, or read by a pattern")
 
 
 def _filesystem(storage: Storage) -> str:

@@ -169,7 +169,7 @@ class Ledger:
         """Return what was submitted for a piece, by column.
 
         Raises:
-            StorageError: the record cannot be read: what it says must not be submitted again.
+            StorageError: the record cannot be read: its content must not be submitted again.
         """
         name = f"{RECORDS}/{output}{_BATCHES}"
         data = self.root.read(name, MAX_BYTES)

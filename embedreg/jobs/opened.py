@@ -50,7 +50,7 @@ class Claim:
     def release(self) -> None:
         """Release the destination: remove lock and scratch files, and every trace if nothing was done.
 
-        A run that has lost the destination removes nothing, except where nobody continues there.
+        A run that has lost the destination removes nothing, unless no other run continues there.
         """
         if self.released:
             return
@@ -75,7 +75,7 @@ class Claim:
     def _clear_late_writes(self) -> None:
         """Remove what this run wrote after its last check of the lock, if the run that took over has ended meanwhile.
 
-        Such a write is one of Lance's commits, which begins the published table anew.
+        Such a write is one of Lance's commits, which starts the published table again.
         """
         root = self.ledger.root
         if self.target.kind == "folder" or root.local is None or not root.local.is_dir() or self._is_kept():

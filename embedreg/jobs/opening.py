@@ -246,7 +246,7 @@ def _refuse_others(place: Place, held: modality.Modality, configs: Sequence[Embe
         if held in embedded:
             continue
         if modality.ANY in embedded:
-            what, hint = "does not say that it embeds them", f"traits = embedreg.Traits(modality={held.name!r})"
+            what, hint = "does not declare that it embeds them", f"traits = embedreg.Traits(modality={held.name!r})"
         else:
             what = f"embeds {' or '.join(each.plural for each in embedded)}"
             some = ": open-clip" if held is modality.IMAGE else ""

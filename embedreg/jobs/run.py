@@ -147,7 +147,7 @@ def embed(
             )
     if batch_api:
         if engine is not None:
-            raise ConfigError("batch_api=True takes the place of another engine.", "leave out engine=")
+            raise ConfigError("batch_api=True and engine= exclude each other.", "leave out engine=")
         from embedreg.jobs import batches
 
         engine = batches.engine()

@@ -236,7 +236,7 @@ def redacted(exc: Exception, values: list[str]) -> EmbedregError:
 
     twin = CallError(
         redact(_in_words(exc), values),
-        "the function holds a secret, so its own traceback is kept back; logging 'embedreg' at DEBUG shows it, cleaned",
+        "the function holds a secret, so its own traceback is withheld; logging 'embedreg' at DEBUG shows it, cleaned",
         transient=retry.is_transient(exc),  # worker threads are guarded separately, and retries see only this error
         retry_after_s=retry.retry_after_s(exc),
     )

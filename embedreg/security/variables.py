@@ -205,7 +205,7 @@ def missing(
             f"export {variable.env}=...",
         )
     return MissingVariableError(
-        f"{lancedb}: variable {name!r} is not set; variables are set anew in each process.",
+        f"{lancedb}: variable {name!r} is not set; variables are set again in each process.",
         Words(
             f"{did_you_mean(name, known)}embedreg.get_registry().bind_env({name!r}, {_env_name(name)!r}) "
             f"or .set_var({name!r}, ...)",

@@ -166,7 +166,7 @@ class VectorKindContract(SecretContract):
     ) -> None:
         """A table declares it, and the rebuilt function makes the stored vectors and agrees with the probe."""
         if not all(isinstance(row, str | bytes) for row in inputs):
-            pytest.skip(f"rows of {type(inputs[0]).__name__} lie in no table")
+            pytest.skip(f"rows of {type(inputs[0]).__name__} cannot be in a table")
         table = embed_table({"source": list(inputs)}, function.bind("source", "vector"))
         config = functions_in(table)["vector"]
         kind, column = kind_of(config.function), table["vector"].combine_chunks()

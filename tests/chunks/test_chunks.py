@@ -482,7 +482,7 @@ def test_what_cannot_be_cut_is_named(parents: Path, child: Path, tmp_path: Path)
         embedreg.chunk(parents, child, Words.create().bind("id", "vector"), key="id", source="body")
     for keys in ([1, 1], [1, None]):
         pq.write_table(pa.table({"id": keys, "body": ["a", "b"]}), tmp_path / "twice.parquet")
-        with pytest.raises(InputError, match=r"there twice|is null"):
+        with pytest.raises(InputError, match=r"a duplicate|is null"):
             cut(tmp_path / "twice.parquet", child)
     with pytest.raises(StorageError, match="cannot be kept in"):
         cut(parents, tmp_path / "folder")
@@ -491,7 +491,7 @@ def test_what_cannot_be_cut_is_named(parents: Path, child: Path, tmp_path: Path)
             pq.write_table(pa.table({odd: [1], "body": ["a"]}), tmp_path / "odd.parquet")
             with pytest.raises(InputError, match="Lance cannot quote"):
                 cut(tmp_path / "odd.parquet", tmp_path / "db" / "odd.lance", key=odd)
-    with pytest.raises(MetadataError, match="is no table of chunks"):
+    with pytest.raises(MetadataError, match="is not a table of chunks"):
         embedreg.sync(parents)
     if child.suffix == ".parquet":
         with pytest.raises(StorageError, match="exists and holds no chunks"):

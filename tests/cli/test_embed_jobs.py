@@ -126,7 +126,7 @@ def test_a_stopped_run_is_continued(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
-    assert re.search(r"what is done is kept \(\d+ rows?\); to go on: embedreg embed docs ", err)
+    assert re.search(r"finished work is kept \(\d+ rows?\); to continue: embedreg embed docs ", err)
     assert name == "out" or not (tmp_path / name).exists()
     found = cli("embed", *job, "--set", "pause_s=0.05", "--json").json
     assert found["reused"] >= 1

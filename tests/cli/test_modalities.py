@@ -67,7 +67,7 @@ def test_a_known_modality_is_served(cli: Callable, table: Path, added: None, tmp
     """Databend is given bytes, an estimate and a check are made, a folder of its files is embedded."""
     printed = cli("ddl", "databend", "--like", table, "--as", "hear").out
     assert "FUNCTION hear (BINARY)" in printed
-    assert "none: it gives the stored vectors" in cli("inspect", table, "--check").out
+    assert "none: it returns the stored vectors" in cli("inspect", table, "--check").out
     folder = tmp_path / "in"
     folder.mkdir()
     for seed in range(N):

@@ -159,9 +159,9 @@ def test_inspect_reports_drift_by_exit_code(cli: Callable, tables: list[str]) ->
     assert '"seed": 0' in text
     drifted = table.replace_schema_metadata({"embedding_functions": text.replace('"seed": 0', '"seed": 1')})
     pq.write_table(drifted, "drifted.parquet")
-    assert "YES: it gives other vectors" in cli("inspect", "drifted.parquet", "--check", expect=exits.DRIFT).out
+    assert "YES: it returns other vectors" in cli("inspect", "drifted.parquet", "--check", expect=exits.DRIFT).out
     assert cli("inspect", "drifted.parquet").code == exits.OK
-    assert "no longer gives the vectors" in cli("search", "drifted.parquet", "x", expect=exits.DRIFT).err
+    assert "no longer returns the stored vectors" in cli("search", "drifted.parquet", "x", expect=exits.DRIFT).err
 
 
 def test_inspect_shows_what_cannot_be_used_here(cli: Callable, tables: list[str]) -> None:
@@ -239,7 +239,7 @@ def test_a_class_that_changed_is_found_out_though_its_module_creates_it(
     module.write_text(textwrap.dedent(code).format(other="-len(str(text))"))
     for made in ("sizes.parquet", "sizes.lance"):
         result = command("search", made, "cat", "--import", "sizes.py", expect=exits.DRIFT)
-        assert "'sizes' no longer gives the vectors that are stored" in result.err
+        assert "'sizes' no longer returns the stored vectors" in result.err
 
 
 def test_a_search_imports_neither_torch_nor_lancedb(cli: Callable, run_python: Callable, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ FORMS: dict[str, Callable[[Any], bytes | None]] = {label: form for _, label, for
         "images squashed to a square",
         "images in grey",
         "images rotate 180",
-        "images turned as their pixels lie, without the orientation in EXIF",
+        "images as their pixels are stored, without the orientation in EXIF",
     ],
 )
 def test_a_form_of_the_images_is_named(pictures: list[bytes], label: str) -> None:

@@ -339,7 +339,7 @@ def test_many_rows_without_an_old_vector_are_embedded_if_that_is_agreed_to(
     columns.add(folder, one.bind("text", "vector"))
     migration = columns.migrate(folder, "vector", two)
     write(folder / f"new{files(folder)[0].suffix}", [f"text {n}" for n in range(101)])
-    with pytest.raises(ConfigError, match=r"101 rows have no old vector \(they came or were changed"):
+    with pytest.raises(ConfigError, match=r"101 rows have no old vector \(they were added or changed"):
         migration.rollback()
     assert migration.state == "settled"
     migration.rollback(yes=True)
@@ -587,8 +587,8 @@ def test_a_declaration_cannot_have_another_column_overwritten(tmp_path: Path, on
             text = text.replace(b'"source_column": "text"', b'"source_column": "text__source_digest"')
         pq.write_table(table.replace_schema_metadata({b"embedding_functions": text}), path)
         before = path.read_bytes()
-        assert "it is used otherwise" in str(columns.status(path)[0].problem)
-        with pytest.raises(EmbedregError, match="it is used otherwise"):
+        assert "it has another use" in str(columns.status(path)[0].problem)
+        with pytest.raises(EmbedregError, match="it has another use"):
             columns.refresh(path, unstamped="recompute")
         assert path.read_bytes() == before
 
@@ -624,7 +624,7 @@ def test_rows_are_found_by_number_over_all_files(folder: Path) -> None:
 def test_staged_vectors_that_the_function_does_not_give_are_not_switched(folder: Path, one: Letters) -> None:
     """A function that answers otherwise each time is found before anything changes."""
     columns.add(folder, one.bind("text", "vector"))
-    with pytest.raises(DriftError, match="is not what the function gives now"):
+    with pytest.raises(DriftError, match="is not what the function returns now"):
         columns.migrate(folder, "vector", Fickle.create())
     assert columns.status(folder)[0].function == "letters"
     [migration] = columns.migrations(folder)

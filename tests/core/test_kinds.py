@@ -326,9 +326,9 @@ def test_schemas(function: embedreg.EmbeddingFunction) -> None:
     assert "properties" in made.model_json_schema()
     filled = embedreg.embed_table([{"t": "a fox"}], made)
     assert same(filled["v"][0].as_py(), value)
-    with pytest.raises(SchemaError, match=f"declared as vectors, its function gives {kind.plural}"):
+    with pytest.raises(SchemaError, match=f"declared as vectors, its function returns {kind.plural}"):
         schema(embedreg.Vector(3))
-    with pytest.raises(SchemaError, match=f"its function gives {function.ndims()}"):
+    with pytest.raises(SchemaError, match=f"its function returns {function.ndims()}"):
         schema(fields[kind.name](3))
     with pytest.raises(SchemaError, match="is a vector field of type"):
         schema(list[float])

@@ -172,7 +172,7 @@ def test_a_folder_of_an_added_modality(added: None, tmp_path: Path) -> None:
     assert np.allclose(found["vector"].to_pylist(), EXPECTED)
     with pytest.raises(InputError, match="holds recordings, and Lengths embeds texts"):
         embedreg.embed(tmp_path / "in", tmp_path / "no", Lengths.create().bind("path", "vector"))
-    with pytest.raises(InputError, match="holds recordings, and Whatever does not say that it embeds them"):
+    with pytest.raises(InputError, match="holds recordings, and Whatever does not declare that it embeds them"):
         embedreg.embed(tmp_path / "in", tmp_path / "no", Whatever.create().bind("path", "vector"))
 
 

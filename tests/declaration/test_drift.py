@@ -140,7 +140,7 @@ def test_the_same_configuration_with_other_vectors_is_drift(monkeypatch: pytest.
     """If no recorded property differs, the message states this."""
     table = made()
     monkeypatch.setattr(Model, "angle", 0.5)
-    assert verdict(table).changed == ("the same configuration gives other vectors",)
+    assert verdict(table).changed == ("the same configuration returns other vectors",)
 
 
 def test_the_readers_own_function_is_held_to_the_tables_probe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_a_function_read_from_a_column_is_compared_even_if_created_here(
     function = FOUND[found](table)
     assert function == own
     for use in (embedreg.embed_query, lambda fn, text: embedreg.embed_column(fn, [text])):
-        with pytest.raises(DriftError, match="no longer gives"):
+        with pytest.raises(DriftError, match="no longer returns"):
             use(function, "a")
     embedreg.embed_query(own, "a")  # for whatever is embedded anew
     assert reserved(embedreg.embed_table(table.drop_columns(["vector"]), own.bind("text", "vector"))) != reserved(table)

@@ -167,7 +167,7 @@ def test_what_a_template_cannot_read_is_named() -> None:
     ):  # no year of four digits
         with pytest.raises(InputError, match=f"'title': day {day} since 1970, in row 1"):
             embedreg.embed_table({"title": pa.array([0, day], pa.date32()), "body": ["b", "b"]}, bound)
-    with pytest.raises(ConfigError, match="names of files"):
+    with pytest.raises(ConfigError, match="treats those as file names"):
         embedreg.embed_table(table(), embedreg.get("open-clip").create().bind(template=TEXT, vector="vector"))
     with pytest.raises(ConfigError, match="whose name ends in '__source'"):
         hashing().bind("body", "vector", template="{title}")

@@ -312,7 +312,7 @@ def test_the_command_declares_and_refuses(tmp_path: Path) -> None:
     assert "sampled rows have other vectors" in err
     code, out, err = run("attach", path, *options, "--sample", 50)
     assert code == 0, err
-    assert "50 of 1,000 rows embedded anew: cosine 1.00000" in out
+    assert "50 of 1,000 rows embedded again: cosine 1.00000" in out
     assert f"declared in {path}" in out.replace("\n", "")
     code, out, err = run("search", path, "text number 123", "--limit", 1)
     assert code == 0, err

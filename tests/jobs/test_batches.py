@@ -346,7 +346,7 @@ def test_a_function_without_a_batch_api_is_refused(tmp_path: Path, source: Path,
     with pytest.raises(ConfigError, match="no batch API"):
         embed(source, tmp_path / "out", embedreg.get("hashing").create().bind("text", "vector"), batch_api=True)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="another engine"):
+    with pytest.raises(ConfigError, match="exclude each other"):
         run(server, source, tmp_path / "out", batch_api=True)
 
 
@@ -458,7 +458,7 @@ def test_the_command_line_submits_shows_and_collects(
     code, said = shell(*words)
     assert code == 130
     assert "3 batches of the service are left running" in said
-    assert "to go on: embedreg embed" in said
+    assert "to continue: embedreg embed" in said
     _, said = shell("inspect", tmp_path / "out.parquet")
     assert "0 of 3 pieces" in said
     assert "batch_0: 11 inputs of column vector, submitted 2" in said

@@ -182,7 +182,7 @@ def test_another_function_under_the_same_configuration_is_refused(
 ) -> None:
     """The probe is compared before a resumed run writes: code that changed meanwhile shows there."""
     monkeypatch.setattr(Logged, "generate_embeddings", lambda self, texts: [[1.0, 1.0] for _ in texts])
-    with pytest.raises(DriftError, match="no longer gives the vectors"):
+    with pytest.raises(DriftError, match="no longer returns the stored vectors"):
         run()
     assert len(rows(tmp_path / "out")) == 200
 

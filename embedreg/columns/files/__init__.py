@@ -1,1 +1,1 @@
-"""The columns of Parquet and Arrow IPC files: files are made anew beside the data, and replace the old ones."""
+"""The columns of Parquet and Arrow IPC files: new files are written beside the data, and replace the old ones."""

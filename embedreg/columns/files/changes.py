@@ -37,7 +37,7 @@ _ROUNDS = 20  # listings of a dataset that others write to, until none of its fi
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a column in every file.
+    """A change of a column, the same for every file.
 
     Attributes:
         what: as in `ColumnReport.what`.
@@ -45,11 +45,11 @@ class Change:
         entry: the declaration afterwards.
         config: the same with its function; loaded when a row has to be embedded.
         leave_out: columns that the files no longer have afterwards: of the old vectors and digests.
-        anew: whether the vectors of all rows are made anew; else those of the classes in `wanted`.
+        anew: whether the vectors of all rows are made again; else those of the classes in `wanted`.
         wanted: as in `rows.needs`.
         stamp: classes that get a digest without being embedded.
         known: finds vectors that need not be embedded.
-        previous: returns whether a file is put back as it was, for the way back.
+        previous: returns whether a file is put back as it was, for a rollback.
     """
 
     what: str
@@ -103,7 +103,7 @@ def stage(staging: Staging, change: Change, options: Options) -> tuple[ColumnRep
 
 
 def after(entries: Iterable[Entry], change: Change) -> list[Entry]:
-    """Return declarations with that of the change in the place of the old one, or at the end."""
+    """Return declarations with that of the change instead of the old one, or at the end."""
     gone = {change.entry.vector_column, *change.leave_out}
     made: list[Entry] = []
     placed = False
@@ -340,7 +340,7 @@ class _Plan:
 
 
 def refuse_digest(entry: Entry, schema: pa.Schema, others: Iterable[Entry]) -> None:
-    """Raise if the digest column that a declaration names is used otherwise: a stored declaration is untrusted.
+    """Raise if the digest column that a declaration names has another use: a stored declaration is untrusted.
 
     Raises:
         MetadataError: it is a column of another use or type.
@@ -354,8 +354,8 @@ def refuse_digest(entry: Entry, schema: pa.Schema, others: Iterable[Entry]) -> N
             used |= {each.source_column, each.vector_column, digests.column_of(each.reserved) or ""}
     if digest in used or (digest in schema.names and not digests.is_stored(schema.field(digest))):
         raise MetadataError(
-            f"column {digest!r} cannot hold the digests of {entry.vector_column!r}: it is used otherwise.",
-            "declare the function anew: embedreg.attach",
+            f"column {digest!r} cannot hold the digests of {entry.vector_column!r}: it has another use.",
+            "declare the function again: embedreg.attach",
         )
 
 

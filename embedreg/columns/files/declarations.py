@@ -24,7 +24,7 @@ __all__ = ["declare", "drop"]
 
 
 def declare(staging: Staging, vector: str, entry: Entry | None) -> None:
-    """Replace a declaration, or remove it, in each file that has it and in the manifest; run again, it goes on."""
+    """Replace a declaration, or remove it, in each file that has it and in the manifest; a second call continues."""
 
     def changed(entries: Sequence[Entry]) -> list[Entry]:
         kept = [entry if each.vector_column == vector else each for each in entries]

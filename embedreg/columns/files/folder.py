@@ -153,7 +153,7 @@ class DataFiles:
             raise
         except (pa.ArrowException, OSError, ValueError) as exc:
             why = str(exc).partition("\n")[0].rstrip(".") or type(exc).__name__
-            raise StorageError(f"{self.data.shown(name)} cannot be read: {why}.", "is it a whole file?") from exc
+            raise StorageError(f"{self.data.shown(name)} cannot be read: {why}.", "is the file complete?") from exc
 
     # -- declarations ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`FilesMigration`: another model for the column of a dataset, and the way back."""
+"""`FilesMigration`: another model for the column of a dataset, and the rollback."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class FilesMigration(Migration):
             return report
 
     def _prove(self, change: Change) -> None:
-        """Embed a sample of the staged rows anew.
+        """Embed a sample of the staged rows again.
 
         Raises:
             DriftError: they have other vectors. StorageError: a staged file has other rows than its source.
@@ -215,7 +215,7 @@ class FilesMigration(Migration):
         with self._staging.held():
             facts = self._facts()
             if facts.state not in ("staging", "ready"):
-                raise ConfigError(f"the migration is {facts.state} already.", "rollback gives the old vectors back")
+                raise ConfigError(f"the migration is {facts.state} already.", "rollback restores the old vectors")
             last = dataclasses.replace(self._status(facts), state="abandoned")
             self._staging.drop()
             self._staging.forget()
@@ -242,7 +242,7 @@ class FilesMigration(Migration):
             if not self._staging.is_begun(key):  # else it was asked for
                 names = [name for name in self._files.names() if not untouched(name)]
                 rows, some = self._unknown(names, old, known)
-                why = "they came or were changed since the switch" if facts.keep else "no copy was kept"
+                why = "they were added or changed since the switch" if facts.keep else "no copy was kept"
                 ask_before_embedding(rows, yes, why, lambda: rebuilt(old), lambda: some)
             change = Change(
                 "rollback",

@@ -75,7 +75,7 @@ class Publishing(_Stored):
     Attributes:
         key: as in `Begun`.
         files: name -> (the stamp of the file to replace, the stamp of its new file).
-        keep: whether the old files are kept, for the way back.
+        keep: whether the old files are kept, for a rollback.
         entries: the declarations of the manifest afterwards.
         state: the state of the migration afterwards; "" for no change of it.
     """
@@ -121,7 +121,7 @@ def read(kind: type[Kept], data: bytes, where: str) -> Kept:
         first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
         known = [str(part) for part in first["loc"] if part in kind.model_fields]
         why = f"{known[0] if known else 'a value'} is invalid ({first['type']})"
-    raise MetadataError(f"{where} is not what embedreg writes: {why}.", "remove it, if nobody works on the data")
+    raise MetadataError(f"{where} is not what embedreg writes: {why}.", "remove it, if no process works on the data")
 
 
 def dumped(value: _Stored) -> bytes:

@@ -1,4 +1,4 @@
-"""What is done to the rows of a file: classified by their digests, and their vectors kept or made anew."""
+"""The rows of a file: classified by their digests, and their vectors kept or computed again."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def count(found: dict[str, Any]) -> dict[str, int]:
 
 
 def needs(found: dict[str, Any], vector: pa.Array | None, wanted: frozenset[str]) -> np.ndarray:
-    """Return the rows whose vector has to be made anew: (n,) bool.
+    """Return the rows whose vector has to be computed again: (n,) bool.
 
     Args:
         wanted: classes; "missing" stands for rows of any class but "fresh" that have a source and no vector.

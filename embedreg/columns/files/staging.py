@@ -1,7 +1,7 @@
-"""`Staging`: files made anew beside a dataset, then published by one rename each.
+"""`Staging`: new files written beside a dataset, then published by one rename each.
 
-A change is staged file by file in `_embedreg/column/files/`, and a record follows each file. Only when all are there,
-a list of the renames is written, and then they are made. A process that was killed leaves staged files, which the next
+A change is staged file by file in `_embedreg/column/files/`, and a record follows each file. Once all of them exist, a
+list of the renames is written, and then they are made. A process that was killed leaves staged files, which the next
 run uses if the file they were made of is still the same, or a list of renames, which the next run completes first.
 
 So a reader opens either the old or the new file of each name. Between the first and the last rename, which takes
@@ -61,7 +61,7 @@ class Staging:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the dataset; first complete the renames of a run that was killed among them.
+        """Lock the dataset; first complete the renames of a run that was killed among them.
 
         Raises:
             StorageError: another process works on it, or an embedding job on this folder is not complete.
@@ -127,9 +127,9 @@ class Staging:
     # -- staging -----------------------------------------------------------------------------------------------------
 
     def begin(self, key: str, entry: Entry, resume: bool) -> Entry:
-        """Begin a change, or go on with it; return the declaration that all of its files get."""
+        """Begin or continue a change; return the declaration that all of its files get."""
         if resume:
-            with contextlib.suppress(EmbedregError):  # one that cannot be read is begun anew
+            with contextlib.suppress(EmbedregError):  # one that cannot be read is begun again
                 begun = self.read(Begun, BEGUN)
                 if begun is not None and begun.key == key:
                     return records.entry_of(begun.entry, self.root.shown(BEGUN))
@@ -191,7 +191,7 @@ class Staging:
         return found is not None and found.kind == "file"
 
     def forget(self) -> None:
-        """Remove what the way back from a migration needs."""
+        """Remove what a rollback of a migration needs."""
         self.check()
         self.root.remove_all(PREVIOUS)
         self.root.remove(MIGRATION)
@@ -220,7 +220,7 @@ class Staging:
         """Make the renames that are listed; return the files that changed since they were read, which stay.
 
         Raises:
-            StorageError: a file cannot be renamed; the next run goes on.
+            StorageError: a file cannot be renamed; the next run continues.
         """
         listed = self.publishing()
         if listed is None:

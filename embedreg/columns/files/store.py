@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC files as a `ColumnStore`: changed files are made anew and replace the old ones by a rename."""
+"""Parquet and Arrow IPC files as a `ColumnStore`: changed files are rewritten and replace the old ones by a rename."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class AdmissionControl:
             self.closed = True
 
     def empty(self, timeout_s: float) -> bool:
-        """Wait until no call is open; return whether that is so."""
+        """Wait until no call is open; return False if the time is up first."""
         with self._changed:
             return self._changed.wait_for(lambda: self._open == 0, timeout_s)
 
@@ -78,7 +78,7 @@ class Budget:
         return len(self._queue)
 
     def take(self, count: int, check: Callable[[], None]) -> int:
-        """Take some bytes, and return how many were; wait for them where they are many.
+        """Reserve some bytes, and return how many; wait until they are free if they are many.
 
         Args:
             check: called now and then while waiting; an error that it raises ends the wait.
@@ -99,7 +99,7 @@ class Budget:
         return count
 
     def give(self, count: int) -> None:
-        """Give bytes back."""
+        """Release bytes."""
         if count:
             with self._changed:
                 self._taken -= count
@@ -133,12 +133,11 @@ class Reads:
         return len(self._queue)
 
     async def take(self, have: int) -> int:
-        """Wait until a message may be read; return what is then set aside for a call. Who came last is first.
-
-        Then many silent clients delay only each other.
+        """Wait until a message may be read; return what is then reserved for a call. The last to wait is served first,
+        so that many silent clients delay only each other.
 
         Args:
-            have: what is set aside for it already.
+            have: what is reserved for it already.
         """
         if have >= READ_BYTES:
             return have
@@ -154,7 +153,7 @@ class Reads:
         return READ_BYTES
 
     def change(self, taken: int, wanted: int) -> int:
-        """Set aside another number of bytes than before; return it."""
+        """Change a reservation to another number of bytes; return it."""
         self._taken += wanted - taken
         room = self.most - self._taken
         while self._queue and room >= READ_BYTES:

@@ -34,7 +34,7 @@ class StalledError(flight.FlightTimedOutError):  # type: ignore[misc]  # it ship
     """A call whose client sent nothing, or took nothing."""
 
 
-# The first that fits: what is more special stands above.
+# The first match counts: the more specific errors come first.
 _COUNTED = {
     EndedError: "failed",
     StalledError: "stalled",
@@ -51,7 +51,7 @@ class Call:
         name: of the SQL function.
         deadline_s: how long it may last, in seconds.
         cancelled: returns whether its query is over.
-        stopping: returns whether the server will wait for it no longer.
+        stopping: returns whether the server has stopped waiting for it.
         memory: what its vectors may take; None for no limit.
     """
 

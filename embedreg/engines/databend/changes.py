@@ -1,8 +1,8 @@
 """The SQL by which a Databend user adds, refreshes and migrates a vector column; nothing here runs it.
 
-Databend commits each ALTER by itself, so a switch by renames would take two steps. It is one statement where readers
-ask a view: CREATE OR REPLACE VIEW. 1.2.453 refuses an external function in UPDATE, so there the vectors of distinct
-sources are made in a table of their own, and merged.
+Databend commits each ALTER by itself, so a switch by renames would take two steps. It is one statement if readers query
+a view: CREATE OR REPLACE VIEW. 1.2.453 refuses an external function in UPDATE, so there the vectors of distinct sources
+are made in a table of their own, and merged.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def refresh(column: Column) -> list[Statements]:
 
 
 def _texts(column: Column, table: str) -> list[Statements]:
-    """Return the statement that renders the texts of a template anew, where their columns have changed."""
+    """Return the statement that renders the texts of a template again, where their columns have changed."""
     if column.rendered is None:
         return []
     update = f"UPDATE {table} SET {column.source} = {column.rendered}"
@@ -139,12 +139,12 @@ def _of_t(column: Column) -> str:
 
 
 def migrate(column: Column, old: str, view: str) -> list[Statements]:
-    """Return the statements that change the model of a column, for readers that ask a view.
+    """Return the statements that change the model of a column, for readers that query a view.
 
     Args:
         column: the new column, beside the old one.
         old: the old vector column.
-        view: what readers ask: it shows the table with one vector column, under the old name.
+        view: what readers query: it shows the table with one vector column, under the old name.
     Raises:
         ConfigError: both columns have one name, or a name cannot be quoted.
     """
@@ -157,13 +157,13 @@ def migrate(column: Column, old: str, view: str) -> list[Statements]:
     switch = f"CREATE OR REPLACE VIEW {shown} AS SELECT {columns} FROM {table};"
     return [
         _columns(column, "columns for the new vectors, beside the old ones"),
-        Statements("view", "what readers ask, with the old vectors, before the new ones are there", back),
+        Statements("view", "what readers query, with the old vectors, until the new ones exist", back),
         *refresh(column),
         Statements("switch", f"one statement; queries are embedded with {column.function} from now on", switch),
-        Statements("rollback", "the way back", back),
+        Statements("rollback", "the rollback", back),
         Statements(
             "finish",
-            "once nobody goes back; its digests too, if it has any",
+            "once no rollback is needed; its digests too, if it has any",
             f"ALTER TABLE {table} DROP COLUMN {before};",
         ),
     ]

@@ -59,7 +59,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, Any]]:
 
 
 def prefixed(number: int, size: int) -> bytes:
-    """Return what stands before the bytes of a protobuf field."""
+    """Return what precedes the bytes of a protobuf field: its tag and their number."""
     out = bytearray()
     for value in (number << 3 | _BYTES, size):
         while value > 127:

@@ -38,7 +38,7 @@ SENT_BYTES = 2 * FRAME_BYTES  # of copies: a message, and what gRPC makes of it
 
 
 class CallHeaders(Headers):  # type: ignore[misc]  # it ships no types
-    """What a server hands a function beside the rows: the call that they belong to."""
+    """What a server passes to a function beside the rows: the call that they belong to."""
 
     def __init__(self, call: Call, context: Any = None) -> None:
         super().__init__({}, context=context)
@@ -74,7 +74,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
             problem = as_flight_error(self._name, exc)
         else:
             return
-        raise problem  # outside the handler, so that it carries nothing of what it stands for
+        raise problem  # outside the handler, so that it does not carry the original error
 
     def check(self, schema: pa.Schema) -> None:
         """Raise an InputError unless rows of a schema are what this function takes."""
@@ -99,7 +99,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
     # -- chunks -----------------------------------------------------------------------------------------------------
 
     def _chunks(self, column: pa.Array, call: Call) -> Iterator[pa.RecordBatch]:
-        """Embed the rows in their order; an input that comes again is never embedded again."""
+        """Embed the rows in their order; a repeated input is embedded once."""
         metrics, worker, n = self.worker.metrics, self.worker, len(column)
         metrics.add(self._name, "rows", n)
         column, long = self._without_long(column)

@@ -74,7 +74,7 @@ _OPTIONS = [
 
 
 class _UnknownMethodError(Exception):
-    """A method of Flight that this server does not answer."""
+    """A method of Flight that this server does not implement."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         functions: what is served.
         admission: how many calls may be open.
         metrics: where calls are counted.
-        limits: what a call may bring and take.
+        limits: of what a call may send and use.
         certificates: (certificate, key) in PEM form, for TLS.
         token: what clients must send; None for no authentication.
     Raises:
@@ -175,7 +175,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         raise _UnknownMethodError
 
     async def _handle(self, answer: Callable[[OpenCall, Any], Awaitable[None]], context: Any) -> None:
-        """Answer a call; whatever fails it leaves as one status of gRPC."""
+        """Answer a call; any failure becomes one status of gRPC."""
         open_ = self._calls.start(_client(context.peer()))
         began = time.perf_counter()
         code, detail, message = grpc.StatusCode.OK, "", ""
@@ -243,7 +243,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                     raise flight.FlightUnavailableError(
                         f"{name}: the server is shutting down; run the query again later"
                     )
-                # at once: Databend waits for it with a clock of its own
+                # at once: Databend waits for it with a timeout of its own
                 await self._write(open_, context, self._schemas[name])
             if seen.kind == "schema" and isinstance(function, SqlFunction):
                 function.check(incoming.schema)
@@ -330,7 +330,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
                 if self._worked > TRIM_BYTES and now - trimmed > _TRIM_S:
                     self._worked, trimmed = 0, now
                     await asyncio.get_running_loop().run_in_executor(self._pool, trim)
-            except Exception as exc:  # noqa: BLE001  # the watchdog must go on
+            except Exception as exc:  # noqa: BLE001  # the watchdog must continue
                 log.warning("the watchdog of calls failed with %s", type(exc).__name__)
 
     # -- the end -----------------------------------------------------------------------------------------------------

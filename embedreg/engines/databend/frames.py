@@ -19,7 +19,8 @@ _PLAIN = pa.ipc.IpcWriteOptions()
 def frames(made: pa.Schema | pa.RecordBatch) -> Iterator[bytes]:
     """Yield the FlightData messages of a schema or a batch; a large batch goes in several.
 
-    Each is made when it is asked for. Of all at once the memory is fresh pages, which takes ten times as long.
+    Each is made when it is requested: making all at once would use fresh pages of memory, which takes ten times as
+        long.
     """
     if isinstance(made, pa.Schema) or made.nbytes <= _COPIED_TWICE:
         view = memoryview(made.serialize())
@@ -67,10 +68,10 @@ class _Written:
         self._parts.append(memoryview(part))
 
     def flush(self) -> None:
-        """Do nothing: nothing lies under it."""
+        """Do nothing: there is no file behind it."""
 
     def close(self) -> None:
-        """Let go of the end of the stream."""
+        """Close the file, and drop the end of the stream."""
         self.closed, self._parts = True, []
 
     def taken(self) -> list[memoryview]:

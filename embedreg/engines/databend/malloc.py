@@ -35,6 +35,6 @@ def limit_heaps() -> None:
 
 
 def trim() -> None:
-    """Give the free pages of all heaps back."""
+    """Return the free pages of all heaps to the system."""
     if _libc() is not None:
         _libc().malloc_trim(0)

@@ -29,7 +29,7 @@ _PLAIN_PART = 0.2  # a message of which less is left is withheld
 _END = r"""[^\s'"`,;()<>|\]}]*"""
 _URL = re.compile(r"https?://" + _END, re.IGNORECASE)
 # From the root, a drive, the home, a variable or a dot, behind a scheme or not; several steps without any of these; or
-# percent-encoded. A web address, a model's "owner/name" and "1/2" are none.
+# percent-encoded. A web address, a model's "owner/name" and "1/2" are not paths.
 _PATH = re.compile(
     rf"""(?xi)
     (?: (?<![\w.-]) [a-z][\w+.-]+ : )? (?: (?<![\w/.~-]) (?: ~[\w.-]* | \.{{1,2}} )? / (?=[^\s/]|/) | \\\\ ) {_END}
@@ -105,7 +105,7 @@ def _bounded(inputs: Iterable[str | bytes]) -> list[str] | None:
 
 
 def _letters(text: str) -> tuple[str, list[int]]:
-    """Return the letters and digits of a text, in one spelling of each, and where each stands."""
+    """Return the letters and digits of a text, in one spelling of each, and the position of each."""
     found: list[str] = []
     places: list[int] = []
     for place, char in enumerate(text):
@@ -122,7 +122,7 @@ def _letters(text: str) -> tuple[str, list[int]]:
 
 
 def _spellings(value: str) -> Iterator[str]:
-    """Yield how an input may stand in a message: itself, escaped for Python, JSON, a web address or HTML."""
+    """Yield an input's forms in a message: itself, and escaped for Python, JSON, a web address or HTML."""
     yield value
     if not value.isascii() or not value.isprintable():
         yield from (ascii(value), repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False))
@@ -135,7 +135,7 @@ def _spellings(value: str) -> Iterator[str]:
 
 
 def _without_inputs(text: str, values: list[str]) -> str:
-    """Replace what a text shares with inputs, be it a part that was cut out of one."""
+    """Replace what a text shares with inputs, including parts that were cut out of one."""
     letters, places = _letters(text)
     spelled = {_letters(each)[0] for value in values for each in _spellings(value)}
     everything = "\0".join(spelled)
@@ -147,7 +147,7 @@ def _without_inputs(text: str, values: list[str]) -> str:
     for start in range(len(letters) - _SHARED + 1):
         if letters[start : start + _SHARED] in everything:
             hide(places[start], places[start + _SHARED - 1] + 1)
-    for found in _QUOTED.finditer(text):  # what stands in quotes is an input's, however short, if an input has it
+    for found in _QUOTED.finditer(text):  # quoted text is an input's, however short, if an input contains it
         inside = _letters(found[0])[0] or found[0][1:-1].strip()
         if inside and (inside in everything or any(inside in value for value in values)):
             hide(found.start() + 1, found.end() - 1)

@@ -30,7 +30,7 @@ class OpenCall:
     Attributes:
         name: of the SQL function, once it is known.
         client: the address that it comes from.
-        taken: bytes that are set aside for its messages.
+        taken: bytes that are reserved for its messages.
         kept: those of its dictionaries.
         since: when the wait for its client began; None while the server works.
         waits: for its client to "sends" or "takes" a message, or for "room" in memory.
@@ -48,7 +48,7 @@ class OpenCall:
         self.call = Call("the call", limits.call_deadline_s, lambda: self.gone, stopping, memory)
 
     def named(self, name: str) -> None:
-        """Take the name of the function."""
+        """Set the name of the function."""
         self.name = self.call.name = name
 
     def is_cancelled(self) -> bool:
@@ -94,7 +94,7 @@ class OpenCalls:
         return call
 
     def finish(self, call: OpenCall) -> None:
-        """Give back all that a call holds."""
+        """Release everything that a call holds."""
         call.gone = True
         self._open.discard(call)
         self._clients[call.client] -= 1

@@ -74,7 +74,7 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port that it listens on, also where 0 was asked for."""
+        """The port that it listens on, also if 0 was requested."""
         return self._port
 
     @property
@@ -84,7 +84,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        """What `CREATE FUNCTION ... ADDRESS` says, such as "http://127.0.0.1:8815"."""
+        """The address in `CREATE FUNCTION ... ADDRESS`, such as "http://127.0.0.1:8815"."""
         scheme, host = self._url
         return f"{scheme}://{host}:{self.port}"
 
@@ -123,8 +123,8 @@ class Server:
         """Refuse new calls, let those in flight finish, and stop; a second call waits for the first.
 
         Args:
-            drain_s: how long they may take, in seconds; None for what the limits say. What is not over by then is
-                ended with an error.
+            drain_s: how long they may take, in seconds; None for that of the limits. Calls that are not over by then
+                are ended with an error.
         """
 
         def ended() -> None:
@@ -176,7 +176,7 @@ def serve(
         zero_vectors: what a vector of zeros becomes: "null", "keep", or "error", a bad row; as in `embed_batches`.
         warm: run each function on this machine before returning, so that the first query need not load a model.
     Raises:
-        ConfigError: an address, a certificate, a limit or a function that cannot be served so.
+        ConfigError: an address, a certificate, a limit or a function that cannot be served.
         StorageError: the address is taken, or a file cannot be read.
         MissingExtraError: databend-udf is not installed.
         CallError and other errors of a function that cannot be run.
@@ -237,7 +237,7 @@ def _served(functions: Mapping[str, EmbeddingFunction] | Iterable[Served], taken
         raise ConfigError(f"expected Served, got a {odd[0]} without a SQL name.", "serve({'ai_embed_384': function})")
     names = [*taken, *(item.name for item in served)]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"the name {twice[0]!r} is there already.", "give each function a name of its own")
+        raise ConfigError(f"the name {twice[0]!r} is used twice.", "give each function a name of its own")
     return served
 
 
@@ -248,7 +248,7 @@ def _shared_by(item: Served) -> tuple[EmbeddingFunction, Role, Input]:
 
 
 def _address(bind: str, name: str) -> tuple[str, int]:
-    """Split "host:port"; an IPv6 address stands in brackets."""
+    """Split "host:port"; an IPv6 address is in brackets."""
     host, _, port = bind.rpartition(":") if isinstance(bind, str) else ("", "", "")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not port.isdecimal() or int(port) > 65_535 or (":" in host and f"[{host}]" not in bind):
@@ -288,7 +288,7 @@ def _refuse_taken(host: str, port: int) -> None:
 
 
 def _reachable(host: str) -> str:
-    """Return what to call a host from elsewhere."""
+    """Return the name of a host for callers on other machines."""
     everywhere = host in ("0.0.0.0", "::")
     return socket.gethostname() if everywhere else _bracketed(host)
 

@@ -65,7 +65,7 @@ class Served:
         self._refuse_other_input()
 
     def _refuse_other_input(self) -> None:
-        """Refuse what the function does not embed, and vectors that are not one a row. A text may query anything."""
+        """Refuse what the function does not embed, and vectors that are not one a row; a query may be a text."""
         if "databend" not in kind_of(self.function).sql:
             raise refusal(self.function, "Databend", "its vector type and distances are of one vector a row")
         passed, embedded = modality.MODALITIES[self.input], modality.modalities(self.function)
@@ -99,10 +99,10 @@ class Limits:
         coalesce_tokens: the most tokens of a shared run, counted as four bytes of text each.
         max_text_bytes: a longer input is a bad row.
         max_message_bytes: the largest message that is read; Databend sends a block of rows as one.
-        max_expanded_bytes: what a compressed, dictionary or view column may become when it is decoded, in bytes.
+        max_expanded_bytes: the maximum size of a compressed, dictionary or view column once it is decoded, in bytes.
         max_rows: the most rows of a message.
         memory_bytes: memory for the batches of all calls together; what does not fit waits.
-        stall_s: how long a call may go on without its client sending or taking anything, in seconds. Where others
+        stall_s: how long a call may continue without its client sending or taking anything, in seconds. Where others
             need its place, half a second before it has named a function, then two.
         calls_per_client: calls that one address may have open.
         drain_s: how long a shutdown waits for the calls in flight, in seconds.

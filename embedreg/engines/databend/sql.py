@@ -45,10 +45,10 @@ __all__ = [
 
 CURRENT = "current"
 VERSIONS = ("1.2.453", CURRENT)
-TOKEN = "<the token>"  # stands where the user puts it
+TOKEN = "<the token>"  # a placeholder, which the user replaces
 QUERY = "machine learning techniques"
 
-# What Databend's tokenizer, of 1.2.453 and of 1.2.934, takes for more than a name in some place where we print one.
+# What Databend's tokenizer, of 1.2.453 and of 1.2.934, does not read as a plain name in some place where we print one.
 _WORDS = """
 all analyze and anti any array as asc asof attach between bigint block boolean both case cast character connection
 create cross cube current_timestamp date_add date_between date_diff date_part date_sub date_trunc dateadd datebetween
@@ -73,14 +73,14 @@ def literal(text: str) -> str:
     """Quote a text; the result is one line.
 
     Raises:
-        ConfigError: it holds NUL or half a surrogate pair, which no SQL text can.
+        ConfigError: it holds NUL or half a surrogate pair, which no SQL text can hold.
     """
     return "'" + "".join(_character(char) for char in text) + "'"
 
 
 def _character(char: str) -> str:
     if char == "\0" or "\ud800" <= char <= "\udfff":
-        raise ConfigError(f"a text holds {char!a}, which cannot stand in SQL.", "leave that character out")
+        raise ConfigError(f"a text holds {char!a}, which SQL cannot hold.", "leave that character out")
     if char in _ESCAPED:
         return _ESCAPED[char]
     # Databend's \u takes four digits; what is beyond them can neither end a line nor a text.
@@ -88,10 +88,10 @@ def _character(char: str) -> str:
 
 
 def identifier(name: str) -> str:
-    r"""Quote a name where it needs that.
+    r"""Quote a name if necessary.
 
-    Databend keeps a backslash inside double quotes, and yet takes the quote behind it for no end: `"a\"` runs on. So a
-    name with a backslash is put in backticks, in which nothing but a backtick has a meaning.
+    Databend keeps a backslash inside double quotes, but does not end the name at the quote after it: `"a\"` runs on. So
+    a name with a backslash is put in backticks, in which only a backtick is special.
 
     Raises:
         ConfigError: it is empty, has characters that cannot be seen, or both a backslash and a backtick.
@@ -150,7 +150,7 @@ def create_function(
         replace: whether a function of this name is replaced.
         token: whether the server requires one; the statement has a placeholder, never the token itself.
     Raises:
-        ConfigError: a name, an address or a version that cannot stand there; VECTOR(n) before Databend had it.
+        ConfigError: an invalid name, address or version; VECTOR(n) before Databend had it.
     """
     current = _is_current(version)
     if served.returns == "vector" and not current:
@@ -237,7 +237,7 @@ class Layout:
 
     @property
     def embedded(self) -> tuple[str, ...]:
-        """The name of the table with the vectors: that of the first with `_embedded` behind it."""
+        """The name of the table with the vectors: that of the first, followed by `_embedded`."""
         *above, last = self.table.split(".") if isinstance(self.table, str) else self.table
         return (*above, f"{last}_embedded")
 
@@ -351,7 +351,7 @@ def functions_in_comments(shown: Iterable[str | None]) -> Functions:
     """Find the functions that column comments declare: {vector column: declaration}.
 
     Args:
-        shown: what `SELECT comment FROM system.columns WHERE table = '...'` gave; 1.2.453 shows comments in quotes.
+        shown: what `SELECT comment FROM system.columns WHERE table = '...'` returned; 1.2.453 shows comments in quotes.
     Raises:
         MetadataError: a declaration that cannot be read, or two for one vector column.
     """
@@ -368,7 +368,7 @@ def _unquoted(comment: str | None) -> str | None:
 
 
 def server_config(address: str, *, version: str = "1.2.453") -> str:
-    """Return what has to stand in databend-query.toml, so that Databend may call the address.
+    """Return the lines of databend-query.toml that let Databend call the address.
 
     Raises:
         ConfigError: as `create_function`.

@@ -126,7 +126,7 @@ class Incoming:
             self._keep_dictionary(header, body, content)
             return Seen("dictionary", path=path)
         rows, grown = self._check_batch(content, body, self.schema)
-        # the message, its decoded form, and copies of that: trimmed, distinct, spelled out
+        # the message, its decoded form, and copies of that: trimmed, distinct, expanded
         return Seen("batch", rows, 5 * grown + 48 * rows + len(body), path)
 
     def batch(self, message: bytes) -> pa.RecordBatch:
@@ -185,7 +185,7 @@ class Incoming:
             if compressed and size >= 8:
                 (claimed,) = struct.unpack_from("<q", body, start)
                 grown += max(0, claimed)
-        if grown > len(body):  # buffers that lie over each other are copies once they are decoded, as compressed ones
+        if grown > len(body):  # overlapping buffers are copies once they are decoded, as compressed ones are
             self._refuse_growth(grown)
         if schema is not None and any(pa.types.is_dictionary(each) for each in schema.types):
             grown += limits.max_expanded_bytes
@@ -194,7 +194,7 @@ class Incoming:
         return rows, max(grown, len(body))
 
     def _views(self, schema: pa.Schema, buffers: list[tuple[int, ...]], body: memoryview) -> int:
-        """Return about what views spell, for the memory that is set aside; the exact bound comes with the column."""
+        """Estimate the texts behind views in bytes, for the reservation; the column itself is checked exactly."""
         total = 0
         if len(schema) == 1 and len(buffers) > 1:
             start, size = buffers[1]
@@ -218,7 +218,7 @@ class Incoming:
     # -- contents ----------------------------------------------------------------------------------------------------
 
     def _check_growth(self, column: pa.Array) -> None:
-        """Refuse a column that is too large once its dictionary or its views are spelled out."""
+        """Refuse a column that is too large once its dictionary or its views are expanded."""
         if pa.types.is_dictionary(column.type):
             lengths = pc.binary_length(column.dictionary).fill_null(0)
             grown = pc.sum(lengths.take(column.indices)).as_py() or 0

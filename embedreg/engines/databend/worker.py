@@ -61,7 +61,7 @@ class FunctionWorker:
         limits: of the server.
         max_bytes: this worker's part of the memory for recent vectors.
         metrics: where its work is counted.
-        zero_vectors: what becomes of a vector of zeros; as in `embed_column`.
+        zero_vectors: what to do with a vector of zeros; as in `embed_column`.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class FunctionWorker:
             log.warning("%s could not be warmed up: %s", type(self.function).__name__, type(exc).__name__)
 
     def close(self) -> None:
-        """Take no more work."""
+        """Accept no more work."""
         self.batcher.close()
 
     def _weight(self, values: pa.Array) -> float:
@@ -151,7 +151,7 @@ class FunctionWorker:
     # -- in a worker thread -----------------------------------------------------------------------------------------
 
     def _run(self, requests: Sequence[_Request], each: MicroBatch[_Request, Embedded]) -> list[Embedded]:
-        """Embed the inputs of some requests: shared ones once, those that an earlier batch embedded not at all."""
+        """Embed the inputs of some requests: shared ones once, and none that an earlier batch embedded."""
         import numpy as np
         import pyarrow as pa
 

@@ -52,9 +52,8 @@ def install(
 
     Multi-vectors are `FLOAT[n][]`, sparse vectors `STRUCT(indices INTEGER[], values FLOAT[])`.
 
-    Null, blank and bad rows give NULL, the latter with a line in the log; a failed call fails the query. What was
-    embedded lately is not embedded again.
-    Installing again under one name replaces both, through the connection that installed them.
+    Null, blank and bad rows give NULL, the latter with a line in the log; a failed call fails the query. Recent inputs
+    are not embedded again. Installing again under one name replaces both, through the connection that installed them.
 
     Args:
         con: a DuckDB connection; its cursors have the functions too.
@@ -156,7 +155,7 @@ def _register(con: Any, name: str, call: _Call, kind: str) -> None:
 
 
 def _sql_type(function: EmbeddingFunction, role: Role) -> str:
-    """Return what a role is called with: pictures lie in tables as bytes, and are asked for in words if they can be.
+    """Return the modality that a role is called with: images in tables are bytes, and are queried by text if possible.
 
     Raises:
         ConfigError: DuckDB has no type for it.

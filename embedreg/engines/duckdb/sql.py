@@ -94,7 +94,7 @@ def comment_statements(table: str, entries: Sequence[Entry], words: str = "") ->
 
     Args:
         table: its name, as `table_name` takes it.
-        words: what the comments say to people, before the declaration.
+        words: text for people, before the declaration.
     Raises:
         MetadataError: there is no declaration. ConfigError: the table's name is invalid.
     """
@@ -173,10 +173,10 @@ def _nothing() -> MetadataError:
 
 
 def literal(text: str) -> str:
-    """Quote a text for DuckDB, in which a backslash in quotes means itself.
+    """Quote a text for DuckDB, where a backslash in quotes is a plain character.
 
     Raises:
-        ConfigError: it holds NUL, which no SQL text can.
+        ConfigError: it holds NUL, which no SQL text can hold.
     """
     return f"'{_checked(text).replace(chr(39), 2 * chr(39))}'"
 
@@ -196,7 +196,7 @@ def rendered(template: Template, prefix: str = "") -> str:
 
 
 def table_name(name: str) -> str:
-    """Quote a table's name; dots part database, schema and table, where they are not inside double quotes.
+    """Quote a table's name; dots outside double quotes separate database, schema and table.
 
     Raises:
         ConfigError: it is invalid.
@@ -205,7 +205,7 @@ def table_name(name: str) -> str:
 
 
 def parts_of(name: str) -> list[str]:
-    """Split a table's name, `schema.table` or `"my schema"."my table"`, into what it is made of.
+    """Split a table's name, `schema.table` or `"my schema"."my table"`, into its parts.
 
     Raises:
         ConfigError: it is invalid.
@@ -219,5 +219,5 @@ def parts_of(name: str) -> list[str]:
 
 def _checked(text: str) -> str:
     if "\0" in text:
-        raise ConfigError("a NUL character cannot stand in SQL.", "rename the column")
+        raise ConfigError("SQL cannot hold a NUL character.", "rename the column")
     return text

@@ -1,8 +1,8 @@
-"""How lancedb meets embedreg's functions, in its models and its registry, with nothing in it patched.
+"""Make embedreg's functions usable in lancedb's models and registry, without patching lancedb.
 
 LanceDB accepts subclasses of its own base class only, and resolves names in its own registry. So each name gets a thin
 adapter class there, registered through lancedb's public `register`; an adapter delegates to one embedreg function.
-Importing this module does that; it is imported by itself in a process where embedreg meets lancedb.
+Importing this module does that; it is imported automatically in a process that uses both libraries.
 
 Over 400 lines: one adapter class, and what lancedb needs to find it.
 """
@@ -45,7 +45,7 @@ SHOWN = 5  # bad rows of a batch that the log names
 
 
 class Adapter(LanceBase):
-    """Stands in lancedb for one embedreg function, `embedreg_function`."""
+    """Represents one embedreg function in lancedb: `embedreg_function`."""
 
     embedreg_alias: ClassVar[str] = ""
     _function: Any = PrivateAttr(default=None)
@@ -109,12 +109,12 @@ class Adapter(LanceBase):
         return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from type checkers
 
     def safe_model_dump(self) -> dict[str, Any]:
-        """Return the persisted form, which lancedb stores; where a table may be there already, what it records."""
+        """Return the persisted form, which lancedb stores; if the table may exist already, what it records."""
         if (stored := _stored_model()) is not None:
             return stored
         model = codec.persisted_model(self._use(), written=False)
         model[codec.RESERVED].pop("dtype", None)
-        if self._dtype is not None:  # else lancedb alone knows the column's type
+        if self._dtype is not None:  # else only lancedb knows the column's type
             model[codec.RESERVED]["dtype"] = self._dtype
         if self._template is not None:
             model[codec.RESERVED][templates.KEY] = self._template
@@ -252,8 +252,8 @@ def _serves(adapter: Adapter, name: str | None) -> bool:
 def _stored_model() -> dict[str, Any] | None:
     """Return what a local table records of a function that lancedb's `create_table(..., exist_ok=True)` asks about.
 
-    LanceDB compares metadata byte for byte, where the probe and versions are recorded too. The table's own record is
-    what says the same; None where there is none, or it declares something else.
+    LanceDB compares metadata byte for byte, where the probe and versions are recorded too. So the table's own record is
+    returned if it declares the same; None if there is none, or it declares something else.
     """
     config: Any = None
     frame: FrameType | None = sys._getframe(2)
@@ -327,7 +327,7 @@ _pairs: weakref.WeakKeyDictionary[type, dict[str, tuple[str, Adapter]]] = weakre
 
 
 def answer(function: EmbeddingFunction, role: str, asked_by: FrameType) -> Any:
-    """Return what lancedb is to find in a marked field of a model.
+    """Return what lancedb should find in a marked field of a model.
 
     LanceDB pairs sources and vectors by the identity of what their fields hold, over the cross product, and lets the
     last pair win. So each pair of a model has an adapter of its own, and a source field answers with the adapter of
@@ -380,7 +380,7 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
             if not (vectors.fits(kind, ndims) if how is None else vectors.width_of(kind) == how.width):
                 hint = vectors.type_hint.format(d="fn.ndims()")
                 raise SchemaError(
-                    f"{model.__name__}.{vector.field} is stored as {kind}, its function gives "
+                    f"{model.__name__}.{vector.field} is stored as {kind}, its function returns "
                     f"{vectors.described(ndims)}.",
                     f"{vector.field}: {hint} = fn.VectorField()",
                 )
@@ -391,7 +391,7 @@ def _pairs_of(model: type[BaseModel]) -> dict[str, tuple[str, Adapter]]:
 
 
 def adopt_vector_type(vector_type: type) -> None:
-    """Let lancedb take our vector type for one of its own."""
+    """Make lancedb accept our vector type as one of its own."""
     from lancedb.pydantic import FixedSizeListMixin
 
     FixedSizeListMixin.register(vector_type)

@@ -1,4 +1,4 @@
-"""What lancedb is working on when it rebuilds a function, which its call does not say: the calling frames do."""
+"""The table that lancedb rebuilds a function for, found in the calling frames, since its call does not pass it."""
 
 from __future__ import annotations
 

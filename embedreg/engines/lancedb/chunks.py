@@ -29,7 +29,7 @@ class LanceChild(Child):
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._broken: set[Any] = set()  # parents with rows that are there twice, or missing
+        self._broken: set[Any] = set()  # parents with duplicate or missing rows
         self.shown, self.folder = f"table {place.name!r}", str(place.path.parent)
 
     def _exists(self) -> bool:
@@ -54,7 +54,7 @@ class LanceChild(Child):
             for entry in codec.entries(schema.metadata):
                 refuse_in_lance(entry.reserved.get("dtype"), entry.vector_column)
             self._place.path.parent.mkdir(parents=True, exist_ok=True)
-            with lance_errors(f"{self.shown} cannot be made"):
+            with lance_errors(f"{self.shown} cannot be created"):
                 lance().write_dataset(schema.empty_table(), str(self._place.path), schema=schema)
             return
         text = schema.metadata[KEY.encode()].decode()

@@ -61,7 +61,7 @@ def declare_at(dataset: Any, text: bytes) -> None:
 
 
 class Table:
-    """A Lance table: the declarations lie in its schema, of which a new version is made."""
+    """A Lance table: the declarations are in its schema; writing them makes a new version."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -331,14 +331,14 @@ def _declared(schema: pa.Schema, name: str) -> list[codec.Entry]:
 def _newest_schema(table: Any) -> pa.Schema:
     """Return the schema that rows are appended to: that of the newest version, which the handle may not have seen yet.
 
-    A handle that was opened before the table's declaration changed would embed with the function of then.
+    A handle that was opened before the table's declaration changed would embed with the function declared at that time.
     """
     try:
         newest = table._conn.open_table(table.name, namespace_path=table.namespace, branch=table.current_branch())
         schema: pa.Schema = newest.schema
     # NotImplementedError: tables of a remote database
     except (AttributeError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError):
-        schema = table.schema  # a client that cannot open a table twice: what its handle knows is all there is
+        schema = table.schema  # a client that cannot open a table twice: only its handle's schema is available
     return schema
 
 
@@ -365,7 +365,7 @@ def _laid_out(text: str) -> str:
 
 @contextlib.contextmanager
 def _translated(kept: _Remembered) -> Iterator[None]:
-    """Raise what a stream ended with in place of what lancedb makes of it."""
+    """Raise the error that a stream ended with, instead of lancedb's version of it."""
     try:
         yield
     except Exception as exc:
@@ -380,7 +380,7 @@ def _translated(kept: _Remembered) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unrecorded() -> Iterator[None]:
-    """Log what keeps the probe from being recorded: the rows are written by now, and the next `add` tries again."""
+    """Log why the probe could not be recorded: the rows are written by now, and the next `add` tries again."""
     try:
         yield
     # NotImplementedError: tables of a remote database have no schema metadata to replace

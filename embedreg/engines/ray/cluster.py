@@ -81,7 +81,7 @@ def _grows() -> bool:
 
     try:
         return state.get_cluster_config() is not None
-    except AttributeError:  # another Ray: let it wait rather than refuse what might work
+    except AttributeError:  # another version of Ray: let it wait rather than refuse what might work
         return True
 
 

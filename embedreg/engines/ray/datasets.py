@@ -40,7 +40,7 @@ def embed_dataset(
 
     The result is lazy, as Ray's are; what declares the functions is in the Arrow schema of each of its blocks. Before
     it returns, one worker has checked that the functions run there, and has learnt the probe: on a cluster that is
-    busy, or that starts its nodes when asked, this waits. Where Ray does not know the dataset's columns, asking for
+    busy, or that starts nodes on demand, this waits. Where Ray does not know the dataset's columns, asking for
     them runs its first step.
 
     Args:
@@ -53,7 +53,7 @@ def embed_dataset(
         batch_rows: rows that an actor gets at a time, and of a block of the result.
         on_error: what a failed row does: "raise" an error, leave a "null" vector, or "drop" the row. A failed call
             always fails the run.
-        zero_vectors: what becomes of a vector of zeros: "null", "keep", or "error", a failed row; as `embed_batches`.
+        zero_vectors: what to do with a vector of zeros: "null", "keep", or "error", a failed row; as `embed_batches`.
         options: further options of Ray's actors: `memory`, `resources`, `accelerator_type`, `runtime_env`.
     Raises:
         MissingVariableError: a secret is set in this process only, or not at all on the worker. HardcodedSecretError:

@@ -66,7 +66,7 @@ def run_job(job: Job, **options: Any) -> JobReport:
 
 
 class _Actors:
-    """The actors of one run: started together, given a piece each, replaced when they die, gone at the end."""
+    """The actors of one run: started together, given a piece each, replaced when they die, stopped at the end."""
 
     def __init__(self, pool: ActorPool, payload: Any, number: int, check_signals: Callable[[], None]) -> None:
         import ray

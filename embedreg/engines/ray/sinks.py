@@ -1,4 +1,4 @@
-"""Where embedded Ray datasets go: Parquet folders with their manifest, and Lance tables in one commit.
+"""Sinks of embedded Ray datasets: Parquet folders with their manifest, and Lance tables in one commit.
 
 Ray keeps the schema metadata of Arrow blocks, and loses it where a step works on rows, numpy or pandas; the sinks put
 the declaration back.
@@ -33,7 +33,7 @@ _made: WeakKeyDictionary[Dataset, pa.Schema] = WeakKeyDictionary()
 
 
 def remember(ds: Dataset, made: pa.Schema) -> None:
-    """Note what a dataset's blocks are going to be; its metadata declares the functions."""
+    """Record the schema that a dataset's blocks will have; its metadata declares the functions."""
     _made[ds] = made
 
 
@@ -90,7 +90,7 @@ def write_lance(
     Args:
         ds, declared_by: as `write_parquet`.
         uri: of the table, ending in .lance; every node must reach it.
-        mode: "create" refuses a table that is there.
+        mode: "create" refuses a table that exists.
         rows_per_fragment: the least rows of a fragment, but for the last one.
         storage_options: of the object store.
     Raises:
@@ -152,7 +152,7 @@ def _keep_schema(folder: Storage, schema: pa.Schema) -> None:
 
 
 def _schema_of(sealed: Dataset, ds: Dataset, declared_by: Dataset | None) -> pa.Schema:
-    """Return the schema of what was to be written: Ray's, where it knows it, else that of what was embedded."""
+    """Return the schema of what was to be written: Ray's, if it has one, else that of what was embedded."""
     import pyarrow as pa
 
     made = _made[ds if declared_by is None else declared_by]
@@ -199,7 +199,7 @@ def _sealed(ds: Dataset, declared_by: Dataset | None) -> tuple[Dataset, bytes]:
 
 
 def _seal(block: pa.Table, made: pa.Schema) -> pa.Table:
-    """Give a block the declaration again, and its vectors their type; a Ray task."""
+    """Restore the declaration of a block, and the type of its vectors; a Ray task."""
 
     def seal() -> pa.Table:
         sealed = block

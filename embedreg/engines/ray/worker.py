@@ -96,7 +96,7 @@ def pack(value: Any, functions: Collection[EmbeddingFunction], workers: int = 1)
             pickled: bytes = cloudpickle.dumps(value)
     except EmbedregError:
         raise
-    except Exception as exc:  # whatever lies in a user's class, or its globals
+    except Exception as exc:  # from anything in a user's class, or its globals
         raise ConfigError(
             f"a function cannot be sent to Ray's workers: {exc}.",
             "move its class from the script into a module of its own; " + SHIP,
@@ -173,7 +173,7 @@ def check(functions: Iterable[EmbeddingFunction]) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every block of a dataset becomes.
+    """The plan of every block of a dataset.
 
     Attributes:
         given: the schema of the data; Ray may have dropped its metadata from the blocks.
@@ -350,7 +350,7 @@ def _check_storage(work: JobSpec) -> None:
 
 
 def located(exc: Exception) -> EmbedregError:
-    """Return an error as one of ours that says where it happened, without the frames of the worker."""
+    """Return an error as one of ours that names its place, without the frames of the worker."""
     if isinstance(exc, EmbedregError):
         problem = exc
     else:

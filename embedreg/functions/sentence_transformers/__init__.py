@@ -310,7 +310,7 @@ class SentenceTransformerEmbeddings(LocalFunction):
         return kept[stock]
 
     def _missed_prompts(self) -> str | None:
-        """Return what is to be said of a model that needs prompts, if its own are not used and none are given."""
+        """Return a note on a model that needs prompts, if its own are not used and none are given."""
         if self._family() is None:
             return None
         return families.used_without(self._model_id(), self.query_prompt, self.document_prompt)

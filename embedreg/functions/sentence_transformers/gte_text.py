@@ -18,8 +18,8 @@ class GteEmbeddings(SentenceTransformerEmbeddings):
 
     Attributes:
         name: a model of the hub, or a folder.
-        mlx: whether LanceDB used its conversion of gte-large for Apple's processors: the same weights, whatever `name`
-            says, and vectors that are not scaled, whatever `normalize` says.
+        mlx: whether LanceDB used its conversion of gte-large for Apple's processors: the same weights for any `name`,
+            and vectors that are not scaled for any `normalize`.
         others: as those of `sentence-transformers`.
     """
 

@@ -258,8 +258,8 @@ def _blocks(graph: Graph, x: Node, at: str, tower: Tower, activation: str, bias:
 
 
 def clean(text: str) -> str:
-    """Return a text as the library cleans it: mended Unicode, HTML entities read, single spaces, lower case."""
-    if not text.isascii() or "&" in text or not text.isprintable():  # there is nothing else to mend
+    """Return a text as the library cleans it: repaired Unicode, HTML entities read, single spaces, lower case."""
+    if not text.isascii() or "&" in text or not text.isprintable():  # there is nothing else to repair
         ftfy = attempt_import_or_raise("ftfy", extra=EXTRA)
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()

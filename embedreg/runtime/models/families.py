@@ -19,7 +19,7 @@ class Family(NamedTuple):
     Attributes:
         pattern: of the model's name, in lower case and without owner and tag.
         query, document: what its authors put before queries and documents; "" for nothing.
-        source: a model of the hub, whose card says so.
+        source: a model of the hub, whose card documents them.
         own: whether the model's files hold the prompts, in the form that the sentence-transformers library reads.
     """
 
@@ -65,7 +65,7 @@ def find(name: str) -> Family | None:
 
 
 def used_without(name: str, query: str | None, document: str | None) -> str | None:
-    """Return what is to be said of a model that needs prompts and is used without; None otherwise.
+    """Return a note on a model that needs prompts and is used without; None otherwise.
 
     Args:
         query, document: the prompts that it is used with; None for no decision, "" for the decision to have none.

@@ -58,7 +58,7 @@ def budget(
         workers: the number of processes that share the limits; this process uses its part. Ray's workers are counted
             without it.
     Returns:
-        The budget; its `limits` are those in effect, with what functions' fields and the service's headers say.
+        The budget; its `limits` are those in effect, including those of functions' fields and of the service's headers.
     Raises:
         ConfigError: a limit is not positive, or the function is not a remote one.
     """

@@ -106,7 +106,7 @@ _reported: contextvars.ContextVar[list[Usage] | None] = contextvars.ContextVar("
 
 
 def report_usage(usage: Usage) -> None:
-    """Report what a response cost; called by a function's `request`, once for each response that says so."""
+    """Report what a response cost; called by a function's `request`, once for each response that reports it."""
     if (reports := _reported.get()) is not None:
         reports.append(usage)
 

@@ -91,7 +91,7 @@ class BatchApi(ABC):
 
     @abstractmethod
     def line(self, place: int, text: str) -> Any:
-        """Return what stands for one input in a batch."""
+        """Return the form of one input in a batch."""
 
     def prepare(self, tag: str, lines: Sequence[Any]) -> Any:
         """Upload what a batch needs; return what `create` gets. May be repeated."""

@@ -170,8 +170,8 @@ def failed(function: Any, handle: str, state: BatchState) -> CallError:
     return CallError(
         error.message,
         Words(
-            "call embed again to submit its inputs anew, once the cause is gone",
-            "run the same command again to submit its inputs anew, once the cause is gone",
+            "call embed again to submit its inputs again, once the cause is gone",
+            "run the same command again to submit its inputs again, once the cause is gone",
         ),
     )
 
@@ -181,7 +181,8 @@ def collect(function: Any, handle: str, state: BatchState, texts: Sequence[str])
     """Read the results of a batch.
 
     Raises:
-        CallError: they cannot be read, or say that the key or the model is wrong. VectorError: they have another width.
+        CallError: they cannot be read, or report that the key or the model is wrong. VectorError: they have another
+            width.
     """
     api: BatchApi = function.batch_api()
 

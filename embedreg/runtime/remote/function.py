@@ -144,7 +144,7 @@ class RemoteFunction(EmbeddingFunction):
             role: "source" or "query", for the whole batch.
         Returns:
             (m, d) in the order of the batch, or m vectors with None or a RowError for a row that failed. What it cost
-            goes to `report_usage`, where the service says so.
+            goes to `report_usage`, if the service reports it.
         Raises:
             Exception: any error; one for which `explain` returns a refusal is final, other transient ones are retried.
         """

@@ -19,7 +19,7 @@ __all__ = ["PromptedFunction", "missing", "prompt_of", "prompted"]
 log = logging.getLogger("embedreg")
 
 _named: set[str] = set()
-_FORMS = {"query_prompt_name", "document_prompt_name", "query_options", "source_options"}  # say it in another way
+_FORMS = {"query_prompt_name", "document_prompt_name", "query_options", "source_options"}  # other fields for prompts
 
 
 def prompted(function: Any, batch: list[str], role: Role) -> list[str]:

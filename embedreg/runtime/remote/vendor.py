@@ -72,7 +72,7 @@ class Vendor:
         address_field: the field that holds another address.
         key_names: the environment variables that hold a key, in order.
         key_header: the header of a key.
-        key_scheme: what stands before the key in it.
+        key_scheme: what precedes the key in it.
         needs_key: whether the vendor refuses requests without a key.
         max_inputs: the maximum inputs of a request.
         docs: the title of the vendor's documentation.
@@ -102,7 +102,7 @@ class VendorBase(RemoteFunction):
 
     @classmethod
     def _facts(cls) -> dict[str, Any]:
-        """Return the vendor's numbers: as published, and where its server says otherwise, that counts."""
+        """Return the vendor's numbers: as published, or as its server reports them."""
         default = cls.model_fields["name"].default if "name" in cls.model_fields else None
         models = {
             name: {"ndims": model.ndims, "widths": [*model.widths], "max_tokens": model.max_tokens}
@@ -150,7 +150,7 @@ class VendorBase(RemoteFunction):
         return int(self._ndims)
 
     def _probe_width(self) -> None:
-        """Embed a text, whose response says the width."""
+        """Embed a text, whose response has the width."""
         self.compute_query_embeddings("dimensions")
 
     def _known_ndims(self) -> int | None:
@@ -355,7 +355,7 @@ class VendorBase(RemoteFunction):
         status, message = http_status(exc), self.words_of(exc)
         model = self._model()
         if model is not None and model.retired is not None and status in (400, 404, 410, 422):
-            return Refusal("call", message, f"{self._retired(model)}: embed the column anew with another model")
+            return Refusal("call", message, f"{self._retired(model)}: embed the column again with another model")
         if status in (402, 403, 429) and _NO_CREDIT.search(self._code_of(exc) + message):
             return Refusal("call", message, MEANING[402][1])
         if status in (400, 413, 422) and not _BATCH.search(message) and _TOO_LONG.search(self._code_of(exc) + message):

@@ -44,10 +44,10 @@ def image_traits(extra: str) -> Traits:
 class VendorImageFunction(VendorBase, RemoteFunction):
     """A function of images and texts whose service takes one POST of JSON.
 
-    Images are opened under the image policy (`allow_images`), upright and as RGB, and sent as PNG; a picture that is
-    larger than `max_bytes` so is sent as JPEG. No address is passed on for the service to fetch. An image that cannot
-    be opened is a bad row. A subclass defines `vendor`, its fields and `request(batch, role)`, whose inputs are
-    texts and `Picture`s.
+    Images are opened under the image policy (`allow_images`), upright and as RGB, and sent as PNG; a picture of more
+    than `max_bytes` as PNG is sent as JPEG. No address is passed on for the service to fetch. An image that cannot be
+    opened is a bad row. A subclass defines `vendor`, its fields and `request(batch, role)`, whose inputs are texts and
+    `Picture`s.
 
     Attributes:
         source_type: the meaning of a string in a source column: "image", a path or URL; "text"; or "mixed", a text

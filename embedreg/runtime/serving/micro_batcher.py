@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 POLL_S = 0.05  # interval at which a waiting caller checks whether its result is still needed
 MAX_LOST = 4  # maximum number of hung micro-batches whose workers are replaced
-_TIMED = 8  # the last micro-batches of small requests, of which the shortest says whether a wait pays
+_TIMED = 8  # the last micro-batches of small requests, of which the shortest shows whether a wait pays off
 _CLOSED = "the micro-batcher is closed"
 
 

@@ -54,7 +54,7 @@ def load(
     try:
         with _quiet():
             library = attempt_import_or_raise("sentence_transformers", "sentence-transformers", extra=EXTRA)
-            options = {"trust_remote_code": code, "local_files_only": not code}  # code may lie in another repository
+            options = {"trust_remote_code": code, "local_files_only": not code}  # code may be in another repository
             weights: dict[str, Any] = {} if own else {"use_safetensors": True}
             if dtype is not None:
                 weights["dtype"] = dtype

@@ -111,7 +111,7 @@ def test_an_identifier_is_one_token_or_refused(name: str) -> None:
 @pytest.mark.parametrize("text", ["a\0b", "half \ud800"])
 def test_what_no_text_can_hold_is_refused(text: str) -> None:
     """NUL and half a surrogate pair stand in no SQL text."""
-    with pytest.raises(ConfigError, match="cannot stand in SQL"):
+    with pytest.raises(ConfigError, match="which SQL cannot hold"):
         literal(text)
 
 

@@ -182,7 +182,7 @@ def test_many_rows_without_an_old_vector_are_embedded_if_that_is_agreed_to(
     columns.add(table, one.bind("text", "vector"))
     migration = columns.migrate(table, "vector", two)
     run(table, "INSERT INTO docs (id, text) SELECT 100 + i, 'text ' || i FROM range(101) AS t(i)")
-    with pytest.raises(ConfigError, match=r"101 rows have no old vector \(they came or were changed"):
+    with pytest.raises(ConfigError, match=r"101 rows have no old vector \(they were added or changed"):
         migration.rollback()
     assert columns.status(table)[0].migration.notes == ()
     monkeypatch.setattr("embedreg.engines.duckdb.columns.rows._CHUNK_BYTES", 4 * 2 * 40)
@@ -371,8 +371,8 @@ def test_a_declaration_cannot_have_another_column_overwritten(table: Path, one: 
     for old, new in (('"text"', '"text__source_digest"'), ('"vector__source_digest"', '"text__source_digest"')):
         comment = comment.replace(old, new)
     run(table, f"COMMENT ON COLUMN docs.vector IS '{comment}'")
-    assert "it is used otherwise" in str(columns.status(table)[0].problem)
-    with pytest.raises(EmbedregError, match="it is used otherwise"):
+    assert "it has another use" in str(columns.status(table)[0].problem)
+    with pytest.raises(EmbedregError, match="it has another use"):
         columns.refresh(table, unstamped="recompute")
 
 
@@ -427,7 +427,7 @@ def test_a_migration_ends_whatever_became_of_its_columns(table: Path, one: Lette
 def test_staged_vectors_that_the_function_does_not_give_are_not_switched(table: Path, one: Letters) -> None:
     """A function that answers otherwise each time is found before anything changes."""
     columns.add(table, one.bind("text", "vector"))
-    with pytest.raises(DriftError, match="is not what the function gives now"):
+    with pytest.raises(DriftError, match="is not what the function returns now"):
         columns.migrate(table, "vector", Fickle.create())
     assert columns.status(table)[0].function == "letters"
     [migration] = columns.migrations(table)

@@ -382,5 +382,5 @@ def test_a_function_that_has_changed_is_found_out_in_sql(
     Model.create()
     engine.install(con, tmp_path / "t.parquet")
     for sql in ("SELECT ai_embed('a')", "SELECT ai_embed_query('a')"):
-        with pytest.raises(duckdb.Error, match="no longer gives the vectors that are stored"):
+        with pytest.raises(duckdb.Error, match="no longer returns the stored vectors"):
             con.sql(sql).fetchall()

@@ -234,7 +234,7 @@ add(open_table(lancedb.connect(folder), "t"), [{"text": "fig"}, {"text": "kiwi"}
 import lancedb, lancedb_functions, pytest, embedreg
 from embedreg.engines.lancedb import add, open_table
 table = open_table(lancedb.connect(folder), "t")
-message = r"'letter-counts' no longer gives the vectors that are stored"
+message = r"'letter-counts' no longer returns the stored vectors"
 for call in (
     lambda: table.search("fig").to_list(),
     lambda: add(table, [{"text": "fig"}]),

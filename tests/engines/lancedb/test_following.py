@@ -174,7 +174,7 @@ def test_a_probe_that_is_recorded_later_counts_at_the_next_search(table: Any, fo
     [theirs], [own] = codec.entries({codec.KEY: forged}), codec.entries(table.schema.metadata)
     switch(folder, None, f"[{own.raw.replace(own.reserved['probe'], theirs.reserved['probe'])}]".encode())
     table.checkout_latest()
-    with pytest.raises(DriftError, match="no longer gives"):
+    with pytest.raises(DriftError, match="no longer returns"):
         table.search(TEXTS[0])
 
 

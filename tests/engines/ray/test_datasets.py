@@ -369,7 +369,7 @@ def test_what_does_not_fit_is_told_before_anything_runs(cluster: Cluster) -> Non
 
 def test_an_actor_whose_model_differs_is_refused(cluster: Cluster) -> None:
     """Each actor's vectors are compared with the probe of the run: other weights on one node do not get in."""
-    with pytest.raises(DriftError, match="no longer gives the vectors"):
+    with pytest.raises(DriftError, match="no longer returns the stored vectors"):
         embedded(Drifting.create(), ["a"]).take_all()
 
 

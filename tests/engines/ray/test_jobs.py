@@ -181,7 +181,7 @@ def test_sigterm_ends_the_command_as_it_does_without_ray(cluster: Cluster, tmp_p
         assert process.wait(timeout=120) == 143
     finally:
         process.kill()
-    assert told.read_text().splitlines()[-1].startswith("what is done is kept (")
+    assert told.read_text().splitlines()[-1].startswith("finished work is kept (")
     assert "SIGTERM" not in told.read_text()
 
 

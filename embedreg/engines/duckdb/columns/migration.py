@@ -59,20 +59,20 @@ class Steps:
         return self.staged(change) if change.state in ("staging", "ready") else Columns.of(change.entry("new"))
 
     def missing(self, con: Any, columns: Columns) -> str | None:
-        """Return a column that the table does not have, since somebody renamed or dropped it; None if all are there."""
+        """Return a column that the table lacks, since it was renamed or dropped; None if all are there."""
         names = {name.lower() for name in self.place.types(con)}
         wanted = filter(None, (columns.source, columns.vector, columns.digest))
         return next((name for name in wanted if name.lower() not in names), None)
 
     def refuse_missing(self, change: Change) -> None:
-        """Raise `StorageError` if somebody renamed or dropped a column that the new vectors need."""
+        """Raise `StorageError` if a column that the new vectors need was renamed or dropped."""
         with self.place.reading() as con:
             name = self.missing(con, self.now(change))
         if name is not None:
             ends = "abandon" if change.state in ("staging", "ready") else "finish or rollback"
             raise StorageError(
-                f"{self.place.shown} has no column {name!r} any more: somebody has renamed or dropped it.",
-                f"give it back its name, or end the migration: {ends}",
+                f"{self.place.shown} no longer has the column {name!r}: it was renamed or dropped.",
+                f"rename it back, or end the migration: {ends}",
             )
 
     # -- the record --------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Steps:
         self._alter(con, f"RENAME COLUMN {identifier(old)} TO {identifier(new)}")
 
     def status(self, change: Change) -> MigrationStatus:
-        """Return where a migration stands."""
+        """Return the state of a migration."""
         columns, staged = self.now(change), change.state in ("staging", "ready")
         with self.place.reading() as con:
             [total] = con.execute(f"SELECT count(*) FROM {self.place.quoted}").fetchone()
@@ -114,7 +114,7 @@ class Steps:
             counts = dict.fromkeys(("empty", "stale"), 0) if gone else by_row.counts(con, self.place, columns)
         left = 0 if not staged else total if gone else counts["empty"] + counts["stale"]
         name = change.entry("new").name
-        notes = ("it is being rolled back: the next call that changes the column goes on with that",)
+        notes = ("it is being rolled back: the next call that changes the column continues it",)
         return MigrationStatus(
             change.id,
             change.state,
@@ -175,7 +175,7 @@ class Steps:
         return by_row.fill(self.place, columns, config, wanted, options)
 
     def prove(self, change: Change, config: Callable[[], EmbeddingFunctionConfig]) -> None:
-        """Embed a sample of the staged rows anew; the change is then ready.
+        """Embed a sample of the staged rows again; the change is then ready.
 
         Raises:
             DriftError: they have other vectors.
@@ -217,7 +217,7 @@ class Steps:
                 self.record(con, change.model_copy(update={"state": "switched"}))
 
     def _stamp_kept(self, con: Any, change: Change, old: Entry) -> None:
-        """Give old vectors without digests such ones, by which a rollback finds the rows that changed since."""
+        """Add digests to old vectors without them, so that a rollback finds the rows that changed since."""
         kept, digest = self.kept(change)
         self._alter(con, f"ADD COLUMN {identifier(digest)} VARCHAR")
         expected = digests.sql(
@@ -229,7 +229,7 @@ class Steps:
         )
 
     def rollback(self, change: Change, config: Callable[[], EmbeddingFunctionConfig], options: Options) -> None:
-        """Give the old columns their names and declaration back; embed rows that changed since as before."""
+        """Restore the old columns' names and declaration; embed rows that changed since as before."""
         old, new = change.entry("old"), change.entry("new")
         kept, kept_digest = self.kept(change)
         if not change.back:
@@ -251,7 +251,7 @@ class Steps:
                 con.execute(statement)
 
     def ask(self, change: Change, config: Callable[[], EmbeddingFunctionConfig], yes: bool) -> None:
-        """Raise `ConfigError` if the way back embeds many rows and nobody has agreed to that."""
+        """Raise `ConfigError` if a rollback would embed many rows without the caller's consent."""
         if yes or change.back:
             return
         columns = self._kept_columns(change)
@@ -265,7 +265,7 @@ class Steps:
                 made = arrow(con, f"SELECT {source} AS source {where} LIMIT {TIMED_ROWS}")
             return made["source"].combine_chunks()
 
-        ask_before_embedding(rows, yes, "they came or were changed since the switch", config, some)
+        ask_before_embedding(rows, yes, "they were added or changed since the switch", config, some)
 
     def _kept_columns(self, change: Change) -> Columns:
         old = change.entry("old")

@@ -27,8 +27,8 @@ class Change(BaseModel):
         what: whether there is an old column.
         vector, name: the column before and after the switch; for a new column both are its name.
         state: of the migration.
-        keep: whether the old vectors are kept for the way back.
-        back: whether the way back has begun.
+        keep: whether the old vectors are kept for a rollback.
+        back: whether a rollback has begun.
         old, new: the declarations, as base64; `old` is empty for a new column.
     """
 
@@ -101,5 +101,5 @@ def _check_columns(change: Change) -> None:
 def _invalid(why: str) -> MetadataError:
     return MetadataError(
         f"the comment that records a change of a column is not what embedreg writes: {why}.",
-        "COMMENT ON COLUMN ... IS NULL removes it, if nobody works on the table",
+        "COMMENT ON COLUMN ... IS NULL removes it, if no process works on the table",
     )

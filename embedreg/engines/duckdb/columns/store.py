@@ -147,8 +147,8 @@ class DuckDBColumns(ColumnStore):
         taken = {name.casefold() for name in used}
         if digest is not None and (digest.casefold() in taken or names[digest.casefold()] != "VARCHAR"):
             raise MetadataError(
-                f"column {digest!r} cannot hold the digests of {entry.vector_column!r}: it is used otherwise.",
-                "declare the function anew",
+                f"column {digest!r} cannot hold the digests of {entry.vector_column!r}: it has another use.",
+                "declare the function again",
             )
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ class DuckDBColumns(ColumnStore):
         doing = "added" if change.what == "add" else f"migrated to {change.entry('new').name!r}"
         return ConfigError(
             f"column {change.vector!r} of {self.shown} is being {doing} already ({change.state}).",
-            "go on with that call, finish it, or undo it first",
+            "continue that call, finish it, or undo it first",
         ).for_shell(f"embedreg column finish, rollback or abandon {self.shown} first")
 
     def migrations(self) -> list[Migration]:

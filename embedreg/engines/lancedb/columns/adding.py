@@ -211,7 +211,7 @@ def typed(entry: Entry, field: Any) -> Entry:
 
 
 def with_entry(schema: Any, entry: Entry, replaced: str | None = None) -> str:
-    """Return a table's declarations with one added, or put in the place of a column's; others stay byte for byte."""
+    """Return a table's declarations with one added, or replaced for a column; others stay byte for byte."""
     found = codec.entries(schema.metadata)
     gone = {replaced, entry.vector_column}
     at = next((number for number, each in enumerate(found) if each.vector_column in gone), len(found))

@@ -129,7 +129,7 @@ class Attempts:
         """Wait before the next attempt, if another writer has committed since the version.
 
         Raises:
-            StorageError: nobody has, so that another attempt would fail too; or the time is up.
+            StorageError: none has, so that another attempt would fail too; or the time is up.
         """
         self.tries += 1
         newest = int(place.newest().version)

@@ -1,4 +1,4 @@
-"""Stored vectors beside what a function gives now for the same sources."""
+"""Stored vectors compared with those that a function returns now for the same sources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["agrees"]
 
 
 def agrees(maker: Maker, source: pa.ChunkedArray | pa.Array, stored: pa.ChunkedArray | pa.Array) -> tuple[int, int]:
-    """Return how many stored vectors of some sources are what a maker's function gives, and of how many.
+    """Return how many stored vectors of some sources are those of a maker's function, and of how many.
 
     Rows without a source or a vector are left out.
     """

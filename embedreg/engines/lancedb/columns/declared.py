@@ -156,7 +156,7 @@ def chosen(schema: pa.Schema, vector: str, shown: str) -> Column:
     column = found[vector]
     if column.problem is not None:
         raise StorageError(
-            f"column {vector!r}: {column.problem}.", "declare it anew: embedreg.columns.detach, then add"
+            f"column {vector!r}: {column.problem}.", "declare it again: embedreg.columns.detach, then add"
         )
     refuse_computed(schema, (column.vector, column.source))
     return column
@@ -179,21 +179,21 @@ def refuse_name(name: str, *others: str) -> None:
 
 
 def kept_metadata(field: pa.Field) -> dict[bytes, bytes]:
-    """Return the metadata of a vector column that its successor gets too: what users say of the column.
+    """Return the metadata of a vector column that its successor gets too: what users have recorded of it.
 
     LanceDB's `lancedb:status` tells physical columns of one logical column apart (production, candidate ...). Here old
-    and new vectors are never both in the schema, so it is handed on as it is, with descriptions and tags.
+    and new vectors are never both in the schema, so it is passed on unchanged, with descriptions and tags.
     """
     others = (b"lance-encoding:", b"lance-schema:")  # of the files, which are new
     return {key: value for key, value in (field.metadata or {}).items() if not key.startswith(others)}
 
 
 def refuse_legacy(dataset: Any, shown: str) -> None:
-    """Raise `ConfigError` for Lance's first file format, in which a column cannot lie in a file of its own."""
+    """Raise `ConfigError` for Lance's first file format, in which a column cannot have a file of its own."""
     if not str(dataset.data_storage_version).startswith("2"):
         raise ConfigError(
             f"{shown} is in Lance's file format {dataset.data_storage_version}, to which no column can be added here.",
-            "write it anew with a newer LanceDB",
+            "write it again with a newer LanceDB",
         )
 
 
@@ -203,7 +203,7 @@ def notes_on(vector: str, name: str, old: pa.DataType, width: Any) -> tuple[str,
         return ()
     return (
         f"column {vector!r} keeps its width of {width}: readers that hold the table open with LanceDB's own functions "
-        "go on with the model that they have until they open it again",
+        "keep using the model that they have until they open it again",
     )
 
 
@@ -284,8 +284,8 @@ class Mark:
         fields: the old columns' field ids: the vector's, and the digests' if there were any.
         old: their Arrow fields, in this order.
         to: the fingerprint of the new function.
-        last: the highest fragment before the switch. What a handle that has not seen the switch appends later lies in
-            the old columns too, and may be either function's.
+        last: the highest fragment before the switch. A handle that has not seen the switch appends later rows to the
+            old columns too, and these may be either function's.
     """
 
     id: str
@@ -376,7 +376,7 @@ def _mark(found: dict[str, Any], schema: pa.Schema) -> Mark:
 
 
 def _is_vector(kind: pa.DataType, *, kept: bool = False) -> bool:
-    """Return whether LanceDB takes a type for vectors; with `kept`, whether embedreg keeps vectors of it."""
+    """Return whether LanceDB treats a type as vectors; with `kept`, whether embedreg keeps vectors of it."""
     import pyarrow as pa
 
     lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -387,7 +387,7 @@ def _is_vector(kind: pa.DataType, *, kept: bool = False) -> bool:
 
 
 def vector_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that LanceDB takes for vectors when a search names none."""
+    """Return the columns that LanceDB treats as vectors when a search names none."""
     import pyarrow as pa
 
     def counted(kind: pa.DataType) -> bool:

@@ -87,7 +87,7 @@ def _found(place: Place, dataset: Any, vector: str) -> Column:
     if vector not in found:
         raise undeclared(f"table {place.name!r}", vector, found)
     mark = None
-    with contextlib.suppress(EmbedregError):  # what cannot be read holds nothing up
+    with contextlib.suppress(EmbedregError):  # a record that cannot be read blocks nothing
         mark = mark_of(dataset.schema)
     if mark is not None and mark.name == vector:
         raise StorageError(

@@ -42,7 +42,7 @@ class Maker:
     """Makes the vectors of one column.
 
     Args:
-        config: returns the declaration, which is asked for once a vector is to be computed.
+        config: returns the declaration; called once a vector has to be computed.
         entry: as it is, or will be, stored; its template is not used here, where sources are texts.
         field: the vector column; None for what the function makes.
 

@@ -1,7 +1,7 @@
 """A migration of a column of a Lance table: staged beside it, switched by one commit, settled, and undone if wanted.
 
-Whether the switch has happened is what the table's own metadata says: a crash between the commit and its record leaves
-the record behind, never the table.
+The table's own metadata decides whether the switch has happened: after a crash between the commit and its record, the
+record is out of date, never the table.
 
 Over 400 lines: the states of one migration, which lead into each other.
 """
@@ -66,7 +66,7 @@ def migrate(
     index: str,
     keep: bool,
 ) -> LanceMigration:
-    """Begin a migration or go on with it; arguments and errors as `embedreg.columns.migrate`."""
+    """Begin or continue a migration; arguments and errors as `embedreg.columns.migrate`."""
     made = LanceMigration(place, options)
     made.begin(vector, function, name=name or vector, index=index, keep=keep)
     if made.state in ("begun", "staging"):
@@ -96,7 +96,7 @@ class LanceMigration(Migration):
         self._function: EmbeddingFunction | None = None
         self._last: MigrationStatus | None = None  # of one that has ended
 
-    # -- where it stands ---------------------------------------------------------------------------------------------
+    # -- its state ---------------------------------------------------------------------------------------------------
 
     @property
     def status(self) -> MigrationStatus:
@@ -183,7 +183,9 @@ class LanceMigration(Migration):
             if name != vector:
                 refuse_name(name)
                 if name in schema.names:
-                    raise SchemaError(f"the new column cannot be named {name!r}: there is one.", "choose another name")
+                    raise SchemaError(
+                        f"the new column cannot be named {name!r}: it exists already.", "choose another name"
+                    )
             like = bound_like(column.entry, function, name)
             inputs = sources_of(dataset, Source.of(column.entry))
             entry = entry_for(like, digest=self._options.digest, sources=inputs)
@@ -256,7 +258,7 @@ class LanceMigration(Migration):
             good, rows = agrees(maker, source, vectors)
             if good < rows:
                 raise DriftError(
-                    f"{good} of {rows} staged vectors of a fragment are what the function gives now.",
+                    f"{good} of {rows} staged vectors of a fragment are what the function returns now.",
                     option("`embedreg column abandon`, and begin again", "Migration.abandon(), then migrate again"),
                 )
 
@@ -306,7 +308,7 @@ class LanceMigration(Migration):
         notes = (
             (
                 f"{written:,} rows were written by others since they were staged; settled. A writer that opened the "
-                "table before the switch goes on with the old model until it opens it again",
+                "table before the switch keeps using the old model until it opens it again",
             )
             if written
             else ()
@@ -334,7 +336,7 @@ class LanceMigration(Migration):
                     raise StorageError(
                         f"{self.state}: nothing was switched.",
                         option(
-                            "`embedreg column switch` goes on, `embedreg column abandon` drops it",
+                            "`embedreg column switch` continues, `embedreg column abandon` drops it",
                             "Migration.switch() or .abandon()",
                         ),
                     )
@@ -361,7 +363,7 @@ class LanceMigration(Migration):
             if mark is not None:
                 raise StorageError(
                     f"column {mark.name!r} has the new vectors already.",
-                    option("`embedreg column rollback` gives the old ones back", "Migration.rollback()"),
+                    option("`embedreg column rollback` restores the old ones", "Migration.rollback()"),
                 )
             if record is None:
                 return
@@ -383,7 +385,7 @@ class LanceMigration(Migration):
             names = vector_columns(schema := self._place.newest().schema)
             if mark.name not in schema.names and names:
                 raise StorageError(
-                    f"column {mark.name!r} is not in table {self._place.name!r}: somebody has renamed or dropped it.",
+                    f"column {mark.name!r} is not in table {self._place.name!r}: it was renamed or dropped.",
                     option(
                         f"rename {names[0]!r} back; `embedreg column finish` keeps the table as it is",
                         f"rename {names[0]!r} back; Migration.finish() keeps the table as it is",
@@ -408,7 +410,7 @@ class LanceMigration(Migration):
             )
             if not yes and record.get("back") is not True:
                 rows, some = staging.unknown(kept, TIMED_ROWS)
-                why = "no copy was kept" if kept is None else "they came or were changed since the switch"
+                why = "no copy was kept" if kept is None else "they were added or changed since the switch"
                 ask_before_embedding(rows, yes, why, lambda: maker.config, lambda: some)
             record = {**record, "back": True}
             self._place.kept.write(record)

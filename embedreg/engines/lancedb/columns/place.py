@@ -1,4 +1,4 @@
-"""Where a Lance table lies: its newest version, and the folder beside it with what a run keeps."""
+"""The place of a Lance table: its newest version, and the folder beside it with what a run keeps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def place_of(data: Any) -> Place:
     if "://" in uri:
         raise on_object_store(uri)
     if not Path(uri).is_dir():
-        raise ConfigError(f"the table at {uri!r} is not on a local disk.", "copy it to one, or embed it anew")
+        raise ConfigError(f"the table at {uri!r} is not on a local disk.", "copy it to one, or embed it again")
     return Place(Path(uri), None if kind == "LanceDataset" else data)
 
 

@@ -1,6 +1,6 @@
 """`fill` and `refresh`: embed the rows whose digest is not that of their source and function, and only these.
 
-Where they are more than a fifth of a fragment, its column is written anew, and that commit is refused if the fragment's
+Where they are more than a fifth of a fragment, its column is rewritten, and that commit is refused if the fragment's
 rows changed meanwhile. Elsewhere rows are merged by their source itself, or by a key if one is given: a row whose
 source changed meanwhile does not match, so it never gets the vector of its old source.
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fill", "refresh", "rewrite"]
 
-WHOLE = 0.2  # of a fragment's rows, from which on its column is written anew (measured: docs/benchmarks.md)
+WHOLE = 0.2  # of a fragment's rows, from which on its column is rewritten (measured: docs/benchmarks.md)
 _CHUNK = 20_000  # rows of one merge
 _ROUNDS = 5
 
@@ -76,7 +76,7 @@ def refresh(
 
 
 def rewrite(place: Place, vector: str, options: Options, sources: pa.Table) -> int:
-    """Embed some sources, whatever their rows' digests say, and write these rows; return how many."""
+    """Embed some sources regardless of their rows' digests, and write these rows; return how many."""
     work = _Refresh(place, vector, options, "settle")
     work._merge(sources)
     return work.written
@@ -126,7 +126,7 @@ class _Refresh:
 
     @property
     def maker(self) -> Maker:
-        """What embeds; made on first use, since a run that finds nothing needs no function."""
+        """What embeds; created on first use, since a run that finds nothing needs no function."""
         how = quantizer_of(self.column.entry.reserved)
         if how is not None and not how.known:
             self._learn_ranges()
@@ -162,7 +162,7 @@ class _Refresh:
     # -- vectors without a digest --------------------------------------------------------------------------------------
 
     def sample_agrees(self, sample: int, notes: list[str]) -> bool:
-        """Return whether a sample of the vectors without a digest is what the function gives."""
+        """Return whether a sample of the vectors without a digest is what the function returns."""
         import numpy as np
 
         column = self.column
@@ -173,7 +173,7 @@ class _Refresh:
         good, seen = agrees(self.maker, rows[column.source], rows[column.vector])
         notes.append(
             f"{good} of {seen} sampled vectors agreed, of {len(addresses):,} without a digest: all were "
-            + ("stamped" if good == seen else "embedded anew")
+            + ("stamped" if good == seen else "embedded again")
         )
         return good == seen
 
@@ -195,7 +195,7 @@ class _Refresh:
         return pa.concat_tables(parts)
 
     def stamp(self) -> int:
-        """Give vectors without a digest theirs, fragment by fragment: a file of digests alone each."""
+        """Write the missing digests of vectors, one file of digests for each fragment."""
         import pyarrow as pa
 
         column, done = self.column, 0
@@ -217,7 +217,7 @@ class _Refresh:
     # -- embedding -----------------------------------------------------------------------------------------------------
 
     def run(self, classes: Sequence[str]) -> ColumnReport:
-        """Embed the rows of some classes, again while others write, up to a few rounds."""
+        """Embed the rows of some classes; repeat while others write, up to a few rounds."""
         attempts = Attempts(self.options.switch_timeout_s)
         for _ in range(_ROUNDS):
             self.dataset = self._newest()
@@ -303,7 +303,7 @@ class _Refresh:
         return again
 
     def _embed_whole(self, fragment: Any, batches: list[pa.RecordBatch], attempts: Attempts) -> bool:
-        """Embed rows of a fragment and write its column anew; return whether nobody was first."""
+        """Embed rows of a fragment and rewrite its column; return False if another writer was first."""
         import pyarrow as pa
 
         column, found = self.column, pa.Table.from_batches(batches)
@@ -348,13 +348,13 @@ class _Refresh:
                 yield self._rendered(batch, columns)
 
     def _read(self, columns: Sequence[str]) -> list[str]:
-        """Return the columns to read: in the place of a template's texts those that it reads."""
+        """Return the columns to read: instead of a template's texts, those that it reads."""
         others = [name for name in columns if name != self.column.source]
         wanted = self.column.origin.columns if self.column.source in columns else ()
         return list(dict.fromkeys([*wanted, *others]))
 
     def _rendered(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-        """Return a batch as it was asked for, with the texts of the template in the place of the source column."""
+        """Return a batch as it was asked for, with the texts of the template instead of the source column."""
         import pyarrow as pa
 
         if not self.templated:
@@ -366,7 +366,7 @@ class _Refresh:
         return pa.RecordBatch.from_pydict(made)
 
     def _clear(self, classes: Sequence[str]) -> None:
-        """Take vector and digest from rows that had a source and have none now."""
+        """Remove vector and digest from rows that no longer have a source."""
         column = self.column
         if column.digest is not None and "stale" in classes:
             self._clear_where(f"{column.value} is null and {quoted(column.digest)} is not null")
@@ -414,7 +414,7 @@ class _Refresh:
         return True
 
     def _rewrite(self, fragment: Any, table: pa.Table, attempts: Attempts) -> bool:
-        """Write columns of a fragment anew with the values of some of its rows; return whether nobody was first."""
+        """Rewrite columns of a fragment with values of some of its rows; return False if another writer was first."""
         name = f"table {self.place.name!r} cannot be written"
         with lance_errors(name):
             changed, modified = fragment.update_columns(table.to_reader(), left_on="_rowaddr", right_on="_rowaddr")
@@ -438,7 +438,7 @@ class _Refresh:
 
 
 def _said(column: Column) -> tuple[Any, ...]:
-    """Return what of a declaration must stay while its column is written; another writer may record the probe."""
+    """Return the part of a declaration that must stay while its column is written; the probe may be added."""
     model = {key: value for key, value in column.entry.model.items() if key != codec.RESERVED}
     return column.prefix, column.digest, column.source, column.entry.name, model
 

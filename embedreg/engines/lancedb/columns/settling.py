@@ -1,7 +1,7 @@
 """Vectors of the old function that a digest does not show: written after a switch by a handle that had not seen it.
 
 Such a handle's `merge_insert` writes its own vectors, by the column's name, and leaves the digest of a row whose text
-stays as it is. But the rows then lie in another data file, and for their texts the staged files have the right vectors.
+stays as it is. But the rows are then in another data file, and for their texts the staged files have the right vectors.
 """
 
 from __future__ import annotations

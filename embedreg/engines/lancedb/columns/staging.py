@@ -40,14 +40,14 @@ class Staging:
     Attributes:
         place: the table.
         source: the source column.
-        maker: makes vectors and digests; None to look only.
+        maker: makes vectors and digests; None for reading only.
         keep: the column whose fresh vectors are kept beside the new ones, by the digests of their sources; or None.
         old_fields: ids of fields whose files are listed again, where a fragment still has them, instead of staging.
         last_old: the last fragment whose files of old fields are trusted.
         progress: called with rows staged and in all.
         batch_rows: rows that are embedded at a time.
         check: raises if this run no longer holds the lock.
-        folder: where its records lie.
+        folder: where its records are.
         staged: fragments staged by this run.
         nulls: files of nulls that this run published.
     """
@@ -89,10 +89,10 @@ class Staging:
         ids = field_ids(dataset.lance_schema)
         if self.source not in ids:
             raise StorageError(
-                f"the source column {self.source!r} is not in the table any more.",
+                f"the source column {self.source!r} is no longer in the table.",
                 option(
-                    "give it back its name; before a switch `embedreg column abandon` ends the migration",
-                    "give it back its name; before a switch Migration.abandon() ends the migration",
+                    "rename it back; before a switch `embedreg column abandon` ends the migration",
+                    "rename it back; before a switch Migration.abandon() ends the migration",
                 ),
             )
         return file_of(fragment.metadata, ids[self.source])[0]

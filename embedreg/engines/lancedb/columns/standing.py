@@ -1,4 +1,4 @@
-"""Where a migration stands: by the mark in the table's metadata first, then by the record beside the table."""
+"""The state of a migration: by the mark in the table's metadata first, then by the record beside the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["standing"]
 
 
 def standing(place: Place) -> MigrationStatus | None:
-    """Return where the migration of a table stands; None if there is none.
+    """Return the state of a table's migration; None if there is none.
 
     Raises:
         StorageError: the mark or the record is not as embedreg writes it.

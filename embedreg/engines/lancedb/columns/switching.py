@@ -1,4 +1,4 @@
-"""The commits of a migration: the switch and the way back, each one `Merge` while others write."""
+"""The commits of a migration: the switch and the rollback, each one `Merge` while others write."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def switched(place: Place, staging: Staging, record: dict[str, Any], entry: Entr
 
 
 def went_back(place: Place, staging: Staging, mark: Mark, lock: Lock, timeout_s: float) -> Any:
-    """Commit the way back while others write, and return its version."""
+    """Commit the rollback while others write, and return its version."""
     import pyarrow as pa
 
     fields = pa.schema([item.with_nullable(True) for item in mark.old])
@@ -90,7 +90,7 @@ def went_back(place: Place, staging: Staging, mark: Mark, lock: Lock, timeout_s:
             continue
         now = columns_of(dataset.schema).get(mark.name)
         digests = None if now is None else now.digest
-        if mark.name not in dataset.schema.names:  # somebody dropped the vectors alone
+        if mark.name not in dataset.schema.names:  # only the vectors were dropped
             digests = digest.column_name(mark.name)
         gone = [name for name in (mark.name, digests) if name is not None and name in dataset.schema.names]
         changes = {codec.KEY: with_entry(dataset.schema, mark.before, mark.name), MARK: None}
@@ -115,7 +115,7 @@ def went_back(place: Place, staging: Staging, mark: Mark, lock: Lock, timeout_s:
 def _late(place: Place, staging: Staging, dataset: Any, attempts: Attempts) -> bool | None:
     """Stage what came late; return whether the commit gives it nulls instead, or None to look at a newer version.
 
-    Few rows, which others add all the time, must not hold up the commit for ever; many, as after a compaction, are
+    Few rows, which others add all the time, must not delay the commit forever; many, as after a compaction, are
     always staged, mostly from files that are staged already.
     """
     missing = staging.missing(dataset)

@@ -30,7 +30,7 @@ class Architecture(Protocol):
     Attributes:
         width: d, the width of its token vectors.
         positions: the tokens that it has positions for; None for any number.
-        prefixes: what may stand before the names of its weights.
+        prefixes: possible prefixes of the names of its weights.
         marker: the name of weights that every model of this architecture has.
     """
 

@@ -83,7 +83,7 @@ class LightModel:
 
     Args:
         folder: of the model.
-        include_prompt: False if the prompt's tokens are not pooled whatever the configuration says.
+        include_prompt: False if the prompt's tokens are not pooled, regardless of the configuration.
         plain: whether the modules of the folder are ignored: its transformer, and the mean over all tokens.
     Raises:
         Unsupported: it cannot be run.
@@ -205,7 +205,7 @@ def _own(module: Module) -> dict[str, Any]:
 
 
 def _prefix(names: Tensors, architecture: Architecture) -> str:
-    """Return what stands before the names of the weights."""
+    """Return the prefix of the names of the weights."""
     for prefix in architecture.prefixes:
         if prefix + architecture.marker in names:
             return prefix

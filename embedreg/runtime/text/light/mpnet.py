@@ -9,9 +9,9 @@ from embedreg.runtime.text.light.settings import Settings, Unsupported
 
 __all__ = ["MPNet"]
 
-_PADDING = 1  # of the positions, whatever the configuration says
+_PADDING = 1  # of the positions, in any configuration
 _LONGEST = 128  # distance of the last bucket
-_BUCKETS = 32  # the library's, whatever the configuration says
+_BUCKETS = 32  # the library's, in any configuration
 
 
 class MPNet:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LightPipeline"]
 
-_POOLED = "pooled_mask"  # the kind of tokens that says which are pooled
+_POOLED = "pooled_mask"  # the kind of tokens that marks which are pooled
 
 
 class Compiled:

@@ -36,7 +36,7 @@ _ENDLESS = 10**9  # the library's value for no limit is larger
 
 
 def check(folder: Path, model_type: str) -> None:
-    """Raise Unsupported if the library would tokenize in another way than `tokenizer.json` says."""
+    """Raise Unsupported if the library would tokenize in another way than `tokenizer.json` states."""
     config = Settings(folders.read_object(folder / "tokenizer_config.json"), "tokenizer_config.json")
     saved = folders.read_object(folder / _FILE)
     if not isinstance(saved.get("model"), dict):
