@@ -27,7 +27,7 @@ PYTEST = -m pytest -n auto --dist loadfile --no-loadscope-reorder
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.demo-installed ## set up .venv and run the main job: embed a corpus, search it in plain words
+demo: $(VENV)/.demo-installed ## set up .venv and run the main job: embed a corpus, search it with plain text
 	@$(BIN)/embedreg demo $(ARGS)
 
 test: $(VENV)/.dev-installed lint types ## set up .venv, then lint, types and the whole suite (ARGS="-k word" picks tests)
@@ -60,7 +60,7 @@ test-light: ## the suite in a fresh .venv-light with embedreg[light,lancedb] alo
 	@! $(VENV)-light/bin/python -c 'import torch' 2>/dev/null || { echo "make: torch came with it" >&2; exit 1; }
 	$(VENV)-light/bin/python $(PYTEST) --lacking $(ARGS)
 
-surface: $(VENV)/.dev-installed ## what of the public surface is another than commit 0e9641d's (names, signatures, help, JSON)
+surface: $(VENV)/.dev-installed ## how the public surface differs from commit 0e9641d's (names, signatures, help, JSON)
 	$(BIN)/python -m tests.public_surface tests/fixtures/v0/surface.json
 
 bench: $(VENV)/.dev-installed ## the benchmarks, one after another (minutes)
@@ -105,7 +105,7 @@ $(VENV)/.dev-installed: pyproject.toml embedreg/_version.py | $(VENV)/.created
 READ_PROJECT = import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]
 
 # Every requirement without its upper bound, so that pip is free to take the newest; the engine's exact version stays,
-# and so does what follows a semicolon, which says for which machines it is.
+# and so does the marker after a semicolon, which restricts it to some machines.
 NEWEST = $(READ_PROJECT); all = p["dependencies"] + sum(p["optional-dependencies"].values(), []); \
 	parts = {r.partition(";") for r in all if not r.startswith("embedreg[")}; \
 	print(*sorted(re.sub(r",?<=?[^,]+", "", r) + mark + on for r, mark, on in parts), sep="\n")

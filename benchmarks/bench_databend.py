@@ -1,8 +1,8 @@
 """Embedding in Databend: embedreg's server against the one of Databend's own page, on the real engine.
 
-Three tables. Ready-made vectors: rows/s where the model costs nothing, so that what is left is the way there and back.
+Three tables. Ready-made vectors: rows/s where the model costs nothing, so that only the transport is measured.
 Databend's own query over articles, with all-MiniLM-L6-v2, for the first time and again. Small calls: requests/s and
-their latency for some clients at once, with and without sharing passes.
+their latency for some clients at once, with and without sharing forward passes.
 
 Every server and the engine are processes of their own; rounds are interleaved. Targets: at least 15 times the rows/s of
 `@udf(batch_mode=True)` with ready-made vectors.
@@ -209,14 +209,14 @@ def pages_query(rounds: int, articles: dict[str, int]) -> None:
 
 def small_calls(clients: Sequence[int], duration_s: float) -> None:
     """Count one-row calls, each of another text, from some clients at once."""
-    ways = {"sharing passes": {}, "each its own pass": {"coalesce_rows": 1, "coalesce_window_s": 0.0}}
-    lines = [("clients", "passes", "requests/s", "p50 ms", "p99 ms", "of its own pass")]
+    ways = {"sharing forward passes": {}, "each its own": {"coalesce_rows": 1, "coalesce_window_s": 0.0}}
+    lines = [("clients", "passes", "requests/s", "p50 ms", "p99 ms", "of its own")]
     counter = itertools.count()
     with contextlib.ExitStack() as stack:
         addresses = {way: stack.enter_context(server(OURS, "model", **limits)) for way, limits in ways.items()}
         for count in clients:
             found = {way: _call_for(address, count, duration_s, counter) for way, address in addresses.items()}
-            base = len(found["each its own pass"])
+            base = len(found["each its own"])
             for way, times in found.items():
                 cuts = statistics.quantiles(times, n=100, method="inclusive")
                 speed = len(times) / duration_s

@@ -1,8 +1,8 @@
 """Images/s of a CLIP: embedreg's `open-clip` against LanceDB's, on the same JPEGs and weights.
 
 Weights are random, which costs what trained ones cost. Rounds are interleaved, ratios are medians over the rounds.
-Beside them stand the limits: the model alone on ready tensors, and the model with exact preprocessing, perfectly
-overlapped (on a CPU both want the same cores, on a GPU the slower of the two decides).
+Beside them are the limits: the model alone on ready tensors, and the model with exact preprocessing, perfectly
+overlapped (on a CPU both need the same cores, on a GPU the slower of the two decides).
 
 Usage: python -m benchmarks.bench_images [--images 128] [--runs 5] [--device cpu|cuda] [--model ViT-B-32]
 """

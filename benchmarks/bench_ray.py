@@ -1,4 +1,4 @@
-"""What Ray costs around the model, and what a second actor brings: the same rows here, on one actor and on two.
+"""What Ray costs around the model, and what a second actor adds: the same rows here, on one actor and on two.
 
 Each way has one core for each model: torch's threads here, one CPU an actor. Starting costs (actors, their Python, the
 model) are seconds, whatever the rows: each way embeds a handful of rows too, and its median is taken off.

@@ -81,7 +81,7 @@ class Run:
 
     @contextmanager
     def part(self, name: str, needs_s: float) -> Iterator[bool]:
-        """Yield whether a part may run; what goes wrong in it is recorded, and the run goes on."""
+        """Yield whether a part may run; an error in it is recorded, and the run continues."""
         if name in self.args.skip:
             self.found["left out"][name] = "as asked"
             yield False

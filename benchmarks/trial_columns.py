@@ -2,14 +2,15 @@
 
 `python -m benchmarks.trial_columns live [--seconds 60]`: two processes add rows, two merge changed texts, one deletes,
 one compacts, two search without a pause, while one changes the function of the vector column again and again. At the
-end no row may be lost, doubled or have another text than its writer gave it, and every vector must be that of its text.
+end no row may be lost, duplicated or have another text than its writer gave it, and every vector must be that of its
+text.
 
 `python -m benchmarks.trial_columns kills [--points 30]`: a migration is killed (SIGKILL) at points spread over all its
-writes, renames, links and commits. The same call must then end it, and the way back must give the old vectors back bit
+writes, renames, links and commits. The same call must then complete it, and a rollback must restore the old vectors bit
 for bit, also after a compaction that removes every unused file.
 
 `python -m benchmarks.trial_columns models [--cache FILE] [--rounds 6]`: 20,000 docstrings go from MiniLM to `hashing`,
-and to MiniLM with prompts, and back, killed at random moments, while a reader asks all the time. See `trial_models`.
+and to MiniLM with prompts, and back, killed at random moments, while a reader queries all the time. See `trial_models`.
 
 Over 400 lines: the trials share their processes, their rows and what is counted of them.
 """
@@ -46,7 +47,7 @@ from embedreg.errors import SchemaError
 
 D, ROWS = 32, 4000
 USUAL_S = 20.0  # a trial of so long or longer has its roles pause as written; in a shorter one they hurry
-FIXED = 200  # rows that nobody changes: what the searchers look for
+FIXED = 200  # rows that no process changes: what the searchers look for
 NAME = "t"
 
 
@@ -159,7 +160,7 @@ def deleter(folder: Path, number: int, until: float, log: Log) -> None:
 
 
 def compactor(folder: Path, number: int, until: float, log: Log) -> None:
-    """Compact the table; lance gives up on conflicts, which is not ours."""
+    """Compact the table; lance gives up on conflicts, which is not an error of embedreg."""
     while time.time() < until:
         log.pause(4)
         try:
@@ -170,7 +171,7 @@ def compactor(folder: Path, number: int, until: float, log: Log) -> None:
 
 
 def searcher(folder: Path, number: int, until: float, log: Log) -> None:
-    """Search for rows that nobody changes; the nearest must be the row itself."""
+    """Search for rows that no process changes; the nearest must be the row itself."""
     table = opened(folder, 0.0 if number else None)
     for turn in itertools.count():
         if time.time() > until:
@@ -190,7 +191,7 @@ def searcher(folder: Path, number: int, until: float, log: Log) -> None:
 
 
 def migrator(folder: Path, number: int, until: float, log: Log) -> None:
-    """Change the function, settle, and finish or go back, again and again."""
+    """Change the function, settle, and finish or roll back, again and again."""
     path, now = folder / "db" / f"{NAME}.lance", 0
     for turn in itertools.count():
         if time.time() > until - 3 * log.pace:
@@ -409,7 +410,7 @@ def right(folder: Path, number: int) -> bool:
 
 
 def after_kill(folder: Path, kind: str, before: Path, hard: bool) -> dict[str, Any]:
-    """Look at what a kill left, end the operation, go back, and compare."""
+    """Look at what a kill left, complete the operation, roll back, and compare."""
     import lance
     import lancedb
 
@@ -425,7 +426,7 @@ def after_kill(folder: Path, kind: str, before: Path, hard: bool) -> dict[str, A
     (status,) = columns.status(path)
     state = status.migration.state if status.migration is not None else "none"
     now = 1 if right(folder, 1) else 0 if right(folder, 0) else None
-    # what the status says is what the table holds
+    # the status describes what the table holds
     true = now == (1 if state in ("switched", "settled", "finished") or (state == "none" and kind == "finish") else 0)
     if kind == "finish":
         for each in columns.migrations(path):
@@ -444,7 +445,7 @@ def after_kill(folder: Path, kind: str, before: Path, hard: bool) -> dict[str, A
             else:
                 each.finish() if each.state == "rolled back" else each.abandon()
         good = vectors(folder).equals(vectors(before))
-    if not columns.migrations(path):  # whoever comes next removes what a run that was killed as it ended left
+    if not columns.migrations(path):  # the next run removes what a run left that was killed as it ended
         number = int(right(folder, 1))
         columns.migrate(path, "vector", functions()[1 - number], switch=False).abandon()
     indexed = lance.dataset(str(path)).stats.index_stats("vector_idx")["num_unindexed_rows"] == 0

@@ -1,10 +1,10 @@
-"""A reader that asks all the time while a table changes its model and is killed: `trial_columns models`.
+"""A reader that queries all the time while a table's model is changed and the change is killed: `trial_columns models`.
 
 A table of 20,000 docstrings with the vectors of all-MiniLM-L6-v2 goes to another function and back, once to `hashing`
 and once to the same model with prompts. The process that changes it is killed (SIGKILL) at random points, and the same
-call goes on. Meanwhile a reader with a handle of its own asks for texts. What is nearest to each is known for either
-function from a comparison with all rows, and the moment of each switch from the file of the table's version. So each
-answer is right or wrong, and was begun before, in or after a switch.
+call continues. Meanwhile a reader with a handle of its own searches for texts. What is nearest to each is known for
+either function from a comparison with all rows, and the moment of each switch from the file of the table's version. So
+each answer is right or wrong, and was begun before, in or after a switch.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def nearest(which: str, texts: list[str], asked: list[str], cache: Path) -> list
 
 
 def reader(folder: Path, asked: list[str], stop: Any, ready: Any, log: Path) -> None:
-    """Ask for the nearest row of each question in turn, with one handle that looks for the newest version."""
+    """Search for the nearest row of each question in turn, with one handle that looks for the newest version."""
     import lancedb
 
     prepared()
@@ -109,7 +109,7 @@ def reader(folder: Path, asked: list[str], stop: Any, ready: Any, log: Path) -> 
 
 
 def change(path: Path, which: str, way: str, cache: Path, at: int | None, later_s: float, reached: Any) -> None:
-    """Migrate, or go back; die at a point, or a moment after it."""
+    """Migrate, or roll back; die at a point, or a moment after it."""
     from benchmarks.trial_columns import Points
 
     prepared()
@@ -174,7 +174,7 @@ def true(path: Path, vectors: dict[str, Any]) -> bool:
     (status,) = columns.status(path)
     matrix = stored(path)
     moved = status.migration is not None and status.migration.state in ("switched", "settled")
-    # the old ones are those of before bit for bit, also after the way back
+    # the old ones are restored bit for bit by a rollback
     good = np.allclose(matrix, vectors["new"], atol=1e-5) if moved else np.array_equal(matrix, vectors["old"])
     return bool(good) and status.todo == 0 and status.problem is None
 
