@@ -122,7 +122,7 @@ class Quantizer:
                 "another truncate_dim, or dtype='int8'",
             ).for_shell("--set truncate_dim=N, where the model has it, or --dtype int8")
         if self.ranges is not None and (self.bits or self.ranges.ndims != self.ndims):
-            why = f"they have {self.ranges.ndims} dimensions, the function gives {self.ndims}"
+            why = f"they have {self.ranges.ndims} dimensions, the function returns {self.ndims}"
             why = "only int8 and uint8 have any" if self.bits else why
             raise SchemaError(
                 f"these ranges do not fit {self.dtype} vectors: {why}.",

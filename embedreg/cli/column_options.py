@@ -60,7 +60,7 @@ Settings = Annotated[
 ]
 OnError = Annotated[
     Literal["null", "raise"],
-    typer.Option(help="A row that fails by its own fault: keep it without a vector, or stop before anything changes."),
+    typer.Option(help="A row that cannot be embedded: keep it without a vector, or stop before anything changes."),
 ]
 MaxBadRows = Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this have failed.")]
 BatchRows = Annotated[int, typer.Option(min=1, help="Rows held in memory at a time.")]

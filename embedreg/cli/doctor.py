@@ -204,7 +204,7 @@ def _model() -> dict[str, Any]:
 
 
 def _prompted() -> dict[str, Any]:
-    """Return the models in the hub's cache that need prompts: {name: the prompts, and who gives them}."""
+    """Return the models in the hub's cache that need prompts: {name: the prompts, and where they come from}."""
     from embedreg.runtime.models import families, hub
 
     cache = hub.cache_folder("SENTENCE_TRANSFORMERS_HOME")

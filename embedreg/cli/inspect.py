@@ -29,7 +29,7 @@ COUNTED_BYTES = 256 * 2**20  # largest vector column that is read to count nulls
 def inspect_data(
     data: Annotated[str, typer.Argument(help="A .lance folder, DB_DIR/name, or a Parquet file or folder of them.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Run each function once: does it still give the stored vectors?")
+        bool, typer.Option("--check", help="Run each function once: does it still return the stored vectors?")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "as_matrix", "fused", "nearest"]
 
 RRF = 60  # the constant of reciprocal rank fusion
-DEPTH = 100  # rows of each search that count for a fusion; more if more are asked for
+DEPTH = 100  # rows of each search that count for a fusion; more if more are requested
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ class _One:
             problem = f"no row has both {self._source!r} and a vector in {self._vector!r}."
             return Audit(**told, verdict=verdict, problem=problem, notes=tuple(self._notes))
         if rows.matrix.shape[1] != function.ndims():
-            why = f"its vectors have {rows.matrix.shape[1]} dimensions, the function gives {function.ndims()}."
+            why = f"its vectors have {rows.matrix.shape[1]} dimensions, the function returns {function.ndims()}."
             return Audit(**told, verdict="other-model", problem=why, notes=tuple(self._notes))
         fresh = functions.embedded(function, rows.sources)
         if self._quantizer is not None:  # the function's vectors as they would be read back once stored

@@ -83,7 +83,7 @@ def fill(data: Any, columns: str | Iterable[str] | None = None, **same: Any) -> 
     Args:
         data: a path, or a table object of an engine.
         columns: the vector columns; all declared ones by default.
-        same: the other arguments of `add`, but for `digest` and `yes`.
+        same: the other arguments of `add`, except for `digest` and `yes`.
     Returns:
         One report per column.
     Raises:
@@ -207,8 +207,8 @@ def repoint(data: Any, vector: str, function: EmbeddingFunction, *, sample: int 
     Returns:
         The agreement of the sample.
     Raises:
-        DriftError: the function gives other vectors. MissingColumnError: no such declared column.
-        ConfigError: the function gives another kind of vectors.
+        DriftError: the function returns other vectors. MissingColumnError: no such declared column.
+        ConfigError: the function returns another kind of vectors.
     """
     refuse_count("sample", sample, 100)
     store, new = opened(data), a_function(function)

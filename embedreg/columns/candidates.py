@@ -59,7 +59,7 @@ def checked(candidates: Any) -> list[EmbeddingFunction] | None:
     """Return a caller's candidates as a list; None for none given.
 
     Raises:
-        InputError: one of them is not an embedding function. ConfigError: it does not give one vector a row.
+        InputError: one of them is not an embedding function. ConfigError: it does not return one vector a row.
     """
     if candidates is None:
         return None
@@ -140,7 +140,7 @@ def embedded(function: EmbeddingFunction, values: Any, role: Role = "source") ->
 
 
 def each_role(function: EmbeddingFunction) -> Iterator[Role]:
-    """Yield the roles in which a function gives different vectors, the source first."""
+    """Yield the roles in which a function returns different vectors, the source first."""
     yield "source"
     if function.vector_traits().get("prompts"):
         yield "query"

@@ -143,7 +143,7 @@ class Search:
         previous: EmbeddingFunction | None,
         candidates: Sequence[EmbeddingFunction] | None,
     ) -> None:
-        """Try the causes of inputs that are no texts.
+        """Try the causes of inputs that are not texts.
 
         Args:
             forms: kinds of causes, labels, and what makes another form of an input.

@@ -58,7 +58,7 @@ def token_cuts(function: Any) -> Iterator[Cut]:
 
 
 def found_in(text: str, stored: np.ndarray, vectors: Vectors) -> list[Cut]:
-    """Return the cuts of one text that give its stored vector.
+    """Return the cuts of one text that reproduce its stored vector.
 
     Args:
         stored: (d,) the stored vector, of length 1.

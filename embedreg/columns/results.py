@@ -13,7 +13,7 @@ ROW_CLASSES = ("fresh", "stale", "foreign", "unstamped", "empty", "null_source")
 """The classes of rows; each row is in exactly one.
 
 fresh: the digest is that of the source and the declared function. A null vector is then a blank source, or one that
-the function gives no vector for. stale: the source has changed since. foreign: another function made the vector.
+the function returns no vector for. stale: the source has changed since. foreign: another function made the vector.
 unstamped: a vector without a digest, so its origin is unknown. empty: a source without a vector. null_source: nothing
 to embed.
 """

@@ -151,7 +151,7 @@ def sources_of(column: Any) -> Any:
 
 
 def _blank(sources: Any) -> np.ndarray:
-    """Return which sources a function is not asked for: nulls, and texts of white space only."""
+    """Return which sources are not passed to a function: nulls, and texts of white space only."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

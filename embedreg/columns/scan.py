@@ -192,7 +192,7 @@ class _Hashes:
 
 
 def _contradictions(data: Readable, vector: str, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the pairs of rows whose vectors are not the same but for rounding, one for each text."""
+    """Return the pairs of rows whose vectors differ by more than rounding, one for each text."""
     found = []
     for start in range(0, len(pairs), _READ // 2):
         some = pairs[start : start + _READ // 2]

@@ -71,7 +71,7 @@ class Source:
 
 
 def differs(stored: pa.Array | None, rendered: pa.Array) -> np.ndarray:
-    """Return the rows whose stored text is not the one that their template gives now: (n,) bool; none without texts."""
+    """Return the rows whose stored text is not what their template renders now: (n,) bool; none without texts."""
     import numpy as np
     import pyarrow.compute as pc
 

@@ -172,7 +172,7 @@ class EmbeddingFunction(Value, ABC):
         for each query. Of these and this method the most derived definition is used.
 
         Args:
-            inputs: n inputs, as `sanitize_input` gives them: a list; none is null or blank in calls by the library.
+            inputs: n inputs, as `sanitize_input` returns them: a list; none is null or blank in calls by the library.
             role: "source" or "query".
         Returns:
             (n, d), or n vectors with None or a RowError for each failed input. With `Traits(vectors="multi")` a list of

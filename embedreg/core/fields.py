@@ -157,14 +157,14 @@ def bounded_ndims(ndims: Any, most: int = MAX_NDIMS) -> Any:
     """
     if not isinstance(ndims, Integral) or isinstance(ndims, bool):
         raise ConfigError(
-            f"ndims() gave {repr(ndims)[:40]} ({type(ndims).__name__}), not an int.",
+            f"ndims() returned {repr(ndims)[:40]} ({type(ndims).__name__}), not an int.",
             "return the width of a vector, an int",
         )
     width = int(ndims)
     if width < 1:
-        raise ConfigError(f"ndims() gave {width}.", "return the width of a vector: 1 or more")
+        raise ConfigError(f"ndims() returned {width}.", "return the width of a vector: 1 or more")
     if width > most:
-        raise ConfigError(f"ndims() gave {ndims}, more than {most}.", "return the width of a vector")
+        raise ConfigError(f"ndims() returned {ndims}, more than {most}.", "return the width of a vector")
     return ndims
 
 

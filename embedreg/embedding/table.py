@@ -338,7 +338,7 @@ class _Plan:
         """Return the column of a template's texts, as the data or the schema has it.
 
         Raises:
-            SchemaError: it holds something else than texts. InputError: the template reads a type without a text form.
+            SchemaError: it holds something other than texts. InputError: the template reads a type without a text form.
         """
         import pyarrow as pa
 

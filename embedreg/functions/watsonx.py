@@ -1,6 +1,6 @@
 """The `watsonx` function: IBM watsonx.ai's embeddings.
 
-A request needs a token, which IBM's identity service gives for a key; it is kept until it expires.
+A request needs a token, which IBM's identity service issues for a key; it is kept until it expires.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def classes(
         vector: (n,) vectors; None if the file has no such column.
         stored: (n,) digests; None if the file has no such column.
         prefix: the part of a digest that names the declared function; None if that is not known.
-        changed: (n,) bool, rows of a template whose stored text is not what it gives now; None for none.
+        changed: (n,) bool, rows of a template whose stored text is not what it renders now; None for none.
     """
     import numpy as np
     import pyarrow.compute as pc

@@ -119,7 +119,7 @@ class Reads:
     """Bytes of messages that were read and are not done with; for one event loop.
 
     Args:
-        most: how many there may be before reads wait. What the reads under way bring may exceed it.
+        most: how many there may be before reads wait. The messages of reads in progress may exceed it.
     """
 
     def __init__(self, most: int) -> None:

@@ -183,7 +183,7 @@ class SqlFunction(UserDefinedFunction):  # type: ignore[misc]  # it ships no typ
 
 @dataclass
 class _Earlier:
-    """The vectors of a call that later rows ask for again: those, and no others, are kept until then.
+    """The vectors of a call that later rows need again; only those are kept until then.
 
     Args:
         index: (n,) which distinct input each row has, -1 for none.

@@ -44,7 +44,7 @@ _SERVICE = "/arrow.flight.protocol.FlightService/"
 _LEAVE_S = 1.0  # for calls to end: they check every twentieth of a second
 _CLOSE_S = 2.0  # for connections that were cut
 _WATCH_S = 0.1  # between two rounds of the watchdog
-TRIM_BYTES = 2**25  # of batches, after which free memory is given back,
+TRIM_BYTES = 2**25  # of batches, after which free memory is returned to the system,
 _TRIM_S = 0.25  # but not more often than this
 _INPUT_COUNT = b"input_count"  # databend-udf's key in the schema of get_flight_info
 
@@ -124,7 +124,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
         self._admission, self._metrics, self._limits = admission, metrics, limits
         self._expected = None if token is None else f"Bearer {token}".encode()
         self._memory = Memory.of(limits.memory_bytes)
-        self._worked = 0  # bytes since free memory was given back
+        self._worked = 0  # bytes since free memory was returned
         self._calls = OpenCalls(limits, self._memory, admission)
         self._pool = ThreadPoolExecutor(admission.most + 1, "embedreg-call")
         self.port = run(self._start(f"{host}:{port}", certificates))
@@ -340,7 +340,7 @@ class FlightServer(grpc.GenericRpcHandler):  # type: ignore[misc]  # it ships no
 
         Args:
             drain_s: how long to wait, in seconds; calls that are not over by then are ended, and count as failed.
-            ended: called when no call computes any more.
+            ended: called when no call computes any longer.
         """
         self._admission.close()
         if not self._admission.empty(drain_s):

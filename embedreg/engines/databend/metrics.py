@@ -22,7 +22,7 @@ COUNTERS = {
     "embedded": "inputs that reached the function",
     "cached": "different inputs of a call whose vector was in memory",
     "nulls": "rows that are NULL because their input is null or blank",
-    "bad": "rows that are NULL by their own input's fault",
+    "bad": "rows that are NULL because their input could not be embedded",
     "too_long": "inputs over max_text_bytes, which are bad rows",
     "passes": "times that the function was run",
     "shared": "requests that shared such a run with others",

@@ -108,7 +108,7 @@ class FunctionWorker:
         """Embed n different inputs, none of them null or blank.
 
         Args:
-            name: of the SQL function that asks.
+            name: of the SQL function that is called.
             check: raises when the call is over.
         """
         used = self.recent.capacity or self._weight(values) < 1  # else neither kept nor compared with other requests'

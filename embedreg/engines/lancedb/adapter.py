@@ -217,7 +217,7 @@ class _TableHandle:
         """Return what fills the adapter's column now.
 
         Raises:
-            SchemaError: no function is declared for it any more. MetadataError: the declarations cannot be read.
+            SchemaError: no function is declared for it any longer. MetadataError: the declarations cannot be read.
         """
         table = self._table()
         if table is None:  # the caller kept the function alone
@@ -331,7 +331,7 @@ def answer(function: EmbeddingFunction, role: str, asked_by: FrameType) -> Any:
 
     LanceDB pairs sources and vectors by the identity of what their fields hold, over the cross product, and lets the
     last pair win. So each pair of a model has an adapter of its own, and a source field answers with the adapter of
-    the vector that it is asked about, if it is that vector's source. Any other caller gets the function's adapter.
+    the vector in question, if it is that vector's source. Any other caller gets the function's adapter.
 
     Raises:
         SchemaError: the model's pairs are ambiguous, or a vector column has another width than its function.

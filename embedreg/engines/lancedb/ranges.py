@@ -59,7 +59,7 @@ def agreed(newest: Callable[[], Any], name: str, learnt: Mapping[str, Ranges]) -
                 found[entry.vector_column] = how.ranges or learnt[entry.vector_column]
         if missing := [column for column in learnt if column not in found]:
             raise SchemaError(
-                f"column {plain(missing[0])!r} of table {plain(name)!r} is not declared as quantised any more.",
+                f"column {plain(missing[0])!r} of table {plain(name)!r} is no longer declared as quantised.",
                 "open the table again",
             )
         changed = [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["engine", "run_job"]
 
 TICK_S = 1.0  # between two reports of progress
-ATTEMPTS = 3  # at a piece whose worker dies: then the piece is at fault
+ATTEMPTS = 3  # at a piece whose worker dies: then the piece is the cause
 
 
 def engine(

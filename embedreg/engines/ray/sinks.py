@@ -91,7 +91,7 @@ def write_lance(
         ds, declared_by: as `write_parquet`.
         uri: of the table, ending in .lance; every node must reach it.
         mode: "create" refuses a table that exists.
-        rows_per_fragment: the least rows of a fragment, but for the last one.
+        rows_per_fragment: the least rows of a fragment, except the last one.
         storage_options: of the object store.
     Raises:
         MissingExtraError: pylance is not installed. StorageError: the table exists, or cannot be written. Further as

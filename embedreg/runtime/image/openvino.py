@@ -109,7 +109,7 @@ class Towers:
         return graph
 
     def _compare(self, graph: Any, tower: Tower, tensors: tuple[Any, ...]) -> None:
-        """Raise CallError unless both give the same vectors, for one input and for a batch."""
+        """Raise CallError unless both return the same vectors, for one input and for a batch."""
         import torch
 
         normalize = torch.nn.functional.normalize

@@ -144,7 +144,7 @@ def poll(function: Any, handle: str, tag: str, inputs: int) -> BatchState:
     Args:
         inputs: how many were submitted in it.
     Raises:
-        CallError: the service cannot be asked, or the batch has another tag, or none and another number of inputs.
+        CallError: the service cannot be queried, or the batch has another tag, or none and another number of inputs.
     """
     api: BatchApi = function.batch_api()
 

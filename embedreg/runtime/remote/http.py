@@ -231,7 +231,7 @@ class _Bounded:
             return
         if self._packed not in ("gzip", "x-gzip"):
             raise CallError(
-                "the server's response is compressed in a way that was not asked for.",
+                "the server's response is compressed in a way that was not requested.",
                 "check the endpoint, or a proxy before it",
             )
         import zlib

@@ -86,7 +86,7 @@ def test_a_response_is_bounded_after_unpacking(server: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("no%20gzip", "not valid gzip"), ("br", "compressed in a way that was not asked for")]
+    ("kind", "message"), [("no%20gzip", "not valid gzip"), ("br", "compressed in a way that was not requested")]
 )
 def test_other_packings_are_refused(server: str, kind: str, message: str) -> None:
     """What cannot be unpacked within bounds is named."""

@@ -87,7 +87,7 @@ class Column:
 
     @property
     def value(self) -> str:
-        """The source in SQL: the column, or the texts that its template gives now."""
+        """The source in SQL: the column, or the texts that its template renders now."""
         template = self.origin.template
         return quoted(self.source) if template is None else f"({rendered(template)})"
 
@@ -215,7 +215,7 @@ def quoted(name: str) -> str:
 def predicate(column: Column, classes: Sequence[str]) -> str:
     """Return the SQL condition of the rows of some classes (see `results.ROW_CLASSES`)."""
     source, vector = column.value, quoted(column.vector)
-    changed = "false"  # rows of a template whose stored text is not what it gives now
+    changed = "false"  # rows of a template whose stored text is not what it renders now
     if column.origin.template is not None:
         text = quoted(column.source)
         changed = f"coalesce({text} <> {source}, ({text} is null) <> ({source} is null))"

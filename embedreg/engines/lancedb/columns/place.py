@@ -227,7 +227,7 @@ class Kept:
         self.root.write(name, json.dumps(piece).encode())
 
     def drop(self) -> None:
-        """Remove everything that is kept, but for the lock; the record goes last."""
+        """Remove everything that is kept, except the lock; the record goes last."""
         for folder in (PIECES, BACK, INDEX):
             self.root.remove_all(folder)
         self.root.remove_all(FILES)

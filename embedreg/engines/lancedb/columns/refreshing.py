@@ -354,7 +354,7 @@ class _Refresh:
         return list(dict.fromkeys([*wanted, *others]))
 
     def _rendered(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-        """Return a batch as it was asked for, with the texts of the template instead of the source column."""
+        """Return a batch as it was requested, with the texts of the template instead of the source column."""
         import pyarrow as pa
 
         if not self.templated:
