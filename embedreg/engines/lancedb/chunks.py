@@ -11,8 +11,8 @@ from embedreg.chunks.settings import CHUNK, KEY, PARENT_DIGEST
 from embedreg.declaration import codec
 from embedreg.declaration.quantization import refuse_in_lance
 from embedreg.engines.lancedb.columns.commits import lance, lance_errors, write_metadata
-from embedreg.engines.lancedb.columns.declared import quoted
 from embedreg.engines.lancedb.columns.place import Place
+from embedreg.engines.lancedb.names import literal, problem_of, quoted
 from embedreg.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LanceChild(Child):
     def begin(self, schema: pa.Schema) -> None:
         own = self.schema()
         if own is None:
-            _refuse_name(schema.names[0])
+            _refuse_key(schema.names[0])
             for entry in codec.entries(schema.metadata):
                 refuse_in_lance(entry.reserved.get("dtype"), entry.vector_column)
             self._place.path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class LanceChild(Child):
 
 def _conditions(key: str, keys: Sequence[Any]) -> list[str]:
     """Return SQL conditions that together select the rows of some parents, a few thousand each."""
-    _refuse_name(key)
+    _refuse_key(key)
     given = [each for each in keys if each is not None]
     return [f"{quoted(key)} is null"] * (len(given) < len(keys)) + [
         f"{quoted(key)} in ({', '.join(map(_literal, given[start : start + _KEYS]))})"
@@ -122,11 +122,11 @@ def _conditions(key: str, keys: Sequence[Any]) -> list[str]:
     ]
 
 
-def _refuse_name(key: str) -> None:
+def _refuse_key(key: str) -> None:
     """Raise `InputError` for a name that Lance does not store, or does not find again in conditions."""
-    if odd := [char for char in '`".' if char in key]:
-        raise InputError(f"the name of the key column {key!r} holds {odd[0]}, which Lance cannot quote.", "rename it")
+    if (why := problem_of(key, '`".')) is not None:
+        raise InputError(f"the name of the key column {key!r} holds {why}.", "rename it")
 
 
 def _literal(value: Any) -> str:
-    return str(value) if isinstance(value, int) else f"'{value.replace(chr(39), 2 * chr(39))}'"
+    return str(value) if isinstance(value, int) else literal(value)

@@ -23,6 +23,7 @@ from embedreg.engines.lancedb.columns.commits import Attempts, Schemas, commit, 
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
+from embedreg.engines.lancedb.names import refuse_name
 from embedreg.errors import ConfigError, SchemaError, StorageError, option
 from embedreg.support import strict_json
 
@@ -142,14 +143,10 @@ def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options:
         declared.refuse_computed(schema, template.columns)
         for name in template.columns:
             refuse_type(name, schema.field(name).type)
-            if "`" in name:
-                raise ConfigError(
-                    "a column's name holds a backtick, which Lance's SQL cannot quote.", "rename the column"
-                )
     elif source not in schema.names:
         raise no_column(f"table {place.name!r}", source, schema.names)
     declared.refuse_computed(schema, [source])
-    declared.refuse_name(vector, source)
+    refuse_name(vector, source, *(template.columns if template is not None else ()))
     mark = digest.column_name(vector)
     if options.digest and mark in schema.names:
         raise SchemaError(f"table {place.name!r} has a column {mark!r}.", "drop it, or digest=False")

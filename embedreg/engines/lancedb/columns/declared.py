@@ -15,6 +15,7 @@ from embedreg.columns.arguments import undeclared
 from embedreg.columns.sources import Source
 from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
+from embedreg.engines.lancedb.names import literal, problem_of, quoted
 from embedreg.errors import ConfigError, EmbedregError, StorageError
 from embedreg.jobs import stored
 from embedreg.support.strict_json import Malformed, document
@@ -34,10 +35,8 @@ __all__ = [
     "marked",
     "notes_on",
     "predicate",
-    "quoted",
     "refuse_computed",
     "refuse_legacy",
-    "refuse_name",
     "rendered",
     "vector_columns",
 ]
@@ -109,8 +108,8 @@ def _column(entry: Entry, schema: pa.Schema, taken: set[str]) -> Column:
     for what, name in (("source", entry.source_column), ("vector", entry.vector_column)):
         if name not in schema.names:
             problem = f"the {what} column {name[:80]!r} is not in the table"
-        elif "`" in name:
-            problem = f"the name of the {what} column holds a backtick"
+        elif (why := problem_of(name)) is not None:
+            problem = f"the name of the {what} column holds {why}"
     if problem is None:
         problem = _problem_of_template(entry, schema)
     if problem is None and digest.KEY in entry.reserved:
@@ -131,8 +130,8 @@ def _problem_of_template(entry: Entry, schema: pa.Schema) -> str | None:
             template.refuse_missing(schema.names, entry.vector_column)
             for name in template.columns:
                 refuse_type(name, schema.field(name).type)
-                if "`" in name:
-                    return "the name of a column that its template reads holds a backtick"
+                if (why := problem_of(name)) is not None:
+                    return f"the name of a column that its template reads holds {why}"
     except EmbedregError as exc:
         return exc.message.rstrip(".")
     return None
@@ -140,7 +139,7 @@ def _problem_of_template(entry: Entry, schema: pa.Schema) -> str | None:
 
 def rendered(template: Template) -> str:
     """Return the text of a template as an expression of Lance's SQL."""
-    return template.sql_without_case(quoted, lambda text: f"'{text.replace(chr(39), 2 * chr(39))}'", "STRING")
+    return template.sql_without_case(quoted, literal, "STRING")
 
 
 def chosen(schema: pa.Schema, vector: str, shown: str) -> Column:
@@ -167,15 +166,6 @@ def refuse_computed(schema: pa.Schema, names: Sequence[str]) -> None:
     for name in names:
         if name in schema.names and any(b"computed_column" in key for key in schema.field(name).metadata or {}):
             raise ConfigError(f"{name!r} is a computed column of LanceDB.", "its values come from refresh_column")
-
-
-def refuse_name(name: str, *others: str) -> None:
-    """Raise `ConfigError` for the name of a new column, or of one that it is made of, with which Lance cannot work."""
-    if any("`" in each for each in (name, *others)):
-        raise ConfigError("a column's name holds a backtick, which Lance's SQL cannot quote.", "rename the column")
-    if "." in name or not name:
-        why = "a full stop, which separates nested fields in Lance" if name else "no character"
-        raise ConfigError(f"the name of the new column, {name!r}, holds {why}.", "choose another name")
 
 
 def kept_metadata(field: pa.Field) -> dict[bytes, bytes]:
@@ -205,11 +195,6 @@ def notes_on(vector: str, name: str, old: pa.DataType, width: Any) -> tuple[str,
         f"column {vector!r} keeps its width of {width}: readers that hold the table open with LanceDB's own functions "
         "keep using the model that they have until they open it again",
     )
-
-
-def quoted(name: str) -> str:
-    """Quote a column name for Lance's SQL."""
-    return f"`{name}`"
 
 
 def predicate(column: Column, classes: Sequence[str]) -> str:

@@ -36,7 +36,6 @@ from embedreg.engines.lancedb.columns.declared import (
     counts_of,
     mark_of,
     refuse_legacy,
-    refuse_name,
     vector_columns,
 )
 from embedreg.engines.lancedb.columns.indexing import built, join, replaced, settings_of
@@ -46,6 +45,7 @@ from embedreg.engines.lancedb.columns.settling import mend
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
 from embedreg.engines.lancedb.columns.standing import standing
 from embedreg.engines.lancedb.columns.switching import switched, went_back
+from embedreg.engines.lancedb.names import refuse_name
 from embedreg.errors import ConfigError, DriftError, SchemaError, StorageError, option
 from embedreg.jobs.lock import Lock
 from embedreg.runtime.vectors import disk

@@ -24,10 +24,11 @@ from embedreg.embedding.quantizing import learn_from
 from embedreg.engines.lancedb.columns import adding
 from embedreg.engines.lancedb.columns.commits import Attempts, lance, lance_errors
 from embedreg.engines.lancedb.columns.comparing import agrees
-from embedreg.engines.lancedb.columns.declared import Column, chosen, columns_of, counts_of, predicate, quoted
+from embedreg.engines.lancedb.columns.declared import Column, chosen, columns_of, counts_of, predicate
 from embedreg.engines.lancedb.columns.making import Maker
 from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import data_files
+from embedreg.engines.lancedb.names import quoted
 from embedreg.engines.lancedb.ranges import agreed
 from embedreg.errors import InputError, StorageError
 
