@@ -10,6 +10,7 @@ from embedreg.arrow.columns import texts_of
 from embedreg.arrow.values import NO_DEFAULTS, Defaults, array_of
 from embedreg.errors import InputError
 from embedreg.support.display import plain
+from embedreg.support.unicode import is_valid
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,6 +185,6 @@ def named(name: Any) -> str:
     """Return a column's name, or raise if it is not a str, or not valid Unicode."""
     if not isinstance(name, str):
         raise InputError(f"the column name {shown(name)} is not a str.", "name columns with str")
-    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+    if not is_valid(name):
         raise InputError(f"the column name {name[:80]!r} is not valid Unicode.", "rename the column")
     return str.__str__(name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.arrow.casting import ConversionError, shown
 from embedreg.support.display import plain
+from embedreg.support.unicode import is_valid
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,18 +54,10 @@ def plain_column(values: list[Any], kinds: set[str], want: pa.DataType | None) -
     try:
         made = pa.array(values, plain_types[0])
     except UnicodeEncodeError:
-        _refuse(values, lambda value: not _is_unicode(value), "is not valid Unicode")
+        _refuse(values, lambda value: not is_valid(value), "is not valid Unicode")
         raise
     # more than 2 GiB of text are returned as several chunks
     return made if isinstance(made, pa.Array) else pa.array(values, plain_types[-1])
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _refuse(values: Iterable[Any], wrong: Callable[[Any], bool], why: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from embedreg.errors import ConfigError, InputError, MissingColumnError
 from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
+from embedreg.support.unicode import is_valid
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -145,7 +146,7 @@ def parse(text: str) -> Template:
         raise ConfigError(f"invalid template {text!r}: expected a text.", _HINT)
     if len(text) > MAX_TEMPLATE:
         raise ConfigError(f"the template has {len(text):,} characters, more than {MAX_TEMPLATE:,}.", _HINT)
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if "\0" in text or not is_valid(text):
         raise ConfigError("the template holds NUL or half a surrogate pair, which no column can store.", _HINT)
     parts, before, at = list[str](), "", 0
     for found in _TOKEN.finditer(text):

@@ -26,6 +26,7 @@ from embedreg.core.value import Value
 from embedreg.core.vouched import vouch
 from embedreg.errors import ConfigError
 from embedreg.security.redaction import called
+from embedreg.support.unicode import is_valid
 
 if TYPE_CHECKING:
     from typing import Self
@@ -342,7 +343,7 @@ class EmbeddingFunctionConfig(BaseModel):
         refuse_unknown(type(self), values, type(self).model_fields)
         for name in ("source_column", "vector_column"):
             found = values.get(name)
-            if not isinstance(found, str) or not found or any("\ud800" <= char <= "\udfff" for char in found):
+            if not isinstance(found, str) or not found or not is_valid(found):
                 raise ConfigError(f"invalid {name}={found!r}: expected a column name.", "fn.bind('source', 'vector')")
         if (template := values.get("template")) is not None:
             _refuse_template(template, values["source_column"], values["vector_column"])

@@ -15,6 +15,7 @@ from embedreg.datasets.reading import Reading
 from embedreg.datasets.storage import Storage
 from embedreg.datasets.texts import Fault
 from embedreg.errors import option
+from embedreg.support.unicode import is_valid
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -219,10 +220,9 @@ def _where_invalid(line: bytes) -> str:
 
 def _is_unicode(value: Any) -> bool:
     try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError):
+        return is_valid(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
         return False
-    return True
 
 
 class _DuplicateKey(ValueError):

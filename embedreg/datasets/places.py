@@ -21,6 +21,7 @@ from embedreg.declaration import manifest
 from embedreg.errors import StorageError
 from embedreg.inspection.locate import is_data
 from embedreg.support.imports import did_you_mean
+from embedreg.support.unicode import is_valid
 
 __all__ = ["Kind", "Place", "find", "kind_of", "partitions_of", "refuse_name"]
 
@@ -168,11 +169,9 @@ def _readable(kinds: Sequence[Kind]) -> str:
 
 def refuse_name(text: str) -> None:
     """Raise `StorageError` for a name with bytes that are not UTF-8, which Arrow does not accept."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not is_valid(text):
         where = text.encode("utf-8", "backslashreplace").decode()
-        raise StorageError(f"{where}: the name is not valid UTF-8.", "rename the file") from None
+        raise StorageError(f"{where}: the name is not valid UTF-8.", "rename the file")
 
 
 def _refuse_stream(text: str) -> None:

@@ -29,6 +29,7 @@ from embedreg.runtime import progress
 from embedreg.runtime.vectors import disk
 from embedreg.security.redaction import guarded, redact
 from embedreg.support.display import plain
+from embedreg.support.unicode import is_valid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -383,7 +384,7 @@ def broken_texts(chunk: Any) -> np.ndarray | None:
     import pyarrow as pa
 
     if not isinstance(chunk, pa.Array):
-        found = [isinstance(value, str) and not value.isascii() and not _encodes(value) for value in chunk]
+        found = [isinstance(value, str) and not is_valid(value) for value in chunk]
         return np.array(found) if any(found) else None
     if not (pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)):
         return None
@@ -408,14 +409,6 @@ def _raw(column: pa.Array) -> list[bytes | None]:
     wide = pa.types.is_large_string(column.type)
     values: list[bytes | None] = column.view(pa.large_binary() if wide else pa.binary()).to_pylist()
     return values
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _decodes(text: bytes) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedreg.errors import StorageError
+from embedreg.support.unicode import is_valid
 
 __all__ = [
     "Entry",
@@ -86,7 +87,7 @@ def _problem(name: str) -> str | None:
         return f"it has {len(name):,} characters"
     if any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in name):
         return "it holds a control character"
-    if any("\ud800" <= letter <= "\udfff" for letter in name):
+    if not is_valid(name):
         return "it is not valid Unicode"
     if "\\" in name:
         return "it holds a backslash"

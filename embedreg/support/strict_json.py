@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from embedreg.support.containers import WRAPPERS, unwrapped
+from embedreg.support.unicode import is_valid
 
 __all__ = ["Malformed", "check", "document", "dumps", "jsonable", "split"]
 
@@ -22,7 +23,6 @@ MAX_KEY = 1024  # characters; keys are read often, and shown
 MAX_VALUES = 100_000  # values and keys in total: each costs a hundred times its characters in memory
 MAX_ITEMS = 1000  # of a list of declarations: a table has a few vector columns
 MAX_DEPTH = 32  # more than configurations need, and safe for recursion
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -164,7 +164,7 @@ def check(value: Any, *, max_text: int = MAX_TEXT, max_key: int = MAX_KEY, max_v
         elif isinstance(item, str):
             if len(item) > max_text:
                 raise Malformed("a text is too long")
-            if not item.isascii() and _SURROGATE.search(item):
+            if not is_valid(item):
                 raise Malformed("a text holds half a surrogate pair")
         elif isinstance(item, float):
             if not math.isfinite(item):

@@ -22,6 +22,7 @@ from embedreg.errors import ConfigError, Words
 from embedreg.inspection import locate
 from embedreg.inspection.locate import refuse_clear_secrets
 from embedreg.support.imports import did_you_mean
+from embedreg.support.unicode import is_valid
 
 if TYPE_CHECKING:
     from embedreg.declaration.codec import Functions
@@ -79,7 +80,7 @@ def literal(text: str) -> str:
 
 
 def _character(char: str) -> str:
-    if char == "\0" or "\ud800" <= char <= "\udfff":
+    if char == "\0" or not is_valid(char):
         raise ConfigError(f"a text holds {char!a}, which SQL cannot hold.", "leave that character out")
     if char in _ESCAPED:
         return _ESCAPED[char]
