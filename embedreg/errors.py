@@ -120,9 +120,9 @@ class Words(str):
         return Words(change(str.__str__(self)), change(self.shell))
 
 
-def option(said: str, call: str, rest: str = "") -> Words:
+def option(text: str, call: str, rest: str = "") -> Words:
     """Return words that name a command-line option and the corresponding argument in Python."""
-    return Words(f"{said} (in Python: {call}){rest}", said + rest)
+    return Words(f"{text} (in Python: {call}){rest}", text + rest)
 
 
 def in_shell(text: str) -> str:

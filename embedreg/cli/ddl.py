@@ -116,15 +116,15 @@ def _statements(groups: list[Group], version: str, address: str, table: str, tok
     others, lacking = (None, []) if first.place is None else _others(first.place, {source, column})
     template = None if first.config is None else templates.of(first.config)
     layout = sql.Layout(table, source, column, others=others, template=template)
-    said = notes(version, token)
+    remarks = notes(version, token)
     if lacking:
-        said.append(f"columns without a type in Databend are left out: {', '.join(map(plain, lacking))}")
+        remarks.append(f"columns without a type in Databend are left out: {', '.join(map(plain, lacking))}")
     return {
         "version": version,
         "address": address,
         "functions": described(groups),
         "server_config": sql.server_config(address, version=version),
-        "notes": said,
+        "notes": remarks,
         "create_functions": [
             sql.create_function(item, address, version=version, token=token)
             for group in groups

@@ -72,8 +72,8 @@ def databend(
 
     SIGTERM or Ctrl-C: calls in flight are finished, then the exit code is 0. A second one does not wait for them.
     """
-    said = Settings() if config is None else serve_config.read(config)
-    said = said.under(
+    chosen = Settings() if config is None else serve_config.read(config)
+    chosen = chosen.under(
         bind=bind,
         address=address,
         tls_cert=tls_cert,
@@ -82,40 +82,40 @@ def databend(
         insecure=insecure or None,
         metrics_bind=metrics_bind,
         databend_version=version,
-        function=(*said.function, *wanted(ctx)),
+        function=(*chosen.function, *wanted(ctx)),
         returns=returns,
     )
-    if not said.function:
+    if not chosen.function:
         raise typer.BadParameter("--function NAME, --like DATA or --config FILE.toml is needed.")
-    _bind_variables(said)
+    _bind_variables(chosen)
     # before torch is loaded: by default its idle threads spin, on the cores that read, encode and send
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    sql_version = said.databend_version or "1.2.453"
-    groups = [build(each, returns_of(sql_version, said.returns)) for each in said.function]
+    sql_version = chosen.databend_version or "1.2.453"
+    groups = [build(each, returns_of(sql_version, chosen.returns)) for each in chosen.function]
     # raise errors of the statements before anything is loaded
-    _statements(groups, said, sql_version, said.address or "http://127.0.0.1:8815")
+    _statements(groups, chosen, sql_version, chosen.address or "http://127.0.0.1:8815")
     with _Signals() as signals:
         try:
             # installed before the port opens: a client that gets a response may stop this process
             with terminal.status("loading the model"), signals.ending():
-                server = _serve(groups, said)
+                server = _serve(groups, chosen)
         except _StoppedError:
             terminal.note("stopped before it was ready")
             return
-        _until_stopped(server, signals, groups, said, as_json)
+        _until_stopped(server, signals, groups, chosen, as_json)
 
 
 serve.command("databend", cls=Grouped, epilog=TRUST, short_help="To Databend, over Arrow Flight.")(databend)
 
 
-def _until_stopped(server: Server, signals: _Signals, groups: list[Group], said: Settings, as_json: bool) -> None:
+def _until_stopped(server: Server, signals: _Signals, groups: list[Group], chosen: Settings, as_json: bool) -> None:
     """Print what is served, and wait for a signal and for the calls in flight."""
     with server:
-        version = said.databend_version or "1.2.453"
-        found = _statements(groups, said, version, said.address or server.address)
+        version = chosen.databend_version or "1.2.453"
+        found = _statements(groups, chosen, version, chosen.address or server.address)
         _print(found | {"port": server.port, "metrics_port": server.metrics_port}, as_json)
         if server.metrics_port is not None:
-            terminal.note(f"/metrics, /live and /ready over HTTP at {_metrics_place(said, server.metrics_port)}")
+            terminal.note(f"/metrics, /live and /ready over HTTP at {_metrics_place(chosen, server.metrics_port)}")
         terminal.note(f"serving at {found['address']}; Ctrl-C or SIGTERM stops it when its calls are done")
         signals.wait()
         threading.Thread(target=_drain, args=(server, signals), daemon=True).start()
@@ -129,24 +129,24 @@ def _until_stopped(server: Server, signals: _Signals, groups: list[Group], said:
 _PASSED = ("bind", "tls_cert", "tls_key", "insecure", "limits", "metrics_bind", "on_error", "zero_vectors", "warm")
 
 
-def _bind_variables(said: Settings) -> None:
+def _bind_variables(chosen: Settings) -> None:
     from embedreg import get_registry
 
-    for name, variable in said.env.items():
+    for name, variable in chosen.env.items():
         serve_config.check_variable(f"env.{name}", variable)
         get_registry().bind_env(name, variable)
 
 
-def _serve(groups: list[Group], said: Settings) -> Server:
+def _serve(groups: list[Group], chosen: Settings) -> Server:
     import pyarrow as pa
 
     from embedreg.engines import databend
 
     # Arrow's own allocator would keep the memory of each thread's largest batch
     pa.set_memory_pool(pa.system_memory_pool())
-    given: dict[str, Any] = {name: getattr(said, name) for name in _PASSED if getattr(said, name) is not None}
+    given: dict[str, Any] = {name: getattr(chosen, name) for name in _PASSED if getattr(chosen, name) is not None}
     return databend.serve(
-        [item for group in groups for item in group.served], auth_token=_token(said.auth_token_env), **given
+        [item for group in groups for item in group.served], auth_token=_token(chosen.auth_token_env), **given
     )
 
 
@@ -157,14 +157,14 @@ def _token(variable: str | None) -> str | None:
     return os.environ[variable]
 
 
-def _metrics_place(said: Settings, port: int) -> str:
-    return f"http://{str(said.metrics_bind).rpartition(':')[0]}:{port}"
+def _metrics_place(chosen: Settings, port: int) -> str:
+    return f"http://{str(chosen.metrics_bind).rpartition(':')[0]}:{port}"
 
 
-def _statements(groups: list[Group], said: Settings, version: str, address: str) -> dict[str, Any]:
+def _statements(groups: list[Group], chosen: Settings, version: str, address: str) -> dict[str, Any]:
     from embedreg.engines.databend import sql
 
-    token = said.auth_token_env is not None
+    token = chosen.auth_token_env is not None
     served = [item for group in groups for item in group.served]
     return {
         "address": address,

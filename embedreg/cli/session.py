@@ -303,9 +303,9 @@ def report(exc: BaseException, *, debug: bool = False) -> int:
     elif code in (exits.INTERRUPTED, exits.TERMINATED):
         terminal.error("stopped.", None)
     elif (name := getattr(exc, "raised_by", None)) is not None:
-        said = exc.message if isinstance(exc, EmbedregError) else f"{type(exc).__name__}: {exc}"
+        message = exc.message if isinstance(exc, EmbedregError) else f"{type(exc).__name__}: {exc}"
         terminal.error(
-            f"your function {name!r} raised {said}", None if debug else "run it again with --debug for its traceback"
+            f"your function {name!r} raised {message}", None if debug else "run it again with --debug for its traceback"
         )
     elif isinstance(exc, EmbedregError):
         terminal.error(in_shell(exc.message), hint_of(exc))

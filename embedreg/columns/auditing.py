@@ -10,7 +10,7 @@ from embedreg.columns import bounds, sampling
 from embedreg.columns import candidates as functions
 from embedreg.columns.arguments import no_declarations, refuse_count, undeclared
 from embedreg.columns.causes import EDITED, Search
-from embedreg.columns.decoded import decoded
+from embedreg.columns.decoded import read_as_floats
 from embedreg.columns.findings import CLASSES, Audit, Evidence, judged
 from embedreg.columns.scan import Scan
 from embedreg.columns.scan import scan as scan_rows
@@ -23,7 +23,6 @@ from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.drift import PROBE_LENGTH
 from embedreg.declaration.entries import Entry
-from embedreg.declaration.quantization import quantizer_of
 from embedreg.errors import ConfigError, EmbedregError, MissingColumnError, VectorError
 from embedreg.registry import get_registry
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["audit"]
 
 _TEXTS = ("string", "large_string")
-_TOLD = 3  # pairs of rows with equal sources and different vectors
+_PAIRS = 3  # pairs of rows with equal sources and different vectors
 _KEPT_LONG = 10  # percent of the sample that is taken from the longest sources
 
 
@@ -99,8 +98,8 @@ class _One:
         candidates: list[EmbeddingFunction] | None,
         seed: int,
     ) -> None:
-        self._data, self._entry = decoded(data, entry), entry
-        self._quantizer = quantizer_of(entry.reserved)
+        self._entry = entry
+        self._data, self._quantizer = read_as_floats(data, entry)
         self._sample, self._confidence, self._candidates, self._seed = sample, confidence, candidates, seed
         self._vector, self._source = entry.vector_column, entry.source_column
         names = data.schema.names
@@ -120,7 +119,7 @@ class _One:
         except VectorError as exc:
             if not others:
                 raise
-            return Audit(**self._told(self._entry.name, None), verdict="unknown", problem=str(exc))
+            return Audit(**self._facts(self._entry.name, None), verdict="unknown", problem=str(exc))
         rows = max(1, self._sample * _KEPT_LONG // 100)
         found = (
             scan_rows(
@@ -134,19 +133,19 @@ class _One:
             if whole
             else None
         )
-        for one, two in found.contradicting[:_TOLD] if found is not None else ():
+        for one, two in found.contradicting[:_PAIRS] if found is not None else ():
             self._notes.append(f"rows {one:,} and {two:,} have equal sources and different vectors")
         function, problem = self._function()
-        told = self._told(self._entry.name if function is None else functions.described(function), found)
+        facts = self._facts(self._entry.name if function is None else functions.described(function), found)
         if function is not None:
             try:
-                return self._compared(function, found, told)
+                return self._compared(function, found, facts)
             except EmbedregError as exc:  # the model or service is not available: the scan still counts
                 problem = str(exc)
-        verdict = judged(found, "cosine", (), (), told["digests"])
-        return Audit(**told, verdict=verdict, problem=problem, notes=tuple(self._notes))
+        verdict = judged(found, "cosine", (), (), facts["digests"])
+        return Audit(**facts, verdict=verdict, problem=problem, notes=tuple(self._notes))
 
-    def _told(self, function: str | None, found: Scan | None) -> dict[str, Any]:
+    def _facts(self, function: str | None, found: Scan | None) -> dict[str, Any]:
         """Return the findings about the column without a comparison."""
         return {
             "column": self._vector,
@@ -176,7 +175,7 @@ class _One:
         config = parsed.get(entry.vector_column)
         return None if config is None else config.function
 
-    def _compared(self, function: EmbeddingFunction, found: Scan | None, told: dict[str, Any]) -> Audit:
+    def _compared(self, function: EmbeddingFunction, found: Scan | None, facts: dict[str, Any]) -> Audit:
         import numpy as np
 
         rows = sampling.draw(
@@ -189,12 +188,12 @@ class _One:
             long_rows=None if found is None else found.long_rows,
         )
         if not len(rows):
-            verdict = judged(found, "cosine", (), (), told["digests"])
+            verdict = judged(found, "cosine", (), (), facts["digests"])
             problem = f"no row has both {self._source!r} and a vector in {self._vector!r}."
-            return Audit(**told, verdict=verdict, problem=problem, notes=tuple(self._notes))
+            return Audit(**facts, verdict=verdict, problem=problem, notes=tuple(self._notes))
         if rows.matrix.shape[1] != function.ndims():
             why = f"its vectors have {rows.matrix.shape[1]} dimensions, the function returns {function.ndims()}."
-            return Audit(**told, verdict="other-model", problem=why, notes=tuple(self._notes))
+            return Audit(**facts, verdict="other-model", problem=why, notes=tuple(self._notes))
         fresh = functions.embedded(function, rows.sources)
         if self._quantizer is not None:  # the function's vectors as they would be read back once stored
             fresh = self._quantizer.settled(fresh, self._quantizer.encode(rows.matrix))
@@ -212,7 +211,7 @@ class _One:
         population = self._data.rows - (found.nulls + found.nonfinite if found is not None else 0)
         bound = bounds.upper_bound(wrong, rows.uniform, self._confidence, max(population, rows.uniform))
         return Audit(
-            **told,
+            **facts,
             **counts,
             compared=rows.uniform,
             agree=rows.uniform - wrong,
@@ -224,7 +223,7 @@ class _One:
             bound_rows=int(bound * max(population, rows.uniform)),
             storage=(None if self._quantizer else storage_of(rows.matrix, fresh, agreement)) or self._column_type(),
             causes=causes,
-            verdict=judged(found, metric, kinds, causes, told["digests"]),
+            verdict=judged(found, metric, kinds, causes, facts["digests"]),
             notes=tuple(self._notes),
             evidence=Evidence(rows, stored, agreement, tuple(kinds), tuple(labels)),
         )

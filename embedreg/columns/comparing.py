@@ -12,7 +12,8 @@ from embedreg.columns import bounds, sampling
 from embedreg.columns.arguments import a_function, no_column, one_vector, refuse_count, undeclared
 from embedreg.columns.candidates import described
 from embedreg.columns.comparison import MARGIN, Comparison, Example, difference_of, judged
-from embedreg.columns.decoded import Decoded, decoded
+from embedreg.columns.declare import rebuilt
+from embedreg.columns.decoded import Decoded, declaration_of, read_as_floats
 from embedreg.columns.pairs import Pair, found_rows, read_pairs
 from embedreg.columns.search import Ranking, nearest, overlap, recall
 from embedreg.columns.store import ColumnStore
@@ -20,11 +21,9 @@ from embedreg.columns.tables import TableRows, readable
 from embedreg.columns.vectors import refuse_type
 from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.lancedb_hooks import unwrap
-from embedreg.declaration import codec
-from embedreg.declaration.quantization import quantizer_of
+from embedreg.declaration.entries import Entry
 from embedreg.embedding.column import embed_column
 from embedreg.errors import InputError, VectorError
-from embedreg.registry import get_registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,11 +84,10 @@ def compare(
         refuse_count(name, value, 10)
     new = one_vector(a_function(other), "compare needs")
     raw = readable(data)
-    entry = next((each for each in raw.declared() if each.vector_column == vector), None)
-    opened = raw if entry is None else decoded(raw, entry)
-    made_by, of = _declared(opened, vector, unwrap(function), source)
+    entry = declaration_of(raw, vector)
+    opened, small = read_as_floats(raw, entry)
+    made_by, of = _declared(opened, entry, vector, unwrap(function), source)
     refuse_type(raw.schema.field(vector).type, vector)
-    small = None if entry is None else quantizer_of(entry.reserved)
     stored = None if small is None else Quantizer(small.dtype, new.ndims())  # as a migration stores them
     asked = [] if pairs is None else read_pairs(pairs)
     if queries is not None and any(not isinstance(each, str) or not each.strip() for each in queries):
@@ -231,21 +229,17 @@ class _Search:
 
 
 def _declared(
-    data: ColumnStore | TableRows | Decoded, vector: str, function: Any, source: str | None
+    data: ColumnStore | TableRows | Decoded, entry: Entry | None, vector: str, function: Any, source: str | None
 ) -> tuple[EmbeddingFunction, str]:
     """Return the function whose vectors are stored, and the source column."""
     names = data.schema.names
     for name in (vector, source):
         if name is not None and name not in names:
             raise no_column(data.shown, name, names)
-    entry = next((entry for entry in data.declared() if entry.vector_column == vector), None)
     if entry is None and (function is None or source is None):
         raise undeclared(data.shown, vector, (), "function=..., source='...' name them")
     if function is None and entry is not None:
-        parsed = get_registry().parse_functions({codec.KEY: f"[{entry.raw}]"})
-        if (problem := parsed.problems.get(vector)) is not None:
-            raise problem
-        function = parsed[vector].function
+        function = rebuilt(entry).function
     return a_function(function), source if source is not None else "" if entry is None else entry.source_column
 
 

@@ -15,7 +15,7 @@ from embedreg.declaration.quantization import quantizer_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Decoded", "as_floats", "decoded"]
+__all__ = ["Decoded", "as_floats", "declaration_of", "read_as_floats"]
 
 
 class Decoded:
@@ -76,7 +76,19 @@ def as_floats(column: Any, quantizer: Quantizer, name: str) -> pa.Array:
     return Embedded(quantizer.decode(given.matrix), given.valid).to_arrow()
 
 
-def decoded(data: ColumnStore | TableRows, entry: Entry) -> ColumnStore | TableRows | Decoded:
-    """Return data as it is read: decoded, if the values of the declared column are quantised and their ranges known."""
-    quantizer = quantizer_of(entry.reserved)
-    return data if quantizer is None or not quantizer.known else Decoded(data, entry.vector_column, quantizer)
+def declaration_of(data: ColumnStore | TableRows, vector: str) -> Entry | None:
+    """Return the declaration of a column; None if it is not declared."""
+    return next((entry for entry in data.declared() if entry.vector_column == vector), None)
+
+
+def read_as_floats(
+    data: ColumnStore | TableRows, entry: Entry | None
+) -> tuple[ColumnStore | TableRows | Decoded, Quantizer | None]:
+    """Return data whose declared column is read as floats, and how its values were quantised; None for floats.
+
+    The data is returned as it is if the ranges are not known, or nothing is declared.
+    """
+    quantizer = None if entry is None else quantizer_of(entry.reserved)
+    if entry is None or quantizer is None or not quantizer.known:
+        return data, quantizer
+    return Decoded(data, entry.vector_column, quantizer), quantizer

@@ -11,13 +11,12 @@ from embedreg.columns import candidates as functions
 from embedreg.columns import sampling
 from embedreg.columns.arguments import no_column, refuse_count
 from embedreg.columns.candidates import PROMPTS, Vectors
-from embedreg.columns.decoded import decoded
+from embedreg.columns.decoded import declaration_of, read_as_floats
 from embedreg.columns.rows import Readable
 from embedreg.columns.store import ColumnStore
 from embedreg.columns.tables import TableRows, readable
 from embedreg.columns.vectors import SAME, STORAGE, cosines, refuse_type, storage_of, unit
 from embedreg.core.base import EmbeddingFunction
-from embedreg.declaration.quantization import quantizer_of
 from embedreg.errors import EmbedregError, MissingColumnError, VectorError
 from embedreg.support.display import plain
 
@@ -119,10 +118,9 @@ def _as_floats(data: ColumnStore | TableRows, vector: str) -> tuple[Readable, Qu
     """
     import pyarrow as pa
 
-    entry = next((each for each in data.declared() if each.vector_column == vector), None)
-    quantizer = None if entry is None else quantizer_of(entry.reserved)
-    if entry is not None and quantizer is not None and quantizer.known:
-        return decoded(data, entry), quantizer
+    floats, quantizer = read_as_floats(data, declaration_of(data, vector))
+    if quantizer is not None and quantizer.known:
+        return floats, quantizer
     kind = data.schema.field(vector).type.value_type
     if pa.types.is_integer(kind):
         raise VectorError(

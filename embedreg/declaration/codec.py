@@ -121,9 +121,9 @@ class Functions(dict[str, EmbeddingFunctionConfig]):
         untrusted = {column: each for column, each in self.problems.items() if isinstance(each, UntrustedError)}
         first = next(iter(self.problems.values()), None)
         if isinstance(first, UntrustedError) and self.needed != first.needed:
-            said = [f"Column {shown(column)}: {each.message}" for column, each in untrusted.items()]
-            more = [f"And {len(said) - NAMED:,} more columns."] if len(said) > NAMED else []
-            raise refusal(" ".join([*said[:NAMED], *more]), self.needed) from first.__cause__
+            messages = [f"Column {shown(column)}: {each.message}" for column, each in untrusted.items()]
+            more = [f"And {len(messages) - NAMED:,} more columns."] if len(messages) > NAMED else []
+            raise refusal(" ".join([*messages[:NAMED], *more]), self.needed) from first.__cause__
         return [self[column] for column in self.entries]
 
     def __missing__(self, vector_column: str) -> EmbeddingFunctionConfig:

@@ -568,7 +568,7 @@ class _Run:
                 f"{no_null} allows no null: --on-error drop leaves such rows out",
             )
         count = f"{len(self.report.bad)} row(s) {what} no vector: "
-        message = _by_reason(self.report.bad).changed(lambda said: f"{count}{said}.")
+        message = _by_reason(self.report.bad).changed(lambda text: f"{count}{text}.")
         raise BadRowsError(message, hint, tuple(item.row for item in self.report.bad))
 
 

@@ -147,13 +147,13 @@ class ColPaliEmbeddings(LocalImageFunction):
             return workers.alone(embed).rows() if pages.device == "cpu" else embed().rows()
 
     def _remarks(self) -> list[str]:
-        said = super()._remarks()
+        remarks = super()._remarks()
         if self.from_metadata and not self._declared:
-            said.append(
+            remarks.append(
                 "LanceDB pads the rows of a batch to one length: those that it added may have vectors of zeros at one "
                 "end; those that embedreg adds have none"
             )
-        return said
+        return remarks
 
     # -- the model --------------------------------------------------------------------------------------------------
 

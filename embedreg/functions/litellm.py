@@ -65,7 +65,7 @@ def _watched(send: Any) -> Any:
 
 
 def _watched_async(send: Any) -> Any:
-    """Wrap an asynchronous client's `send`."""
+    """Wrap an asynchronous client's `send`; apart from `_watched`, so that it stays a coroutine function for others."""
 
     @functools.wraps(send)
     async def sent(client: Any, *args: Any, **options: Any) -> Any:

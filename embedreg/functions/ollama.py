@@ -121,10 +121,10 @@ class OllamaEmbeddings(PromptedFunction):
     def _credentials_hint(self) -> str:
         # Ollama itself asks for no key
         header = "{'headers': {'Authorization': '$var:my_header'}}"
-        said = "a proxy before the server asks for credentials, which go into a header: "
+        lead = "a proxy before the server asks for credentials, which go into a header: "
         return Words(
-            f"{said}create(ollama_client_kwargs={header}) after get_registry().set_var('my_header', 'Bearer ...')",
-            f'{said}--set "ollama_client_kwargs={header}" {binding("my_header", "MY_HEADER")}',
+            f"{lead}create(ollama_client_kwargs={header}) after get_registry().set_var('my_header', 'Bearer ...')",
+            f'{lead}--set "ollama_client_kwargs={header}" {binding("my_header", "MY_HEADER")}',
         )
 
     def explain(self, exc: Exception) -> Refusal | None:

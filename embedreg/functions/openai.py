@@ -231,8 +231,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
         return {**super().vector_traits(), "prompts": both}
 
     def _remarks(self) -> list[str]:
-        said = prompts.missing(self)
-        return [*super()._remarks(), *([said] if said else [])]
+        note = prompts.missing(self)
+        return [*super()._remarks(), *([note] if note else [])]
 
     def request(self, batch: list[str], role: Role = "source") -> np.ndarray:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""

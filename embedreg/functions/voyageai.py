@@ -144,20 +144,20 @@ class VoyageAIEmbeddings(MultimodalFunction):
         return "contextual" if self.name in self.contextual_embedding_models or "context" in self.name else "text"
 
     def _remarks(self) -> list[str]:
-        said = []
+        remarks = []
         if self.output_dimension is not None and self.name != _SHORTENED_BY_STOCK:
             width = self._known_ndims()
-            said.append(
+            remarks.append(
                 f"output_dimension={self.output_dimension} is ignored for {self.name!r}, as by LanceDB ({width} wide)"
             )
         if self._takes_images() and self.from_metadata and not self._declared:
-            said.append("LanceDB sends the images of this model as the camera held them, embedreg upright")
+            remarks.append("LanceDB sends the images of this model as the camera held them, embedreg upright")
         if self._kind() == "contextual" and self.from_metadata and not self._declared:
-            said.append(
+            remarks.append(
                 "LanceDB embeds each text of a contextual model in the context of its neighbours; here each text is a "
                 "document of its own"
             )
-        return [*super()._remarks(), *said]
+        return [*super()._remarks(), *remarks]
 
     def _endpoint(self) -> str:
         if self.base_url is None and (self._key() or "").startswith("al-"):

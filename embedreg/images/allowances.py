@@ -136,11 +136,11 @@ def allow_images(
     return Allowance(given).__enter__()
 
 
-def not_allowed(said: str, kind: str, value: str) -> RowError:
+def not_allowed(message: str, kind: str, value: str) -> RowError:
     """Return the error for an image that is not allowed: the message, and how to allow it in Python and in a shell."""
     call, flag = f"embedreg.allow_images({kind}=[{value!r}])", f"--allow-{kind.removesuffix('s').replace('_', '-')}"
     shell = f"{flag} {shlex.quote(value)}"
-    return RowError(Words(f"{said}{call}, or {flag} on the command line", said + shell), Words(call, shell))
+    return RowError(Words(f"{message}{call}, or {flag} on the command line", message + shell), Words(call, shell))
 
 
 def current_policy() -> ImagePolicy:

@@ -181,8 +181,8 @@ def _addresses(target: _Target, deadline: float) -> list[tuple[Any, ...]]:
 
 
 def _not_public(host: Host) -> RowError:
-    said = f"the host {str(host)!r} has an address that is not public; if that is intended, allow it: "
-    return allowances.not_allowed(said, "private_hosts", str(host))
+    message = f"the host {str(host)!r} has an address that is not public; if that is intended, allow it: "
+    return allowances.not_allowed(message, "private_hosts", str(host))
 
 
 def _is_public(text: str) -> bool:

@@ -29,9 +29,9 @@ __all__ = ["START_OVER", "completed", "refuse_other", "refuse_other_policy", "sa
 START_OVER = option("write to another place; or --fresh starts over", "resume=False")
 
 
-def _or_start_over(said: str, call: str) -> Words:
+def _or_start_over(text: str, call: str) -> Words:
     """Return a hint that names an option, or starting over."""
-    return option(said, call, "; ") + START_OVER
+    return option(text, call, "; ") + START_OVER
 
 
 def refuse_other(

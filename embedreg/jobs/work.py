@@ -145,7 +145,7 @@ class JobSpec:
         try:
             stored = self.sink.write(piece, self.schema, batches())
         except BadRowsError as exc:
-            named = changed(exc.message, lambda said: f"{piece.input.path}: {said}")
+            named = changed(exc.message, lambda message: f"{piece.input.path}: {message}")
             raise BadRowsError(named, exc.hint, exc.rows) from exc
         return Outcome(
             piece=piece,

@@ -65,13 +65,13 @@ class TransformersEmbeddings(SentenceTransformerEmbeddings):
     _reads_own_prompts: ClassVar[bool] = False
 
     def _remarks(self) -> list[str]:
-        said = super()._remarks()
+        remarks = super()._remarks()
         if self.name in CONVERTED_FROM and self._as_stock():
-            said.append(
+            remarks.append(
                 f"{self.name!r} is run from the weights of {self._model_id()!r}; LanceDB's JavaScript client counts "
                 "padding as tokens: vectors of rows that it added together differ from those of the same texts alone"
             )
-        return said
+        return remarks
 
     def _model_id(self) -> str:
         return CONVERTED_FROM.get(self.name, self.name)

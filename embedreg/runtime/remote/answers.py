@@ -61,10 +61,10 @@ class Refusal(NamedTuple):
 
 def key_hint(field: str) -> Words:
     """Return the hint for a key that the service refused, with the name of the field that takes it."""
-    said = "use a key that is valid there: "
+    lead = "use a key that is valid there: "
     return Words(
-        f"{said}get_registry().bind_env('my_key', 'MY_API_KEY'), create({field}='$var:my_key')",
-        f"{said}--set '{field}=$var:my_key' {binding('my_key', 'MY_API_KEY')}",
+        f"{lead}get_registry().bind_env('my_key', 'MY_API_KEY'), create({field}='$var:my_key')",
+        f"{lead}--set '{field}=$var:my_key' {binding('my_key', 'MY_API_KEY')}",
     )
 
 

@@ -224,8 +224,8 @@ def _read(function: Any, results: Iterable[BatchResult], texts: Sequence[str]) -
         elif status in _CALLS:
             raise function._refused_call(Refusal("call", result.message), status, "the batch failed")
         elif 400 <= status < 500 and status not in _NOT_ITS_FAULT:
-            said = function._failure_of_row(Refusal("row", result.message), status, [(0, texts[place])])
-            made.failed.setdefault(place, RowError(said))
+            why = function._failure_of_row(Refusal("row", result.message), status, [(0, texts[place])])
+            made.failed.setdefault(place, RowError(why))
         else:
             made.missing = made.missing or (result.message or "it was not embedded in time")
     for place in made.failed.keys() & made.vectors.keys():

@@ -28,16 +28,16 @@ def prompted(function: Any, batch: list[str], role: Role) -> list[str]:
     Args:
         function: has the fields `query_prompt`, `document_prompt` and `name`.
     """
-    if (said := missing(function)) is not None:
-        _log_once(said)
+    if (note := missing(function)) is not None:
+        _log_once(note)
     prompt = prompt_of(function, role)
     return [prompt + text for text in batch] if prompt else batch
 
 
-def _log_once(said: str) -> None:
-    if said not in _named:
-        _named.add(said)
-        log.warning("%s", said)
+def _log_once(note: str) -> None:
+    if note not in _named:
+        _named.add(note)
+        log.warning("%s", note)
 
 
 def prompt_of(function: Any, role: Role) -> str:
@@ -67,8 +67,8 @@ class PromptedFunction(VendorFunction):
 
     def _prompted(self, batch: list[str], role: Role) -> list[str]:
         """Return texts with the prompt of their role."""
-        if (said := self._missing()) is not None:
-            _log_once(said)
+        if (note := self._missing()) is not None:
+            _log_once(note)
         prompt = prompt_of(self, role)
         return [prompt + text for text in batch] if prompt else batch
 
@@ -76,8 +76,8 @@ class PromptedFunction(VendorFunction):
         return missing(self)
 
     def _remarks(self) -> list[str]:
-        said = self._missing()
-        return [*super()._remarks(), *([said] if said else [])]
+        note = self._missing()
+        return [*super()._remarks(), *([note] if note else [])]
 
     def _roles(self) -> tuple[str, str]:
         return prompt_of(self, "query"), prompt_of(self, "source")

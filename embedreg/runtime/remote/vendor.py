@@ -346,8 +346,8 @@ class VendorBase(RemoteFunction):
         model = self._model()
         if model is None or model.retired is None or self._given_address() is not None:
             return super()._remarks()
-        said = f"{self._retired(model)}, so its column cannot be searched by text nor extended"
-        return [*super()._remarks(), f"{getattr(self, 'name', '')!r}: {said}"]
+        note = f"{self._retired(model)}, so its column cannot be searched by text nor extended"
+        return [*super()._remarks(), f"{getattr(self, 'name', '')!r}: {note}"]
 
     # -- errors -----------------------------------------------------------------------------------------------------
 

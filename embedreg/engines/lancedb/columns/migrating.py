@@ -41,7 +41,7 @@ from embedreg.engines.lancedb.columns.declared import (
 from embedreg.engines.lancedb.columns.indexing import built, join, replaced, settings_of
 from embedreg.engines.lancedb.columns.making import Files, Maker
 from embedreg.engines.lancedb.columns.place import BACK, Place
-from embedreg.engines.lancedb.columns.settling import mend
+from embedreg.engines.lancedb.columns.settling import repair
 from embedreg.engines.lancedb.columns.staging import Staging, data_files
 from embedreg.engines.lancedb.columns.standing import standing
 from embedreg.engines.lancedb.columns.switching import switched, went_back
@@ -292,7 +292,7 @@ class LanceMigration(Migration):
                     f"{self.state}: nothing was switched.",
                     option("`embedreg column switch` first", "Migration.switch()"),
                 )
-            mended = mend(self._place, mark, self._options)
+            repaired = repair(self._place, mark, self._options)
             column = chosen(self._place.newest().schema, mark.name, f"table {self._place.name!r}")
             # without digests only rows without a vector are known to need one
             policy: Unstamped = "trust" if column.digest is None else "recompute"
@@ -304,7 +304,7 @@ class LanceMigration(Migration):
             failed = reports[-1].bad_rows
             if counts["stale"] + counts["foreign"] == 0 and counts["empty"] <= failed:
                 self._place.kept.write({**record, "state": "settled"})
-        written = mended + sum(each.written for each in reports)
+        written = repaired + sum(each.written for each in reports)
         notes = (
             (
                 f"{written:,} rows were written by others since they were staged; settled. A writer that opened the "

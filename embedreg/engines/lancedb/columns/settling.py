@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["mend"]
+__all__ = ["repair"]
 
 
-def mend(place: Place, mark: Mark, options: Options) -> int:
+def repair(place: Place, mark: Mark, options: Options) -> int:
     """Give rows that were written since a switch the new function's vectors where they have others; return how many.
 
     Only rows whose text was staged can be compared, without a model; another text shows by its digest.
