@@ -19,8 +19,7 @@ _PLAIN = pa.ipc.IpcWriteOptions()
 def frames(made: pa.Schema | pa.RecordBatch) -> Iterator[bytes]:
     """Yield the FlightData messages of a schema or a batch; a large batch goes in several.
 
-    Each is made when it is requested: making all at once would use fresh pages of memory, which takes ten times as
-        long.
+    Each is made when it is requested: making all at once needs fresh pages of memory and takes ten times as long.
     """
     if isinstance(made, pa.Schema) or made.nbytes <= _COPIED_TWICE:
         view = memoryview(made.serialize())

@@ -170,8 +170,8 @@ def failed(function: Any, handle: str, state: BatchState) -> CallError:
     return CallError(
         error.message,
         Words(
-            "call embed again to submit its inputs again, once the cause is gone",
-            "run the same command again to submit its inputs again, once the cause is gone",
+            "call embed again, once the cause is gone, to resubmit its inputs",
+            "run the same command again, once the cause is gone, to resubmit its inputs",
         ),
     )
 
