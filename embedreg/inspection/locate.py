@@ -189,9 +189,7 @@ def _of_path(path: Path) -> Mapping[Any, Any]:
         if not (isinstance(exc, OSError | ValueError | MemoryError) or type(exc).__module__ == "pyarrow.lib"):
             raise
         problem = plain(str(exc).partition("\n")[0], 200)  # Arrow's message may quote names from the file
-        raise StorageError(
-            f"{str(path)!r} cannot be read: {problem}", "is the Parquet or Arrow file complete?"
-        ) from exc
+        raise StorageError(f"{str(path)!r} cannot be read: {problem}", "check that the file is complete") from exc
 
 
 def _dataset_of(path: Path) -> Path | None:
