@@ -18,7 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-import hashlib  # noqa: E402 (the environment first)
+import gc  # noqa: E402 (the environment first)
+import hashlib  # noqa: E402
 import importlib.util  # noqa: E402
 import ipaddress  # noqa: E402
 import re  # noqa: E402
@@ -153,8 +154,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(HUB_HOME, ignore_errors=True)
 
 
+_looked_through = 0  # modules that were loaded when the objects of the process were last frozen
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none; torch is imported only to ask."""
+    """Freeze what stays, and skip what needs a GPU where there is none; torch is imported only to ask.
+
+    `embedreg.release()` collects garbage, which took a second where ten thousand tests and the modules of torch were
+    looked through each time.
+    """
+    global _looked_through
+    if len(sys.modules) > _looked_through + 100:
+        gc.collect()
+        gc.freeze()
+        _looked_through = len(sys.modules)
     if item.get_closest_marker("gpu"):
         import torch
 
