@@ -30,8 +30,11 @@ help: ## list the targets
 demo: $(VENV)/.demo-installed ## set up .venv and run the main job: embed a corpus, search it with plain text
 	@$(BIN)/embedreg demo $(ARGS)
 
-test: $(VENV)/.dev-installed lint types ## set up .venv, then lint, types and the whole suite (ARGS="-k word" picks tests)
-	$(BIN)/python $(PYTEST) $(ARGS)
+# mypy runs beside the suite, whose processes wait for others at times; what it found is printed at the end.
+test: $(VENV)/.dev-installed lint ## set up .venv, then lint, types and the whole suite (ARGS="-k word" picks tests)
+	@$(BIN)/mypy --strict embedreg > $(VENV)/types.txt 2>&1 & types=$$!; \
+	$(BIN)/python $(PYTEST) $(ARGS); tests=$$?; \
+	wait $$types || tests=1; echo "mypy --strict embedreg"; cat $(VENV)/types.txt; exit $$tests
 
 lint: $(VENV)/.dev-installed ## ruff: rules and formatting
 	$(BIN)/ruff check .
