@@ -201,7 +201,7 @@ def minilm_path() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """The folder of a CLIP that knows coloured shapes, trained once: some twenty seconds."""
+    """The folder of a CLIP that knows coloured shapes."""
     from tests import tiny_clip
 
     if (cache := getattr(pytestconfig, "cache", None)) is not None:  # not with -p no:cacheprovider

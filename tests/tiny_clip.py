@@ -1,7 +1,8 @@
-"""A CLIP small enough to train in a test run: coloured shapes and their captions, saved as open_clip saves models.
+"""A small CLIP that was trained on coloured shapes and their captions, saved as open_clip saves models.
 
-Fixed seeds; trained until it distinguishes fresh pictures. Test processes that run at the same time share one, and
-pytest's cache keeps it until this file or a library changes.
+Training it takes half a minute, so its weights are kept in float16: `python -m tests.tiny_clip` trains it anew, until
+it distinguishes fresh pictures, and stores them. Test processes that run at the same time share one folder, which
+pytest's cache keeps until this file, the weights or a library changes.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ CONFIG: dict[str, Any] = {
 }
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest"}
 
+WEIGHTS = Path(__file__).parent / "fixtures" / "tiny_clip.safetensors"
 BATCH = 96
 MAX_STEPS = 1500
 GOOD = 0.98  # of fresh pictures get their own caption: when to stop
@@ -103,24 +105,21 @@ def jpeg(picture: Image.Image, quality: int = 90, **options: Any) -> bytes:
 
 
 def tiny_clip(shared: Path) -> Path:
-    """Return the folder of the trained model, training it if no process has yet.
+    """Return the folder of the trained model, saving it if no process has yet.
 
     Args:
         shared: a folder that all processes of the run see, or of several runs.
     """
     from filelock import FileLock
 
-    from embedreg.runtime.hardware import workers
-
     versions = [version(name) for name in ("numpy", "open-clip-torch", "pillow", "torch")]
-    made_by = hashlib.sha256(Path(__file__).read_bytes() + repr(versions).encode()).hexdigest()
+    sources = Path(__file__).read_bytes() + WEIGHTS.read_bytes()
+    made_by = hashlib.sha256(sources + repr(versions).encode()).hexdigest()
     folder, mark = shared / "tiny-clip", shared / "tiny-clip.sha256"
     with FileLock(str(shared / "tiny-clip.lock"), timeout=900):
         if not mark.is_file() or mark.read_text() != f"{made_by} {_digest(folder)}":
             shutil.rmtree(folder, ignore_errors=True)
-            # in a thread of one core: the other cores run other tests, and waiting for them takes longest
-            (model,) = workers.run(lambda _: train(), [None], 1)
-            save(model, folder)
+            save(trained(), folder)
             mark.write_text(f"{made_by} {_digest(folder)}")
     return folder
 
@@ -154,20 +153,45 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
-def train() -> Any:
-    """Train the model; its accuracy on fresh pictures is at least `GOOD` unless `MAX_STEPS` run out."""
+def untrained() -> Any:
+    """Return the model with random weights, the same each time."""
     import torch
-    from open_clip import get_tokenizer
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     torch.manual_seed(0)
-    model = CLIP(CONFIG["embed_dim"], CLIPVisionCfg(**CONFIG["vision_cfg"]), CLIPTextCfg(**CONFIG["text_cfg"]))
+    return CLIP(CONFIG["embed_dim"], CLIPVisionCfg(**CONFIG["vision_cfg"]), CLIPTextCfg(**CONFIG["text_cfg"]))
+
+
+def trained() -> Any:
+    """Return the model with the stored weights; tokens that no caption has keep their random ones."""
+    import torch
+    from safetensors.torch import load_file
+
+    model, stored = untrained(), load_file(WEIGHTS)
+    tokens, words = stored.pop("tokens"), stored.pop("token_embedding.weight")
+    missing, unexpected = model.load_state_dict({name: each.float() for name, each in stored.items()}, strict=False)
+    assert missing == ["token_embedding.weight"], missing
+    assert not unexpected, unexpected
+    with torch.no_grad():
+        model.token_embedding.weight[tokens.long()] = words.float()
+    return model.eval()
+
+
+def train() -> dict[str, torch.Tensor]:
+    """Return the weights of a trained model in float16, and its tokens.
+
+    The accuracy on fresh pictures is at least `GOOD` unless `MAX_STEPS` run out.
+    """
+    import torch
+    from open_clip import get_tokenizer
+
+    model = untrained()
     tokens = get_tokenizer("ViT-B-32", context_length=CONFIG["text_cfg"]["context_length"])(CAPTIONS)
     # Only the few tokens of the captions are trained: the optimizer would go through all 49,408 in every step. In
     # their order, since the end of a text is its largest token.
     vocabulary, tokens = tokens.unique(return_inverse=True)
-    whole = model.token_embedding
-    model.token_embedding = torch.nn.Embedding.from_pretrained(whole.weight.detach()[vocabulary], freeze=False)
+    few = model.token_embedding.weight.detach()[vocabulary]
+    model.token_embedding = torch.nn.Embedding.from_pretrained(few, freeze=False)
     images, labels = tensors(200, seed=1)
     fresh, fresh_labels = tensors(8, seed=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
@@ -189,10 +213,8 @@ def train() -> Any:
                 guessed = (features(model, fresh) @ words(model, tokens).T).argmax(dim=1)
             if (guessed == fresh_labels).float().mean() >= GOOD:
                 break
-    with torch.no_grad():
-        whole.weight[vocabulary] = model.token_embedding.weight
-    model.token_embedding = whole
-    return model.eval()
+    weights = {name: each.half().contiguous() for name, each in model.state_dict().items()}
+    return {**weights, "tokens": vocabulary.to(torch.int32)}
 
 
 def features(model: Any, images: torch.Tensor) -> torch.Tensor:
@@ -213,3 +235,9 @@ def tensors(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in drawn])).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(PREPROCESS[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     return (pixels - mean) / std, torch.tensor([CAPTIONS.index(caption) for caption in captions])
+
+
+if __name__ == "__main__":
+    from safetensors.torch import save_file
+
+    save_file(train(), WEIGHTS)
