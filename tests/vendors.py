@@ -48,14 +48,12 @@ class Case:
         roles: whether queries are sent in another form than sources.
         needs: modules that it needs here; without them it is left out.
         secret: what a careless service may repeat: the key, or the token for it.
-        repeats: whether its client library repeats requests of its own accord.
     """
 
     name: str
     config: Callable[[str], dict[str, Any]]
     roles: bool = True
     needs: tuple[str, ...] = ()
-    repeats: bool = False
     secret: str = field(default=KEY, repr=False)
 
     def create(self, server: VendorServer, **more: Any) -> EmbeddingFunction:
@@ -74,6 +72,7 @@ def is_there(module: str) -> bool:
 
 
 _KEYED = {"api_key": "$var:vendor_key"}
+_OF_TEXTS = {**_KEYED, "source_type": "text", "dim": 256}  # of a function of images
 _PROMPTS = {"query_prompt": "query: ", "document_prompt": "passage: "}
 CASES = [
     Case(
@@ -90,12 +89,14 @@ CASES = [
     ),
     Case("bedrock-text", lambda url: {"name": "cohere.embed-v4:0", "dim": 256, "endpoint_url": url}),
     Case("cohere", lambda url: {**_KEYED, "name": "embed-v4.0", "dim": 256, "base_url": url}),
+    Case("cohere-multimodal", lambda url: {**_OF_TEXTS, "base_url": url}),
     Case("gemini-text", lambda url: {**_KEYED, "dim": WIDTH, "base_url": url}),
     Case(
         "huggingface-inference",
         lambda url: {**_KEYED, **_PROMPTS, "name": "a/m", "dim": WIDTH, "base_url": url + "/hf"},
     ),
     Case("jina", lambda url: {**_KEYED, "dim": WIDTH, "base_url": url + "/v1", "query_task": "retrieval.query"}),
+    Case("jina-clip", lambda url: {**_OF_TEXTS, "base_url": url + "/v1", "query_task": "retrieval.query"}),
     Case(
         "litellm",
         lambda url: {
@@ -106,10 +107,10 @@ CASES = [
             "query_options": {"task": "retrieval.query"},
         },
         needs=("litellm",),
-        repeats=True,
     ),
     Case("mistral", lambda url: {**_KEYED, "name": "m", "dim": WIDTH, "base_url": url + "/v1"}, roles=False),
     Case("ollama", lambda url: {**_PROMPTS, "name": "m", "dim": WIDTH, "host": url}),
+    Case("openai", lambda url: {**_KEYED, **_PROMPTS, "name": "m", "dim": WIDTH, "base_url": url + "/v1"}),
     Case("tei", lambda url: {**_KEYED, **_PROMPTS, "base_url": url, "dim": WIDTH}),
     Case(
         "vertex",
@@ -118,6 +119,7 @@ CASES = [
         secret=TOKEN,
     ),
     Case("voyageai", lambda url: {**_KEYED, "name": "voyage-m", "dim": WIDTH, "base_url": url + "/v1"}),
+    Case("voyageai-multimodal", lambda url: {**_OF_TEXTS, "base_url": url + "/v1"}),
     Case(
         "watsonx",
         lambda url: {**_KEYED, **_PROMPTS, "name": "m", "dim": WIDTH, "url": url, "iam_url": url, "project_id": "p"},

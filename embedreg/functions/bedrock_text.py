@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
-from embedreg.errors import ConfigError
+from embedreg.errors import CallError, ConfigError
+from embedreg.runtime.remote import http
 from embedreg.runtime.remote.answers import Refusal
 from embedreg.runtime.remote.connections import client_key, clients
 from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
@@ -161,7 +162,10 @@ class BedrockTextEmbeddings(VendorFunction):
         kind = "application/json"
         sent = json.dumps(body)
         answer = self._client().invoke_model(body=sent, modelId=self.name, accept=kind, contentType=kind)
-        return json.loads(answer["body"].read())
+        content = answer["body"].read(http.MAX_ANSWER_BYTES + 1)
+        if len(content) > http.MAX_ANSWER_BYTES:
+            raise CallError("the server's response is too long.", "check the endpoint, or choose a smaller batch_size")
+        return http.parsed(content)
 
     # -- the client -------------------------------------------------------------------------------------------------
 
@@ -190,9 +194,12 @@ class BedrockTextEmbeddings(VendorFunction):
         session = boto3.Session(profile_name=self.profile_name, region_name=self.region)
         if self.assumed_role:
             session = self._assumed(boto3, session)
-        client = session.client(
-            "bedrock-runtime", region_name=self.region, endpoint_url=self.endpoint_url, config=config
-        )
+        try:
+            client = session.client(
+                "bedrock-runtime", region_name=self.region, endpoint_url=self.endpoint_url, config=config
+            )
+        except ValueError as exc:  # a region or an address that cannot be one
+            raise ConfigError(f"{exc}.", "check region and endpoint_url") from None
         held = _Held(client)
         weakref.finalize(held, _close, client, os.getpid()).atexit = False
         return held
@@ -229,6 +236,9 @@ class BedrockTextEmbeddings(VendorFunction):
 
     def _credentials_hint(self) -> str:
         return "check the credentials and the region: aws sts get-caller-identity"
+
+    def _account_keys(self) -> list[str]:
+        return [*self._held_secrets(), *filter(None, (self.profile_name, self.assumed_role))]
 
     def _held_secrets(self) -> list[str]:
         return [*super()._held_secrets(), *filter(None, map(os.environ.get, _SECRETS))]

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from embedreg.core.base import Traits
 from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
+from embedreg.runtime.remote import http
 from embedreg.runtime.remote.prompts import PromptedFunction
 from embedreg.runtime.remote.vendor import Vendor
 from embedreg.support.imports import attempt_import_or_raise
@@ -147,10 +148,11 @@ class LiteLLMEmbeddings(PromptedFunction):
         if self._foreign() and not self.api_key:
             self._refuse_foreign("a key of this environment")
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else its import fetches a table of prices
-        litellm = attempt_import_or_raise("litellm", extra="litellm")
+        litellm: Any = attempt_import_or_raise("litellm", extra="litellm")
+        litellm.suppress_debug_info = True  # else it prints advice to stdout, where a command's result is
         optional = {
             "api_base": self._given_address() and self._endpoint(),
-            "api_key": self.api_key,
+            "api_key": self.api_key and http.key_for_header(self.api_key, self.name),
             "dimensions": self.dim,
             **((self.query_options if role == "query" else self.source_options) or {}),
         }

@@ -76,6 +76,8 @@ _TOO_LONG = re.compile(
 )
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
+_NO_VECTORS = "check that base_url is that of an embeddings endpoint"
+_CHECK_SENT = "check base_url, default_headers, and the environment variables that the openai library reads"
 _NUMBERS = Words("create(..., encoding_format='float')", "--set encoding_format=float")
 
 TOKENIZER_WAIT_S = 10.0  # tiktoken downloads its table once; without it tokens are estimated
@@ -185,6 +187,9 @@ class OpenAIEmbeddings(RemoteTextFunction):
             raise ValueError(f"{fields['name']} has {width} dimensions, dim={dim} is not available")
         if base_url is not None and not re.match(r"https?://[^/\s]|\$var:", base_url):
             raise ValueError("base_url must begin with https:// or http:// and a host")
+        for name in ("base_url", "azure_endpoint"):
+            if re.search(r"[\s?#]", fields.get(name) or ""):
+                raise ValueError(f"{name} ends at its path, without white space, '?' or '#'")
         return self
 
     # -- the width --------------------------------------------------------------------------------------------------
@@ -236,7 +241,13 @@ class OpenAIEmbeddings(RemoteTextFunction):
 
     def request(self, batch: list[str], role: Role = "source") -> np.ndarray:
         """Embed one batch of sources or queries: (m, d) float32 in the order of the batch."""
-        answer = self._client().embeddings.create(**self._body(batch, role))
+        client, body = self._client(), self._body(batch, role)
+        try:
+            answer = client.embeddings.create(**body)
+        except ValueError as exc:
+            if type(exc) is not ValueError:  # of the library, or JSON's own
+                raise
+            raise AnswerError("the server's response has a number of thousands of digits.", _NO_VECTORS) from None
         if isinstance(answer, str) and answer.lstrip().startswith("<"):
             raise CallError("the endpoint returned a web page.", "check base_url: for most servers it ends with /v1")
         return self._vectors_of(answer, len(batch))
@@ -252,7 +263,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         """Return the vectors of a response, an object of the SDK or a dict, and report its usage."""
         import numpy as np
 
-        items = in_order(_field(answer, "data"), m, "check that base_url is that of an embeddings endpoint")
+        items = in_order(_field(answer, "data"), m, _NO_VECTORS)
         vectors = [decode(_field(item, "embedding"), _NUMBERS) for item in items]
         widths = {len(vector) for vector in vectors}
         expected = self._known_ndims()
@@ -303,6 +314,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
         message = self.words_of(exc)
         if isinstance(exc.__cause__, CallError):  # from `_Bounded`; the SDK wraps it in a connection error
             return Refusal("call", exc.__cause__.message, exc.__cause__.hint)
+        if (http.unsendable(exc) and status is None) or (exc.__cause__ is not None and http.unsendable(exc.__cause__)):
+            return Refusal("call", "the address or a header is not one that can be sent", _CHECK_SENT)
         if code in _NO_CREDIT or getattr(exc, "type", None) in _NO_CREDIT:
             return Refusal("call", message, "the account has no credit or has reached its limit: see the billing page")
         if status in (400, 413, 422):
@@ -320,7 +333,11 @@ class OpenAIEmbeddings(RemoteTextFunction):
     def words_of(self, exc: Exception) -> str:
         body = getattr(exc, "body", None)
         message = body.get("message") if isinstance(body, dict) else None
-        return message if isinstance(message, str) else str(exc)
+        if isinstance(message, str):
+            return message
+        # of a connection, the library says no more than "Connection error."
+        cause = exc.__cause__ if http_status(exc) is None else None
+        return str(cause or "") or str(exc)
 
     # -- tokens -----------------------------------------------------------------------------------------------------
 
@@ -383,7 +400,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         Raises:
             MissingVariableError: there is no key for OpenAI. UntrustedError: see `_refuse_environment`.
         """
-        key = self.api_key or None
+        key = http.key_for_header(self.api_key, "OpenAI") if self.api_key else None
         if self._foreign():
             self._refuse_environment()
             return key or NO_KEY
@@ -391,7 +408,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
             return key
         key = os.environ.get("OPENAI_API_KEY")
         if key:
-            return key
+            return http.key_for_header(key, "OpenAI")
         if self.base_url or os.environ.get("OPENAI_BASE_URL"):
             return NO_KEY
         raise MissingVariableError(
@@ -411,16 +428,20 @@ class OpenAIEmbeddings(RemoteTextFunction):
 
     def _connect(self, settings: dict[str, Any]) -> Any:
         openai = attempt_import_or_raise("openai", extra="openai")
+        httpx2 = attempt_import_or_raise("httpx2", extra="openai")
         # No redirects: following one would send texts and headers to another host.
         http_client = openai.DefaultHttpxClient(
-            follow_redirects=False, headers=http.PACKING, event_hooks={"response": [http.bound]}
+            follow_redirects=False,
+            headers=http.PACKING,
+            event_hooks={"response": [http.bound]},
+            mounts={"http://": httpx2.HTTPTransport()},  # never through a proxy, which could read what is not encrypted
         )
         try:
             # embedreg retries, not the SDK: with a log line, a deadline, and separate handling of bad rows.
             client = (openai.AzureOpenAI if self.use_azure else openai.OpenAI)(
                 max_retries=0, http_client=http_client, **settings
             )
-        except (openai.OpenAIError, ValueError) as exc:
+        except (openai.OpenAIError, ValueError, httpx2.InvalidURL) as exc:
             http_client.close()
             raise ConfigError(
                 f"the openai client cannot be created: {exc}.", "set the field or the variable that it names"

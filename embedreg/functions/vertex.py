@@ -143,5 +143,8 @@ class VertexEmbeddings(VendorFunction):
             return Refusal("call", str(exc), "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS")
         return super().explain(exc)
 
+    def _account_keys(self) -> list[str]:
+        return [*super()._held_secrets(), *filter(None, [self.project])]
+
     def _held_secrets(self) -> list[str]:
         return [*super()._held_secrets(), *filter(None, [getattr(self, "_token", None)])]

@@ -165,5 +165,8 @@ class WatsonxEmbeddings(PromptedFunction):
         vectors = [self._field(item, "embedding") for item in results] if isinstance(results, list) else None
         return self._matrix(vectors, len(batch), self._field(answer, "input_token_count"))
 
+    def _account_keys(self) -> list[str]:
+        return super()._held_secrets()
+
     def _held_secrets(self) -> list[str]:
         return [*super()._held_secrets(), *filter(None, [getattr(self, "_token", None)])]

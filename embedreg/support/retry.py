@@ -322,7 +322,7 @@ def _seconds(text: str, unit: float) -> float | None:
     except ValueError:
         try:
             when = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # no date; one with a zone beyond any
             return None
         if when.tzinfo is None:  # "-0000" in the date, or no zone at all
             when = when.replace(tzinfo=dt.UTC)

@@ -22,10 +22,14 @@ def server() -> Iterator[VendorServer]:
         yield running
 
 
+# Those of images have theirs in tests/functions/test_vendor_images.py.
+OF_TEXTS = [case for case in CASES if "source_type" not in case.config("http://x")]
+
+
 class TestVendors(EmbeddingFunctionContract):
     """Each function, with a key and its own form of queries."""
 
-    @pytest.fixture(params=CASES, ids=lambda case: case.name)
+    @pytest.fixture(params=OF_TEXTS, ids=lambda case: case.name)
     def case(self, request: pytest.FixtureRequest) -> Case:
         found: Case = request.param
         return found

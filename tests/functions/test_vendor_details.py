@@ -49,7 +49,7 @@ def server(running: VendorServer) -> VendorServer:
 def stored(function: Any) -> dict[str, Any]:
     """Return the declaration of a function without its key, as another process would find it."""
     entry = embedreg.get_registry().function_to_metadata(function.bind("text", "vector"))
-    entry["model"] = {k: v for k, v in entry["model"].items() if k != "api_key"}
+    entry["model"] = {k: v for k, v in entry["model"].items() if k not in ("api_key", "apiKey")}
     return {"embedding_functions": json.dumps([entry])}
 
 
@@ -58,9 +58,7 @@ def test_keys_of_the_environment_do_not_follow_a_stored_address(
     case: Case, server: VendorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where stored metadata chose the endpoint, and the reader granted its host, the reader's key is not sent there."""
-    cls: Any = embedreg.get(case.name)
-    names = ("AZURE_OPENAI_API_KEY",) if case.name == "azure-openai" else cls.vendor.key_names
-    for name in names:
+    for name in embedreg.get_registry().describe(case.name)["keys"]:
         monkeypatch.setenv(name, KEY)
     found = embedreg.functions_in(stored(case.create(server)))
     assert isinstance(found.problems["vector"], UntrustedError)
@@ -89,21 +87,25 @@ ENVIRONMENT = {
     "AWS_PROFILE": "no-such-profile",
     "HF_INFERENCE_ENDPOINT": "http://127.0.0.1:9",
     "MISTRAL_SERVER": "http://127.0.0.1:9",
+    "OPENAI_BASE_URL": "http://127.0.0.1:9",
+    "AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:9",
+    "AZURE_OPENAI_AD_TOKEN": TOKEN,
 }
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in ("azure-openai", "vertex")], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name != "vertex"], ids=lambda c: c.name)
 def test_the_environment_does_not_override_the_configuration(
     case: Case, server: VendorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Addresses, keys, modes and proxies that vendors' clients obey unasked change nothing.
 
     google-auth fetches its tokens through a proxy of the environment; in earnest by https, which a proxy cannot read.
+    What litellm sends goes through one too, and its clients last as long as the process.
     """
     remote.release()
-    for name, value in ENVIRONMENT.items():
-        if not (name == "AWS_BEARER_TOKEN_BEDROCK" or name == "AWS_PROFILE") or case.name != "bedrock-text":
-            monkeypatch.setenv(name, value)
+    left_out = {"bedrock-text": ["AWS_BEARER_TOKEN_BEDROCK", "AWS_PROFILE"], "litellm": ["HTTP_PROXY", "ALL_PROXY"]}
+    for name in ENVIRONMENT.keys() - left_out.get(case.name, []):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
     case.create(server, max_retries=0).compute_query_embeddings("a")
     [request] = server.asked
     if case.name == "ollama":
@@ -151,12 +153,39 @@ def test_missing_credentials_are_one_clear_line(server: VendorServer, monkeypatc
     assert not server.requests
 
 
-def test_a_key_that_no_header_can_hold_is_refused(server: VendorServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key with a line break or a letter beyond ASCII is named, not sent, and not shown."""
-    embedreg.get_registry().set_var("vendor_key", "sk-geheim-ß")
-    with pytest.raises(ConfigError, match="characters") as caught:
-        BY_NAME["cohere"].create(server).compute_query_embeddings("a")
-    assert "geheim" not in str(caught.value)
+KEYED = [case for case in CASES if "api_key" in case.config("http://x")]
+
+
+@pytest.mark.parametrize("case", KEYED, ids=lambda c: c.name)
+def test_a_key_that_no_header_can_hold_is_refused(case: Case, server: VendorServer) -> None:
+    """One with a line break inside, a letter beyond ASCII or nothing else is named, not sent, and not shown."""
+    for key, words in (("sk-geheim-ß", "characters"), ("sk-ge\nheim", "characters"), ("  ", "blank")):
+        embedreg.get_registry().set_var("vendor_key", key)
+        with pytest.raises(ConfigError, match=words) as caught:
+            case.create(server).compute_query_embeddings("a")
+        assert "heim" not in str(caught.value)
+    assert not server.requests
+
+
+@pytest.mark.parametrize("case", KEYED, ids=lambda c: c.name)
+def test_white_space_around_a_key_is_not_a_part_of_it(case: Case, server: VendorServer) -> None:
+    """As that of a file that ends with a line break."""
+    embedreg.get_registry().set_var("vendor_key", f" {KEY}\n")
+    case.create(server).compute_query_embeddings("a")
+    sent = [value for request in server.requests for value in request.headers.values() if KEY in value]
+    assert sent or case.name == "watsonx"  # which sends it to the identity service, in a form
+    assert {value.removeprefix("Bearer ") for value in sent} <= {KEY}
+
+
+@pytest.mark.parametrize("name", ["b\nc", "ä"])
+def test_a_header_that_cannot_be_sent_is_one_line(name: str, server: VendorServer) -> None:
+    """Nothing is sent, nothing is repeated, and the header is not shown."""
+    ollama = {"ollama_client_kwargs": {"headers": {"X-A": name}}}
+    for kind, headers in (("ollama", ollama), ("openai", {"default_headers": {"X-A": name}})):
+        with pytest.raises((ConfigError, CallError), match="header is not one that can be sent") as caught:
+            BY_NAME[kind].create(server, **headers).compute_query_embeddings("a")
+        assert name not in str(caught.value)
+        assert caught.value.hint
     assert not server.requests
 
 
@@ -167,6 +196,39 @@ def test_an_address_that_can_be_read_two_ways_is_refused(url: str) -> None:
         embedreg.get("cohere").create(base_url=url)
     with pytest.raises(ConfigError):
         http.endpoint(url, "base_url")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_an_address_ends_at_its_path(case: Case, server: VendorServer) -> None:
+    """Where a query follows, the paths of requests would end up in it."""
+    for rest in ("?version=1", "#part"):
+        url = "http://host/v1" + rest
+        places = {name: url for name, value in case.config("http://x").items() if "http://x" in str(value)}
+        with pytest.raises(ConfigError, match="ends at its path"):
+            case.create(server, **places)
+
+
+@pytest.mark.parametrize("url", ["http://host:99999", "http://host:0", "http://" + "a" * 70 + ".com", "http://a..b"])
+def test_an_address_that_cannot_be_one_is_one_line(url: str, server: VendorServer) -> None:
+    """A port or a name that no host can have."""
+    for name, field in (("cohere", "base_url"), ("bedrock-text", "endpoint_url"), ("openai", "base_url")):
+        with pytest.raises((ConfigError, CallError)) as caught:
+            BY_NAME[name].create(server, **{field: url}).compute_query_embeddings("a")
+        assert "\n" not in caught.value.message
+        assert caught.value.hint
+
+
+def test_a_token_that_is_renewed_is_not_another_account(server: VendorServer) -> None:
+    """One budget for a login, whatever token it has at the moment; other profiles and projects have their own."""
+    for name, other in (("watsonx", {}), ("vertex", {"project": "other"}), ("bedrock-text", {"profile_name": "other"})):
+        if name not in BY_NAME:
+            continue
+        function = BY_NAME[name].create(server)
+        before = function.account()
+        if not other.get("profile_name"):
+            function.compute_query_embeddings("a")
+        assert function.account() == before
+        assert not other or BY_NAME[name].create(server, **other).account() != before
 
 
 # -- one function after another ----------------------------------------------------------------------------------------

@@ -28,19 +28,6 @@ from tests.secret_holders import everything_about, forms
 from tests.servers import Reply
 from tests.vendors import CASES, KEY, TOKEN, Case, VendorServer, vendor_server
 
-
-def _of_texts(url: str) -> dict[str, Any]:
-    return {"api_key": "$var:vendor_key", "source_type": "text", "dim": 256, "base_url": url}
-
-
-# Beside the functions of texts: OpenAI's own, and those of images, with texts as their sources.
-CASES = [
-    *CASES,
-    Case("openai", lambda url: {"api_key": "$var:vendor_key", "name": "m", "dim": 20, "base_url": url + "/v1"}),
-    Case("cohere-multimodal", _of_texts),
-    Case("jina-clip", lambda url: _of_texts(url + "/v1")),
-    Case("voyageai-multimodal", lambda url: _of_texts(url + "/v1")),
-]
 BY_NAME = {case.name: case for case in CASES}
 
 
@@ -63,15 +50,6 @@ def names_of(case: Case) -> tuple[str, ...]:
     cls: Any = embedreg.get(case.name)
     own = {"azure-openai": ("AZURE_OPENAI_API_KEY",), "openai": ("OPENAI_API_KEY",)}
     return own.get(case.name) or cls.vendor.key_names
-
-
-def test_every_remote_function_is_looked_through() -> None:
-    """None is missing but the bridge, where its library is: it is not part of [dev]."""
-    registry = embedreg.get_registry()
-    ours = {name: cls for name in registry.list() if (cls := registry.get(name)).__module__.startswith("embedreg.")}
-    remote = {name for name, cls in ours.items() if cls.traits.remote}
-    assert "openai" in remote
-    assert remote - BY_NAME.keys() <= {"litellm", "vertex"}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ from embedreg.runtime.remote.connections import client_key, clients, release
 from embedreg.runtime.remote.offline import instead
 from embedreg.runtime.remote.usage import TotalUsage
 from embedreg.security.redaction import called, carried, guarded, redact
+from embedreg.support.display import plain
 from embedreg.support.retry import DEADLINE_S, call_with_retry, http_status, is_transient, retry_after_s
 from embedreg.support.threads import Threads
 
@@ -59,13 +60,15 @@ __all__ += ["release"]
 # dozen or more, and a batch in which every row is refused ends in about a minute instead of after a thousand requests.
 BLAME_REQUESTS = 256
 _CONTROL: Batch = [(-1, "hello")]  # a server that refuses this text refuses every text
-SHOWN_CHARACTERS = 500  # of a server's message: some respond with a whole page
+READ_CHARACTERS = 10_000  # of a server's message, in search of inputs
+SHOWN_CHARACTERS = 500  # of it: some respond with a whole page
 
 log = logging.getLogger("embedreg")
 
 _NOTED_S = 0.001  # a shorter wait for a budget is not one
 _LEAST_S = 1.0  # minimum time of the last attempt before the deadline: less would fail always
 _requests = Threads("embedreg-request", computes=False)
+_REFUSES_ALL = "it refuses every text: check the model's name, and the settings that it is sent"
 _NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 _BUDGET_FIELDS = ("rpm", "tpm", "ipm", "max_concurrency")
 _ADDRESSES = ("base_url", "endpoint", "api_base", "url", "host")
@@ -184,9 +187,13 @@ class RemoteFunction(EmbeddingFunction):
 
     def account(self) -> Account:
         """Return what services count limits for: the host, a digest of the key, and the model."""
-        secrets = "\0".join(sorted({*self._held_secrets()}))
+        secrets = "\0".join(sorted({*self._account_keys()}))
         host = self._address() or type(self).__name__
         return host, hashlib.sha256(secrets.encode("utf-8", "replace")).hexdigest()[:16], str(getattr(self, "name", ""))
+
+    def _account_keys(self) -> list[str]:
+        """Return what tells accounts of one host apart: the keys, but no token that is fetched with them."""
+        return self._held_secrets()
 
     def budget(self) -> Budget:
         """Return the budget that the function's requests are counted in."""
@@ -319,6 +326,7 @@ class RemoteFunction(EmbeddingFunction):
             texts = are_texts(batch)  # other kinds of inputs have no value that every service accepts
             if result.fault == "unknown" and texts and isinstance(self._send(_CONTROL, call, until), _Refused):
                 result.fault = "call"  # the texts are not the cause
+                result.hint = result.hint or _REFUSES_ALL
             if result.fault == "call":
                 raise self._call_error(result, batch)
             found: list[Any] = []
@@ -463,8 +471,9 @@ class RemoteFunction(EmbeddingFunction):
 
     def _failure_text(self, what: str, refused: _Refused, batch: Batch) -> str:
         """Return a message with the server's own, unless that repeats an input; secrets are redacted."""
-        detail = " ".join(refused.message.split()).rstrip(".")
-        if repeats(refused.message, batch):
+        said = refused.message[:READ_CHARACTERS]
+        detail = plain(said).rstrip(".")
+        if repeats(said, batch):
             detail = "the server's message repeats an input and is omitted"
         elif len(detail) > SHOWN_CHARACTERS:
             detail = f"{detail[:SHOWN_CHARACTERS]}..."

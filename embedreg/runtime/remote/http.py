@@ -25,14 +25,15 @@ from embedreg.runtime.remote.connections import client_key, clients
 from embedreg.security.addresses import parse_host
 from embedreg.support.imports import attempt_import_or_raise
 
-__all__ = ["MAX_ANSWER_BYTES", "PACKING", "HttpError", "bound", "endpoint", "exchange", "in_path", "message_of"]
-__all__ += ["transfer"]
+__all__ = ["MAX_ANSWER_BYTES", "PACKING", "HttpError", "bound", "endpoint", "exchange", "in_path", "key_for_header"]
+__all__ += ["message_of", "parsed", "transfer", "unsendable"]
 
 MAX_ANSWER_BYTES = 256 * 2**20  # more than 2,048 vectors of 4,096 numbers in JSON
 PACKING = {"Accept-Encoding": "gzip"}
 """The header for what `bound` can unpack."""
 _UNPACKED_BYTES = 2**20  # at a time
-_LONGEST_MESSAGE = 10_000  # characters of a response that is not JSON
+_LAST_PORT = 2**16 - 1
+_LONGEST_MESSAGE = 10_000  # characters that are looked through
 _MESSAGES = ("message", "msg", "detail", "error", "errors", "error_message", "title")
 _HEADERS = {"User-Agent": f"embedreg/{__version__}", "Accept": "application/json", **PACKING}
 
@@ -62,7 +63,7 @@ def message_of(body: Any) -> str:
             body = next((body[name] for name in _MESSAGES if body.get(name)), "")
         else:
             break
-    text = body if isinstance(body, str) else ""
+    text = body[:_LONGEST_MESSAGE] if isinstance(body, str) else ""
     return "" if text.lstrip().startswith("<") else text  # a web page
 
 
@@ -70,15 +71,33 @@ def endpoint(text: str, field: str) -> str:
     """Return the address of a service without a final slash.
 
     Raises:
-        ConfigError: not http or https, a user name in it, or a host that parsers could read differently.
+        ConfigError: not http or https, a user name in it, or a host that parsers could read differently; what follows
+            "?" or "#", before which the paths of requests would have to stand.
     """
+    if "?" in text or "#" in text:
+        raise ConfigError(
+            f"{field} ends at its path: nothing may follow it after '?' or '#'.", "leave that part of the address out"
+        )
     host = parse_host(text)
-    if host is None or host.scheme not in ("http", "https"):
+    if host is None or host.scheme not in ("http", "https") or not 0 < (host.port or 443) <= _LAST_PORT:
         raise ConfigError(
             f"{field} is not the address of a service: http:// or https:// and a host, without a user name, in ASCII.",
             f"create(..., {field}='https://host/path')",
         ).for_shell(f"--set {field}=https://host/path")
     return text.rstrip("/")
+
+
+def key_for_header(key: str, service: str) -> str:
+    """Return a key without the white space around it, such as the line break of a file that it was read from.
+
+    Raises:
+        ConfigError: it has characters that no header can hold, or no others.
+    """
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        what = "has characters that no key has" if key else "is blank"
+        raise ConfigError(f"the key for {service} {what}.", "set the variable to the key alone")
+    return key
 
 
 def in_path(text: str) -> str:
@@ -115,10 +134,23 @@ def exchange(
         ValueError: the response is not JSON.
     """
     content = transfer(url, body, form=form, method=method, headers=headers, timeout_s=timeout_s, extra=extra)
+    return parsed(content)
+
+
+def parsed(content: bytes) -> Any:
+    """Return the JSON of a response.
+
+    Raises:
+        ValueError: JSONDecodeError or UnicodeDecodeError, also for what Python refuses to read.
+    """
     try:
         return json.loads(content)
     except RecursionError:
         raise json.JSONDecodeError("nested too deeply", "", 0) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # an integer of thousands of digits
+        raise json.JSONDecodeError("a number that is too long", "", 0) from None
 
 
 def transfer(
@@ -146,13 +178,36 @@ def transfer(
     elif body is not None:
         sent["headers"]["Content-Type"] = "application/json"
         sent["content"] = _json(body)
-    response = client.send(client.build_request(method, url, **sent))
-    content: bytes = response.content
+    try:
+        response = client.send(client.build_request(method, url, **sent), stream=True)
+    except Exception as exc:
+        if not unsendable(exc):
+            raise
+        unsent = True
+    else:
+        unsent = False
+    if unsent:  # outside the except block: the client's words repeat the header, and with it a key
+        raise ConfigError(
+            "the address or a header is not one that can be sent.", "check the host's name and the headers"
+        )
+    try:
+        content: bytes = response.read()
+    except CallError:  # too long, or packed in another way
+        if response.is_success:
+            raise
+        content = b""  # the status says what it means
+    finally:
+        response.close()
     if not response.is_success:
         raise HttpError(response.status_code, response.headers, _lenient(content))
     if content.lstrip()[:1] == b"<":
         raise CallError("the endpoint returned a web page.", "check the endpoint's path")
     return content
+
+
+def unsendable(exc: BaseException) -> bool:
+    """Return whether httpx or httpx2 refused an address or a header before anything was sent."""
+    return isinstance(exc, UnicodeError) or type(exc).__name__ in ("InvalidURL", "LocalProtocolError")
 
 
 def _json(body: Any) -> bytes:

@@ -324,11 +324,7 @@ class VendorBase(RemoteFunction):
         key = self._key()
         if key is None:
             return {}
-        key = key.strip()
-        if not key.isascii() or not key.isprintable():
-            raise ConfigError(
-                f"the key for {self.vendor.name} has characters that no key has.", "set the variable to the key alone"
-            )
+        key = http.key_for_header(key, self.vendor.name)
         return {self.vendor.key_header: f"{self.vendor.key_scheme}{key}"}
 
     def _refuse_foreign(self, what: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import embedreg
-from embedreg.errors import CallError
+from embedreg.errors import CallError, EmbedregError
 from embedreg.runtime.remote import http
 
 ANSWER = {"data": [{"index": 0, "embedding": [1.0, 2.0]}], "usage": {"total_tokens": 1}}
@@ -22,12 +22,14 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "cut": ("gzip", gzip.compress(json.dumps(ANSWER).encode())[:20]),
     "no gzip": ("gzip", b"no gzip"),
     "br": ("br", b"anything"),
+    "digits": ("identity", b'{"data": %s}' % (b"1" * 5000)),
     "bomb": ("gzip", gzip.compress(b"[" + b" " * (8 << 20))),
 }
 
 
 class _Handler(BaseHTTPRequestHandler):
     asked: list[str | None] = []  # noqa: RUF012  # of all requests of this file
+    status = 200
 
     def log_message(self, *args: Any) -> None:
         """Print nothing."""
@@ -36,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.asked.append(self.headers["Accept-Encoding"])
         packing, body = BODIES[self.path.split("/")[1].replace("%20", " ")]
-        self.send_response(200)
+        self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Encoding", packing)
         self.send_header("Content-Length", str(len(body)))
@@ -99,3 +101,28 @@ def test_a_cut_gzip_is_no_vector(server: str) -> None:
     """Half a response is not JSON."""
     with pytest.raises(json.JSONDecodeError):
         ask(server, "cut")
+
+
+@pytest.mark.parametrize("kind", ["no%20gzip", "br", "bomb"])
+def test_an_error_is_known_by_its_status_whatever_its_content(
+    server: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A busy server before which a proxy packs its page is one: the request is repeated."""
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr(_Handler, "status", 503)
+    with pytest.raises(http.HttpError) as caught:
+        ask(server, kind)
+    assert caught.value.status_code == 503
+
+
+def test_a_number_that_python_does_not_read_is_not_json(server: str) -> None:
+    """Thousands of digits: a fault of the response, not an error of Python's."""
+    with pytest.raises(json.JSONDecodeError, match="too long"):
+        ask(server, "digits")
+    with pytest.raises(EmbedregError, match="digits"):
+        by_openai(server, "digits")
+
+
+def test_a_long_message_is_cut() -> None:
+    """Looking through megabytes of it would take minutes."""
+    assert len(http.message_of({"message": "a b" * 10**6})) == 10_000
