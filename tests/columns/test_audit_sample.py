@@ -140,7 +140,7 @@ def test_columns_of_every_form_are_read(scan: bool) -> None:
     half = column(texts, np.ones((40, 8))).replace_schema_metadata(table.schema.metadata)
     [found] = audit(half, scan=False)
     assert (found.verdict, found.compared) == ("other-model", 0)
-    assert "8 dimensions, the function gives 16" in str(found)
+    assert "8 dimensions, the function returns 16" in str(found)
 
 
 def test_a_function_that_is_not_trusted_is_not_run() -> None:

@@ -360,7 +360,7 @@ def test_the_probe_and_drift(function: embedreg.EmbeddingFunction) -> None:
     reserved = embedreg.functions_in(table).entries["v"].reserved
     other = Letters.create() if isinstance(function, WordVectors) else WordVectors.create()
     assert "the function returns" in drift.compare(other, reserved).changed[-1]
-    assert "the function gives vectors, stored are" in drift.compare(Lengths.create(), reserved).changed[-1]
+    assert "the function returns vectors, stored are" in drift.compare(Lengths.create(), reserved).changed[-1]
     assert drift.compare(function, {**reserved, "vectors": "later"}).verdict == "drift"
     longer = function.model_copy(update={"scale": 2.0})
     verdict = drift.compare(longer, reserved)

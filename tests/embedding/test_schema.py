@@ -148,7 +148,7 @@ def test_list_of_float_takes_the_width_of_the_function() -> None:
 def test_a_wrong_width_is_refused_when_the_class_is_made() -> None:
     """Vector(4) for a function of three dimensions never becomes a class."""
     four = Vector(4)
-    with pytest.raises(SchemaError, match=r"Row\.vector is declared with 4 dimensions, its function gives 3"):
+    with pytest.raises(SchemaError, match=r"Row\.vector is declared with 4 dimensions, its function returns 3"):
 
         class Row(Schema):
             text: str = fn.SourceField()
@@ -171,7 +171,7 @@ def test_ambiguous_pairs_are_refused_with_a_hint() -> None:
             body: str = fn.SourceField()
             vector: V3 = fn.VectorField()
 
-    assert caught.value.hint == "say which: vector: ... = fn.VectorField(source='title')"
+    assert caught.value.hint == "name it: vector: ... = fn.VectorField(source='title')"
 
 
 def test_explicit_pairs_work() -> None:

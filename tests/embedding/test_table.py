@@ -412,7 +412,7 @@ def test_given_vectors_of_another_width_are_refused() -> None:
     """A column of vectors that the function cannot have made is refused with both widths."""
     with pytest.raises(VectorError, match="holds vectors of 2 dimensions, its function returns 3"):
         embed_table([{"text": "a", "vector": [1.0, 2.0]}], BIND)
-    with pytest.raises(SchemaError, match=r"declared as fixed_size_list<.*>\[2\], its function gives 3"):
+    with pytest.raises(SchemaError, match=r"declared as fixed_size_list<.*>\[2\], its function returns 3"):
         embed_table(pa.table({"text": ["a"], "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))}), BIND)
     with pytest.raises(VectorError, match="is string, not a list of floats"):
         embed_table([{"text": "a", "vector": "x"}], BIND)

@@ -120,7 +120,7 @@ def test_models_of_lancedb() -> None:
         text: str = words.SourceField()
         vector: embedreg.MultiVector(D + 1) = words.VectorField()  # type: ignore[valid-type]
 
-    with pytest.raises(SchemaError, match="its function gives multi-vectors of 4 dimensions") as caught:
+    with pytest.raises(SchemaError, match="its function returns multi-vectors of 4 dimensions") as caught:
         lancedb.connect("memory://").create_table("t", schema=Wide)
     assert caught.value.hint == "vector: MultiVector(fn.ndims()) = fn.VectorField()"
 

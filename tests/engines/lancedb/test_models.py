@@ -199,7 +199,7 @@ def test_a_vector_of_another_width_is_refused() -> None:
         text: str = FN.SourceField()
         vector: Vector(3) = FN.VectorField()
 
-    with pytest.raises(SchemaError, match=r"Narrow\.vector is stored as .*its function gives 26 dimensions"):
+    with pytest.raises(SchemaError, match=r"Narrow\.vector is stored as .*its function returns 26 dimensions"):
         Narrow.to_arrow_schema()
 
 
