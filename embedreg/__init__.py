@@ -148,6 +148,7 @@ _HOMES = {
 _MOVED = {
     "base": {"EmbeddingFunctionConfig": "core.base", "Traits": "core.base"},
     "entries": {"Entry": "declaration.entries"},
+    "images.allowances": {"ImagePolicy": "media.allowances"},
     "identity": {"Drift": "declaration.drift"},
     "metadata": {"Functions": "declaration.codec", "_Stored": "declaration.codec"},
     "table": {"BadRow": "embedding.table", "Report": "embedding.table"},

@@ -282,7 +282,7 @@ class EmbeddingFunctionRegistry:
         Variables stay, since they belong to the process.
         """
         from embedreg.core import vouched
-        from embedreg.images import allowances
+        from embedreg.media import allowances
         from embedreg.security import grants
 
         with self._lock:

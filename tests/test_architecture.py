@@ -22,6 +22,7 @@ ORDER = (
     ("arrow",),
     ("security",),
     ("core",),
+    ("media",),
     ("images",),
     ("declaration",),
     ("registry",),

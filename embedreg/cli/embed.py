@@ -21,7 +21,7 @@ from embedreg.datasets import places
 from embedreg.datasets.reading import Reading
 from embedreg.declaration import templates
 from embedreg.errors import EmbedregError, MissingColumnError, in_shell
-from embedreg.images.allowances import allow_images
+from embedreg.media.allowances import allow_images
 
 if TYPE_CHECKING:
     from embedreg.core.base import EmbeddingFunctionConfig

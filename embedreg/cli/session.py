@@ -118,13 +118,19 @@ def _common(
     allow_dir: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-dir", metavar="DIR", hidden=True, help="Let data name image files in this folder. Repeatable."
+            "--allow-dir",
+            metavar="DIR",
+            hidden=True,
+            help="Let data name files of images or audio in this folder. Repeatable.",
         ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-host", metavar="HOST", hidden=True, help="Let data name images on this web host. Repeatable."
+            "--allow-host",
+            metavar="HOST",
+            hidden=True,
+            help="Let data name images or audio on this web host. Repeatable.",
         ),
     ] = None,
     allow_private_host: Annotated[

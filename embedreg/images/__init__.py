@@ -1,4 +1,4 @@
-"""Images: opening them as upright RGB, and the folders and hosts that data may make this process read.
+"""Images: opening them as upright RGB, and what data may make this process read (`embedreg.media`).
 
 Functions only need `open_image`. Names are loaded on first use: a process that only sets allowances needs neither
 Pillow nor an HTTP client.
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from embedreg.support.lazy import index
 
 if TYPE_CHECKING:
-    from embedreg.images.allowances import ImagePolicy, allow_images, current_policy
-    from embedreg.images.fetching import url_retrieve
     from embedreg.images.opening import open_image
+    from embedreg.media.allowances import ImagePolicy, allow_images, current_policy
+    from embedreg.media.fetching import url_retrieve
 
 __all__ = ["ImagePolicy", "allow_images", "current_policy", "open_image", "url_retrieve"]
 
 _HOMES = {
-    "ImagePolicy": "allowances",
-    "allow_images": "allowances",
-    "current_policy": "allowances",
+    "ImagePolicy": ".media.allowances",
+    "allow_images": ".media.allowances",
+    "current_policy": ".media.allowances",
     "open_image": "opening",
-    "url_retrieve": "fetching",
+    "url_retrieve": ".media.fetching",
 }
 
 if not TYPE_CHECKING:  # a type checker reads the imports above

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import RowError
-from embedreg.images.allowances import ImagePolicy
+from embedreg.media.allowances import ImagePolicy
 
 if TYPE_CHECKING:
     from PIL.Image import Image

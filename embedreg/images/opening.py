@@ -12,13 +12,15 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedreg.errors import ConfigError, RowError
-from embedreg.images import allowances, fetching, files, memory
-from embedreg.images.allowances import ImagePolicy
+from embedreg.images import memory
 from embedreg.images.png_text import without_text
+from embedreg.media import allowances
+from embedreg.media.allowances import ImagePolicy
+from embedreg.media.kinds import IMAGE
+from embedreg.media.reading import content_of
 from embedreg.support.forks import ForkSafeLock
 from embedreg.support.imports import attempt_import_or_raise
 
@@ -96,24 +98,7 @@ def open_image(
         return _from_pil(value, policy)
     if isinstance(value, np.ndarray):
         return _from_array(value, policy)
-    return _decode(_bytes_of(value, policy, from_query), policy, draft)
-
-
-def _bytes_of(value: Any, policy: ImagePolicy, from_query: bool) -> bytes:
-    if isinstance(value, bytes | bytearray | memoryview):
-        size = value.nbytes if isinstance(value, memoryview) else len(value)
-        if size > policy.max_bytes:
-            raise RowError(f"the image has {size:,} bytes, over max_bytes={policy.max_bytes:,}")
-        return bytes(value)
-    if isinstance(value, Path):
-        return files.read(value, policy, granted=from_query)
-    if not isinstance(value, str):
-        raise RowError(f"a {type(value).__name__} is not an image")
-    if not value.strip():
-        raise RowError("the name of the image is blank")
-    if fetching.is_url(value):
-        return fetching.fetch(value, policy)
-    return files.read(files.path_of(value), policy)
+    return _decode(content_of(value, policy, IMAGE, from_query=from_query), policy, draft)
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------

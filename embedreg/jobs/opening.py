@@ -24,7 +24,6 @@ from embedreg.embedding.column import ZeroVectors, zero_policy
 from embedreg.embedding.quantizing import CALIBRATION_ROWS, learn_from
 from embedreg.embedding.table import BATCH_ROWS, OnError, embed_batches
 from embedreg.errors import ConfigError, EmbedregError, InputError, MetadataError, SchemaError, StorageError
-from embedreg.images.allowances import allow_images
 from embedreg.jobs import claims, earlier
 from embedreg.jobs.lance_sink import LanceSink, refuse_missing_lance, refuse_unstorable
 from embedreg.jobs.ledger import JOB, Ledger, digest
@@ -34,6 +33,7 @@ from embedreg.jobs.pieces import PIECE_ROWS, Piece, cut_up, well_named
 from embedreg.jobs.sinks import FileSink, FolderSink, Sink
 from embedreg.jobs.stored import Done, is_output, schema_of
 from embedreg.jobs.work import JobSpec
+from embedreg.media.allowances import allow_images
 from embedreg.registry import get_registry
 from embedreg.support.display import plain
 from embedreg.support.strict_json import Malformed

@@ -15,12 +15,12 @@ from embedreg.core.modality import files_of
 from embedreg.embedding.column import ZeroVectors
 from embedreg.embedding.table import BATCH_ROWS, BadRow, OnError, Progress
 from embedreg.errors import BadRowsError, ConfigError, InputError, StorageError, option
-from embedreg.images.allowances import allow_images
 from embedreg.jobs import opening, stored
 from embedreg.jobs.ledger import OPENING, RECORDS
 from embedreg.jobs.opened import Opened
 from embedreg.jobs.pieces import Outcome, Piece
 from embedreg.jobs.submissions import Submission
+from embedreg.media.allowances import allow_images
 from embedreg.runtime.remote.usage import TotalUsage, collect
 from embedreg.runtime.vectors import disk
 

@@ -25,7 +25,7 @@ def index(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
 
     Args:
         package: the package's `__name__`.
-        homes: public name -> the module that defines it, relative to the package.
+        homes: public name -> the module that defines it, relative to the package; below its parent with a dot in front.
     """
 
     def attribute(name: str) -> Any:
@@ -33,7 +33,7 @@ def index(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any],
             home = homes[name]
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        value = getattr(importlib.import_module(f"{package}.{home}"), name)
+        value = getattr(importlib.import_module(f".{home}", package), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -20,8 +20,8 @@ from embedreg import ImagePolicy
 from embedreg.cli import exits
 from embedreg.cli.hints import TRUST_OPTIONS, hint_of, trusting
 from embedreg.errors import ConfigError, EmbedregError, Grant, UntrustedError, in_shell, option
-from embedreg.images import fetching, files
 from embedreg.jobs import claims
+from embedreg.media import fetching, files
 from embedreg.runtime.models import weights
 from embedreg.security import references, variables
 from tests import image_fakes  # noqa: F401  # registers pixel-means

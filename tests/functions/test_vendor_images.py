@@ -15,7 +15,7 @@ import pytest
 import embedreg
 from embedreg import EmbeddingFunction
 from embedreg.errors import CallError, InputError
-from embedreg.images.allowances import allow_images
+from embedreg.media.allowances import allow_images
 from embedreg.runtime.remote import pictures
 from embedreg.testing import EmbeddingFunctionContract
 from tests.servers import Reply

@@ -18,8 +18,9 @@ import stamina
 import embedreg
 from embedreg import ImagePolicy, RowError, allow_images, url_retrieve
 from embedreg.errors import ConfigError
-from embedreg.images import current_policy, fetching
-from embedreg.images.fetching import fetch
+from embedreg.images import current_policy
+from embedreg.media import fetching
+from embedreg.media.fetching import fetch
 from tests.image_fakes import png
 from tests.image_servers import ImageServer
 

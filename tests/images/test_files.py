@@ -12,7 +12,7 @@ import pytest
 
 from embedreg import ImagePolicy, RowError, allow_images
 from embedreg.images import open_image
-from embedreg.images.files import path_of, read
+from embedreg.media.files import path_of, read
 from tests.image_fakes import png
 
 PICTURE = png(2)
@@ -264,7 +264,7 @@ sys.addaudithook(lambda event, args: touched.append(str(args[0])) if event in ("
 real = os.lstat
 os.lstat = lambda path, *a, **k: (touched.append(str(path)), real(path, *a, **k))[1]
 import embedreg
-from embedreg.images.files import read
+from embedreg.media.files import read
 from pathlib import Path
 touched.clear()
 try:

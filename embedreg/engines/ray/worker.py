@@ -34,7 +34,7 @@ from embedreg.errors import (
     MissingExtraError,
     StorageError,
 )
-from embedreg.images.allowances import ImagePolicy, allow_images, current_policy
+from embedreg.media.allowances import ImagePolicy, allow_images, current_policy
 from embedreg.runtime.remote import accounts
 from embedreg.runtime.remote.budget import Limits
 from embedreg.runtime.vectors import disk

@@ -175,7 +175,7 @@ class _Run:
         """Return whether some image has to be fetched from a network."""
         if str(getattr(self.pictures, "type", "string")) not in ("string", "large_string", "string_view"):
             return False
-        from embedreg.images.fetching import is_url
+        from embedreg.media.fetching import is_url
 
         pictures = (self._picture(row) for row in self.rows)
         return any(isinstance(picture, str) and is_url(picture) for picture in pictures)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import embedreg
 from embedreg.engines.ray.worker import Payload, granted
 from embedreg.errors import Grant
-from embedreg.images.allowances import ImagePolicy, current_policy
+from embedreg.media.allowances import ImagePolicy, current_policy
 from embedreg.security import grants
 
 HELD = ("paths", "hosts", "variables", "remote_code", "fields")

@@ -1,6 +1,6 @@
-"""Allowances: the folders and hosts from which images in data may be read, and the limits.
+"""Allowances: the folders and hosts from which images and recordings in data may be read, and the limits.
 
-`files` and `fetching` check them; `docs/images.md` describes the rules.
+`files`, `fetching` and the decoders check them; `docs/images.md` and `docs/audio.md` describe the rules.
 """
 
 from __future__ import annotations
@@ -20,25 +20,31 @@ from embedreg.support.forks import ForkSafeLock
 __all__ = ["Allowance", "ImagePolicy", "allow_images", "current_policy", "host_covered", "reset"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+AUDIO_FORMATS = ("WAV", "FLAC", "MP3", "OGG")
 
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What images in data may read. By default no file and no host: only bytes, PIL images and arrays are allowed.
+    """What images and recordings in data may read. By default no file and no host: only bytes, PIL images and arrays.
 
     Attributes:
-        dirs: folders (including everything below them) or single files from which images may be read.
-        hosts: hosts from which images may be fetched, if all of their addresses are public: `host` (any port),
+        dirs: folders (including everything below them) or single files that may be read.
+        hosts: hosts from which may be fetched, if all of their addresses are public: `host` (any port),
             `host:port`, `https://host`, `*.example.com` (its subdomains), or `*` (any, on the ports 80 and 443).
         private_hosts: the same without a `*`, for hosts whose addresses are private or this machine's own.
-        max_bytes: the maximum size of one encoded image.
+        max_bytes: the maximum size of one encoded image or recording.
         max_pixels: the maximum number of pixels of one image. A decoded pixel takes four bytes. Decoding may take at
             most eight bytes for each of max_pixels, so formats that take more (WebP: 16) may have fewer pixels.
         max_aspect: the maximum ratio of the longer to the shorter side: models scale the shorter side to their size,
             which would make a line of pixels enormous.
-        timeout_s: the maximum seconds for fetching one image, including DNS lookup, redirects and retries.
+        timeout_s: the maximum seconds for fetching one of them, including DNS lookup, redirects and retries.
         max_redirects: the maximum number of redirects, each checked like the first URL.
-        formats: Pillow's names of the formats that are decoded, regardless of file extensions.
+        formats: Pillow's names of the formats of images that are decoded, regardless of file extensions.
+        max_seconds: the maximum length of one recording.
+        max_channels: the maximum number of channels of one recording.
+        max_samples: the maximum number of decoded samples of one recording, of all channels together.
+        audio_formats: the formats of recordings that are decoded, regardless of file extensions: "WAV", "FLAC", "MP3"
+            and "OGG" (Vorbis and Opus).
     """
 
     dirs: tuple[str, ...] = ()
@@ -50,6 +56,10 @@ class ImagePolicy:
     timeout_s: float = 20.0
     max_redirects: int = 5
     formats: tuple[str, ...] = FORMATS
+    max_seconds: float = 600.0
+    max_channels: int = 16
+    max_samples: int = 2**26  # 600 s of stereo at 48 kHz are 2**25.8
+    audio_formats: tuple[str, ...] = AUDIO_FORMATS
 
     def __post_init__(self) -> None:
         made = {
@@ -59,19 +69,32 @@ class ImagePolicy:
                 _checked("private_hosts", text) for text in _given("private_hosts", self.private_hosts)
             ),
             "formats": tuple(text.upper() for text in _given("formats", self.formats)),
+            "audio_formats": tuple(text.upper() for text in _given("audio_formats", self.audio_formats)),
         }
+        if unknown := sorted(set(made["audio_formats"]) - set(AUDIO_FORMATS)):
+            raise ConfigError(f"unknown audio format {unknown[0]!r}.", f"audio_formats={AUDIO_FORMATS}")
         for name, value in made.items():
             object.__setattr__(self, name, value)
         for name in LIMITS:
             value = getattr(self, name)
-            whole = name.startswith("max_") and name != "max_aspect"
+            whole = name not in _NOT_WHOLE
             kinds: Any = int if whole else int | float
             least = 0 if name == "max_redirects" else 1 if name == "max_aspect" else 1e-3
             if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
                 raise ConfigError(f"invalid limit {name}={value!r}.", f"{name}={getattr(ImagePolicy, name)}")
 
 
-LIMITS = ("max_bytes", "max_pixels", "max_aspect", "timeout_s", "max_redirects")
+LIMITS = (
+    "max_bytes",
+    "max_pixels",
+    "max_aspect",
+    "timeout_s",
+    "max_redirects",
+    "max_seconds",
+    "max_channels",
+    "max_samples",
+)
+_NOT_WHOLE = frozenset({"max_aspect", "max_seconds", "timeout_s"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +133,7 @@ def allow_images(
     private_hosts: Iterable[str] = (),
     **limits: Any,
 ) -> Allowance:
-    """Allow images in data to be read from folders and hosts, for this process or for a `with` block.
+    """Allow images and recordings in data to be read from folders and hosts, for this process or for a `with` block.
 
     It applies to all threads of the process, since engines embed in their own threads. Several allowances add up; a
     later limit replaces an earlier one.
@@ -125,7 +148,7 @@ def allow_images(
     """
     if policy is not None and not isinstance(policy, ImagePolicy):
         raise ConfigError(f"expected an ImagePolicy, got a {type(policy).__name__}.", "allow_images(dirs=['photos'])")
-    known = {*LIMITS, "formats"}
+    known = {*LIMITS, "formats", "audio_formats"}
     if unknown := sorted(limits.keys() - known):
         raise ConfigError(f"unknown limit {unknown[0]!r}.", f"limits: {', '.join(sorted(known))}")
     own = ImagePolicy(dirs=dirs, hosts=hosts, private_hosts=private_hosts, **limits)  # type: ignore[arg-type]  # converted to tuples there
@@ -137,7 +160,7 @@ def allow_images(
 
 
 def not_allowed(message: str, kind: str, value: str) -> RowError:
-    """Return the error for an image that is not allowed: the message, and how to allow it in Python and in a shell."""
+    """Return the error for an input that is not allowed: the message, and how to allow it in Python and in a shell."""
     call, flag = f"embedreg.allow_images({kind}=[{value!r}])", f"--allow-{kind.removesuffix('s').replace('_', '-')}"
     shell = f"{flag} {shlex.quote(value)}"
     return RowError(Words(f"{message}{call}, or {flag} on the command line", message + shell), Words(call, shell))

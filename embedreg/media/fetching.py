@@ -1,4 +1,4 @@
-"""Fetch images from URLs in data: only from allowed hosts, and only over IP addresses that were checked.
+"""Fetch what URLs in data name, such as images: only from allowed hosts, and only over IP addresses that were checked.
 
 A host is resolved once, all of its addresses must be public, and the connection goes to one of these addresses, so a
 second DNS lookup cannot lead elsewhere (DNS rebinding). Python's own HTTP client does the rest, over a socket with a
@@ -24,8 +24,9 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from embedreg._version import __version__
 from embedreg.errors import CallError, RowError
-from embedreg.images import allowances
-from embedreg.images.allowances import ImagePolicy
+from embedreg.media import allowances
+from embedreg.media.allowances import ImagePolicy
+from embedreg.media.kinds import IMAGE, Kind
 from embedreg.security.addresses import Host, parse_host
 from embedreg.support import retry
 
@@ -41,7 +42,6 @@ _URL = re.compile(r"https?:", re.IGNORECASE | re.ASCII)
 _NUMERIC = re.compile(r"(.*\.)?(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE | re.ASCII)
 _HEADERS = {
     "User-Agent": f"embedreg/{__version__}",
-    "Accept": "image/*",
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
@@ -65,33 +65,34 @@ def url_retrieve(url: str) -> bytes:
     return fetch(url, allowances.current_policy())
 
 
-def fetch(url: str, policy: ImagePolicy) -> bytes:
-    """Fetch an image.
+def fetch(url: str, policy: ImagePolicy, kind: Kind = IMAGE) -> bytes:
+    """Fetch an image, or an input of another kind.
 
     Transient errors (a lost connection, a busy server) are retried at most twice, within `timeout_s`.
 
     Args:
         url: an http(s) URL.
         policy: the allowed hosts, and the limits of bytes, redirects and seconds.
+        kind: what the server may send, and what messages call it.
     Raises:
-        RowError: the host, one of its addresses or a redirect is not allowed; the response is not an image, is too
+        RowError: the host, one of its addresses or a redirect is not allowed; the response is of another kind, is too
             long, or does not arrive in time.
     """
     deadline = time.monotonic() + policy.timeout_s
     if not is_url(url):
-        raise RowError("the address of the image is not an http(s) URL")
+        raise RowError(f"the address of the {kind.noun} is not an http(s) URL")
     try:
         return retry.call_with_retry(
-            _follow, url.strip(), policy, deadline, max_retries=RETRIES, deadline_s=policy.timeout_s
+            _follow, url.strip(), policy, kind, deadline, max_retries=RETRIES, deadline_s=policy.timeout_s
         )
     except CallError as exc:
         raise RowError(exc.message) from None
 
 
-def _follow(url: str, policy: ImagePolicy, deadline: float) -> bytes:
+def _follow(url: str, policy: ImagePolicy, kind: Kind, deadline: float) -> bytes:
     """Fetch a URL and its redirects, each of which is checked."""
     for _ in range(policy.max_redirects + 1):
-        target = _checked_target(url, policy)
+        target = _checked_target(url, policy, kind)
         answer = _get(target, policy, deadline)
         if isinstance(answer, bytes):
             return answer
@@ -100,8 +101,8 @@ def _follow(url: str, policy: ImagePolicy, deadline: float) -> bytes:
         except ValueError:
             url = ""
         if not is_url(url):
-            raise RowError("the image's server redirects to an address that is not an http(s) URL")
-    raise RowError(f"the image's server redirects more than max_redirects={policy.max_redirects} times")
+            raise RowError(f"the {kind.noun}'s server redirects to an address that is not an http(s) URL")
+    raise RowError(f"the {kind.noun}'s server redirects more than max_redirects={policy.max_redirects} times")
 
 
 # -- checking a URL ----------------------------------------------------------------------------------------------------
@@ -109,11 +110,12 @@ def _follow(url: str, policy: ImagePolicy, deadline: float) -> bytes:
 
 @dataclass(frozen=True)
 class _Target:
-    """A URL that is allowed: its host, its path, and whether it may be in a private network."""
+    """A URL that is allowed: its host, its path, whether it may be in a private network, and the kind of input."""
 
     host: Host
     path: str
     private: bool
+    kind: Kind
 
     @property
     def name(self) -> str:
@@ -125,7 +127,7 @@ class _Target:
         return self.host.effective_port or 80
 
 
-def _checked_target(url: str, policy: ImagePolicy) -> _Target:
+def _checked_target(url: str, policy: ImagePolicy, kind: Kind) -> _Target:
     """Return the target of a URL, if its host is allowed.
 
     Raises:
@@ -136,20 +138,22 @@ def _checked_target(url: str, policy: ImagePolicy) -> _Target:
     host = parse_host(url)
     if host is None or host.scheme not in ("http", "https") or (host.port is not None and not 0 < host.port < 65536):
         raise RowError(
-            "the address of the image has a user name, a non-ASCII host, or a spelling that parsers read differently"
+            f"the address of the {kind.noun} has a user name, a non-ASCII host, or a spelling that parsers read "
+            "differently"
         )
     private = allowances.host_covered(policy.private_hosts, host)
     if not private and not allowances.host_covered(policy.hosts, host):
-        raise allowances.not_allowed(f"images may not be fetched from {str(host)!r}; allow it: ", "hosts", str(host))
+        said = f"{kind.plural} may not be fetched from {str(host)!r}; allow it: "
+        raise allowances.not_allowed(said, "hosts", str(host))
     if host.host.startswith("[") or _NUMERIC.fullmatch(host.host):  # an IP address in its canonical spelling only
         try:
             ipaddress.ip_address(host.host.strip("[]"))
         except ValueError:
-            raise RowError("the address of the image has an ambiguous number as its host") from None
+            raise RowError(f"the address of the {kind.noun} has an ambiguous number as its host") from None
         if not private and not _is_public(host.host.strip("[]")):
             raise _not_public(host)
     parts = urlsplit(url)
-    return _Target(host, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), private)
+    return _Target(host, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), private, kind)
 
 
 def _addresses(target: _Target, deadline: float) -> list[tuple[Any, ...]]:
@@ -171,10 +175,10 @@ def _addresses(target: _Target, deadline: float) -> list[tuple[Any, ...]]:
     try:
         found = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
-        raise _timed_out() from None
+        raise _timed_out(target.kind) from None
     if isinstance(found, Exception):
         transient = getattr(found, "errno", None) == socket.EAI_AGAIN
-        raise CallError("the host of the image is unknown", transient=transient)
+        raise CallError(f"the host of the {target.kind.noun} is unknown", transient=transient)
     if not target.private and not all(_is_public(place[0]) for *_, place in found):
         raise _not_public(target.host)
     return [(family, kind, protocol, place) for family, kind, protocol, _, place in found]
@@ -249,7 +253,7 @@ def _get(target: _Target, policy: ImagePolicy, deadline: float) -> bytes | str:
     """Send one request.
 
     Returns:
-        The image's bytes, or the location of a redirect.
+        The bytes of the input, or the location of a redirect.
     Raises:
         RowError: as `fetch`. CallError: the request failed.
     """
@@ -259,14 +263,15 @@ def _get(target: _Target, policy: ImagePolicy, deadline: float) -> bytes | str:
     timed = None
     try:
         connection.sock = timed = _connected(target, deadline)
-        connection.request("GET", target.path, headers=_HEADERS)
-        return _read(connection.getresponse(), policy)
+        connection.request("GET", target.path, headers={**_HEADERS, "Accept": target.kind.accept})
+        return _read(connection.getresponse(), policy, target.kind)
     except TimeoutError:
-        raise _timed_out() from None
+        raise _timed_out(target.kind) from None
     except ssl.SSLCertVerificationError:
-        raise RowError("the certificate of the image's server is not valid for it") from None
+        raise RowError(f"the certificate of the {target.kind.noun}'s server is not valid for it") from None
     except (OSError, http.client.HTTPException) as exc:
-        what = f"the image's server cannot be reached, or its response is invalid ({type(exc).__name__})"
+        server = f"the {target.kind.noun}'s server"
+        what = f"{server} cannot be reached, or its response is invalid ({type(exc).__name__})"
         raise CallError(what, transient=True) from None
     finally:
         if timed is not None:
@@ -302,37 +307,37 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _read(response: http.client.HTTPResponse, policy: ImagePolicy) -> bytes | str:
+def _read(response: http.client.HTTPResponse, policy: ImagePolicy, kind: Kind) -> bytes | str:
     """Read a response, up to the allowed size."""
     if response.status in _REDIRECTS:
         location = response.getheader("Location")
         if not location:
-            raise RowError(f"the image's server answers HTTP {response.status} without a Location")
+            raise RowError(f"the {kind.noun}'s server answers HTTP {response.status} without a Location")
         return location.encode("latin-1", "replace").decode("utf-8", "replace")  # as browsers read it
     if response.status != 200:
         answer = _Status(response)
         raise CallError(
-            f"the image's server answers HTTP {response.status}",
+            f"the {kind.noun}'s server answers HTTP {response.status}",
             transient=retry.is_transient(answer),
             retry_after_s=retry.retry_after_s(answer),
         )
-    kind = response.getheader("Content-Type", "").partition(";")[0].strip().lower()
-    if not kind.startswith("image/") and kind not in _UNTYPED:
-        shown = kind if re.fullmatch(r"[\w.+-]+/[\w.+-]+", kind) else "something else"
-        raise RowError(f"the image's server sends {shown}, not an image")
+    sent = response.getheader("Content-Type", "").partition(";")[0].strip().lower()
+    if not sent.startswith(kind.types) and sent not in _UNTYPED:
+        shown = sent if re.fullmatch(r"[\w.+-]+/[\w.+-]+", sent) else "something else"
+        raise RowError(f"the {kind.noun}'s server sends {shown}, not {kind.article} {kind.noun}")
     if response.getheader("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise RowError("the image's server sends it compressed, which was not requested")
+        raise RowError(f"the {kind.noun}'s server sends it compressed, which was not requested")
     length = response.length
     if length is not None and length > policy.max_bytes:
-        raise RowError(f"the image has {length:,} bytes, over max_bytes={policy.max_bytes:,}")
+        raise RowError(f"the {kind.noun} has {length:,} bytes, over max_bytes={policy.max_bytes:,}")
     parts, got = [], 0
     while part := response.read1(_CHUNK):
         parts.append(part)
         got += len(part)
         if got > policy.max_bytes:
-            raise RowError(f"the image has over max_bytes={policy.max_bytes:,} bytes")
+            raise RowError(f"the {kind.noun} has over max_bytes={policy.max_bytes:,} bytes")
     if length is not None and got < length:
-        raise CallError("the image's server ended the connection too soon", transient=True)
+        raise CallError(f"the {kind.noun}'s server ended the connection too soon", transient=True)
     return b"".join(parts)
 
 
@@ -344,5 +349,5 @@ class _Status(Exception):
         self.status, self.headers = response.status, response.headers
 
 
-def _timed_out() -> CallError:
-    return CallError("the image did not arrive within the time that timeout_s allows")
+def _timed_out(kind: Kind) -> CallError:
+    return CallError(f"the {kind.noun} did not arrive within the time that timeout_s allows")
