@@ -33,6 +33,7 @@ __all__ = ["BUILTINS", "EmbeddingFunctionRegistry", "get", "get_registry", "regi
 BUILTINS = {
     "azure-openai": "embedreg.functions.openai:AzureOpenAIEmbeddings",
     "bedrock-text": "embedreg.functions.bedrock_text:BedrockTextEmbeddings",
+    "clap": "embedreg.functions.clap:ClapEmbeddings",
     "cohere": "embedreg.functions.cohere:CohereEmbeddings",
     "cohere-multimodal": "embedreg.functions.cohere_multimodal:CohereMultimodalEmbeddings",
     "colbert": "embedreg.functions.sentence_transformers.huggingface:ColbertEmbeddings",

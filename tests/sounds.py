@@ -1,4 +1,4 @@
-"""Two modalities that the library does not know, with a function of each: recordings as WAV, and lists of numbers."""
+"""Two modalities that the library does not know, with a function of each: signals as WAV, and lists of numbers."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def loudness(seed: int) -> np.ndarray:
     return np.abs(samples(seed).astype(np.float32)).reshape(PARTS, -1).mean(axis=1) / 1000
 
 
-AUDIO = Modality(
-    "audio",
+SIGNAL = Modality(
+    "signal",
     string="name",
     types=("string", "large_string", "binary", "large_binary"),
     objects=True,
     probe=wav(0),
     sql={"duckdb": "BLOB", "databend": "BINARY"},
-    hint="recordings are WAV files as bytes, or their paths",
-    files=InputFiles("recordings", (".wav",), "a recording"),
+    hint="signals are WAV files as bytes, or their paths",
+    files=InputFiles("signals", (".signal",), "a signal"),
 )
 NUMBERS = Modality(
     "number-list",
@@ -63,12 +63,12 @@ NUMBERS = Modality(
 @contextmanager
 def in_the_table() -> Iterator[None]:
     """Add both rows to the table for a time."""
-    for each in (AUDIO, NUMBERS):
+    for each in (SIGNAL, NUMBERS):
         add_modality(each)
     try:
         yield
     finally:
-        for each in (AUDIO, NUMBERS):
+        for each in (SIGNAL, NUMBERS):
             del modality.MODALITIES[each.name]
         modality._parsed.cache_clear()
 
@@ -77,7 +77,7 @@ def in_the_table() -> Iterator[None]:
 class Loudness(EmbeddingFunction):
     """Embeds a recording as the mean amplitude of its four parts."""
 
-    traits: ClassVar[Traits] = Traits(modality="audio", metric="l2", retry=False)
+    traits: ClassVar[Traits] = Traits(modality="signal", metric="l2", retry=False)
 
     def ndims(self) -> int:
         return PARTS

@@ -23,7 +23,7 @@ ORDER = (
     ("security",),
     ("core",),
     ("media",),
-    ("images",),
+    ("images", "audio"),
     ("declaration",),
     ("registry",),
     ("runtime.hardware", "runtime.progress", "runtime.cache"),
@@ -69,6 +69,7 @@ BY_NAME = {
     ): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.sentence_transformers.splade"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.colpali"): "the table of built-ins, imported on get()",
+    ("registry.py", "embedreg.functions.clap"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.siglip"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.static"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.open_clip"): "the table of built-ins, imported on get()",
@@ -117,13 +118,15 @@ HEAVY = {
     "lancedb",
     "lance",
     "PIL",
+    "soundfile",
+    "soxr",
     "pandas",
     "polars",
     "openai",
     "duckdb",
     "ray",
 }
-LIBRARY_FOLDERS = {"cli", "engines", "functions", "images", "runtime"}
+LIBRARY_FOLDERS = {"audio", "cli", "engines", "functions", "images", "runtime"}
 
 
 def module_of(file: Path) -> str:
@@ -268,7 +271,7 @@ def test_the_page_names_every_package() -> None:
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=name)
 def test_heavy_libraries_are_imported_where_they_are_used(file: Path) -> None:
-    """torch, lancedb and the like are imported in functions/, engines/, runtime/, images/ and the command line only."""
+    """torch, lancedb and the like are imported in the `LIBRARY_FOLDERS` only."""
     roots = {imported.partition(".")[0] for imported in imports_of(file)}
     assert file.relative_to(PACKAGE).parts[0] in LIBRARY_FOLDERS or not roots & HEAVY
 

@@ -72,6 +72,7 @@ _BATCHES = "`embedreg embed --batch-api`"
 _USAGE = "`Report.usage` and `JobReport.usage`"
 _SMALL = "`dtype=` of `fn.bind`"
 _BIND = "dtype: str | None = None, ranges: Any = None) -> EmbeddingFunctionConfig"
+_RECORDINGS = "`max_seconds`, `max_channels`, `max_samples` and `audio_formats` of `ImagePolicy`"
 _FIELDS = ("ipm", "max_concurrency", "rpm", "tpm")
 ALLOWED: dict[str, tuple[str, str]] = {
     **{
@@ -95,6 +96,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
     },
     "results / functions_in, one / fields / template": (_TEMPLATES, "added"),
     "results / inspect / 0 / template": (_TEMPLATES, "added"),
+    **{
+        f"modules / embedreg / ImagePolicy / fields / {name}": (_RECORDINGS, "added")
+        for name in ("audio_formats", "max_channels", "max_samples", "max_seconds")
+    },
+    "modules / embedreg / ImagePolicy / signature": (_RECORDINGS, ""),
     "modules / embedreg / budget": (_BUDGET, "added"),
     **{f"functions / openai / fields / {name}": (_BUDGET, "added") for name in _FIELDS},
     **{f"outputs / functions / openai / config / properties / {name}": (_BUDGET, "added") for name in _FIELDS},
@@ -158,6 +164,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
                 ("colbert", "gte-text", "huggingface", "instructor"),
             ),
             ("`siglip`, images and texts", ("siglip",)),
+            ("`clap`: recordings and texts", ("clap",)),
             (
                 "The functions `jina-clip`, `voyageai-multimodal` and `cohere-multimodal`",
                 ("cohere-multimodal", "jina-clip", "voyageai-multimodal"),

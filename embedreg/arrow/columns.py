@@ -16,7 +16,7 @@ from embedreg.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["IMAGES_HINT", "Accepted", "column_of", "images_of", "is_picture", "texts_of", "unstacked"]
+__all__ = ["IMAGES_HINT", "Accepted", "column_of", "images_of", "is_picture", "recordings_of", "texts_of", "unstacked"]
 
 IMAGES_HINT = "images need an image function, such as 'open-clip': see get_registry().describe(name)['modality']"
 _MAX_STRING_BYTES = 2**31 - 1
@@ -229,16 +229,25 @@ def images_of(array: pa.Array) -> Any:
     Raises:
         InputError: the column has another type.
     """
+    return _held(array, "an image", "images")
+
+
+def recordings_of(array: pa.Array) -> Any:
+    """Return the recordings of such a column, as `images_of`."""
+    return _held(array, "an audio", "recordings")
+
+
+def _held(array: pa.Array, function: str, plural: str) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     kind = array.type
     if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
         raise InputError(
-            f"an image function cannot embed a column of type {kind}.",
-            "images are bytes, paths or URLs (binary or string), or structs of both, {bytes, path}",
+            f"{function} function cannot embed a column of type {kind}.",
+            f"{plural} are bytes, paths or URLs (binary or string), or structs of both, {{bytes, path}}",
         )
-    content, names = (_decoded(pc.struct_field(array, name), Accepted("image")) for name in ("bytes", "path"))
+    content, names = (_decoded(pc.struct_field(array, name), Accepted(plural)) for name in ("bytes", "path"))
     if content.null_count in (array.null_count, len(array)):
         return content if content.null_count == array.null_count else names
     return [

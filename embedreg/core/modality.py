@@ -1,4 +1,4 @@
-"""The table of modalities (text, image, ...), used to read, probe, cache and serve inputs.
+"""The table of modalities (text, image, audio, ...), used to read, probe, cache and serve inputs.
 
 `Traits(modality=...)` names rows of this table, joined by "+": "text", "image+text". Everything that depends on a
 modality is in its row; no other module compares modality names. An unknown name is an error when the function is used,
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedreg.arrow.columns import Accepted, images_of, unstacked
+from embedreg.arrow.columns import Accepted, images_of, recordings_of, unstacked
 from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY",
+    "AUDIO",
     "IMAGE",
     "MODALITIES",
     "TEXT",
@@ -48,6 +49,16 @@ PROBE_IMAGE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAcklEQVR42h2OUQ0AUQjDKgYxiEEMYiZmYkh2L/e7NF0BChoGFgSG45+r6GKK"
     "LVS4uMc+uJpuptlGjZt7hqeoSU9msoMGD/e8bGrTm9nsRouXe28opbQyyioSFvcacMppZ5x1ZGzulb20uvRlLnvo8HHHB/dGU+why/E+AAAAAElF"
     "TkSuQmCC"
+)
+# 10 ms of three tones at 48 kHz, as a WAV file of 8 bits: every decoder returns the same samples.
+PROBE_AUDIO = base64.b64decode(
+    "UklGRgQCAABXQVZFZm10IBAAAAABAAEAgLsAAIC7AAABAAgAZGF0YeABAAC3saCZoa+yoYRxeJW3ysi7tsDP0LmOZVFWZWxiU1BhfZGMb0w5OkVI"
+    "PSwoPmiRpqOVkJqqrp6BbHGNr8TEurjG2d7KoXhjZXF2allUZYKXlHhWQUBISDkkHC9Wf5WTiIWRo6mZfGVogqS6vLW2x9/p2LKKdHR/gXRhWmqH"
+    "np2EYkxKUE06IBQiR26FhHt5h5ujk3VeXnaXrbCrr8Tg7+PAmYODjI1+aWFvjqaokHBaVltWQCIQGjtgdndubn2TnI5vVlNpiZ6inqS83PDpyqWQ"
+    "j5iYiHFndZSusp1/amZpY0ooERYzVmprY2N0i5WIaU5JXHqOko+WsNTs6tCumpqiopF5bXqZtbyqjnp3enNYMhcWL09iYllaa4SQhGVIQFBrfoB9"
+    "hKDH5OfRs6Giq6qYf3J+nbvEtZyKiIyFaUAhHDBMXVtSU2V+jIFiQzhGXm5vanGOt9ngzrSkprCwnoR1gJ++yr+omZmfmXxSLyU1TVxZTk5ge4qA"
+    "YUE0PlJgX1hdeqXJ1cixpKizs6GGdn+ev87FsqapsayRZT8xPVJeWU1MXnqKgmNCMjlKVFBGSmWRuMe+qqCmsrSihnV9m73OybmwtsG/pXpSQUha"
+    "Y1xPTV56jYVoRjM3RUxFNzhRfKU="
 )
 
 String = Literal["content", "name", "unknown"]
@@ -145,10 +156,21 @@ IMAGE = Modality(
     forms="embedreg.images.forms",
     documents=(InputFiles("pages", (".pdf",), "a document", "embedreg.datasets.pages", "image"),),
 )
+AUDIO = Modality(
+    "audio",
+    string="name",
+    types=("string", "large_string", "binary", "large_binary"),
+    objects=True,
+    probe=PROBE_AUDIO,
+    sql={"duckdb": "BLOB", "databend": "BINARY"},
+    hint="recordings are bytes, paths or URLs (binary or string)",
+    read=recordings_of,
+    files=InputFiles("recordings", (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"), "a recording"),
+)
 # For a class that does not declare its modality, such as LanceDB's: it gets the column's values, and texts from SQL.
 ANY = Modality("any", objects=True, rows_of=unstacked)
 
-MODALITIES: dict[str, Modality] = {each.name: each for each in (TEXT, IMAGE, ANY)}
+MODALITIES: dict[str, Modality] = {each.name: each for each in (TEXT, IMAGE, AUDIO, ANY)}
 
 
 def add_modality(modality: Modality) -> None:
@@ -159,7 +181,7 @@ def add_modality(modality: Modality) -> None:
     """
     name = modality.name
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or "+" in name:
-        raise ConfigError(f"{name!r} cannot be the name of a modality.", "embedreg.Modality('audio', ...)")
+        raise ConfigError(f"{name!r} cannot be the name of a modality.", "embedreg.Modality('video', ...)")
     for suffix in (suffix for each in modality.kinds_of_files for suffix in each.suffixes):
         if (other := of_files(suffix=suffix)) is not None and other.name != name:
             raise ConfigError(f"files that end in {suffix!r} are of the modality {other.name!r}.", "name other endings")

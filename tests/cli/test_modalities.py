@@ -51,15 +51,15 @@ def test_an_unknown_modality_is_named(cli: Callable, table: Path, args: list[str
     """With what describes it; the hint is one for the command line."""
     found = cli(*args, expect=1)
     said = " ".join((found.out + found.err).split())
-    assert "Loudness embeds 'audio', an unknown modality; known: text, image, any." in said
-    assert "the file of --import, describes it with embedreg.add_modality(embedreg.Modality('audio', ...))" in said
+    assert "Loudness embeds 'signal', an unknown modality; known: text, image, audio, any." in said
+    assert "the file of --import, describes it with embedreg.add_modality(embedreg.Modality('signal', ...))" in said
 
 
 def test_commands_without_a_modality_still_work(cli: Callable, table: Path) -> None:
     """A declaration is shown, and its comments are written, without the row."""
     assert "usable     yes" in cli("inspect", table).out
-    assert "drift      unknown: Loudness embeds 'audio'" in cli("inspect", table, "--check").out
-    assert "audio" in cli("functions", "loudness").out
+    assert "drift      unknown: Loudness embeds 'signal'" in cli("inspect", table, "--check").out
+    assert "signal" in cli("functions", "loudness").out
     assert "COMMENT ON COLUMN" in cli("ddl", "duckdb", table).out
 
 
@@ -71,13 +71,13 @@ def test_a_known_modality_is_served(cli: Callable, table: Path, added: None, tmp
     folder = tmp_path / "in"
     folder.mkdir()
     for seed in range(N):
-        (folder / f"{seed}.wav").write_bytes(wav(seed))
+        (folder / f"{seed}.signal").write_bytes(wav(seed))
     assert cli("embed", folder, "-f", "loudness", "--estimate", "--json").json[0]["to_embed"] == N
     cli("embed", folder, "out.parquet", "-f", "loudness")
     found = pq.read_table("out.parquet")
-    assert found["name"].to_pylist() == [f"{seed}.wav" for seed in range(N)]
+    assert found["name"].to_pylist() == [f"{seed}.signal" for seed in range(N)]
     assert np.allclose(found["vector"].to_pylist(), [loudness(seed) for seed in range(N)])
-    assert "the sample is texts, and Loudness embeds recordings" in cli("bench", "-f", "loudness", expect=1).err
+    assert "the sample is texts, and Loudness embeds signals" in cli("bench", "-f", "loudness", expect=1).err
     assert cli("bench", table, "-f", "loudness", "--source", "sound", "--runs", 1, "--json").json["rows"] == N
 
 
@@ -101,4 +101,4 @@ def test_images_are_not_compared_with_texts(cli: Callable, table: Path, added: N
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     said = cli("search", table, "--image", tmp_path / "a.png", expect=1).err
-    assert "holds recordings, which no image can be compared with" in said
+    assert "holds signals, which no image can be compared with" in said

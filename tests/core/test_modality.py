@@ -25,7 +25,7 @@ from embedreg.engines.databend import Served
 from embedreg.errors import ConfigError, InputError
 from tests.engines.databend_flight import Client
 from tests.fakes import Lengths
-from tests.sounds import AUDIO, Loudness, Moments, in_the_table, loudness, wav
+from tests.sounds import SIGNAL, Loudness, Moments, in_the_table, loudness, wav
 
 PACKAGE = Path(embedreg.__file__).parent
 N = 5
@@ -57,7 +57,7 @@ WAYS: dict[str, Callable[[Path], Any]] = {
     "the probe": lambda _: drift.probe_vector(Loudness.create()),
     "lancedb": _lancedb,
     "duckdb": lambda _: duck.install(duckdb.connect(), Loudness.create()),
-    "databend": lambda _: databend.serve({"ai_audio": Loudness.create()}, bind="127.0.0.1:0"),
+    "databend": lambda _: databend.serve({"ai_signal": Loudness.create()}, bind="127.0.0.1:0"),
     "a job": lambda tmp_path: embedreg.embed(
         pq.write_table(pa.table({"a": RECORDINGS}), tmp_path / "a.parquet") or tmp_path / "a.parquet",
         tmp_path / "out",
@@ -70,17 +70,17 @@ WAYS: dict[str, Callable[[Path], Any]] = {
 def test_an_unknown_modality_is_refused_by_name(way: str, tmp_path: Path) -> None:
     """Everywhere, before the function is called, with what describes it and what does without."""
     with pytest.raises(
-        ConfigError, match="Loudness embeds 'audio', an unknown modality; known: text, image, any"
+        ConfigError, match="Loudness embeds 'signal', an unknown modality; known: text, image, audio, any"
     ) as caught:
         WAYS[way](tmp_path)
     assert caught.value.hint is not None
-    assert "embedreg.add_modality(embedreg.Modality('audio', ...))" in caught.value.hint
+    assert "embedreg.add_modality(embedreg.Modality('signal', ...))" in caught.value.hint
     assert "embedreg.Traits(modality='any')" in caught.value.hint
 
 
 def test_a_class_may_name_a_modality_that_is_added_later(added: None) -> None:
     """A plug-in's class and its row may come in either order."""
-    assert modality.modalities(Loudness.create()) == (AUDIO,)
+    assert modality.modalities(Loudness.create()) == (SIGNAL,)
 
 
 # -- with one ----------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_a_class_may_name_a_modality_that_is_added_later(added: None) -> None:
 def test_a_column_of_an_added_modality(added: None, tmp_path: Path) -> None:
     """As bytes, objects and paths, in lists and Arrow; another type is refused with the row's hint."""
     function = Loudness.create()
-    paths = [tmp_path / f"{seed}.wav" for seed in range(N)]
+    paths = [tmp_path / f"{seed}.signal" for seed in range(N)]
     for path, recording in zip(paths, RECORDINGS, strict=True):
         path.write_bytes(recording)
     columns = [RECORDINGS, pa.array(RECORDINGS), pa.chunked_array([RECORDINGS[:2], RECORDINGS[2:]]), [*map(str, paths)]]
@@ -97,9 +97,9 @@ def test_a_column_of_an_added_modality(added: None, tmp_path: Path) -> None:
         assert np.allclose(embed_column(function, column).matrix, EXPECTED)
     made = embed_column(function, [RECORDINGS[0], b"no recording", None])
     assert (made.valid.tolist(), made.reasons) == ([True, False, False], {1: "it cannot be heard: Error"})
-    with pytest.raises(InputError, match="an audio function cannot embed a column of type int64") as caught:
+    with pytest.raises(InputError, match="a signal function cannot embed a column of type int64") as caught:
         embed_column(function, pa.array([1, 2]))
-    assert caught.value.hint == AUDIO.hint
+    assert caught.value.hint == SIGNAL.hint
     assert np.allclose(embed_query(function, RECORDINGS[3]), EXPECTED[3])
 
 
@@ -139,14 +139,14 @@ def test_an_added_modality_in_duckdb(added: None) -> None:
 
 def test_an_added_modality_in_databend(added: None) -> None:
     """Bytes reach a function through a real server; what Databend cannot pass is refused by name."""
-    with databend.serve([Served("ai_audio", Loudness.create(), input="audio")], bind="127.0.0.1:0") as server:
-        assert "FUNCTION ai_audio (BINARY)" in server.ddl()
-        made = Client(server.address).call("ai_audio", pa.array([*RECORDINGS, None]))
+    with databend.serve([Served("ai_signal", Loudness.create(), input="signal")], bind="127.0.0.1:0") as server:
+        assert "FUNCTION ai_signal (BINARY)" in server.ddl()
+        made = Client(server.address).call("ai_signal", pa.array([*RECORDINGS, None]))
         assert np.allclose(made.to_pylist()[:N], EXPECTED)
         assert made.to_pylist()[N] is None
-    with pytest.raises(ConfigError, match="Loudness embeds audio, not text") as caught:
-        databend.serve({"ai_audio": Loudness.create()}, bind="127.0.0.1:0")
-    assert caught.value.hint == "Served('ai_audio', function, input='audio')"
+    with pytest.raises(ConfigError, match="Loudness embeds signal, not text") as caught:
+        databend.serve({"ai_signal": Loudness.create()}, bind="127.0.0.1:0")
+    assert caught.value.hint == "Served('ai_signal', function, input='signal')"
     with pytest.raises(ConfigError, match="Moments embeds 'number-list', which Databend cannot pass to a function; it"):
         databend.serve({"ai_moments": Moments.create()}, bind="127.0.0.1:0")
 
@@ -164,15 +164,15 @@ def test_a_folder_of_an_added_modality(added: None, tmp_path: Path) -> None:
     """Files with the row's endings are rows; texts are refused, and so is a function that does not say."""
     (tmp_path / "in").mkdir()
     for seed, recording in enumerate(RECORDINGS):
-        (tmp_path / "in" / f"{seed}.WAV").write_bytes(recording)
+        (tmp_path / "in" / f"{seed}.SIGNAL").write_bytes(recording)
     (tmp_path / "in" / "notes.txt").write_text("x")
     report = embedreg.embed(tmp_path / "in", tmp_path / "out.parquet", Loudness.create().bind("path", "vector"))
     found = pq.read_table(tmp_path / "out.parquet")
-    assert (report.embedded, found["name"].to_pylist()) == (N, [f"{seed}.WAV" for seed in range(N)])
+    assert (report.embedded, found["name"].to_pylist()) == (N, [f"{seed}.SIGNAL" for seed in range(N)])
     assert np.allclose(found["vector"].to_pylist(), EXPECTED)
-    with pytest.raises(InputError, match="holds recordings, and Lengths embeds texts"):
+    with pytest.raises(InputError, match="holds signals, and Lengths embeds texts"):
         embedreg.embed(tmp_path / "in", tmp_path / "no", Lengths.create().bind("path", "vector"))
-    with pytest.raises(InputError, match="holds recordings, and Whatever does not declare that it embeds them"):
+    with pytest.raises(InputError, match="holds signals, and Whatever does not declare that it embeds them"):
         embedreg.embed(tmp_path / "in", tmp_path / "no", Whatever.create().bind("path", "vector"))
 
 
@@ -240,9 +240,9 @@ def test_invalid_modality_names_are_refused() -> None:
 
 def test_duplicate_modality_names_are_refused(added: None) -> None:
     """The same row may be added again, as a notebook does; another row of its name or of its files is refused."""
-    embedreg.add_modality(AUDIO)
+    embedreg.add_modality(SIGNAL)
     for wrong in (
-        Modality("audio"),
+        Modality("signal"),
         Modality("text"),
         Modality("a+b"),
         Modality(""),
@@ -250,7 +250,7 @@ def test_duplicate_modality_names_are_refused(added: None) -> None:
     ):
         with pytest.raises(ConfigError):
             embedreg.add_modality(wrong)
-    assert set(MODALITIES) == {"text", "image", "any", "audio", "number-list"}
+    assert set(MODALITIES) == {"text", "image", "audio", "any", "signal", "number-list"}
 
 
 def test_the_page_shows_the_table() -> None:
@@ -264,7 +264,7 @@ def test_the_page_shows_the_table() -> None:
 
 # -- nobody else compares ----------------------------------------------------------------------------------------------
 
-NAMES = {"text", "image", "images", "any"}
+NAMES = {"text", "image", "images", "audio", "recordings", "any"}
 # Files that compare such words and mean something else -> what.
 OTHERS = {
     "arrow/casting.py": "kinds of Arrow types",

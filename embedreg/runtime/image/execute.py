@@ -1,4 +1,4 @@
-"""Embeds images: opens and prepares them in threads, runs the model in batches, scatters the vectors into one matrix.
+"""Embeds images or recordings: opens and prepares them in threads, runs batches, scatters the vectors into one matrix.
 
 On a CPU each worker thread opens its own batch and runs it on one core. Images from a network, and images for a GPU,
 are opened and prepared by separate threads, ahead of the model. In both cases memory holds only the images of the
@@ -12,10 +12,10 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from embedreg.errors import RowError
 from embedreg.runtime import progress
@@ -26,7 +26,7 @@ from embedreg.runtime.vectors.packed import Packed, PackedRows, concatenated, on
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["PictureModel", "embed_picture", "embed_pictures"]
+__all__ = ["Opened", "PictureModel", "embed_picture", "embed_pictures", "opened_image"]
 
 log = logging.getLogger("embedreg")
 
@@ -67,6 +67,23 @@ class PictureModel(Protocol):
         """
 
 
+Opened: TypeAlias = "Callable[[PictureModel, Any, bool], np.ndarray]"  # see `opened_image`
+
+
+def opened_image(model: PictureModel, picture: Any, from_query: bool) -> np.ndarray:
+    """Open an image and prepare it for a model.
+
+    Args:
+        from_query: whether it is a query, whose path needs no grant.
+    Raises:
+        RowError: it cannot be opened or prepared.
+    """
+    from embedreg.images import open_image
+
+    draft = None if model.side is None else (DRAFT * model.side, DRAFT * model.side)
+    return model.prepare(open_image(picture, draft=draft, from_query=from_query))
+
+
 def embed_pictures(
     model: PictureModel,
     pictures: Any,
@@ -76,23 +93,25 @@ def embed_pictures(
     threads: int | None = None,
     from_query: bool = False,
     packed: bool = False,
+    opened: Opened = opened_image,
 ) -> Any:
-    """Embed images.
+    """Embed images, or recordings.
 
     Args:
         model: the model.
-        pictures: n images of any kind that `images.open_image` accepts, in a list or an Arrow array.
+        pictures: n images of any kind that `opened` accepts, in a list or an Arrow array.
         ndims: d, the width of its vectors.
         batch_size: maximum images of a forward pass; None for the default of the device. On a CPU at most 8.
         threads: worker threads on a CPU, threads that open and prepare elsewhere; None for one per core that torch may
             use.
         from_query: whether they are queries, whose paths need no grant.
         packed: whether the model returns `Packed` rows.
+        opened: opens one of them and prepares it; called in many threads.
     Returns:
         (n, d) float32, or a list of n as `Packed.rows` returns them; or, if some images have no vector, a list of n
         vectors with None for a null and a RowError for each image that could not be opened.
     """
-    run = _Run(model, pictures, None if packed else ndims, from_query)
+    run = _Run(model, pictures, None if packed else ndims, from_query, opened)
     threads = threads or workers.worker_threads()
     if model.device != "cpu":
         run.on_device(batch_size or DEVICE_BATCH, threads)
@@ -103,22 +122,15 @@ def embed_pictures(
     return run.result()
 
 
-def embed_picture(model: PictureModel, picture: Any) -> Any:
-    """Embed one query image in this thread, on all cores.
+def embed_picture(model: PictureModel, picture: Any, opened: Opened = opened_image) -> Any:
+    """Embed one query image, or recording, in this thread, on all cores.
 
     Returns:
         (1, d) float32, or one row of `Packed` arrays.
     Raises:
         RowError: the image cannot be opened or prepared.
     """
-    return _forward(model, _opened(model, picture, from_query=True)[None])
-
-
-def _opened(model: PictureModel, picture: Any, *, from_query: bool = False) -> np.ndarray:
-    from embedreg.images import open_image
-
-    draft = None if model.side is None else (DRAFT * model.side, DRAFT * model.side)
-    return model.prepare(open_image(picture, draft=draft, from_query=from_query))
+    return _forward(model, opened(model, picture, True)[None])
 
 
 def _forward(model: PictureModel, batch: np.ndarray) -> Any:
@@ -152,10 +164,17 @@ class _Run:
     `failed` is changed only in the caller's thread; rows of `vectors` are written by the thread that computes them.
     """
 
-    def __init__(self, model: PictureModel, pictures: Any, ndims: int | None, from_query: bool = False) -> None:
+    def __init__(
+        self,
+        model: PictureModel,
+        pictures: Any,
+        ndims: int | None,
+        from_query: bool = False,
+        opened: Opened = opened_image,
+    ) -> None:
         import numpy as np
 
-        self.model, self.pictures, self.from_query = model, pictures, from_query
+        self.model, self.pictures, self.from_query, self.opened = model, pictures, from_query, opened
         packed, n = ndims is None, len(pictures)
         self.vectors: Any = PackedRows(n) if packed else np.zeros((n, ndims or 0), np.float32)
         valid = pictures.is_valid() if hasattr(pictures, "is_valid") else [each is not None for each in pictures]
@@ -232,7 +251,7 @@ class _Run:
         prepared, failed = {}, {}
         for row in rows:
             try:
-                prepared[row] = _opened(self.model, self._picture(row), from_query=self.from_query)
+                prepared[row] = self.opened(self.model, self._picture(row), self.from_query)
             except RowError as exc:
                 failed[row] = exc.with_traceback(None)  # the traceback would keep every image of the batch alive
         stacked = np.stack(list(prepared.values())) if prepared else None
