@@ -54,6 +54,7 @@ BUILTINS = {
     "open-clip": "embedreg.functions.open_clip:OpenClipEmbeddings",
     "openai": "embedreg.functions.openai:OpenAIEmbeddings",
     "sentence-transformers": "embedreg.functions.sentence_transformers:SentenceTransformerEmbeddings",
+    "sentence-transformers-multimodal": "embedreg.functions.sentence_transformers.multimodal:MultimodalEmbeddings",
     "siglip": "embedreg.functions.siglip:SiglipEmbeddings",
     "splade": "embedreg.functions.sentence_transformers.splade:SpladeEmbeddings",
     "static": "embedreg.functions.static:StaticEmbeddings",

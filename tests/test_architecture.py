@@ -70,6 +70,10 @@ BY_NAME = {
     ("registry.py", "embedreg.functions.sentence_transformers.splade"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.colpali"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.clap"): "the table of built-ins, imported on get()",
+    (
+        "registry.py",
+        "embedreg.functions.sentence_transformers.multimodal",
+    ): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.siglip"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.static"): "the table of built-ins, imported on get()",
     ("registry.py", "embedreg.functions.open_clip"): "the table of built-ins, imported on get()",

@@ -165,6 +165,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
             ),
             ("`siglip`, images and texts", ("siglip",)),
             ("`clap`: recordings and texts", ("clap",)),
+            ("`sentence-transformers-multimodal`: images and texts", ("sentence-transformers-multimodal",)),
             (
                 "The functions `jina-clip`, `voyageai-multimodal` and `cohere-multimodal`",
                 ("cohere-multimodal", "jina-clip", "voyageai-multimodal"),

@@ -20,6 +20,7 @@ from embedreg.core.role import Role
 from embedreg.errors import ConfigError
 from embedreg.runtime.hardware import workers
 from embedreg.runtime.hardware.precision import Precision
+from embedreg.runtime.image.execute import Whole
 from embedreg.runtime.local.image import LocalImageFunction
 from embedreg.runtime.models import folders, integrity, kinds, weights
 from embedreg.runtime.text import library
@@ -192,12 +193,8 @@ class ColPaliEmbeddings(LocalImageFunction):
         )
 
     def prepare(self, model: Any, picture: Any) -> np.ndarray:
-        """Return an image as it is, in an array () of objects: the model's library resizes it with its batch."""
-        import numpy as np
-
-        made = np.empty((), object)
-        made[()] = _Page(picture)
-        return made
+        """Return an image as it is: the model's library resizes it with its batch."""
+        return Whole(picture).prepared()
 
     def forward(self, model: Any, batch: Any) -> Packed:
         """Embed images of pages."""
@@ -207,13 +204,6 @@ class ColPaliEmbeddings(LocalImageFunction):
         (on,) = self._devices()
         pooled = self.use_token_pooling and self.pooling_strategy is not None
         return _Pages(self, self._loaded(on), on, self.pool_factor if pooled else 1, self.pool_queries)
-
-
-@dataclass(frozen=True)
-class _Page:
-    """An image, which numpy would take for an array of pixels."""
-
-    picture: Any
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from embedreg.runtime.vectors.packed import Packed, PackedRows, concatenated, on
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Opened", "PictureModel", "embed_picture", "embed_pictures", "opened_image"]
+__all__ = ["Opened", "PictureModel", "Whole", "embed_picture", "embed_pictures", "opened_image"]
 
 log = logging.getLogger("embedreg")
 
@@ -65,6 +65,21 @@ class PictureModel(Protocol):
         Args:
             batch: (b, ...), a numpy array on a CPU and a tensor elsewhere; a numpy array everywhere if of objects.
         """
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An image that `prepare` passes on as it is, for a library that resizes it with its batch."""
+
+    picture: Any
+
+    def prepared(self) -> np.ndarray:
+        """Return it in an array () of objects: numpy would take an image itself for an array of pixels."""
+        import numpy as np
+
+        made = np.empty((), object)
+        made[()] = self
+        return made
 
 
 Opened: TypeAlias = "Callable[[PictureModel, Any, bool], np.ndarray]"  # see `opened_image`

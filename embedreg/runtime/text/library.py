@@ -17,7 +17,17 @@ from embedreg.support.imports import attempt_import_or_raise
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["count_tokens", "encode", "flops_per_token", "load", "max_tokens", "ndims", "transformers", "truncated"]
+__all__ = [
+    "count_tokens",
+    "encode",
+    "flops_per_token",
+    "load",
+    "max_tokens",
+    "ndims",
+    "takes_images",
+    "transformers",
+    "truncated",
+]
 
 BATCH = 32  # rows, the library's default
 _SINCE = {"MultiVectorEncoder": "6.0", "SparseEncoder": "5.0"}
@@ -131,6 +141,11 @@ def max_tokens(model: Any) -> int | None:
     """Return the maximum number of tokens that a model reads of a text; None if there is no limit."""
     limit = model.get_max_seq_length()
     return None if limit is None or math.isinf(limit) else int(limit)
+
+
+def takes_images(model: Any) -> bool:
+    """Return whether a model embeds images as well as texts."""
+    return {"text", "image"} <= set(getattr(model, "modalities", ("text",)))
 
 
 def truncated(model: Any, texts: list[str], n: int) -> np.ndarray:
