@@ -79,6 +79,14 @@ def test_an_installed_library_without_that_module_is_not_called_missing() -> Non
         attempt_import_or_raise("json.nothing")
 
 
+def test_a_namespace_is_not_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`google`, of which other libraries have brought a part, is not google-auth: that is what is missing."""
+    (tmp_path / "namespace_here" / "other").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(errors.MissingExtraError, match=r"'google-auth' is not installed.*\n.*embedreg\[vertex\]"):
+        attempt_import_or_raise("namespace_here.auth", "google-auth", extra="vertex")
+
+
 def test_a_library_that_is_there_is_returned() -> None:
     """The module itself comes back, for a dotted name the inner one."""
     assert attempt_import_or_raise("json.decoder").__name__ == "json.decoder"

@@ -48,8 +48,9 @@ def functions(
             if d["group"] == group
         ]
         if rows:
-            title = _TITLES.get(group, group)
-            terminal.print_table(["name", "modality", "installed", "origin", "what it is"], rows, title=title)
+            columns = ["name", "modality", "installed", "origin", "what it is"]
+            terminal.print_table(columns, rows, title=_TITLES.get(group, group), cut=False)
+            terminal.say()
     terminal.note("one function's fields: embedreg functions NAME")
 
 
@@ -70,15 +71,13 @@ def _installed(described: dict[str, Any]) -> str:
 
 
 def _print_one(described: dict[str, Any]) -> None:
-    terminal.say(": ".join(filter(None, (described["name"], described["doc"]))), style="bold")
+    _say(": ".join(filter(None, (described["name"], described["doc"]))), style="bold")
     where = "a remote service" if described["remote"] else "this machine"
     extra = f", extra: embedreg[{described['extra']}]" if described["extra"] and described["installed"] else ""
-    terminal.say(
-        f"{described['modality']}, {described['origin']}, runs on {where}, installed: {_installed(described)}{extra}"
-    )
+    _say(f"{described['modality']}, {described['origin']}, runs on {where}, installed: {_installed(described)}{extra}")
     doc = inspect.cleandoc(get_registry().get(described["name"]).__doc__ or "")
     if more := doc.partition("\n\n")[2]:
-        terminal.say(more, lines=True)
+        terminal.say(terminal.reflowed(more), lines=True)
     required, fields = described["config"].get("required", []), described["config"].get("properties", {})
     rows = [
         [name, _kind(schema), "(required)" if name in required else terminal.as_json(schema.get("default"))]
@@ -88,16 +87,21 @@ def _print_one(described: dict[str, Any]) -> None:
     if not rows:
         terminal.say("It has no settings.")
         return
-    terminal.print_table(["--set", "type", "default"], rows)
+    terminal.print_table(["--set", "type", "default"], rows, cut=False)
     for line in _facts(described):
-        terminal.say(line)
+        _say(line)
     models = described.get("models") or {}
     if models:
         listed = [
             [_model(name, m), m["ndims"], _numbers(m["widths"]), m["max_tokens"] or ""] for name, m in models.items()
         ]
-        terminal.print_table(["model", "dimensions", "also", "tokens of a text"], listed)
+        terminal.print_table(["model", "dimensions", "also", "tokens of a text"], listed, cut=False)
     terminal.say(f"example: {_example(described)}")
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """Print a sentence, folded between words where the terminal is narrow."""
+    terminal.say(terminal.folded(text), style=style, lines=True)
 
 
 def _facts(described: dict[str, Any]) -> Iterator[str]:

@@ -44,6 +44,7 @@ __all__ = [
     "number",
     "print_json",
     "print_table",
+    "reflowed",
     "rows_progress",
     "say",
     "seconds",
@@ -53,6 +54,7 @@ __all__ = [
 
 _PIPED_WIDTH = 160  # width of a table without a terminal
 
+_INDENT = 4  # of an item in a docstring; its further lines have twice that
 _FOLDED_WIDTH = 48  # width of a folded column
 _CUT_WIDTH = 20  # minimum width of the cut column
 
@@ -89,6 +91,28 @@ def folded(text: str) -> str:
         indent = " " * min(named.end() if named else 2, width // 2)
         made += textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
     return "\n".join(made)
+
+
+def reflowed(text: str) -> str:
+    """Return paragraphs and lists of a docstring, filled to the terminal's width; unchanged without a terminal."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return text
+    width, made = console(sys.stdout).width, list[str]()
+    for line in text.splitlines():
+        indent, last = len(line) - len(line.lstrip()), made[-1] if made else ""
+        ended = not last.strip() or not line.strip() or last.endswith(":")
+        if ended or indent < len(last) - len(last.lstrip()) or (0 < indent < 2 * _INDENT):
+            made.append(line)
+        else:
+            made[-1] = f"{last} {line.strip()}"
+    filled = [
+        textwrap.wrap(
+            line, width, subsequent_indent=" " * 2 * _INDENT if line[:1] == " " else "", break_on_hyphens=False
+        )
+        or [""]
+        for line in made
+    ]
+    return "\n".join(line for lines in filled for line in lines)
 
 
 def note(text: str) -> None:
@@ -148,7 +172,12 @@ def _without_nan(value: object) -> object:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None, wide: int = -1
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str | None = None,
+    wide: int = -1,
+    cut: bool = True,
 ) -> None:
     """Print a table on stdout; markup in cells is not interpreted.
 
@@ -157,6 +186,7 @@ def print_table(
         rows: one cell per heading.
         title: a line above.
         wide: the column that is cut to one line when the terminal is narrow; the others fold.
+        cut: False to fold that one too.
     """
     cells = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
@@ -171,7 +201,8 @@ def print_table(
     table = Table(title=title and escape(plain(title)), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
         if index == wide:
-            table.add_column(escape(plain(column)), no_wrap=True, overflow="ellipsis", max_width=max(rest, _CUT_WIDTH))
+            shown = {"no_wrap": True, "overflow": "ellipsis"} if cut else {"overflow": "fold"}
+            table.add_column(escape(plain(column)), max_width=max(rest, _CUT_WIDTH), **shown)
         else:
             table.add_column(escape(plain(column)), overflow="fold", max_width=widths[index])
     for row in cells:

@@ -12,7 +12,8 @@ from embedreg.core.fields import MAX_NDIMS
 from embedreg.core.role import Role
 from embedreg.runtime.remote.batch_api import PAGE, PAGES, BatchApi, BatchState, FileBatches, Found, listed
 from embedreg.runtime.remote.http import in_path
-from embedreg.runtime.remote.vendor import Model, Vendor, VendorFunction
+from embedreg.runtime.remote.prompts import PromptedFunction
+from embedreg.runtime.remote.vendor import Model, Vendor
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,14 +26,15 @@ MODELS = {
 }
 
 
-class MistralEmbeddings(VendorFunction):
-    """Mistral AI's embedding models, which embed queries and sources alike.
+class MistralEmbeddings(PromptedFunction):
+    """Mistral AI's embedding models, which need no prompts: without some, queries and sources are embedded alike.
 
     Attributes:
         name: the model.
         dim: request vectors of this width (codestral-embed). None: the model's own.
         base_url: another address, with its `/v1`. None: Mistral's.
         api_key: a `$var:` reference. None: MISTRAL_API_KEY.
+        query_prompt, document_prompt: text before queries and sources. Left out: what the model is known to need.
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "mistral"
@@ -52,6 +54,8 @@ class MistralEmbeddings(VendorFunction):
     dim: int | None = Field(default=None, ge=1, le=MAX_NDIMS)
     base_url: str | None = None
     api_key: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     batch_size: int = Field(default=256, ge=1)
 
     @staticmethod
@@ -68,7 +72,7 @@ class MistralEmbeddings(VendorFunction):
         return self._vectors_of(self._post("/embeddings", self._body(batch, role)), len(batch))
 
     def _body(self, batch: list[str], role: Role) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.name, "input": batch}
+        body: dict[str, Any] = {"model": self.name, "input": self._prompted(batch, role)}
         if self.dim is not None and self.dim != (self._model() or Model(0)).ndims:
             body["output_dimension"] = self.dim
         return body

@@ -69,6 +69,7 @@ _ENVIRONMENT = (
     "OPENAI_ORG_ID",
     "OPENAI_PROJECT_ID",
 )
+_AZURE_KEYS = ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN")
 _SECRET_ENVIRONMENT = ("AZURE_OPENAI_AD_TOKEN", "AZURE_OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_API_KEY")
 
 _TOO_LONG = re.compile(
@@ -398,14 +399,23 @@ class OpenAIEmbeddings(RemoteTextFunction):
         """Return the key to send, or None to let the SDK find Azure's.
 
         Raises:
-            MissingVariableError: there is no key for OpenAI. UntrustedError: see `_refuse_environment`.
+            MissingVariableError: there is no key. UntrustedError: see `_refuse_environment`.
         """
         key = http.key_for_header(self.api_key, "OpenAI") if self.api_key else None
         if self._foreign():
             self._refuse_environment()
             return key or NO_KEY
-        if key is not None or self.use_azure:
+        if key is not None:
             return key
+        if self.use_azure:
+            if any(map(os.environ.get, _AZURE_KEYS)):
+                return None
+            raise MissingVariableError(
+                f"there is no key for Azure OpenAI: api_key is not set, nor the environment variable "
+                f"{' or '.join(_AZURE_KEYS)}.",
+                "export AZURE_OPENAI_API_KEY=..., or create(api_key='$var:azure_key') after "
+                "embedreg.get_registry().set_var('azure_key', ...)",
+            ).for_shell("export AZURE_OPENAI_API_KEY=..., or --set 'api_key=$var:key' --env key=ENVIRONMENT_VARIABLE")
         key = os.environ.get("OPENAI_API_KEY")
         if key:
             return http.key_for_header(key, "OpenAI")
@@ -444,7 +454,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
         except (openai.OpenAIError, ValueError, httpx2.InvalidURL) as exc:
             http_client.close()
             raise ConfigError(
-                f"the openai client cannot be created: {exc}.", "set the field or the variable that it names"
+                f"the openai client cannot be created: {str(exc).rstrip('.')}.",
+                "set the field or the variable that it names",
             ) from None
         # Not at exit, when sockets are closed anyway, nor in a forked child, since the parent uses them.
         weakref.finalize(client, _close, http_client, os.getpid()).atexit = False

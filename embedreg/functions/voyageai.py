@@ -56,7 +56,7 @@ class VoyageAIEmbeddings(MultimodalFunction):
     """Voyage AI's embedding models, for texts; a multimodal model takes images too, sent as JPEG as LanceDB does.
 
     Each text of a contextual model (voyage-context-3) is a document of its own: its vector does not depend on its
-    neighbours.
+    neighbours. Queries and sources are sent as what they are (`input_type`).
 
     Attributes:
         name: the model.

@@ -27,6 +27,8 @@ MODELS = {
 class VoyageAIMultimodalEmbeddings(VendorImageFunction):
     """Voyage AI's models of images and texts in one space.
 
+    Queries and sources are sent as what they are (`input_type`).
+
     Attributes:
         name: the model.
         api_key: a `$var:` reference. None: VOYAGE_API_KEY.

@@ -31,7 +31,8 @@ def attempt_import_or_raise(module: str, package: str | None = None, *, extra: s
         root = module.partition(".")[0]
         if exc.name is not None and exc.name.partition(".")[0] != root:
             raise  # the library is installed but one of its dependencies is not: its own message is better
-        if module != root and importlib.util.find_spec(root) is not None:
+        found = importlib.util.find_spec(root) if module != root else None
+        if found is not None and found.origin is not None:  # not a namespace, such as `google`, of other libraries
             raise MissingExtraError(
                 f"the library {package or root!r} has no module {module!r}; it may be too old or too new.",
                 f"pip install --upgrade {package or root}",

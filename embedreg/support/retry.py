@@ -311,24 +311,30 @@ def retry_after_s(exc: BaseException) -> float | None:
             continue
         for name, unit in _RETRY_AFTER:
             text = get(name)
-            if isinstance(text, str) and (seconds := _seconds(text, unit)) is not None:
+            if isinstance(text, str) and (seconds := _seconds(text, unit, get("date") or get("Date"))) is not None:
                 return seconds
     return None
 
 
-def _seconds(text: str, unit: float) -> float | None:
+def _seconds(text: str, unit: float, sent: Any) -> float | None:
+    """Return the seconds of a header; of a date those from when the response was sent, by the server's own clock."""
     try:
         seconds = float(text) / unit
     except ValueError:
-        try:
-            when = parsedate_to_datetime(text)
-        except (ValueError, OverflowError):  # no date; one with a zone beyond any
+        when = _when(text)
+        if when is None:
             return None
-        if when.tzinfo is None:  # "-0000" in the date, or no zone at all
-            when = when.replace(tzinfo=dt.UTC)
-        seconds = (when - dt.datetime.now(dt.UTC)).total_seconds()
-        return max(0.0, seconds)
+        now = _when(sent) if isinstance(sent, str) else None
+        return max(0.0, (when - (now or dt.datetime.now(dt.UTC))).total_seconds())
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _when(text: str) -> dt.datetime | None:
+    try:
+        when = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):  # no date; one with a zone beyond any
+        return None
+    return when if when.tzinfo is not None else when.replace(tzinfo=dt.UTC)  # "-0000", or no zone at all
 
 
 def _describe(exc: BaseException) -> str:

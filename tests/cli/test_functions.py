@@ -64,3 +64,14 @@ def test_one_function_has_an_example_that_can_be_pasted(name: str, cli: Callable
     embedreg.get_registry().set_var("key", "sk-1234")
     if "..." not in given.values():
         assert embedreg.get(name).create(**given) is not None
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_nothing_is_cut_or_wider_than_the_terminal(cli: Callable, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """The list, and what is said of a function but the example, which is one line to paste."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    for arguments in ((), ("voyageai",), ("sentence-transformers",)):
+        out = cli("functions", *arguments).out
+        assert "\u2026" not in out
+        assert max(map(len, out.partition("example: ")[0].splitlines())) <= width
+    assert "read, and refused for another model in code." in " ".join(cli("functions", "voyageai").out.split())

@@ -338,6 +338,16 @@ def test_functions_that_lancedb_lacks_take_known_prompts(server: VendorServer) -
     assert any("trained with prompts" in note for note in found.notes)
 
 
+def test_every_function_of_texts_tells_queries_from_sources(server: VendorServer) -> None:
+    """By fields of its own, or, as Voyage does, by the service's form."""
+    without = {case.name for case in CASES if not embedreg.get_registry().describe(case.name)["roles"]}
+    assert without == {"voyageai", "voyageai-multimodal"}
+    function = BY_NAME["mistral"].create(server, query_prompt="query: ", document_prompt="passage: ")
+    embedreg.embed_column(function, ["a"])
+    embedreg.embed_query(function, "a")
+    assert [request.body["input"] for request in server.asked] == [["passage: a"], ["query: a"]]
+
+
 def test_voyage_keys_of_mongodb_go_to_mongodb(running: VendorServer) -> None:
     """A key that begins with "al-" belongs to another address, unless one is set."""
     embedreg.get_registry().set_var("key", "al-1234")

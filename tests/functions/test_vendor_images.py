@@ -148,14 +148,22 @@ def test_a_picture_over_the_service_s_limits(server: VendorServer, monkeypatch: 
     assert "pixels" in made.reasons[0]
 
 
-def test_a_refused_picture_costs_its_row_and_a_refused_key_the_call(server: VendorServer) -> None:
-    """The batch of a refused picture is halved; a wrong key ends the call."""
-    function = create("voyageai-multimodal", server, concurrency=1)
+@every
+def test_a_refused_picture_costs_its_row_and_a_refused_key_the_call(name: str, server: VendorServer) -> None:
+    """The batch of a refused picture is halved; a wrong key ends the call, and a server that refuses all inputs."""
+    function = create(name, server, concurrency=1)
     server.replies.extend([Reply("error", 400, "bad image")])
     assert embedreg.embed_column(function, [picture(n) for n in range(3)]).valid.all()
     server.replies.extend([Reply("error", 401, "no")] * 3)
     with pytest.raises(CallError, match="HTTP 401"):
         embedreg.embed_column(function, [picture(5)])
+    server.requests.clear()
+    server.replies.clear()
+    server.replies.extend([Reply("error", 400, "no such model")] * 9)
+    with pytest.raises(CallError, match="no such model") as caught:
+        embedreg.embed_column(function, [picture(n) for n in range(3)])
+    assert "refuses every text" in str(caught.value.hint)
+    assert len(server.asked) == 2
 
 
 class TestImages(EmbeddingFunctionContract):

@@ -251,6 +251,13 @@ def test_retry_after_may_be_a_date() -> None:
     assert retry_after_s(VendorError(503, {"Retry-After": when})) == pytest.approx(40, abs=2)
 
 
+def test_a_date_is_read_by_the_servers_own_clock() -> None:
+    """Where the response says when it was sent, this machine's clock may be wrong."""
+    headers = {"Date": "Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After": "Wed, 21 Oct 2015 07:28:30 GMT"}
+    assert retry_after_s(VendorError(503, headers)) == 30
+    assert retry_after_s(VendorError(503, {**headers, "Date": "soon"})) == 0
+
+
 def test_retry_after_is_read_from_the_response() -> None:
     """The header is found on the error's response too."""
     error = VendorError()

@@ -118,6 +118,7 @@ class RemoteFunction(EmbeddingFunction):
     # Rows for several requests at a time; retries are per request, so the whole call is not retried.
     traits: ClassVar[Traits] = Traits(modality="any", remote=True, retry=False, window=8192)
 
+    _takes_texts: ClassVar[bool] = False  # whether `request` takes texts among its other inputs
     counts_inputs: ClassVar[bool] = False  # whether the service counts each input as a request
 
     batch_size: int = Field(default=512, ge=1)
@@ -323,7 +324,8 @@ class RemoteFunction(EmbeddingFunction):
             if not isinstance(result, _Refused):
                 return result
             until = time.monotonic() + self.deadline_s
-            texts = are_texts(batch)  # other kinds of inputs have no value that every service accepts
+            # where a text cannot stand for the others, there is no value that every service accepts
+            texts = self._takes_texts or are_texts(batch)
             if result.fault == "unknown" and texts and isinstance(self._send(_CONTROL, call, until), _Refused):
                 result.fault = "call"  # the texts are not the cause
                 result.hint = result.hint or _REFUSES_ALL

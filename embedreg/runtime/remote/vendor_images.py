@@ -55,6 +55,7 @@ class VendorImageFunction(VendorBase, RemoteFunction):
         batch_size: maximum inputs of one request.
     """
 
+    _takes_texts: ClassVar[bool] = True
     max_bytes: ClassVar[int] = 5 * 10**6  # of a picture
     max_pixels: ClassVar[int] = 16_000_000
     pixels_a_token: ClassVar[int] = 560
@@ -121,6 +122,8 @@ class MultimodalFunction(VendorFunction):
     spaces), which embedreg fetches under the image policy. Bytes, arrays and PIL images are images. A subclass defines
     `_takes_images` and `_picture`; its `request` gets texts and `Picture`s.
     """
+
+    _takes_texts: ClassVar[bool] = True
 
     @abstractmethod
     def _takes_images(self) -> bool:
