@@ -1,9 +1,10 @@
-"""What a GPU gives, in one run of at most eight minutes: no network, random weights, one table and one JSON file.
+"""Measure a GPU in one run of at most eight minutes: no network, random weights, one table and one JSON file.
 
 It runs the tests that need a GPU, then measures models of the shapes of all-MiniLM-L6-v2 and bge-base in three
 precisions against `SentenceTransformer.encode` at its best batch size, texts of several lengths, and images with their
 decoding. Beside each stands the floor: what the card's own rate of products and its own bandwidth allow. The part that
-is furthest from its floor is profiled. What cannot be run, for want of a library or of time, is named in both outputs.
+is furthest from its floor is profiled. Both outputs list what could not run
+because a library was missing or time was short.
 
 It needs torch, sentence-transformers and transformers, for the tests pytest, and for images Pillow, torchvision and, if
 it is there, open_clip. A bare checkout is enough. Over 400 lines: one file runs by itself there.

@@ -28,7 +28,7 @@ class Read(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How two vectors of one input agree.
+    """The agreement of two vectors of one input.
 
     Attributes:
         cosine: the lowest, -1 to 1; None if they cannot be compared.

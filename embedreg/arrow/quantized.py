@@ -103,7 +103,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """How a column's values come from a function's float32 vectors.
+    """The conversion of a function's float32 vectors to a column's values.
 
     Attributes:
         dtype: one of `QUANTIZED`.

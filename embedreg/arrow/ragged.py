@@ -109,7 +109,7 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
 
 
 class Row(NamedTuple):
-    """What a function returned for one input: its arrays, or why there are none.
+    """A function's result for one input: its arrays, or why there are none.
 
     Attributes:
         arrays: None for an invalid row.

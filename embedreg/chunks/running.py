@@ -36,7 +36,7 @@ OnError = Literal["raise", "null"]
 
 @dataclass
 class ChunkReport:
-    """What `chunk` or `sync` did.
+    """The report of `chunk` or `sync`.
 
     Attributes:
         path: of the child.

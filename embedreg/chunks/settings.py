@@ -23,7 +23,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class Settings(BaseModel):
-    """How a child was cut.
+    """The settings that a child was cut with.
 
     Attributes:
         parent: the path of the parents, relative to the child's folder where both are on this machine.

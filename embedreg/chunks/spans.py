@@ -55,7 +55,7 @@ class Measure:
         return self._own
 
     def cost(self, text: str) -> int:
-        """Return the tokens that a part adds to a text, about."""
+        """Return the approximate number of tokens that a part adds to a text."""
         if len(text) > _REMEMBERED:
             return max(self.count(text) - self.own, 0)
         if text not in self._known:

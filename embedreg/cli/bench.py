@@ -99,7 +99,7 @@ def _texts(src: str | None, column: str, rows: int) -> list[Any]:
 
 
 def _measure(function: EmbeddingFunction, texts: list[Any], runs: int) -> dict[str, Any]:
-    """Time the runs.
+    """Measure the runs of a function.
 
     Returns:
         `rows`, `load_s` (until the first vector), `seconds` and `rows_per_s` (of the fastest run). For a function on

@@ -57,7 +57,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is known of a vector column. `str()` describes it in words.
+    """The findings about a vector column. `str()` describes them in words.
 
     Attributes:
         column, source: the vector column and the column that it was made of; None for an undeclared source.

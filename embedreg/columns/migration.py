@@ -35,12 +35,12 @@ class Migration(ABC):
 
     @property
     def id(self) -> str:
-        """Its identifier."""
+        """The identifier."""
         return self.status.id
 
     @property
     def state(self) -> str:
-        """One of `results.STATES`."""
+        """The state, one of `results.STATES`."""
         return self.status.state
 
     @property
@@ -50,7 +50,7 @@ class Migration(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Surprising findings."""
+        """Findings that the user may not expect."""
         return self.status.notes
 
     @abstractmethod

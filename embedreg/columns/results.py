@@ -102,7 +102,7 @@ class ColumnStatus:
 
 @dataclass(frozen=True)
 class ColumnReport:
-    """What a call did to a column.
+    """The report of a call on a column.
 
     Attributes:
         vector: the column.

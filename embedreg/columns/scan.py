@@ -22,7 +22,7 @@ _READ = 2048  # rows read at a time by number
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan of all rows found.
+    """The findings of a scan of all rows.
 
     Attributes:
         rows: all rows.

@@ -54,7 +54,7 @@ def without_digests(unstamped: Unstamped, *, templated: bool = False) -> tuple[f
 
 @dataclass(frozen=True)
 class Options:
-    """What most calls take.
+    """The arguments that most calls take.
 
     Attributes:
         on_error, max_bad_rows, batch_rows, progress: as in `embed_batches`.

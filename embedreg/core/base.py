@@ -329,7 +329,7 @@ class EmbeddingFunctionConfig(BaseModel):
     value_type: str | None = None
     """The type of stored values, such as "float16" or "int8", if the declaration or the column determines it."""
     template: str | None = None
-    """What the source column is rendered from; None for a plain column."""
+    """The template that the source column is rendered from; None for a plain column."""
     ranges: Ranges | None = None
     """The ranges of "int8" and "uint8" values, where they are known."""
 

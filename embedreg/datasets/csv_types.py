@@ -28,7 +28,7 @@ _SAFE_CHARS = 16  # of a decimal fraction with its point: 15 digits survive a ro
 
 @dataclass
 class Column:
-    """What is known about the values of a column.
+    """The properties of a column's values that determine its type.
 
     Attributes:
         ints, floats: whether there are such values.

@@ -37,7 +37,7 @@ class Raw(str):
 
 @dataclass
 class Observed:
-    """What is known about the values of a field.
+    """The properties of a field's values that determine its type.
 
     Attributes:
         kinds: "bool", "number", "string", "list" and "object" -> (file, line, value) of the first such value.

@@ -46,7 +46,7 @@ class Target:
 
     @property
     def path(self) -> Path | None:
-        """Its path on this machine; None elsewhere."""
+        """The path on this machine; None on an object store."""
         return None if self.storage.local is None else self.storage.local / self.name
 
 

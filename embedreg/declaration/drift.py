@@ -40,7 +40,7 @@ _SHOWN = 60  # characters of a stored value that a message shows
 
 @dataclass(frozen=True)
 class Drift:
-    """How a function compares with what a column declares.
+    """The comparison of a function with what a column declares.
 
     Attributes:
         column: the vector column.

@@ -39,7 +39,7 @@ _redirects: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("r
 
 @contextlib.contextmanager
 def _unredirected() -> Iterator[list[int]]:
-    """Let no client of the loaded HTTP libraries follow a redirect inside the block; yield the status of each one.
+    """Stop the clients of the loaded HTTP libraries from following redirects in the block; yield their statuses.
 
     The clients that other code uses at the same time, in other threads and tasks, are not affected.
     """

@@ -227,7 +227,7 @@ def engines() -> dict[str, Engine]:
 
 
 def problems() -> dict[str, MissingExtraError]:
-    """Return why engines cannot be imported, by their names."""
+    """Return the error of each engine that cannot be imported, by name."""
     return {name: made for name, made in _all().items() if isinstance(made, MissingExtraError)}
 
 

@@ -38,7 +38,7 @@ _WITHOUT = option("leave out --batch-api", "batch_api=False")
 
 
 class Job(Protocol):
-    """What is needed of `jobs.run.Job`, which uses this module."""
+    """The part of `jobs.run.Job` that this module needs; `jobs.run` imports this module."""
 
     work: JobSpec
 

@@ -126,7 +126,7 @@ class _Usage(_Part):
 
 
 class Used(_Stored):
-    """What remote functions cost so far for a piece that is not done, or for opening the job."""
+    """The cost of remote functions so far, for a piece that is not done or for opening the job."""
 
     usage: _Usage
 
@@ -147,7 +147,7 @@ class _Submission(_Part):
 
 
 class Submitted(_Stored):
-    """What was submitted to batch APIs for a piece, by column."""
+    """The submissions of a piece to batch APIs, by column."""
 
     columns: dict[str, _Submission]
 

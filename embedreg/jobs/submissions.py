@@ -42,7 +42,7 @@ class Batch:
 
 @dataclass
 class Submission:
-    """What was submitted for one column of a piece.
+    """The submission of one column of a piece.
 
     Attributes:
         digest: of the inputs.

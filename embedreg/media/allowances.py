@@ -25,11 +25,13 @@ AUDIO_FORMATS = ("WAV", "FLAC", "MP3", "OGG")
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What images and recordings in data may read. By default no file and no host: only bytes, PIL images and arrays.
+    """The files and hosts that images and recordings in data may be read from. By default none.
+
+    Bytes, PIL images and arrays are always allowed.
 
     Attributes:
         dirs: folders (including everything below them) or single files that may be read.
-        hosts: hosts from which may be fetched, if all of their addresses are public: `host` (any port),
+        hosts: hosts that may be fetched from, if all of their addresses are public: `host` (any port),
             `host:port`, `https://host`, `*.example.com` (its subdomains), or `*` (any, on the ports 80 and 443).
         private_hosts: the same without a `*`, for hosts whose addresses are private or this machine's own.
         max_bytes: the maximum size of one encoded image or recording.

@@ -27,7 +27,7 @@ SHOWN_BAD_ROWS = 100  # in a report
 
 @dataclass
 class Counts:
-    """What was done to the rows of a file, or of all files."""
+    """Counts of the changes to the rows of a file, or of all files."""
 
     rows: int = 0
     written: int = 0

@@ -78,7 +78,7 @@ class Budget:
         return len(self._queue)
 
     def take(self, count: int, check: Callable[[], None]) -> int:
-        """Reserve some bytes, and return how many; wait until they are free if they are many.
+        """Reserve bytes once they are free; return how many: 0 for a small amount, which is not counted.
 
         Args:
             check: called now and then while waiting; an error that it raises ends the wait.
@@ -166,7 +166,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the batches of all calls may take together; small ones are not counted.
+    """The memory that the batches of all calls may take together; small ones are not counted.
 
     Attributes:
         reads: messages.

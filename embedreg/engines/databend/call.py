@@ -79,11 +79,11 @@ class Call:
 
     @property
     def overdue(self) -> bool:
-        """Whether its time is over."""
+        """Whether its deadline has passed."""
         return time.monotonic() > self._over
 
     def late(self) -> flight.FlightTimedOutError:
-        """Return the error of a call whose time is over."""
+        """Return the error of a call whose deadline has passed."""
         return flight.FlightTimedOutError(
             f"{self.name}: the call took longer than the {self.deadline_s:g} s that the server allows"
         )

@@ -38,7 +38,7 @@ SENT_BYTES = 2 * FRAME_BYTES  # of copies: a message, and what gRPC makes of it
 
 
 class CallHeaders(Headers):  # type: ignore[misc]  # it ships no types
-    """What a server passes to a function beside the rows: the call that they belong to."""
+    """The call that rows belong to, which a server passes to a function together with the rows."""
 
     def __init__(self, call: Call, context: Any = None) -> None:
         super().__init__({}, context=context)

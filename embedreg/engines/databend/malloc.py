@@ -27,7 +27,7 @@ def _libc() -> Any:
 
 @functools.cache
 def limit_heaps() -> None:
-    """Let threads share two heaps of C's malloc: by itself glibc gives up to eight to each processor."""
+    """Make threads share two heaps of C's malloc; by default glibc creates up to eight per processor."""
     if _libc() is not None:
         _libc().mallopt(_ARENA_MAX, _ARENAS)
         _libc().mallopt(_MMAP_THRESHOLD, _LARGE)

@@ -57,7 +57,7 @@ class OpenCall:
 
     @property
     def patience_s(self) -> float:
-        """How long its client may do nothing where others wait for its place, in seconds."""
+        """The seconds that its client may be idle while others wait for its place."""
         if self.waits == "room":
             return math.inf
         return _PATIENCE_S if self.name else _PATIENCE_UNKNOWN_S

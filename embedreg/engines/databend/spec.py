@@ -83,7 +83,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes on.
+    """The limits of one server.
 
     Attributes:
         concurrency: runs of one function at a time; None for its class's `Traits.concurrency`.

@@ -59,7 +59,7 @@ def _as_bytes(column: pa.Array) -> pa.Array:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a message is, known from its header alone.
+    """A description of a message, from its header alone.
 
     Attributes:
         kind: "descriptor", "schema", "dictionary" or "batch".

@@ -409,7 +409,7 @@ def offer(name: str) -> None:
 
 
 def install() -> None:
-    """Offer every known name to lancedb."""
+    """Register every known name with lancedb."""
     adopt_vector_type(schemas.VectorType)
     for name in registry.get_registry().list():
         offer(name)

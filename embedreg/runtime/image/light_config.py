@@ -53,7 +53,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was read of a model's configuration.
+    """The settings read from a model's configuration.
 
     Attributes:
         ndims: d, the width of the vectors.

@@ -86,7 +86,7 @@ class AnswerError(VectorError):
 
 
 class Usage(NamedTuple):
-    """What a response cost.
+    """The cost of a response.
 
     Attributes:
         requests: HTTP requests.

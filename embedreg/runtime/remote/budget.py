@@ -37,7 +37,7 @@ _POLL_S = 0.2  # how soon a waiting request notices that its call was stopped
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be sent per minute; None for no limit.
+    """Limits of what may be sent per minute; None for no limit.
 
     Attributes:
         rpm: requests. tpm: tokens. ipm: inputs.
@@ -84,7 +84,7 @@ class Reservation:
 
 
 class Budget:
-    """What one account may send, and what it has sent in the last minute. Safe to use from any thread.
+    """The limits of one account, and what it sent in the last minute. Safe to use from any thread.
 
     Args:
         shown: the account in log lines, without its key.

@@ -473,14 +473,14 @@ class RemoteFunction(EmbeddingFunction):
 
     def _failure_text(self, what: str, refused: _Refused, batch: Batch) -> str:
         """Return a message with the server's own, unless that repeats an input; secrets are redacted."""
-        said = refused.message[:READ_CHARACTERS]
-        detail = plain(said).rstrip(".")
-        if repeats(said, batch):
+        message = refused.message[:READ_CHARACTERS]
+        detail = plain(message).rstrip(".")
+        if repeats(message, batch):
             detail = "the server's message repeats an input and is omitted"
         elif len(detail) > SHOWN_CHARACTERS:
             detail = f"{detail[:SHOWN_CHARACTERS]}..."
-        message = f"{what} ({refused.where})" if refused.where else what
-        return redact(f"{message}: {detail}" if detail else message, self._held_secrets())
+        failure = f"{what} ({refused.where})" if refused.where else what
+        return redact(f"{failure}: {detail}" if detail else failure, self._held_secrets())
 
 
 class RemoteTextFunction(TextEmbeddingFunction, RemoteFunction):  # type: ignore[misc]  # parameter names differ

@@ -21,7 +21,7 @@ _PENDING = RowError("it is not embedded yet")
 
 
 class Instead(Protocol):
-    """What takes the place of requests."""
+    """Handles inputs instead of a request."""
 
     def take(self, function: Any, inputs: Sequence[Any], role: Role) -> list[Any]:
         """Return a vector or a RowError for each input, or None for one that is to be sent after all."""

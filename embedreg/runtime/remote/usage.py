@@ -14,7 +14,7 @@ __all__ = ["TotalUsage", "collect", "collectors"]
 
 @dataclass
 class TotalUsage:
-    """What calls of remote functions cost; all zero for local ones. Safe to add to from any thread.
+    """The cost of calls to remote functions; all zero for local ones. Any thread may add to it.
 
     Attributes:
         requests: HTTP requests sent, failed ones included.

@@ -63,7 +63,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Vendor:
-    """What is the same for all models of a vendor.
+    """The properties that all models of a vendor share.
 
     Attributes:
         name: in messages.
@@ -91,7 +91,7 @@ class Vendor:
 
 
 class VendorBase(RemoteFunction):
-    """What is the same for vendors' functions of texts and of images: keys, the endpoint, widths, checks, errors."""
+    """The common base of vendors' text and image functions: keys, the endpoint, widths, checks, errors."""
 
     vendor: ClassVar[Vendor]
 

@@ -44,7 +44,7 @@ class Place:
 
     @property
     def shown(self) -> str:
-        """Its path, as a user would type it."""
+        """The path, as a user would type it."""
         return str(self.file if self.table is None else self.file / self.table)
 
     @contextlib.contextmanager

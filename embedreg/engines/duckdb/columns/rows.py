@@ -30,7 +30,7 @@ _CHUNK_BYTES = 64 << 20  # of vectors that one transaction writes
 
 @dataclass
 class Counts:
-    """What was done."""
+    """Counts of the rows that were changed."""
 
     written: int = 0
     embedded: int = 0

@@ -75,7 +75,7 @@ class Column:
 
     @property
     def template(self) -> str | None:
-        """What the source column is rendered from; None for a plain column."""
+        """The template that the source column is rendered from; None for a plain column."""
         found = self.origin.template
         return None if found is None else found.text
 
@@ -259,7 +259,7 @@ def counts_of(dataset: Any, column: Column) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Mark:
-    """What the commit of a switch leaves in the schema metadata, until `finish`; read as untrusted input.
+    """The mark that a switch leaves in the schema metadata until `finish`; read as untrusted input.
 
     Attributes:
         id: of the migration.

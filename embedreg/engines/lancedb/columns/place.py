@@ -163,7 +163,7 @@ class Place:
 
 
 class Kept:
-    """What is kept beside a table: the record of one operation, and of its pieces. All of it is untrusted input."""
+    """The files kept beside a table: the record of one operation, and of its pieces. All are untrusted input."""
 
     def __init__(self, root: Storage) -> None:
         self.root = root

@@ -127,7 +127,7 @@ class _Refresh:
 
     @property
     def maker(self) -> Maker:
-        """What embeds; created on first use, since a run that finds nothing needs no function."""
+        """The maker of vectors; created on first use, since a run that finds nothing needs no function."""
         how = quantizer_of(self.column.entry.reserved)
         if how is not None and not how.known:
             self._learn_ranges()

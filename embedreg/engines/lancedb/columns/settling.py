@@ -25,7 +25,7 @@ __all__ = ["repair"]
 
 
 def repair(place: Place, mark: Mark, options: Options) -> int:
-    """Give rows that were written since a switch the new function's vectors where they have others; return how many.
+    """Embed rows that were written since a switch with another function than the new one; return how many.
 
     Only rows whose text was staged can be compared, without a model; another text shows by its digest.
     """

@@ -26,7 +26,7 @@ REQUIRED = {LIGHT: ("openvino", "tokenizers"), TORCH: ("torch", "sentence_transf
 
 @dataclass(frozen=True)
 class Needs:
-    """What the two back ends of a function need.
+    """The packages that the two back ends of a function require.
 
     Attributes:
         light, torch: their modules.

@@ -38,7 +38,7 @@ _KNOWN = frozenset({"max_seq_length", "do_lower_case", "transformer_task", "moda
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was read of a folder, before its weights.
+    """The contents of a model folder, except for its weights.
 
     Attributes:
         folder: of the first module.
