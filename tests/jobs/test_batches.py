@@ -251,14 +251,19 @@ def test_ctrl_c_leaves_the_batches_and_the_next_run_collects_them(
     assert not list((tmp_path / "out" / "_embedreg" / "ledger").glob("*.batches"))
 
 
-@pytest.mark.parametrize("point", ["before", "after", "collected"])
+# Jina's batches have no tags, and are recognised otherwise; the rest is as OpenAI's
+KILLS = [("openai", "before"), ("openai", "after"), ("openai", "collected"), ("jina", "after")]
+KILLS += [pytest.param(vendor, "after", marks=pytest.mark.slow) for vendor in ("gemini-text", "mistral", "voyageai")]
+
+
+@pytest.mark.parametrize(("server", "point"), KILLS, indirect=["server"])
 def test_a_kill_around_a_submission_submits_nothing_twice(
     server: BatchServer, source: Path, tmp_path: Path, start: Callable, point: str
 ) -> None:
     """Killed between the record and the request, and between the response and its record."""
     server.polls = 0
     url = f"http://{server.host}"
-    process = start(_killed, point, "openai", url, source, tmp_path / "out", piece_rows=40)
+    process = start(_killed, point, server.vendor, url, source, tmp_path / "out", piece_rows=40)
     process.join(60)
     assert process.exitcode == -9
     assert len(server.batches) == (point != "before")

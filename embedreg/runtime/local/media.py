@@ -13,6 +13,7 @@ from embedreg.runtime.hardware import device, workers
 from embedreg.runtime.image.execute import PictureModel, embed_picture, embed_pictures
 from embedreg.runtime.local.model import LocalModel, matrix, run
 from embedreg.runtime.vectors.packed import Packed
+from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +101,8 @@ class LocalMediaFunction(LocalModel):
     # -- the model --------------------------------------------------------------------------------------------------
 
     def _named_devices(self, name: str) -> tuple[str, ...]:
+        if name != "cpu" and self._uses_torch():
+            attempt_import_or_raise("torch", extra=self.traits.extra)  # a hint with the extra of this function
         return (device.resolve(name),)  # inputs are prepared for one device
 
     def _as_run(self, model: Any) -> Any:
