@@ -241,9 +241,9 @@ class EmbeddingFunctionRegistry:
         Returns:
             `name`, `class`, `doc`, `modality`, `remote`, `extra`, `installed`, `missing` (modules), `origin`
             ("built-in", "plug-in <distribution> <version>" or "registered in <module>"), `config` (the fields, as
-            JSON schema; a type without a JSON form accepts anything), `group` ("local text", "hosted text", "images" or
-            "other"), `lancedb` (whether LanceDB has a function of this name), `roles` (the fields that make queries and
-            sources different), and of remote functions `limits`, `models`, `keys` and `documentation`.
+            JSON schema; a type without a JSON form accepts anything), `group` ("local text", "hosted text", "images",
+            "recordings" or "other"), `lancedb` (whether LanceDB has a function of this name), `roles` (the fields that
+            make queries and sources different), and of remote functions `limits`, `models`, `keys` and `documentation`.
         Raises:
             UnknownFunctionError, DuplicateFunctionError, MissingExtraError: as `get`.
         """
@@ -353,7 +353,7 @@ def _group(cls: type[EmbeddingFunction]) -> str:
     kind = modality.MODALITIES.get(cls.traits.modality.partition("+")[0])  # that of source rows
     if kind is modality.TEXT:
         return "hosted text" if cls.traits.remote else "local text"
-    return "images" if kind is modality.IMAGE else "other"
+    return kind.plural if kind is not None and kind in (modality.IMAGE, modality.AUDIO) else "other"
 
 
 def _owner(point: EntryPoint) -> str:

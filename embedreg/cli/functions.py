@@ -19,9 +19,10 @@ _TITLES = {
     "local text": "Texts, on this machine",
     "hosted text": "Texts, by a service",
     "images": "Images",
+    "recordings": "Recordings",
     "other": "Other",
 }
-_PLACES = {"images": "photos/ photos.parquet"}  # of the example
+_PLACES = {"images": "photos/ photos.parquet", "recordings": "sounds/ sounds.parquet"}  # of the example
 
 
 @command

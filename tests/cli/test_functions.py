@@ -13,7 +13,12 @@ from embedreg.registry import BUILTINS, RECOGNISED
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "functions.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `([\w-]+)` \| (?:`([\w-]+)`)? ?\| (?:`([\w-]+)`)? ?\|", re.MULTILINE)
-GROUPS = {"Texts, on this machine": "local text", "Texts, by a service": "hosted text", "Images": "images"}
+GROUPS = {
+    "Texts, on this machine": "local text",
+    "Texts, by a service": "hosted text",
+    "Images": "images",
+    "Recordings": "recordings",
+}
 
 
 def test_the_page_lists_every_function_as_the_registry_has_it() -> None:
@@ -34,10 +39,10 @@ def test_the_page_lists_every_function_as_the_registry_has_it() -> None:
 
 
 def test_the_list_has_a_table_for_each_group(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Local texts, hosted texts, images; and what a missing one needs."""
+    """Local texts, hosted texts, images, recordings; and what a missing one needs."""
     monkeypatch.setenv("COLUMNS", "200")
     out = cli("functions").out
-    tables = re.split("(Texts, on this machine|Texts, by a service|Images)", out)
+    tables = re.split(f"({'|'.join(GROUPS)})", out)
     assert tables[1::2] == list(GROUPS)
     for title, table in zip(tables[1::2], tables[2::2], strict=True):
         assert "│ name" in table or "┃ name" in table

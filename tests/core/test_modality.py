@@ -270,6 +270,7 @@ OTHERS = {
     "arrow/casting.py": "kinds of Arrow types",
     "arrow/common_types.py": "kinds of Arrow types",
     "arrow/values.py": "kinds of Arrow types",
+    "cli/functions.py": "groups of functions",
     "cli/search.py": "--mode text",
     "runtime/text/library.py": "the modalities of the sentence-transformers library",
     "runtime/text/pipeline.py": "the modalities of the sentence-transformers library",
