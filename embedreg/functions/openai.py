@@ -440,12 +440,14 @@ class OpenAIEmbeddings(RemoteTextFunction):
         openai = attempt_import_or_raise("openai", extra="openai")
         httpx2 = attempt_import_or_raise("httpx2", extra="openai")
         # No redirects: following one would send texts and headers to another host.
-        http_client = openai.DefaultHttpxClient(
-            follow_redirects=False,
-            headers=http.PACKING,
-            event_hooks={"response": [http.bound]},
-            mounts={"http://": httpx2.HTTPTransport()},  # never through a proxy, which could read what is not encrypted
-        )
+        with http.of_this_environment():
+            http_client = openai.DefaultHttpxClient(
+                follow_redirects=False,
+                headers=http.PACKING,
+                event_hooks={"response": [http.bound]},
+                # never through a proxy, which could read what is not encrypted
+                mounts={"http://": httpx2.HTTPTransport()},
+            )
         try:
             # embedreg retries, not the SDK: with a log line, a deadline, and separate handling of bad rows.
             client = (openai.AzureOpenAI if self.use_azure else openai.OpenAI)(

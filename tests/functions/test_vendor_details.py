@@ -114,6 +114,24 @@ def test_the_environment_does_not_override_the_configuration(
     remote.release()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("SSL_CERT_FILE", "/no/such/file"), ("HTTPS_PROXY", "socks9://me:geheim@host:1:2")]
+)
+def test_an_environment_that_cannot_be_used_is_named(
+    name: str, value: str, server: VendorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate file that is missing, a proxy that is none: one line, without the proxy's password."""
+    remote.release()
+    monkeypatch.setenv(name, value)
+    for function in ("cohere", "openai"):
+        with pytest.raises((ConfigError, CallError), match="of the environment cannot be used") as caught:
+            BY_NAME[function].create(server).compute_query_embeddings("a")
+        assert name in str(caught.value.hint)
+        assert "geheim" not in str(caught.value)
+    assert not server.requests
+    remote.release()
+
+
 def test_a_named_profile_is_not_overridden_by_a_bearer_token(
     server: VendorServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

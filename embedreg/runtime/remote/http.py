@@ -6,6 +6,7 @@ and a proxy of the environment is used for https only, where it cannot read what
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.cookiejar
 import json
@@ -19,14 +20,15 @@ from typing import Any
 from urllib.parse import quote
 
 from embedreg._version import __version__
-from embedreg.errors import CallError, ConfigError
+from embedreg.errors import CallError, ConfigError, EmbedregError
 from embedreg.runtime.remote.answers import report_headers
 from embedreg.runtime.remote.connections import client_key, clients
 from embedreg.security.addresses import parse_host
+from embedreg.support.display import plain
 from embedreg.support.imports import attempt_import_or_raise
 
 __all__ = ["MAX_ANSWER_BYTES", "PACKING", "HttpError", "bound", "endpoint", "exchange", "in_path", "key_for_header"]
-__all__ += ["message_of", "parsed", "transfer", "unsendable"]
+__all__ += ["message_of", "of_this_environment", "parsed", "transfer", "unsendable"]
 
 MAX_ANSWER_BYTES = 256 * 2**20  # more than 2,048 vectors of 4,096 numbers in JSON
 PACKING = {"Accept-Encoding": "gzip"}
@@ -231,17 +233,42 @@ class _Connections:
         self.client = client
 
 
+@contextlib.contextmanager
+def of_this_environment() -> Iterator[None]:
+    """Make a client inside of this block, whose proxies and certificates are those of the environment.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    reason: str | None = None
+    try:
+        yield
+    except (ImportError, OSError) as exc:
+        reason = plain(exc).rstrip(".")
+    except Exception as exc:
+        if isinstance(exc, EmbedregError):
+            raise
+        reason = type(exc).__name__  # its words may repeat a proxy's password
+    if reason is not None:
+        raise ConfigError(
+            f"a proxy or a certificate of the environment cannot be used: {reason}.",
+            "check the variables HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
+        )
+
+
 def _connect(extra: str | None) -> _Connections:
     httpx2 = attempt_import_or_raise("httpx2", extra=extra)
     no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    client = httpx2.Client(
-        headers=_HEADERS,
-        cookies=no_cookies,
-        follow_redirects=False,  # following one would send texts and keys to another host
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),  # `concurrency` is the limit
-        mounts={"http://": httpx2.HTTPTransport(limits=httpx2.Limits(max_connections=None))},  # never through a proxy
-        event_hooks={"response": [bound]},
-    )
+    with of_this_environment():
+        client = httpx2.Client(
+            headers=_HEADERS,
+            cookies=no_cookies,
+            follow_redirects=False,  # following one would send texts and keys to another host
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),  # `concurrency` is the limit
+            # never through a proxy, which could read what is not encrypted
+            mounts={"http://": httpx2.HTTPTransport(limits=httpx2.Limits(max_connections=None))},
+            event_hooks={"response": [bound]},
+        )
     held = _Connections(client)
     # Not at exit, when sockets are closed anyway, nor in a forked child, since the parent uses them.
     weakref.finalize(held, _close, client, os.getpid()).atexit = False
