@@ -330,7 +330,7 @@ GOOD = '[[function]]\nname = "hashing"\n'
         ("address = 'here'\n" + GOOD, "write http://host:8815"),
         ("databend_version = '2'\n" + GOOD, "unknown Databend version '2'"),
         ("auth_token_env = 'NOT_SET_HERE'\n" + GOOD, "export NOT_SET_HERE=..."),
-        (GOOD + GOOD, "is there already"),
+        (GOOD + GOOD, "is used twice"),
         ("[env]\nkey = 3\n" + GOOD, "env.key is not a text"),
         ("[env]\nkey = 'sk-planted-token-123'\n" + GOOD, "env.key is not the name of an environment variable"),
         ("[env]\nkey = 'plantedtoken123'\n" + GOOD, "env.key is not the name of an environment variable"),

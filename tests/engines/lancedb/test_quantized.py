@@ -210,7 +210,7 @@ def test_a_quantised_column_is_audited_identified_and_compared(dtype: str, tmp_p
     assert not second.fits
     same = columns.compare(path, "vector", function, k=3)
     assert (same.overlap, same.bytes_per_row, same.bytes_per_row_now) == (1.0, *[8 if "bin" in dtype else 64] * 2)
-    assert f"stored in {dtype}" in same.notes[0]
+    assert f"would store them, in {dtype}" in same.notes[0]
     with pytest.raises(VectorError, match="no declaration records which vectors they stand for"):
         columns.identify(table.replace_schema_metadata(None), "vector")
 
