@@ -102,7 +102,8 @@ class OpenAIEmbeddings(RemoteTextFunction):
         api_version: Azure's. None: OPENAI_API_VERSION.
         encoding_format: encoding of the vectors in the response: "base64" is exact and a quarter of the size; "float"
             for a server without base64.
-        query_prompt, document_prompt: text before queries and sources, for models that need it. None: none.
+        query_prompt, document_prompt: text before queries and sources. Left out, with a `base_url`: what the model is
+            known to need, else none.
     """
 
     __embedding_function_registry_alias__: ClassVar[str | None] = "openai"  # also where it is imported directly
@@ -133,6 +134,10 @@ class OpenAIEmbeddings(RemoteTextFunction):
     encoding_format: Literal["base64", "float"] = "base64"
     query_prompt: str | None = None
     document_prompt: str | None = None
+
+    def __init__(self, **config: Any) -> None:
+        # OpenAI's own models need no prompts
+        super().__init__(**(config if config.get("base_url") is None else prompts.with_known(config)))
 
     @staticmethod
     def sensitive_keys() -> list[str]:

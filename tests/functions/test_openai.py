@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import stamina
 
 import embedreg
+from embedreg.declaration import codec
 from embedreg.errors import (
     CallError,
     ConfigError,
@@ -368,5 +370,21 @@ def test_prompts_stand_before_queries_and_sources(server: EmbeddingServer, caplo
     entry = embedreg.get_registry().function_to_metadata(fn.bind("text", "vector"))
     assert (entry["name"], entry["model"]["query_prompt"]) == ("embedreg:openai", "query: ")
     for _ in range(2):
-        embedreg.embed_query(create(server, name="intfloat/e5-base-v2"), "a")
+        embedreg.embed_query(create(server, name="intfloat/e5-base-v2", query_prompt=None, document_prompt=None), "a")
     assert sum("e5-base-v2" in message and "query: " in message for message in caplog.messages) == 1
+
+
+def test_prompts_that_a_model_is_known_to_need_are_the_default(server: EmbeddingServer) -> None:
+    """Of a server that is named, in code; a declaration without them, such as LanceDB's, means none."""
+    fn = create(server, name="intfloat/e5-base-v2", dim=8)
+    assert (fn.query_prompt, fn.document_prompt) == ("query: ", "passage: ")
+    assert create(server, name="intfloat/e5-base-v2", query_prompt="q: ").query_prompt == "q: "
+    assert create(server, name="letters").query_prompt is None
+    registry = embedreg.get_registry()
+    entry = registry.function_to_metadata(fn.bind("text", "vector"))
+    assert (entry["name"], entry["model"]["document_prompt"]) == ("embedreg:openai", "passage: ")
+    of_stock = {"name": "openai", "model": {"name": fn.name, "base_url": fn.base_url, "dim": 8}}
+    stored = json.dumps([{**of_stock, "source_column": "text", "vector_column": "vector"}])
+    with embedreg.trust(hosts=[server.url.split("/")[2]]):
+        found = registry.parse_functions({codec.KEY: stored})["vector"].function
+    assert (found.query_prompt, found.document_prompt) == (None, None)

@@ -14,7 +14,7 @@ from embedreg.core.role import Role
 from embedreg.runtime.models import families
 from embedreg.runtime.remote.vendor import VendorFunction
 
-__all__ = ["PromptedFunction", "missing", "prompt_of", "prompted"]
+__all__ = ["PromptedFunction", "missing", "prompt_of", "prompted", "with_known"]
 
 log = logging.getLogger("embedreg")
 
@@ -32,6 +32,18 @@ def prompted(function: Any, batch: list[str], role: Role) -> list[str]:
         _log_once(note)
     prompt = prompt_of(function, role)
     return [prompt + text for text in batch] if prompt else batch
+
+
+def with_known(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a new function's configuration with the prompts that its model is known to need.
+
+    One that is rebuilt from stored metadata, or sets prompts in any form, is returned as it is.
+    """
+    name = config.get("name")
+    if not isinstance(name, str) or metadata_is_building() or _FORMS & config.keys():
+        return config
+    family = families.find(name)
+    return config if family is None else {"query_prompt": family.query, "document_prompt": family.document, **config}
 
 
 def _log_once(note: str) -> None:
@@ -58,12 +70,7 @@ class PromptedFunction(VendorFunction):
     """
 
     def __init__(self, **config: Any) -> None:
-        name = config.get("name")
-        known = type(self).traits.stock_fields is not None or metadata_is_building() or _FORMS & config.keys()
-        family = families.find(name) if isinstance(name, str) and not known else None
-        if family is not None:
-            config = {"query_prompt": family.query, "document_prompt": family.document, **config}
-        super().__init__(**config)
+        super().__init__(**(with_known(config) if type(self).traits.stock_fields is None else config))
 
     def _prompted(self, batch: list[str], role: Role) -> list[str]:
         """Return texts with the prompt of their role."""
