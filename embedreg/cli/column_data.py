@@ -126,6 +126,25 @@ def add(
     column_words.print_reports(data, [report], as_json=as_json)
 
 
+def _statuses(path: Any, vectors: list[str] | None) -> list[Any]:
+    """Return the statuses of some columns, or of all.
+
+    Raises:
+        MissingColumnError: one is not declared, or none is. SchemaError: the rows of one cannot be classified.
+    """
+    from embedreg import columns
+    from embedreg.columns.calls import chosen
+    from embedreg.columns.opening import opened
+    from embedreg.errors import SchemaError
+
+    wanted = chosen(opened(path), vectors or None)
+    found = [each for each in columns.status(path) if each.vector in wanted]
+    for each in found:
+        if each.problem is not None:
+            raise SchemaError(f"column {each.vector!r}: {each.problem}")
+    return found
+
+
 def _would_add(data: str, path: Any, declaration: Any, as_json: bool) -> None:
     from embedreg.columns import ColumnReport
     from embedreg.columns.opening import opened
@@ -171,7 +190,7 @@ def fill(
 
     path = path_of(data)
     if dry_run:
-        found = [each for each in columns.status(path) if not vectors or each.vector in vectors]
+        found = _statuses(path, vectors)
         made = [columns.ColumnReport(e.vector, "fill", e.rows, e.empty, e.empty, dry_run=True) for e in found]
         column_words.print_reports(data, made, as_json=as_json)
         return
@@ -265,6 +284,7 @@ def repoint(
     vector: Vector = None,
     sample: Annotated[int, typer.Option(min=1, help="How many rows to embed again and compare.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Which rows.")] = 0,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Declare another function of the same vectors, such as the same model at another host.
@@ -275,7 +295,9 @@ def repoint(
 
     path = path_of(data)
     with terminal.status("embedding a sample"):
-        found = columns.repoint(path, vector_of(path, vector), function_of(to, settings), sample=sample, seed=seed)
+        found = columns.repoint(
+            path, vector_of(path, vector), function_of(to, settings), sample=sample, seed=seed, dry_run=dry_run
+        )
     if as_json:
         terminal.print_json({**dataclasses.asdict(found), "written": found.written and str(found.written)})
         return
@@ -283,7 +305,9 @@ def repoint(
         f"{found.compared:,} of {found.rows:,} rows embedded again: cosine {found.lowest:.5f} at the lowest, "
         f"{found.median:.5f} at the median"
     )
-    terminal.say(f"{data} declares {to} now; no vector changed")
+    terminal.say(f"{data} would declare {to}" if dry_run else f"{data} declares {to} now; no vector changed")
+    if dry_run:
+        terminal.note("nothing was written")
 
 
 @command
@@ -299,7 +323,9 @@ def detach(
 
     path = path_of(data)
     name = vector_of(path, vector)
-    if not dry_run:
+    if dry_run:
+        _statuses(path, [name])
+    else:
         columns.detach(path, name, drop=drop)
     if as_json:
         terminal.print_json({"path": str(path), "vector": name, "dropped": drop, "dry_run": dry_run})

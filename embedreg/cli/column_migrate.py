@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -34,6 +35,7 @@ from embedreg.cli.session import AsJson, command
 if TYPE_CHECKING:
     from embedreg.columns import Migration
     from embedreg.columns.results import MigrationStatus
+    from embedreg.core.base import EmbeddingFunction
 
 __all__ = ["abandon", "finish", "migrate", "rollback", "settle", "switch"]
 
@@ -96,7 +98,7 @@ def migrate(
     column = vector_of(path, vector)
     function = function_of(to, settings)
     if dry_run:
-        _would_migrate(data, path, column, to, as_json)
+        _would_migrate(data, path, column, function, name, as_json)
         return
     with progress("embedding", path) as bar:
         found = columns.migrate(
@@ -120,18 +122,32 @@ def migrate(
     _print(data, found.status, vector, as_json)
 
 
-def _would_migrate(data: str, path: object, column: str, to: str, as_json: bool) -> None:
+def _would_migrate(
+    data: str, path: Path, column: str, function: EmbeddingFunction, name: str | None, as_json: bool
+) -> None:
+    """Print what a migration would do, or raise where it would be refused."""
     from embedreg import columns
+    from embedreg.columns.declare import bound_like, differing, entry_for
+    from embedreg.columns.migration import declared_already
+    from embedreg.columns.opening import opened
+    from embedreg.errors import SchemaError
 
-    found = next((each for each in columns.status(path) if each.vector == column), None)
-    if found is None:
-        raise typer.BadParameter(f"{data} declares no column {column!r}.")
+    store = opened(path)
+    old = store.entry(column)
+    new = entry_for(bound_like(old, function, name or column), digest=True)
+    found = next(each for each in columns.status(path) if each.vector == column)
+    if found.migration is None and name in (None, column):
+        if old.reserved.get("fingerprint") == new.reserved.get("fingerprint"):
+            raise declared_already(column)
+    elif found.migration is None and name in store.schema.names:
+        raise SchemaError(f"{data} has a column {name!r} already.", "choose another name")
     todo = found.rows - found.null_source
     made = columns.ColumnReport(column, "stage", found.rows, todo, todo, dry_run=True)
-    if not as_json and found.migration is not None:
-        terminal.say(column_words.migration_line(found.migration))
     if not as_json:
-        terminal.say(f"{data}: {column} would change from {found.function or '?'} to {to}")
+        if found.migration is not None:
+            terminal.say(column_words.migration_line(found.migration))
+        changed = differing(old, new)
+        terminal.say(f"{data}: {column} would change from {old.name} to {new.name}{f' ({changed})' if changed else ''}")
     column_words.print_reports(data, [made], as_json=as_json)
 
 
@@ -148,28 +164,75 @@ def _step(
     vector: str | None,
     dry_run: bool,
     as_json: bool,
-    what: str,
+    name: str,
     call: Callable[[Migration], object],
+    **options: Any,
 ) -> None:
-    """Take one step of the migration in progress, and print its state."""
+    """Take one step of the migration in progress, and print its state.
+
+    Args:
+        name: of the step, a key of `_WOULD`.
+        options: those of `columns.migrations`; a step that has some embeds rows, and shows their number.
+    """
     from embedreg.columns.results import ColumnReport
 
-    found = migration_of(path_of(data), vector)
+    path = path_of(data)
     if dry_run:
-        now = found.status
-        column_words.print_migration(data, replace(now, notes=(*now.notes, "nothing was written")), as_json=as_json)
+        _would(data, path, migration_of(path, vector).status, name, as_json)
         return
-    with terminal.status(what):
+    with progress("embedding", path) if options else terminal.status(_WOULD[name].doing) as bar:
+        found = migration_of(path, vector, **options, **({"progress": bar} if options else {}))
         report = call(found)
     if isinstance(report, ColumnReport) and not as_json:
         column_words.print_reports(data, [report], as_json=False)
     _print(data, found.status, vector, as_json)
 
 
+class _Would(NamedTuple):
+    states: tuple[str, ...]  # those in which the step is possible
+    words: str  # what it would do
+    doing: str = ""
+
+
+_BEFORE, _AFTER = ("begun", "staging", "ready"), ("switched", "settled")
+_WOULD = {
+    "switch": _Would(_BEFORE, "the new vectors and their declaration would take the place of the old ones"),
+    "settle": _Would(_AFTER, "{rows} would be embedded"),
+    "finish": _Would(
+        ("settled",), "the old vectors would be removed; a rollback is not possible afterwards", "finishing"
+    ),
+    "rollback": _Would(_AFTER, "the old vectors and their declaration would be restored"),
+    "abandon": _Would(_BEFORE, "what was staged would be removed", "removing"),
+}
+
+
+def _would(data: str, path: Path, now: MigrationStatus, name: str, as_json: bool) -> None:
+    """Print what a step would do, or raise where it would be refused."""
+    from embedreg import columns
+    from embedreg.columns.migration import not_settled, wrong_state
+
+    step = _WOULD[name]
+    if now.state not in step.states and (now.state, name) != ("settled", "switch"):
+        raise (not_settled if (now.state, name) == ("switched", "finish") else wrong_state)(now.vector, now.state)
+    words = step.words
+    if name == "settle":
+        [column] = [each for each in columns.status(path) if each.vector == now.name]
+        words = words.format(rows=terminal.count(column.todo if column.digest else column.empty, "row"))
+    column_words.print_migration(data, replace(now, notes=(*now.notes, words, "nothing was written")), as_json=as_json)
+
+
 @command
-def switch(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def switch(
+    data: Data,
+    vector: Vector = None,
+    cache: Cache = None,
+    switch_timeout: SwitchTimeout = 60.0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
     """Publish the staged vectors of `migrate --no-switch`, or complete a switch that was interrupted."""
-    _step(data, vector, dry_run, as_json, "switching", lambda found: found.switch())
+    options = {"cache": cache, "switch_timeout_s": switch_timeout}
+    _step(data, vector, dry_run, as_json, "switch", lambda found: found.switch(), **options)
 
 
 @command
@@ -184,31 +247,41 @@ def settle(
             help="Check again after this long, for writers that opened the data before the switch.",
         ),
     ] = 0.0,
+    cache: Cache = None,
+    switch_timeout: SwitchTimeout = 60.0,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed what other writers changed since it was staged; the migration can then be finished."""
-    _step(data, vector, dry_run, as_json, "settling", lambda found: found.settle(grace_s=grace))
+    options = {"cache": cache, "switch_timeout_s": switch_timeout}
+    _step(data, vector, dry_run, as_json, "settle", lambda found: found.settle(grace_s=grace), **options)
 
 
 @command
 def finish(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """End a settled migration: remove the old vectors and everything else that a rollback needs."""
-    _step(data, vector, dry_run, as_json, "finishing", lambda found: found.finish())
+    _step(data, vector, dry_run, as_json, "finish", lambda found: found.finish())
 
 
 @command
 def rollback(
-    data: Data, vector: Vector = None, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False
+    data: Data,
+    vector: Vector = None,
+    cache: Cache = None,
+    switch_timeout: SwitchTimeout = 60.0,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Restore the old vectors and the old function; rows written since the switch are embedded with it.
 
     More than 100 rows that have no old vector are embedded with `--yes` only.
     """
-    _step(data, vector, dry_run, as_json, "rolling back", lambda found: found.rollback(yes=yes))
+    options = {"cache": cache, "switch_timeout_s": switch_timeout}
+    _step(data, vector, dry_run, as_json, "rollback", lambda found: found.rollback(yes=yes), **options)
 
 
 @command
 def abandon(data: Data, vector: Vector = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove what a migration has staged, before its switch; the data stays as it is."""
-    _step(data, vector, dry_run, as_json, "removing", lambda found: found.abandon())
+    _step(data, vector, dry_run, as_json, "abandon", lambda found: found.abandon())

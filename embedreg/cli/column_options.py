@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -118,15 +118,17 @@ def vector_of(data: Path, vector: str | None) -> str:
     raise typer.BadParameter(f"--vector is needed: {data} declares {', '.join(names)}.")
 
 
-def migration_of(data: Path, vector: str | None) -> Migration:
+def migration_of(data: Path, vector: str | None, **options: Any) -> Migration:
     """Return the migration of a column: the only one by default.
 
+    Args:
+        options: those of `columns.migrations`.
     Raises:
         typer.BadParameter: there is none, or several and no `--vector`.
     """
     from embedreg.columns import migrations
 
-    found = migrations(data)
+    found = migrations(data, **options)
     if vector is not None:
         found = [each for each in found if vector in (each.status.vector, each.status.name)]
     if len(found) == 1:

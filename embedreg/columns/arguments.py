@@ -8,7 +8,7 @@ from typing import Any
 from embedreg.core.base import EmbeddingFunction
 from embedreg.core.kinds import kind_of
 from embedreg.core.lancedb_hooks import unwrap
-from embedreg.errors import ConfigError, InputError, MissingColumnError, SchemaError
+from embedreg.errors import ConfigError, InputError, MissingColumnError, SchemaError, in_shell
 from embedreg.security.sensitive import holds_credentials
 from embedreg.support.display import plain
 from embedreg.support.imports import did_you_mean
@@ -71,9 +71,9 @@ def undeclared(shown: str, vector: str, declared: Iterable[str], hint: str | Non
     """
     names = list(declared)
     helps = f"declared: {', '.join(names) or 'none'}" if hint is None else hint
-    return MissingColumnError(
-        f"{shown} declares no function for column {vector!r}.", f"{did_you_mean(vector, names)}{helps}"
-    )
+    close = did_you_mean(vector, names)
+    error = MissingColumnError(f"{shown} declares no function for column {vector!r}.", f"{close}{helps}")
+    return error.for_shell(f"{close}{in_shell(helps)}")
 
 
 def no_declarations(shown: str, hint: str) -> MissingColumnError:

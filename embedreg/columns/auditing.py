@@ -23,8 +23,9 @@ from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.drift import PROBE_LENGTH
 from embedreg.declaration.entries import Entry
-from embedreg.errors import ConfigError, EmbedregError, MissingColumnError, VectorError
+from embedreg.errors import ConfigError, EmbedregError, MissingColumnError, VectorError, option
 from embedreg.registry import get_registry
+from embedreg.runtime.text.truncation import unreported
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,14 +77,17 @@ def audit(
     wanted = list(entries) if columns is None else [columns] if isinstance(columns, str) else list(columns)
     for name in wanted:
         if name not in entries:
-            raise undeclared(opened.shown, name, entries, f"embedreg.columns.identify(data, {name!r}) looks for one")
+            looks = option(f"embedreg column identify --vector {name}", f"columns.identify(data, {name!r})")
+            raise undeclared(opened.shown, name, entries, looks)
     if not wanted:
-        raise no_declarations(opened.shown, "embedreg.columns.identify(data, ...)")
+        looks = option("embedreg column identify --vector NAME", "columns.identify(data, vector)")
+        raise no_declarations(opened.shown, looks)
     others = columns is None and len(wanted) > 1  # a column that was not requested does not stop the others
-    return [
-        _One(opened, entries[name], sample, float(confidence), given, seed).run(whole=scan, others=others)
-        for name in wanted
-    ]
+    with unreported():
+        return [
+            _One(opened, entries[name], sample, float(confidence), given, seed).run(whole=scan, others=others)
+            for name in wanted
+        ]
 
 
 class _One:

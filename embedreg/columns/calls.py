@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from embedreg.arrow.kind import VectorKind
 from embedreg.columns.arguments import a_function, no_declarations, refuse_count, undeclared
-from embedreg.columns.migration import Migration
+from embedreg.columns.migration import Migration, using_cache
 from embedreg.columns.opening import opened
 from embedreg.columns.results import ColumnReport, ColumnStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped
@@ -17,11 +16,10 @@ from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.core.kinds import kind_of, kind_recorded
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.embedding.table import BATCH_ROWS, OnError, Progress
-from embedreg.errors import ConfigError, InputError
+from embedreg.errors import ConfigError, InputError, option
 from embedreg.inspection.attach import Agreement
-from embedreg.runtime.vectors import disk
 
-__all__ = ["add", "detach", "fill", "migrate", "migrations", "refresh", "repoint", "status"]
+__all__ = ["add", "chosen", "detach", "fill", "migrate", "migrations", "refresh", "repoint", "status"]
 
 
 def add(
@@ -71,7 +69,7 @@ def add(
         switch_timeout_s=switch_timeout_s,
         yes=yes,
     )
-    with _cached(cache):
+    with using_cache(cache):
         store = opened(data)
         _refuse_kind(store, kind_of(unwrap(declaration.function)))
         return store.add(declaration, options)
@@ -90,9 +88,9 @@ def fill(data: Any, columns: str | Iterable[str] | None = None, **same: Any) -> 
         MissingColumnError: a column that is not declared. EmbedregError: as `add`.
     """
     options = _options(**same)
-    with _cached(options.cache):
+    with using_cache(options.cache):
         store = opened(data)
-        return [store.fill(vector, options) for vector in _chosen(store, columns)]
+        return [store.fill(vector, options) for vector in chosen(store, columns)]
 
 
 def refresh(
@@ -123,11 +121,11 @@ def refresh(
         raise ConfigError(f"invalid unstamped={unstamped!r}.", "unstamped='verify', 'recompute' or 'trust'")
     refuse_count("sample", sample, 300)
     options = _options(**same)
-    with _cached(options.cache):
+    with using_cache(options.cache):
         store = opened(data)
         return [
             store.refresh(vector, options, unstamped=unstamped, sample=sample, dry_run=dry_run)
-            for vector in _chosen(store, columns)
+            for vector in chosen(store, columns)
         ]
 
 
@@ -179,23 +177,28 @@ def migrate(
     if index not in ("like", "none"):
         raise ConfigError(f"invalid index={index!r}.", "index='like' or 'none'")
     options = _options(**same)
-    with _cached(options.cache):
+    with using_cache(options.cache):
         store = opened(data)
-        _chosen(store, vector)
+        chosen(store, vector)
         _refuse_kind(store, kind_of(new))
         return store.migrate(vector, new, options, name=name, switch=switch, index=index, keep=keep)
 
 
-def migrations(data: Any) -> list[Migration]:
+def migrations(data: Any, **same: Any) -> list[Migration]:
     """Return the migrations of a table that are not finished.
 
+    Args:
+        data: a path, or a table object of an engine.
+        same: the other arguments of `add`, for what their methods embed and commit.
     Raises:
-        InputError, StorageError, MetadataError: as `status`.
+        InputError, StorageError, MetadataError: as `status`. ConfigError: invalid arguments.
     """
-    return opened(data).migrations()
+    return opened(data).migrations(_options(**same))
 
 
-def repoint(data: Any, vector: str, function: EmbeddingFunction, *, sample: int = 100, seed: int = 0) -> Agreement:
+def repoint(
+    data: Any, vector: str, function: EmbeddingFunction, *, sample: int = 100, seed: int = 0, dry_run: bool = False
+) -> Agreement:
     """Replace a column's declaration by another function of the same vectors, such as the same model at another host.
 
     Args:
@@ -204,6 +207,7 @@ def repoint(data: Any, vector: str, function: EmbeddingFunction, *, sample: int 
         function: the new function.
         sample: how many rows are embedded again and compared.
         seed: selects the rows.
+        dry_run: compare the sample only; nothing is written.
     Returns:
         The agreement of the sample.
     Raises:
@@ -219,7 +223,7 @@ def repoint(data: Any, vector: str, function: EmbeddingFunction, *, sample: int 
             f"{type(new).__name__} of {kind_of(new).name} ones.",
             f"columns.migrate(data, {vector!r}, function) embeds it with another function",
         ).for_shell("embedreg column migrate embeds it with another function")
-    return store.repoint(vector, new, sample=sample, seed=seed)
+    return store.repoint(vector, new, sample=sample, seed=seed, dry_run=dry_run)
 
 
 def detach(data: Any, vector: str, *, drop: bool = False) -> None:
@@ -246,8 +250,8 @@ def _options(**given: Any) -> Options:
     return made
 
 
-def _chosen(store: ColumnStore, columns: str | Iterable[str] | None) -> list[str]:
-    """Return the vector columns to work on.
+def chosen(store: ColumnStore, columns: str | Iterable[str] | None) -> list[str]:
+    """Return the vector columns to work on: some of the declared ones, all by default.
 
     Raises:
         MissingColumnError: one of them is not declared, or none is.
@@ -261,7 +265,10 @@ def _chosen(store: ColumnStore, columns: str | Iterable[str] | None) -> list[str
         if entry.vector_column in wanted:
             _refuse_kind(store, kind_recorded(entry.reserved))
     if not wanted:
-        raise no_declarations(store.shown, "declare one: embedreg.attach")
+        raise no_declarations(
+            store.shown,
+            option("embedreg attach declares one, embedreg column add makes one", "embedreg.attach, columns.add"),
+        )
     return wanted
 
 
@@ -272,11 +279,3 @@ def _refuse_kind(store: ColumnStore, kind: VectorKind) -> None:
             f"columns of {kind.plural} can be changed in Parquet and Arrow files only, not in {store.shown}.",
             "embed the rows again: embedreg.embed_table(data, fn.bind(source, vector))",
         ).for_shell("embed the rows again: embedreg embed SRC DST")
-
-
-@contextlib.contextmanager
-def _cached(cache: str | os.PathLike[str] | None) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if cache is not None:
-            stack.enter_context(disk.use(cache))
-        yield

@@ -23,7 +23,7 @@ from embedreg.core.base import EmbeddingFunction, metric_of
 from embedreg.core.lancedb_hooks import unwrap
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.column import embed_column
-from embedreg.errors import InputError, VectorError
+from embedreg.errors import InputError, VectorError, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -237,7 +237,8 @@ def _declared(
         if name is not None and name not in names:
             raise no_column(data.shown, name, names)
     if entry is None and (function is None or source is None):
-        raise undeclared(data.shown, vector, (), "function=..., source='...' name them")
+        names_it = option("embedreg attach declares it", "function=..., source='...' name it")
+        raise undeclared(data.shown, vector, (), names_it)
     if function is None and entry is not None:
         function = rebuilt(entry).function
     return a_function(function), source if source is not None else "" if entry is None else entry.source_column

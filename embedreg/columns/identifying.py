@@ -17,7 +17,8 @@ from embedreg.columns.store import ColumnStore
 from embedreg.columns.tables import TableRows, readable
 from embedreg.columns.vectors import SAME, STORAGE, cosines, refuse_type, storage_of, unit
 from embedreg.core.base import EmbeddingFunction
-from embedreg.errors import EmbedregError, MissingColumnError, VectorError
+from embedreg.errors import EmbedregError, MissingColumnError, VectorError, option
+from embedreg.runtime.text.truncation import unreported
 from embedreg.support.display import plain
 
 if TYPE_CHECKING:
@@ -96,14 +97,17 @@ def identify(
     texts = [field.name for field in opened.schema if str(field.type) in _TEXTS and not field.name.endswith("_digest")]
     sources = [source] if source is not None else texts[:_MAX_COLUMNS]
     if not sources:
-        raise MissingColumnError(f"{opened.shown} has no column of texts.", "source='...' names another column")
+        raise MissingColumnError(
+            f"{opened.shown} has no column of texts.", option("--source NAME names another column", "source='name'")
+        )
     made: list[Guess] = []
-    for name in sources:
-        rows = sampling.draw(floats, vector, name, sample=sample, seed=seed, long_rows=())
-        if len(rows):
-            width = rows.matrix.shape[1]
-            for function in functions.installed(width) if given is None else given:
-                made += _tried(function, rows, name, quantizer)
+    with unreported():
+        for name in sources:
+            rows = sampling.draw(floats, vector, name, sample=sample, seed=seed, long_rows=())
+            if len(rows):
+                width = rows.matrix.shape[1]
+                for function in functions.installed(width) if given is None else given:
+                    made += _tried(function, rows, name, quantizer)
     made.sort(key=_order)
     if not any(guess.fits for guess in made):
         made.insert(0, Guess(UNKNOWN, source, compared=max((guess.compared for guess in made), default=0)))
@@ -126,7 +130,7 @@ def _as_floats(data: ColumnStore | TableRows, vector: str) -> tuple[Readable, Qu
         raise VectorError(
             f"column {vector!r} holds {kind} numbers, and no declaration records which vectors they stand for.",
             "declare how they were quantised: embedreg.attach(data, fn.bind(source, vector, dtype=..., ranges=...))",
-        )
+        ).for_shell("declare how they were quantised, in Python: embedreg.attach with dtype and ranges")
     return data, None
 
 

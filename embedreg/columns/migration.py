@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.core.base import EmbeddingFunctionConfig
 from embedreg.embedding.column import embed_column
-from embedreg.errors import ConfigError, option
+from embedreg.errors import ConfigError, StorageError, option
+from embedreg.runtime.vectors import disk
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FEW_ROWS", "Migration", "ask_before_embedding"]
+
+__all__ = [
+    "FEW_ROWS",
+    "Migration",
+    "ask_before_embedding",
+    "declared_already",
+    "gone",
+    "not_settled",
+    "using_cache",
+    "wrong_state",
+]
 
 FEW_ROWS = 100  # that a rollback embeds without asking: seconds, or a part of a cent
 TIMED_ROWS = 32  # that are embedded to estimate the time for more
@@ -27,6 +40,9 @@ class Migration(ABC):
 
     Its state is read again by each access. A crash at any point leaves the data readable; the same call continues.
     """
+
+    _options: Any  # `columns.store.Options`, which imports this module
+    _ended: str | None = None  # the state in which this handle has ended it
 
     @property
     @abstractmethod
@@ -53,21 +69,31 @@ class Migration(ABC):
         """Findings that the user may not expect."""
         return self.status.notes
 
-    @abstractmethod
     def run(self) -> ColumnReport:
         """Stage new vectors for all rows, until the state is "ready"; the data is as before.
 
         Raises:
-            StorageError: another process works on it, or it cannot be written. EmbedregError: as `add`.
+            StorageError: another process works on it, it cannot be written, or it has ended. EmbedregError: as `add`.
         """
+        with self._at_work():
+            return self._run()
 
     @abstractmethod
+    def _run(self) -> ColumnReport:
+        """Stage, where the migration has not ended."""
+
     def switch(self) -> int:
         """Replace vectors, name and declaration in one commit; return the version of the data.
 
         Raises:
-            StorageError: not all rows are staged, or other writers left no quiet moment.
+            StorageError: not all rows are staged, other writers left no quiet moment, or it has ended.
         """
+        with self._at_work():
+            return self._switch()
+
+    @abstractmethod
+    def _switch(self) -> int:
+        """Switch, where the migration has not ended."""
 
     def settle(self, *, grace_s: float = 0.0) -> ColumnReport:
         """Embed what other writers changed since it was staged: rows that are stale, foreign or without a vector.
@@ -82,37 +108,131 @@ class Migration(ABC):
         """
         if not isinstance(grace_s, int | float) or not 0 <= grace_s < float("inf"):
             raise ConfigError(f"invalid grace_s={grace_s!r}; expected 0 or more.", "grace_s=60")
-        report = self._settle()
-        if not grace_s:
-            return report
-        time.sleep(grace_s)
-        return _sum(report, self._settle())
+        with self._at_work():
+            report = self._settle()
+            if not grace_s:
+                return report
+            time.sleep(grace_s)
+            return _sum(report, self._settle())
 
     @abstractmethod
     def _settle(self) -> ColumnReport:
         """Embed once what other writers changed."""
 
-    @abstractmethod
     def finish(self) -> None:
         """Remove what a rollback needs; the state is then "finished".
 
         Raises:
-            StorageError: it is not settled.
+            StorageError: it is not settled, or has ended otherwise.
         """
+        if self._ended == "finished":
+            return
+        with self._at_work():
+            self._finish()
+            self._ended = self.state
 
     @abstractmethod
+    def _finish(self) -> None:
+        """Finish, where the migration has not ended."""
+
     def rollback(self, *, yes: bool = False) -> None:
         """Restore the old vectors and the old declaration, also for rows that were added since.
 
         Args:
             yes: embed rows whose old vectors are not kept, however many; else more than 100 are refused.
         Raises:
-            ConfigError: more rows would be embedded than that. StorageError: nothing was switched.
+            ConfigError: more rows would be embedded than that. StorageError: nothing was switched, or it was finished.
         """
+        if self._ended == "rolled back":
+            return
+        with self._at_work():
+            self._rollback(yes=yes)
+            self._ended = self.state
 
     @abstractmethod
+    def _rollback(self, *, yes: bool) -> None:
+        """Go back, where the migration has not ended."""
+
     def abandon(self) -> None:
-        """Remove what was staged, before a switch; the data is as before."""
+        """Remove what was staged, before a switch; the data is as before.
+
+        Raises:
+            StorageError: it was switched, or has ended otherwise.
+        """
+        if self._ended == "abandoned":
+            return
+        with self._at_work():
+            self._abandon()
+            self._ended = self.state
+
+    @abstractmethod
+    def _abandon(self) -> None:
+        """Abandon, where the migration has not ended."""
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Use the cache of the options.
+
+        Raises:
+            StorageError: this handle has ended the migration; what it would change may be another one's by now.
+        """
+        if self._ended is not None:
+            raise StorageError(
+                f"the migration of column {self.vector!r} has ended: it was {self._ended}.",
+                option("`embedreg column status` shows what is there", "embedreg.columns.status(data)"),
+            )
+        with using_cache(self._options.cache):
+            yield
+
+
+@contextlib.contextmanager
+def using_cache(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Use a file of vectors, unless none is named or one is in use."""
+    if path is None or disk.current() is not None:
+        yield
+        return
+    with disk.use(path):
+        yield
+
+
+def wrong_state(vector: str, state: str) -> StorageError:
+    """Return the error for a call that needs the switch before it, or comes before the switch after it."""
+    if state in ("switched", "settled"):
+        return StorageError(
+            f"the migration of column {vector!r} is {state}: its new vectors are in place.",
+            option("`embedreg column rollback` restores the old ones", "Migration.rollback() restores the old ones"),
+        )
+    return StorageError(
+        f"the migration of column {vector!r} is not switched yet: it is {state}.",
+        option(
+            "`embedreg column switch` continues, `embedreg column abandon` drops it",
+            "Migration.switch() continues, .abandon() drops it",
+        ),
+    )
+
+
+def not_settled(vector: str, state: str) -> StorageError:
+    """Return the error for a `finish` before `settle`."""
+    return StorageError(
+        f"the migration of column {vector!r} is {state}, not settled: some rows may have no vector of the new model.",
+        option("`embedreg column settle` first", "Migration.settle() first"),
+    )
+
+
+def declared_already(vector: str) -> ConfigError:
+    """Return the error for a migration to the function that a column has."""
+    return ConfigError(
+        f"column {vector!r} is declared with this function already.",
+        option("`embedreg column refresh` embeds what is not up to date", "columns.refresh(data)"),
+    )
+
+
+def gone() -> StorageError:
+    """Return the error for a handle whose migration another process has ended."""
+    return StorageError(
+        "the migration is no longer there: another process has finished it, rolled it back or abandoned it.",
+        option("`embedreg column status` shows what is there", "embedreg.columns.status(data)"),
+    )
 
 
 def ask_before_embedding(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedreg.columns.rows import Readable
-from embedreg.errors import InputError, MissingColumnError, StorageError
+from embedreg.errors import InputError, MissingColumnError, StorageError, option
 from embedreg.support.imports import did_you_mean
 from embedreg.support.strict_json import Malformed, document
 
@@ -102,7 +102,8 @@ def found_rows(data: Readable, column: str, pairs: Iterable[Pair]) -> dict[Any, 
         values = pa.array(wanted, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):  # the last: types that Arrow cannot make
         raise InputError(
-            f"the answers are not all values of column {column!r}, which is {kind}.", "key='...' names another column"
+            f"the answers are not all values of column {column!r}, which is {kind}.",
+            option("--key NAME names another column", "key='name'"),
         ) from None
     found: dict[Any, int] = {}
     start = 0

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-__all__ = ["Readable", "lengths_of", "without_views"]
+__all__ = ["Readable", "lengths_of", "plain_rows", "without_views"]
 
 
 class Readable(Protocol):
@@ -46,6 +46,11 @@ def lengths_of(column: Any) -> np.ndarray:
     if kind not in known:
         return np.zeros(len(column), np.int64)
     return np.asarray(pc.fill_null(pc.binary_length(column), 0)).astype(np.int64)
+
+
+def plain_rows(rows: Any) -> Any:
+    """Return a table or batch whose columns have no views."""
+    return type(rows).from_arrays([without_views(column) for column in rows.columns], names=rows.schema.names)
 
 
 def without_views(column: Any) -> Any:

@@ -162,12 +162,12 @@ class ColumnStore(ABC):
         """Change the model of a column, or continue a change."""
         raise self._unsupported("change the model of a column")
 
-    def migrations(self) -> list[Migration]:
-        """Return the migrations that are not finished."""
+    def migrations(self, options: Options) -> list[Migration]:
+        """Return the migrations that are not finished; what they embed, they embed with these options."""
         return []
 
-    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
-        """Replace a column's declaration by one of the same vectors."""
+    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int, dry_run: bool) -> Agreement:
+        """Replace a column's declaration by one of the same vectors; with `dry_run` compare the sample only."""
         raise self._unsupported("change a declaration")
 
     def detach(self, vector: str, *, drop: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedreg.core.base import EmbeddingFunction
 from embedreg.declaration.fingerprint import fingerprint
-from embedreg.errors import InputError
+from embedreg.errors import InputError, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +131,8 @@ def _bytes(source: pa.Array | pa.ChunkedArray) -> list[bytes | None]:
         source = source.cast(pa.binary())
     elif not pa.types.is_null(kind):
         raise InputError(
-            f"a column of type {kind} has no digest; only texts and bytes have one.", "digest=False leaves it out"
+            f"a column of type {kind} has no digest; only texts and bytes have one.",
+            option("cast it to string first, or --no-digest leaves digests out", "digest=False"),
         )
     values: list[bytes | None] = source.to_pylist()
     return values

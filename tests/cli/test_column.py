@@ -85,9 +85,65 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_done(added: Path, cli: 
         assert content(added) == before
     cli("column", "migrate", "notes", "--to", "hashing", *HASHING, "--set", "seed=2", "--no-switch")
     before = content(added)
-    for name in ("switch", "settle", "rollback", "abandon", "finish"):
-        assert "ready (6 of 6 rows staged)" in cli("column", name, "notes", "--dry-run").out
+    steps = {
+        "switch": "take the place of the old ones",
+        "settle": "not switched yet",
+        "rollback": "not switched yet",
+        "abandon": "what was staged would be removed",
+        "finish": "not switched yet",
+    }
+    for name, words in steps.items():
+        refused = words == "not switched yet"
+        made = cli("column", name, "notes", "--dry-run", expect=1 if refused else 0)
+        assert words in made.err
+        assert refused or "ready (6 of 6 rows staged)" in made.out
         assert content(added) == before
+    cli("column", "switch", "notes")
+    pq.write_table(pa.table({"text": ["newer"]}), added / "d.parquet")
+    before = content(added)
+    assert "1 row would be embedded" in cli("column", "settle", "notes", "--dry-run").err
+    assert "would be restored" in cli("column", "rollback", "notes", "--dry-run").err
+    assert "not settled" in cli("column", "finish", "notes", "--dry-run", expect=1).err
+    assert "are in place" in cli("column", "abandon", "notes", "--dry-run", expect=1).err
+    assert content(added) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (("fill", "--vector", "no"), 1, "declares no function for column 'no'"),
+        (("detach", "--vector", "no"), 1, "declares no function for column 'no'"),
+        (("migrate", "--to", "hashing", *HASHING), 1, "declared with this function already"),
+        (("migrate", "--to", "hashing", "--set", "dim=8", "--name", "vector__source_digest"), 1, "has a column"),
+        (("repoint", "--to", "hashing", *HASHING, "--set", "seed=2"), 4, "have other vectors"),
+    ],
+)
+def test_a_dry_run_is_refused_where_the_command_would_be(
+    added: Path, cli: Callable, command: tuple[str, ...], code: int, words: str
+) -> None:
+    """With the same exit code and the same words."""
+    for options in (("--dry-run",), ()):
+        assert words in cli("column", command[0], "notes", *command[1:], *options, expect=code).err
+
+
+def test_a_dry_run_of_repoint_compares_and_declares_nothing(added: Path, cli: Callable) -> None:
+    """The sample agrees; the declaration stays."""
+    before = content(added)
+    made = cli("column", "repoint", "notes", "--to", "hashing", *HASHING, "--dry-run")
+    assert "cosine 1.00000 at the lowest" in made.out
+    assert "notes would declare hashing" in made.out
+    assert content(added) == before
+
+
+def test_the_steps_that_embed_show_it_and_take_a_cache(added: Path, cli: Callable, tmp_path: Path) -> None:
+    """`switch`, `settle` and `rollback` embed what came late, and fill the cache."""
+    to = ("--to", "hashing", *HASHING, "--set", "seed=2")
+    cli("column", "migrate", "notes", *to, "--no-switch")
+    for name, late in (("switch", "new"), ("settle", "newer"), ("rollback", "newest")):
+        pq.write_table(pa.table({"text": [late]}), added / f"{name}.parquet")
+        made = cli("column", name, "notes", "--cache", "kept.db", "--switch-timeout", "5")
+        assert "embedding: " in made.err, name
+    assert (tmp_path / "kept.db").exists()
 
 
 def test_refresh_embeds_what_changed(added: Path, cli: Callable) -> None:
@@ -108,7 +164,7 @@ def test_a_migration_from_a_shell(added: Path, cli: Callable) -> None:
     assert "ready (5 of 5 rows staged)" in staged.out
     assert "next: embedreg column switch notes" in staged.err
     assert "migration of vector to hashing (seed=2 instead of 0): ready" in cli("column", "status", "notes").out
-    assert "not settled" in cli("column", "finish", "notes", expect=1).err
+    assert "not switched yet" in cli("column", "finish", "notes", expect=1).err
     assert "next: embedreg column settle notes" in cli("column", "switch", "notes").err
     assert embedreg.functions_in(added)["vector"].function.seed == 2
     settled = cli("column", "settle", "notes")

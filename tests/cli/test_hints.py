@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import os
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import embedreg
 from embedreg import ImagePolicy
 from embedreg.cli import exits
 from embedreg.cli.hints import TRUST_OPTIONS, hint_of, trusting
@@ -43,6 +46,35 @@ def test_an_error_has_words_for_both_callers() -> None:
     assert hint_of(ConfigError("no.", "rename it")) == "rename it"
     assert hint_of(ConfigError("no.")) is None
     assert str(ConfigError("no.").for_shell("--x")) == "no."
+
+
+IN_PYTHON = re.compile(r"columns\.\w|fn\.bind|Migration\.|embedreg\.\w+|\w=(True|False|'|\")")
+# what only a caller in Python can do wrong: another type than is asked for, or a value that the options do not take
+BY_PYTHON_ALONE = {"a_function", "add", "refresh", "migrate", "_options", "checked"}
+
+
+def _in_python(file: Path) -> set[str]:
+    """Return the functions of a file that raise an error whose hint is a Python call, and has no words for a shell."""
+    found = set()
+    for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        worded = [call.func.value for call in calls if isinstance(call.func, ast.Attribute)]  # of `for_shell`
+        for call in calls:
+            raised = isinstance(call.func, ast.Name) and call.func.id.endswith(("Error", "undeclared", "declarations"))
+            hints = [each for each in call.args[1:] if isinstance(each, ast.Constant | ast.JoinedStr)]
+            if raised and call not in worded and any(IN_PYTHON.search(ast.unparse(each)) for each in hints):
+                found.add(function.name)
+    return found
+
+
+def test_each_error_about_a_column_has_a_hint_for_the_shell() -> None:
+    """A hint that is a call in Python has its words for `embedreg column` beside it, wherever a command can meet it."""
+    package = Path(embedreg.__file__).parent
+    files = [*package.glob("columns/**/*.py"), *package.glob("engines/*/columns/**/*.py")]
+    assert len(files) > 40
+    assert set().union(*map(_in_python, files)) == BY_PYTHON_ALONE
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lancedb
+import numpy as np
+import pytest
 
 import embedreg
 from embedreg import columns
-from tests.columns.made import docstrings
+from embedreg.runtime.text import truncation
+from tests.columns.made import column, docstrings
 
 
 def test_rows_of_the_function_before_a_migration_are_named(tmp_path: Path) -> None:
@@ -80,3 +84,24 @@ def test_nothing_is_reached_and_no_ungranted_path_is_read(tmp_path: Path, run_py
     told = json.loads(run_python(LOOKING, tmp_path / "data.parquet", secret))
     assert told.pop("problem").startswith("stored metadata")
     assert told == {"best": "hashing (dim=384, seed=1)", "verdict": "unknown", "reached": [], "secret": []}
+
+
+class Cutting(embedreg.TextEmbeddingFunction):
+    """A function that reads the first 20 characters of a text, and says so as the local ones do."""
+
+    def ndims(self) -> int:
+        return 26
+
+    def generate_embeddings(self, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        made = np.array([[text[:20].count(chr(97 + n)) + 0.1 for n in range(26)] for text in texts], np.float32)
+        return truncation.settled(made, np.array([len(text) > 20 for text in texts]), "warn", 20, "cutting")
+
+
+def test_texts_that_are_cut_are_reported_by_what_embeds_and_not_by_an_audit(caplog: pytest.LogCaptureFixture) -> None:
+    """An audit makes many trials whose vectors are stored nowhere; their notes would bury what it found."""
+    function, texts = Cutting(), docstrings(40, words=40)
+    vectors = embedreg.embed_column(function, texts).matrix
+    assert "only their beginning was embedded" in caplog.text
+    caplog.clear()
+    assert columns.identify(column(texts, vectors), "vector", candidates=[function])[0].fits
+    assert caplog.text == ""

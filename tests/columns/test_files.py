@@ -296,7 +296,7 @@ def test_a_migration_switches_and_rolls_back_bit_for_bit(folder: Path, one: Lett
     assert (status.migration.staged_rows, status.migration.staged_fragments) == (7, 3)
     with pytest.raises(ConfigError, match=r"is being migrated \(ready\)"):
         columns.refresh(folder)
-    with pytest.raises(StorageError, match="not settled"):
+    with pytest.raises(StorageError, match="not switched yet"):
         migration.finish()
     migration.switch()
     assert migration.state == "switched"
@@ -631,3 +631,27 @@ def test_staged_vectors_that_the_function_does_not_give_are_not_switched(folder:
     assert migration.state == "staging"
     migration.abandon()
     assert right(folder, 1.0)
+
+
+@pytest.mark.parametrize("late", ["switch", "settle"])
+def test_a_file_that_came_while_others_were_staged_has_the_old_function_after_a_rollback(
+    tmp_path: Path, late: str
+) -> None:
+    """It never had the old vectors: it is embedded with the old function, whatever came after it."""
+
+    def write(name: str) -> None:
+        pq.write_table(pa.table({"text": [name]}), tmp_path / f"{name}.parquet")
+
+    write("first")
+    columns.add(tmp_path, embedreg.get("hashing").create(dim=8).bind("text", "vector"))
+    migration = columns.migrate(tmp_path, "vector", embedreg.get("hashing").create(dim=8, seed=2), switch=False)
+    write("meanwhile")
+    migration.switch()
+    if late == "settle":
+        write("switched")
+        migration.settle()
+        write("settled")
+    migration.rollback()
+    [found] = columns.status(tmp_path)
+    assert found.fresh == found.rows == (4 if late == "settle" else 2)
+    assert found.settings["seed"] == "0"

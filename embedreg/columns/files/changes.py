@@ -22,7 +22,7 @@ from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry, value_type
 from embedreg.declaration.quantization import quantizer_of
-from embedreg.errors import BadRowsError, MetadataError, SchemaError, StorageError
+from embedreg.errors import BadRowsError, MetadataError, SchemaError, StorageError, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -355,7 +355,7 @@ def refuse_digest(entry: Entry, schema: pa.Schema, others: Iterable[Entry]) -> N
     if digest in used or (digest in schema.names and not digests.is_stored(schema.field(digest))):
         raise MetadataError(
             f"column {digest!r} cannot hold the digests of {entry.vector_column!r}: it has another use.",
-            "declare the function again: embedreg.attach",
+            option("embedreg attach declares the function again", "embedreg.attach"),
         )
 
 

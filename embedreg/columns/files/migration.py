@@ -13,16 +13,17 @@ from embedreg.columns.files import rows as by_row
 from embedreg.columns.files.changes import Change, stage
 from embedreg.columns.files.records import Migrating, entry_of
 from embedreg.columns.files.staging import FILES, MIGRATION, PREVIOUS, Staging, key_of
-from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding
+from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding, gone, not_settled, wrong_state
 from embedreg.columns.proof import SAMPLE, refuse_unproven
 from embedreg.columns.results import ColumnReport, MigrationStatus
+from embedreg.columns.rows import plain_rows, without_views
 from embedreg.columns.store import Options
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
 from embedreg.embedding.table import BATCH_ROWS
-from embedreg.errors import ConfigError, StorageError
+from embedreg.errors import StorageError, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +52,7 @@ class FilesMigration(Migration):
     def _facts(self) -> Migrating:
         found = self._staging.migrating()
         if found is None:
-            raise StorageError(
-                "the migration is no longer there: it was finished, rolled back or abandoned.",
-                "embedreg.columns.status(data)",
-            )
+            raise gone()
         return found
 
     @property
@@ -120,11 +118,11 @@ class FilesMigration(Migration):
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
-    def run(self) -> ColumnReport:
+    def _run(self) -> ColumnReport:
         with self._staging.held():
             facts = self._facts()
             if facts.state not in ("staging", "ready"):
-                raise ConfigError(f"the migration is {facts.state}: nothing is left to stage.", "settle, or finish")
+                raise wrong_state(facts.vector, facts.state)
             change = self._forward(facts)
             report, _ = stage(self._staging, change, self._options)
             if facts.state == "staging":
@@ -148,12 +146,17 @@ class FilesMigration(Migration):
             if self._staging.done(name) is not None:
                 units = staged.scan(name).units
                 if sum(unit.rows or 0 for unit in units) != sum(unit.rows or 0 for unit in files.scan(name).units):
-                    raise StorageError(f"what was staged for {name} has other rows.", "abandon, and migrate again")
+                    raise StorageError(
+                        f"what was staged for {name} has other rows.",
+                        option(
+                            "`embedreg column abandon`, and migrate again", "Migration.abandon(), and migrate again"
+                        ),
+                    )
                 places += [(name, unit) for unit in units if unit.rows]
         for name, unit in chance.sample(places, min(_PLACES, len(places))):
             columns = [entry.source_column, entry.vector_column]
             table = pa.Table.from_batches(list(staged.batches(name, columns, BATCH_ROWS, unit)))
-            table = table.filter(pc.and_(table[0].is_valid(), table[1].is_valid()))
+            table = plain_rows(table).filter(pc.and_(table[0].is_valid(), table[1].is_valid()))
             rows = sorted(chance.sample(range(len(table)), min(-(-SAMPLE // min(_PLACES, len(places))), len(table))))
             parts.append(table.take(pa.array(rows, pa.int64())).select(columns))
         if parts:
@@ -161,13 +164,13 @@ class FilesMigration(Migration):
             source, vector = (rows.column(n).combine_chunks() for n in range(2))
             refuse_unproven(change.config(), source, vector, str(files.path))
 
-    def switch(self) -> int:
+    def _switch(self) -> int:
         with self._staging.held():
             facts = self._facts()
             if facts.state in ("switched", "settled"):
                 return len(facts.published)
             if facts.state == "staging":
-                self.run()
+                self._run()
                 facts = self._facts()
             change = self._forward(facts)
             _, entries = stage(self._staging, change, self._options)  # what is new or has changed since `run`
@@ -179,7 +182,7 @@ class FilesMigration(Migration):
         with self._staging.held():
             facts = self._facts()
             if facts.state not in ("switched", "settled"):
-                raise ConfigError(f"the migration is {facts.state}: there is nothing to settle.", "switch it first")
+                raise wrong_state(facts.vector, facts.state)
             new = self._new(facts)
             wanted = frozenset(
                 {"stale", "foreign", "empty", "unstamped"} if digests.column_of(new.reserved) else {"empty"}
@@ -195,13 +198,11 @@ class FilesMigration(Migration):
                 self._to(self._facts(), "settled")
             return dataclasses.replace(report, commits=1)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         with self._staging.held():
             facts = self._facts()
             if facts.state != "settled":
-                raise StorageError(f"the migration is {facts.state}, not settled.", "settle it first").for_shell(
-                    f"embedreg column settle {self._files.path}"
-                )
+                raise (not_settled if facts.state == "switched" else wrong_state)(facts.vector, facts.state)
             last = dataclasses.replace(self._status(facts), state="finished")
             self._staging.forget()
             self._last = last
@@ -211,32 +212,38 @@ class FilesMigration(Migration):
 
     # -- back --------------------------------------------------------------------------------------------------------
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         with self._staging.held():
             facts = self._facts()
             if facts.state not in ("staging", "ready"):
-                raise ConfigError(f"the migration is {facts.state} already.", "rollback restores the old vectors")
+                raise wrong_state(facts.vector, facts.state)
             last = dataclasses.replace(self._status(facts), state="abandoned")
             self._staging.drop()
             self._staging.forget()
             self._last = last
 
-    def rollback(self, *, yes: bool = False) -> None:
+    def _rollback(self, *, yes: bool) -> None:
         before = dataclasses.replace(self.status, state="rolled back")
+        interrupted = self._staging.publishing() is not None
         with self._staging.held():
             facts = self._staging.migrating()
-            if facts is None:  # the renames of an interrupted rollback were completed just now
-                self._last = before
+            if facts is None:
+                if not interrupted:
+                    raise gone()
+                self._last = before  # the renames of an interrupted rollback were completed just now
                 return
             if facts.state not in ("switched", "settled"):
-                raise ConfigError(f"the migration is {facts.state}: nothing was switched.", "abandon it").for_shell(
-                    f"embedreg column abandon {self._files.path}"
-                )
+                raise wrong_state(facts.vector, facts.state)
             old, new = self._old(facts), self._new(facts)
             last = dataclasses.replace(self._status(facts), state="rolled back")
 
+            before_switch = self._before_switch()
+
             def untouched(name: str) -> bool:
-                return self._files.stamp(name) == facts.published.get(name) and self._staging.previous(name)
+                if self._files.stamp(name) != facts.published.get(name) or not self._staging.previous(name):
+                    return False
+                # a file that came while the others were staged never had the old vectors
+                return set(columns_of(old)) <= set(before_switch.schema(name).names)
 
             key, known = key_of("rollback", facts.id), self._known(old)
             if not self._staging.is_begun(key):  # else it was asked for
@@ -258,6 +265,10 @@ class FilesMigration(Migration):
             self._staging.list_renames(change.key, entries, state="rolled back")
             self._staging.publish()
             self._last = last
+
+    def _before_switch(self) -> DataFiles:
+        """Return the files that the switch replaced, by their names."""
+        return dataclasses.replace(self._files, data=self._staging.root.inside(PREVIOUS))
 
     def _unknown(self, names: Sequence[str], old: Entry, known: Known) -> tuple[int, pa.Array]:
         """Return how many rows of some files have a source and no known vector, and the sources of some of them."""
@@ -281,7 +292,7 @@ class FilesMigration(Migration):
 
         def known(source: pa.Array) -> tuple[pa.Array, pa.Array, np.ndarray]:
             if not found:
-                found.append(_Kept(self._files, self._staging, old))
+                found.append(_Kept(self._before_switch(), self._staging, old))
             return found[0].look_up(source)
 
         return known
@@ -290,11 +301,10 @@ class FilesMigration(Migration):
 class _Kept:
     """The vectors of the files that a switch replaced, by the digests of their sources."""
 
-    def __init__(self, files: DataFiles, staging: Staging, old: Entry) -> None:
+    def __init__(self, kept: DataFiles, staging: Staging, old: Entry) -> None:
         import pyarrow as pa
 
         self.prefix = digests.prefix_stored(old.reserved) or ":"
-        kept = dataclasses.replace(files, data=staging.root.inside(PREVIOUS))
         names = [file.path.removeprefix(f"{PREVIOUS}/") for file in staging.root.listing(PREVIOUS)]
         vectors: list[Any] = []
         stored: list[Any] = []
@@ -302,6 +312,8 @@ class _Kept:
         digest = digests.column_of(old.reserved)
         for name in names:
             columns = [old.source_column, *columns_of(old)]
+            if old.vector_column not in kept.schema(name).names:
+                continue
             for batch in kept.batches(name, columns, BATCH_ROWS):
                 source, vector = batch.column(old.source_column), batch.column(old.vector_column)
                 has = digest is not None and digest in batch.schema.names
@@ -310,7 +322,7 @@ class _Kept:
                 good = pa.array(classes["fresh"] | classes["unstamped"])
                 vectors.append(vector.filter(good))
                 stored.append(stamps.cast(pa.string()).filter(good))
-                keys += digests.digests(source.filter(good), self.prefix).to_pylist()
+                keys += digests.digests(without_views(source).filter(good), self.prefix).to_pylist()
         self.places = {key: place for place, key in enumerate(keys) if key is not None}
         self.vectors = pa.chunked_array(vectors) if vectors else None
         self.stored = pa.chunked_array(stored, pa.string())

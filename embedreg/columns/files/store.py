@@ -17,8 +17,9 @@ from embedreg.columns.files.folder import DataFiles, find, with_entries
 from embedreg.columns.files.migration import FilesMigration
 from embedreg.columns.files.records import Migrating
 from embedreg.columns.files.staging import MIGRATION, Staging, key_of
-from embedreg.columns.migration import Migration
+from embedreg.columns.migration import Migration, declared_already
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus
+from embedreg.columns.rows import plain_rows
 from embedreg.columns.sources import Source
 from embedreg.columns.store import ColumnStore, Options, Unstamped, without_digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
@@ -26,6 +27,7 @@ from embedreg.datasets.schemas import conformed, unified
 from embedreg.declaration import codec, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.declaration.quantization import is_quantized
 from embedreg.embedding.table import BATCH_ROWS
 from embedreg.errors import (
@@ -98,10 +100,11 @@ class FilesStore(ColumnStore):
                 for batch in self.files.batches(name, columns, BATCH_ROWS):
                     end = int(np.searchsorted(sought, start + batch.num_rows))
                     if end > at:
-                        parts.append(conformed(batch, wanted, name).take(pa.array(sought[at:end] - start)))
+                        some = plain_rows(conformed(batch, wanted, name))
+                        parts.append(some.take(pa.array(sought[at:end] - start)))
                     start, at = start + batch.num_rows, end
             start = stop
-        table = pa.Table.from_batches(parts, wanted)
+        table = pa.Table.from_batches(parts) if parts else wanted.empty_table()
         return table.take(pa.array(np.argsort(order, kind="stable")))
 
     def declared(self) -> list[Entry]:
@@ -115,7 +118,7 @@ class FilesStore(ColumnStore):
 
     def status(self) -> list[ColumnStatus]:
         try:
-            listed = {each.status.name: each.status for each in self.migrations()}
+            listed = {each.status.name: each.status for each in self.migrations(Options())}
             listed |= {each.vector: each for each in listed.values() if each.state in ("begun", "staging", "ready")}
             problem = None
         except EmbedregError as exc:
@@ -258,6 +261,8 @@ class FilesStore(ColumnStore):
 
     def _begin(self, vector: str, function: EmbeddingFunction, options: Options, name: str, keep: bool) -> Migrating:
         old = self.entry(vector)
+        if name == vector and old.reserved.get("fingerprint") == fingerprint(function):
+            raise declared_already(vector)
         taken = {column for file in self.files.names() for column in self.files.schema(file).names}
         if name != vector and name in taken:
             raise SchemaError(f"{self.shown} has a column {name!r} already.", "choose another name")
@@ -282,12 +287,12 @@ class FilesStore(ColumnStore):
             "finish, roll back or abandon that migration first",
         ).for_shell("embedreg column finish, rollback or abandon first")
 
-    def migrations(self) -> list[Migration]:
-        return [] if self.staging.migrating() is None else [FilesMigration(self.staging, Options())]
+    def migrations(self, options: Options) -> list[Migration]:
+        return [] if self.staging.migrating() is None else [FilesMigration(self.staging, options)]
 
     # -- declarations ------------------------------------------------------------------------------------------------
 
-    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
+    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int, dry_run: bool) -> Agreement:
         import numpy as np
 
         with self.staging.held():
@@ -303,8 +308,10 @@ class FilesStore(ColumnStore):
                     "a larger sample may have",
                 )
             refuse_other_vectors(cosines, lengths, config)
-            declarations.declare(self.staging, vector, repointed(old, function))
-        return Agreement(self.rows, len(cosines), float(cosines.min()), float(np.median(cosines)), self.files.path)
+            if not dry_run:
+                declarations.declare(self.staging, vector, repointed(old, function))
+        written = None if dry_run else self.files.path
+        return Agreement(self.rows, len(cosines), float(cosines.min()), float(np.median(cosines)), written)
 
     def _pairs(self, numbers: Sequence[int], entry: Entry) -> tuple[pa.Array, pa.Array]:
         """Return the sources and vectors of the rows that have both."""

@@ -135,7 +135,7 @@ def refused(column: str, dtype: str) -> ConfigError:
         f"column {column[:80]!r} holds {dtype} vectors: DuckDB's array functions compute with FLOAT and DOUBLE only, "
         "and know no ranges.",
         "search them with `embedreg search`; or embed a column of floats for DuckDB: dtype='float32'",
-    )
+    ).for_shell("search them with `embedreg search`; or embed a column of floats for DuckDB: --dtype float32")
 
 
 def search_statement(table: str, entry: Entry, name: str = "ai_embed", limit: int = 5) -> str:

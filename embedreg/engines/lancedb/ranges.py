@@ -34,7 +34,7 @@ def not_searched(dtype: str) -> ConfigError:
     return ConfigError(
         f"LanceDB does not search {dtype} vectors.",
         "`embedreg search DB_DIR/NAME.lance 'text'` does; dtype='ubinary' is searched by LanceDB",
-    )
+    ).for_shell("`embedreg search DB_DIR/NAME.lance 'text'` does; --dtype ubinary is searched by LanceDB")
 
 
 def agreed(newest: Callable[[], Any], name: str, learnt: Mapping[str, Ranges]) -> Mapping[str, Ranges]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedreg.errors import RowError
@@ -10,11 +13,23 @@ from embedreg.errors import RowError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Truncate", "settled"]
+__all__ = ["Truncate", "settled", "unreported"]
 
 log = logging.getLogger("embedreg")
 
 Truncate: TypeAlias = Literal["warn", "error", "silent"]
+
+_reported: ContextVar[bool] = ContextVar("_reported", default=True)
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Log nothing of truncated texts: vectors that are only compared are stored nowhere."""
+    token = _reported.set(False)
+    try:
+        yield
+    finally:
+        _reported.reset(token)
 
 
 def settled(vectors: np.ndarray, truncated: np.ndarray, policy: Truncate, limit: int | None, name: str) -> Any:
@@ -33,7 +48,7 @@ def settled(vectors: np.ndarray, truncated: np.ndarray, policy: Truncate, limit:
             "split it into passages, or truncate='warn' to embed its beginning",
         )
         return [problem if cut else row for row, cut in zip(vectors, truncated, strict=True)]
-    if count and policy == "warn":
+    if count and policy == "warn" and _reported.get():
         log.warning(
             "%d of %d text(s) are longer than the %s tokens that %s takes: only their beginning was embedded "
             "(truncate='error' or 'silent' changes that)",

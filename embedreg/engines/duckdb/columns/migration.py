@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedreg.columns.declare import columns_of, differing, rebuilt
-from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding
+from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding, gone, not_settled, wrong_state
 from embedreg.columns.proof import SAMPLE, refuse_unproven
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.store import Options
@@ -21,7 +21,7 @@ from embedreg.engines.duckdb.columns.place import Place, arrow
 from embedreg.engines.duckdb.columns.records import Change, commented, in_comments
 from embedreg.engines.duckdb.columns.rows import Columns
 from embedreg.engines.duckdb.sql import comment_statements, identifier, literal, rendered
-from embedreg.errors import ConfigError, SchemaError, StorageError
+from embedreg.errors import SchemaError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -298,16 +298,13 @@ class DuckDBMigration(Migration):
         """Return the record.
 
         Raises:
-            ConfigError: it is in another state. StorageError: it is no longer there.
+            StorageError: it is in another state, or no longer there.
         """
         found = self._steps.change()
         if found is None or found.id != self._first.id:
-            raise StorageError(
-                "the migration is no longer there: it was finished, rolled back or abandoned.",
-                "embedreg.columns.status(data)",
-            )
+            raise gone()
         if found.state not in states:
-            raise ConfigError(f"the migration is {found.state}, not {' or '.join(states)}.", "see its status")
+            raise wrong_state(found.vector, found.state)
         return found
 
     @property
@@ -319,7 +316,7 @@ class DuckDBMigration(Migration):
     def _config(self, entry: Entry) -> Callable[[], EmbeddingFunctionConfig]:
         return lambda: rebuilt(entry) if self._function is None else codec.recorded(entry, self._function)
 
-    def run(self) -> ColumnReport:
+    def _run(self) -> ColumnReport:
         start, change = time.perf_counter(), self._change("staging", "ready")
         config = self._config(change.entry("new"))
         made = self._steps.stage(change, config, self._options)
@@ -327,10 +324,10 @@ class DuckDBMigration(Migration):
             self._steps.prove(change, config)
         return self._report("stage", change, made, start)
 
-    def switch(self) -> int:
+    def _switch(self) -> int:
         change = self._change("staging", "ready", "switched", "settled")
         if change.state == "staging":
-            self.run()
+            self._run()
             change = self._change("ready")
         if change.state == "ready":
             self._steps.stage(change, self._config(change.entry("new")), self._options)  # rows changed since `run`
@@ -351,21 +348,19 @@ class DuckDBMigration(Migration):
             self._steps.record(con, change.model_copy(update={"state": "settled"}))
         return self._report("settle", change, made, start)
 
-    def finish(self) -> None:
-        if self._last is not None:
+    def _finish(self) -> None:
+        if self._last is not None:  # a switch that kept nothing has ended it
             return
         change = self._change("switched", "settled")
         with self._steps.place.reading() as con:  # without its columns there is nothing to settle
-            gone = self._steps.missing(con, self._steps.now(change))
-        if change.state != "settled" and gone is None:
-            raise StorageError(f"the migration is {change.state}, not settled.", "settle it first").for_shell(
-                f"embedreg column settle {self._steps.place.shown}"
-            )
+            lost = self._steps.missing(con, self._steps.now(change))
+        if change.state != "settled" and lost is None:
+            raise not_settled(change.vector, change.state)
         last = self._end("finished", change)
         self._steps.drop(self._steps.kept(change))
         self._last = last
 
-    def rollback(self, *, yes: bool = False) -> None:
+    def _rollback(self, *, yes: bool) -> None:
         change = self._change("switched", "settled")
         last = self._end("rolled back", change)
 
@@ -376,7 +371,7 @@ class DuckDBMigration(Migration):
         self._steps.rollback(change, config, self._options)
         self._last = last
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         change = self._change("staging", "ready")
         last = self._end("abandoned", change)
         self._steps.drop(self._steps.next(change))

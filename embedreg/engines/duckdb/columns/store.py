@@ -13,13 +13,14 @@ from embedreg.arrow.quantized import QUANTIZED
 from embedreg.arrow.templates import refuse_type
 from embedreg.columns.arguments import already_there, no_column, texts_there
 from embedreg.columns.declare import columns_of, dropped_with, entry_for, rebuilt, repointed, settings_of
-from embedreg.columns.migration import Migration
+from embedreg.columns.migration import Migration, declared_already
 from embedreg.columns.results import ROW_CLASSES, ColumnReport, ColumnStatus, MigrationStatus
 from embedreg.columns.store import ColumnStore, Options, Unstamped, without_digests
 from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
 from embedreg.declaration import codec, comments, templates
 from embedreg.declaration import digest as digests
 from embedreg.declaration.entries import Entry
+from embedreg.declaration.fingerprint import fingerprint
 from embedreg.declaration.quantization import is_quantized
 from embedreg.embedding.table import BATCH_ROWS
 from embedreg.engines.duckdb.columns import rows as by_row
@@ -168,7 +169,7 @@ class DuckDBColumns(ColumnStore):
         if change is None:
             with self.place.reading() as con:
                 names = list(self.place.types(con))
-            self._refuse_source(declaration, names)
+            self._refuse_source(declaration, names, options.digest)
             if vector in names:
                 raise already_there(self.shown, vector)
             if declaration.value_type in QUANTIZED:
@@ -182,12 +183,15 @@ class DuckDBColumns(ColumnStore):
         self.steps.switch(change)
         return self._report("add", vector, made, start)
 
-    def _refuse_source(self, declaration: EmbeddingFunctionConfig, names: list[str]) -> None:
-        """Raise if the table lacks what is to be embedded, or has a column where a template's texts would go."""
+    def _refuse_source(self, declaration: EmbeddingFunctionConfig, names: list[str], digest: bool) -> None:
+        """Raise if what is to be embedded is missing, has no digests, or texts of a template that have no place."""
         source, template = declaration.source_column, templates.of(declaration)
         if template is None:
             if source not in names:
                 raise no_column(self.shown, source, names)
+            if digest:
+                with self.place.reading() as con:
+                    digests.digests(arrow(con, f"SELECT {identifier(source)} FROM {self.place.quoted} LIMIT 0")[0], "")
             return
         template.refuse_missing(names, declaration.vector_column)
         with self.place.reading() as con:
@@ -290,6 +294,8 @@ class DuckDBColumns(ColumnStore):
         if change is None:
             old = self.entry(vector)
             self._refuse_absent(old)
+            if name in (None, vector) and old.reserved.get("fingerprint") == fingerprint(function):
+                raise declared_already(vector)
             with self.place.reading() as con:
                 names = list(self.place.types(con))
             if name is not None and name != vector and name in names:
@@ -337,16 +343,17 @@ class DuckDBColumns(ColumnStore):
             "continue that call, finish it, or undo it first",
         ).for_shell(f"embedreg column finish, rollback or abandon {self.shown} first")
 
-    def migrations(self) -> list[Migration]:
+    def migrations(self, options: Options) -> list[Migration]:
         change = self.steps.change()
-        return [] if change is None else [DuckDBMigration(self.steps, change, Options())]
+        return [] if change is None else [DuckDBMigration(self.steps, change, options)]
 
     # -- declarations ------------------------------------------------------------------------------------------------
 
-    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
+    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int, dry_run: bool) -> Agreement:
         import numpy as np
 
-        self._change()
+        if not dry_run:
+            self._change()
         old = self.entry(vector)
         config = function.bind(old.source_column, vector)
         pairs = by_row.pairs(self.place, Columns.of(old), "", sample, seed)
@@ -354,11 +361,12 @@ class DuckDBColumns(ColumnStore):
             raise InputError(f"no row of {self.shown} has both {old.source_column!r} and {vector!r}.", "fill it first")
         cosines, lengths = compared(config, pairs["source"].combine_chunks(), pairs["vector"].combine_chunks())
         refuse_other_vectors(cosines, lengths, config)
-        [statement] = comment_statements(str(self.place.table), [repointed(old, function)])
-        with self.place.writing() as con:
-            con.execute(statement)
-        path = Path(self.shown)
-        return Agreement(self.rows, len(cosines), float(cosines.min()), float(np.median(cosines)), path)
+        if not dry_run:
+            [statement] = comment_statements(str(self.place.table), [repointed(old, function)])
+            with self.place.writing() as con:
+                con.execute(statement)
+        written = None if dry_run else Path(self.shown)
+        return Agreement(self.rows, len(cosines), float(cosines.min()), float(np.median(cosines)), written)
 
     def detach(self, vector: str, *, drop: bool) -> None:
         change = self._change()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from embedreg.arrow.templates import Template, refuse_type
-from embedreg.columns.arguments import no_column, texts_there
+from embedreg.columns.arguments import already_there, no_column, texts_there
 from embedreg.columns.declare import entry_for
 from embedreg.columns.results import ColumnReport
 from embedreg.columns.sources import Source
@@ -48,10 +48,7 @@ def add(place: Place, config: EmbeddingFunctionConfig, options: Options) -> Colu
             place.kept.drop()
             return ColumnReport(vector, "add", rows=dataset.count_rows(), notes=("an earlier run had added it",))
         if vector in dataset.schema.names:
-            raise SchemaError(
-                f"table {place.name!r} has a column {vector!r}.",
-                "fn.bind('source', 'other_name') adds another; columns.fill or columns.migrate work on this one",
-            )
+            raise already_there(f"table {place.name!r}", vector)
         declared.refuse_legacy(dataset, f"table {place.name!r}")
         _refuse(place, dataset.schema, config, options)
         inputs = sources_of(dataset, Source(source, templates.of(config)))
@@ -149,7 +146,9 @@ def _refuse(place: Place, schema: Any, config: EmbeddingFunctionConfig, options:
     refuse_name(vector, source, *(template.columns if template is not None else ()))
     mark = digest.column_name(vector)
     if options.digest and mark in schema.names:
-        raise SchemaError(f"table {place.name!r} has a column {mark!r}.", "drop it, or digest=False")
+        raise SchemaError(
+            f"table {place.name!r} has a column {mark!r}.", option("drop it, or --no-digest", "digest=False")
+        )
     others = [name for name in declared.vector_columns(schema) if name != vector]
     if others and not options.yes:
         raise ConfigError(

@@ -16,7 +16,7 @@ from embedreg.columns.sources import Source
 from embedreg.declaration import codec, digest, templates
 from embedreg.declaration.entries import Entry
 from embedreg.engines.lancedb.names import literal, problem_of, quoted
-from embedreg.errors import ConfigError, EmbedregError, StorageError
+from embedreg.errors import ConfigError, EmbedregError, StorageError, option
 from embedreg.jobs import stored
 from embedreg.support.strict_json import Malformed, document
 
@@ -154,9 +154,8 @@ def chosen(schema: pa.Schema, vector: str, shown: str) -> Column:
         raise undeclared(shown, vector, found)
     column = found[vector]
     if column.problem is not None:
-        raise StorageError(
-            f"column {vector!r}: {column.problem}.", "declare it again: embedreg.columns.detach, then add"
-        )
+        again = option("embedreg column detach, then add, declares it again", "columns.detach, then columns.add")
+        raise StorageError(f"column {vector!r}: {column.problem}.", again)
     refuse_computed(schema, (column.vector, column.source))
     return column
 

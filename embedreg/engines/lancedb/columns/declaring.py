@@ -19,7 +19,9 @@ from embedreg.inspection.attach import Agreement, compared, refuse_other_vectors
 __all__ = ["detach", "repoint"]
 
 
-def repoint(place: Place, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
+def repoint(
+    place: Place, vector: str, function: EmbeddingFunction, *, sample: int, seed: int, dry_run: bool
+) -> Agreement:
     """Replace a column's declaration; arguments and errors as `embedreg.columns.repoint`."""
     import numpy as np
     import pyarrow.compute as pc
@@ -43,12 +45,15 @@ def repoint(place: Place, vector: str, function: EmbeddingFunction, *, sample: i
             raise StorageError(f"the declaration of {vector!r} was changed meanwhile.", "run it again")
         return {codec.KEY: with_entry(newest.schema, entry)}
 
-    write_metadata(place, change)
-    return Agreement(total, len(cosines), float(cosines.min()), float(np.median(cosines)), place.path)
+    if not dry_run:
+        write_metadata(place, change)
+    written = None if dry_run else place.path
+    return Agreement(total, len(cosines), float(cosines.min()), float(np.median(cosines)), written)
 
 
 def detach(place: Place, vector: str, *, drop: bool) -> None:
     """Remove a declaration, and with `drop` its columns; errors as `embedreg.columns.detach`."""
+    _refuse_staged(place, vector)
     if not drop:
 
         def change(dataset: Any) -> dict[str, str | None]:
@@ -80,6 +85,20 @@ def detach(place: Place, vector: str, *, drop: bool) -> None:
             else:
                 place.remove_branches()
                 return
+
+
+def _refuse_staged(place: Place, vector: str) -> None:
+    """Raise StorageError while new vectors of the column are staged: its declaration says what they are made from."""
+    record = None
+    with contextlib.suppress(EmbedregError):  # what cannot be read holds nothing up
+        record = place.kept.record()
+    if record is None or record["kind"] != "migrate" or record["vector"] != vector:
+        return
+    if record["state"] not in ("switched", "settled"):
+        raise StorageError(
+            f"column {vector!r} of table {place.name!r} is being migrated ({record['state']}).",
+            option("`embedreg column switch` or `abandon` first", "Migration.switch() or .abandon() first"),
+        )
 
 
 def _found(place: Place, dataset: Any, vector: str) -> Column:

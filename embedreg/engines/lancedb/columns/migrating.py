@@ -15,7 +15,15 @@ from dataclasses import replace
 from typing import Any
 
 from embedreg.columns.declare import bound_like, entry_for, rebuilt
-from embedreg.columns.migration import TIMED_ROWS, Migration, ask_before_embedding
+from embedreg.columns.migration import (
+    TIMED_ROWS,
+    Migration,
+    ask_before_embedding,
+    declared_already,
+    gone,
+    not_settled,
+    wrong_state,
+)
 from embedreg.columns.results import ColumnReport, MigrationStatus
 from embedreg.columns.sources import Source
 from embedreg.columns.store import Options, Unstamped
@@ -46,9 +54,8 @@ from embedreg.engines.lancedb.columns.staging import Staging, data_files
 from embedreg.engines.lancedb.columns.standing import standing
 from embedreg.engines.lancedb.columns.switching import switched, went_back
 from embedreg.engines.lancedb.names import refuse_name
-from embedreg.errors import ConfigError, DriftError, SchemaError, StorageError, option
+from embedreg.errors import DriftError, SchemaError, StorageError, option
 from embedreg.jobs.lock import Lock
-from embedreg.runtime.vectors import disk
 
 __all__ = ["LanceMigration", "found", "migrate"]
 
@@ -79,13 +86,13 @@ def migrate(
     return made
 
 
-def found(place: Place) -> LanceMigration | None:
+def found(place: Place, options: Options) -> LanceMigration | None:
     """Return what is unfinished on a table; None if nothing is.
 
     Raises:
         StorageError: the mark in the metadata, or the record beside the table, is not as embedreg writes it.
     """
-    return None if standing(place) is None else LanceMigration(place, Options())
+    return None if standing(place) is None else LanceMigration(place, options)
 
 
 class LanceMigration(Migration):
@@ -102,17 +109,17 @@ class LanceMigration(Migration):
     def status(self) -> MigrationStatus:
         found = standing(self._place)
         if found is None and self._last is None:
-            raise StorageError(f"table {self._place.name!r} has no migration.", "embedreg.columns.migrate(...)")
+            raise StorageError(
+                f"table {self._place.name!r} has no migration.",
+                option("embedreg column migrate begins one", "columns.migrate(...)"),
+            )
         self._last = found or self._last
         assert self._last is not None
         return self._last
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[Lock]:
-        with contextlib.ExitStack() as stack:
-            if self._options.cache is not None and disk.current() is None:
-                stack.enter_context(disk.use(self._options.cache))
-            lock = stack.enter_context(self._place.locked())
+        with self._place.locked() as lock:
             self._place.remove_branches()
             yield lock
         self._place.follow()
@@ -176,10 +183,7 @@ class LanceMigration(Migration):
             refuse_legacy(dataset, f"table {self._place.name!r}")
             column = chosen(schema, vector, f"table {self._place.name!r}")
             if column.entry.reserved.get("fingerprint") == to and name == vector:
-                raise ConfigError(
-                    f"column {vector!r} is declared with this function already.",
-                    option("`embedreg column refresh` embeds what is stale", "columns.refresh"),
-                )
+                raise declared_already(vector)
             if name != vector:
                 refuse_name(name)
                 if name in schema.names:
@@ -234,12 +238,12 @@ class LanceMigration(Migration):
         )
         return maker, staging, entry
 
-    def run(self) -> ColumnReport:
+    def _run(self) -> ColumnReport:
         started = time.perf_counter()
         with self._locked() as lock:
             mark, record = self._recorded()
             if mark is not None or record is None or record["kind"] != "migrate":
-                raise StorageError(f"{self.state}: there is nothing to stage.", "embedreg.columns.migrate begins one")
+                raise gone() if mark is None else wrong_state(mark.vector, self.state)
             maker, staging, _ = self._work(record, lock)
             dataset = staging.run()
             self._prove(maker, staging, dataset)
@@ -264,13 +268,18 @@ class LanceMigration(Migration):
 
     # -- the switch --------------------------------------------------------------------------------------------------
 
-    def switch(self) -> int:
+    def _switch(self) -> int:
         with self._locked() as lock:
             mark, record = self._recorded()
             if mark is not None:
                 return int(self._place.newest().version)
             if record is None or record["kind"] != "migrate" or record["state"] != "ready":
-                raise StorageError(f"{self.state}: not all rows are staged.", "Migration.run() stages them")
+                if record is None:
+                    raise gone()
+                raise StorageError(
+                    f"the migration of column {record['vector']!r} is {self.state}: not all rows are staged.",
+                    option("run `embedreg column migrate` again: it continues", "Migration.run() stages them"),
+                )
             maker, staging, entry = self._work(record, lock)
             like = settings_of(self._place.newest(), record["vector"]) if record.get("index") == "like" else None
             self._place.kept.write(record := {**record, "like": like})
@@ -288,10 +297,7 @@ class LanceMigration(Migration):
         with self._locked():
             mark, record = self._recorded()
             if mark is None or record is None:
-                raise StorageError(
-                    f"{self.state}: nothing was switched.",
-                    option("`embedreg column switch` first", "Migration.switch()"),
-                )
+                raise gone() if record is None else wrong_state(record["vector"], self.state)
             repaired = repair(self._place, mark, self._options)
             column = chosen(self._place.newest().schema, mark.name, f"table {self._place.name!r}")
             # without digests only rows without a vector are known to need one
@@ -328,43 +334,28 @@ class LanceMigration(Migration):
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         with self._locked():
             mark, record = self._recorded()
             if mark is None:
                 if record is not None:
-                    raise StorageError(
-                        f"{self.state}: nothing was switched.",
-                        option(
-                            "`embedreg column switch` continues, `embedreg column abandon` drops it",
-                            "Migration.switch() or .abandon()",
-                        ),
-                    )
+                    raise wrong_state(record["vector"], self.state)
                 if self._last is not None and self._last.state in ("switched", "settled"):
-                    raise StorageError(
-                        "the migration is no longer there: another process has finished it or rolled it back.",
-                        option("`embedreg column status` shows what is there", "columns.status(data)"),
-                    )
+                    raise gone()
                 return
             last = self.status
-            gone = mark.name not in self._place.newest().schema.names  # by others: there is nothing to settle
-            if not gone and (record is None or record["state"] != "settled"):
-                raise StorageError(
-                    f"column {mark.name!r} is not settled: rows may have vectors of the old model.",
-                    option("`embedreg column settle` first", "Migration.settle()"),
-                )
+            lost = mark.name not in self._place.newest().schema.names  # by others: there is nothing to settle
+            if not lost and (record is None or record["state"] != "settled"):
+                raise not_settled(mark.name, self.state)
             write_metadata(self._place, lambda dataset: _unmarked(dataset, mark.id))
             self._place.kept.drop()
             self._last = replace(last, state="finished")
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         with self._locked():
             mark, record = self._recorded()
             if mark is not None:
-                raise StorageError(
-                    f"column {mark.name!r} has the new vectors already.",
-                    option("`embedreg column rollback` restores the old ones", "Migration.rollback()"),
-                )
+                raise wrong_state(mark.vector, self.state)
             if record is None:
                 return
             last = self.status
@@ -372,15 +363,13 @@ class LanceMigration(Migration):
             self._place.kept.drop()
             self._last = replace(last, state="abandoned")
 
-    def rollback(self, *, yes: bool = False) -> None:
+    def _rollback(self, *, yes: bool) -> None:
         with self._locked() as lock:
             mark, record = self._recorded()
             if mark is None and self._last is not None and self._last.state == "rolled back":
                 return
             if mark is None or record is None:
-                raise StorageError(
-                    f"{self.state}: nothing was switched.", option("`embedreg column abandon`", "Migration.abandon()")
-                )
+                raise gone() if record is None else wrong_state(record["vector"], self.state)
             last = self.status
             names = vector_columns(schema := self._place.newest().schema)
             if mark.name not in schema.names and names:

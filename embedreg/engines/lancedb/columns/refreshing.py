@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from embedreg.columns.arguments import no_column
 from embedreg.columns.declare import rebuilt
 from embedreg.columns.results import ColumnReport
 from embedreg.columns.sources import Source
@@ -30,7 +31,7 @@ from embedreg.engines.lancedb.columns.place import Place
 from embedreg.engines.lancedb.columns.staging import data_files
 from embedreg.engines.lancedb.names import quoted
 from embedreg.engines.lancedb.ranges import agreed
-from embedreg.errors import InputError, StorageError
+from embedreg.errors import StorageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +103,7 @@ class _Refresh:
         self.dataset = self.place.newest()
         self.column: Column = chosen(self.dataset.schema, self.vector, f"table {self.place.name!r}")
         if self.options.key is not None and self.options.key not in self.dataset.schema.names:
-            raise InputError(f"table {self.place.name!r} has no column {self.options.key!r}.", "key='id'")
+            raise no_column(f"table {self.place.name!r}", self.options.key, self.dataset.schema.names)
         self._maker: Maker | None = None
         self._failed: set[str] = set()
 

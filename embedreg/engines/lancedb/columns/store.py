@@ -68,7 +68,7 @@ class LanceColumns(ColumnStore):
         migration: MigrationStatus | None = None
         problem = None
         try:
-            found = migrating.found(self._place)
+            found = migrating.found(self._place, Options())
             migration = None if found is None else found.status
         except EmbedregError as exc:
             problem = exc.message
@@ -113,12 +113,12 @@ class LanceColumns(ColumnStore):
         self._place.follow()
         return made
 
-    def migrations(self) -> list[Migration]:
-        found = migrating.found(self._place)
+    def migrations(self, options: Options) -> list[Migration]:
+        found = migrating.found(self._place, options)
         return [] if found is None else [found]
 
-    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int) -> Agreement:
-        made = declaring.repoint(self._place, vector, function, sample=sample, seed=seed)
+    def repoint(self, vector: str, function: EmbeddingFunction, *, sample: int, seed: int, dry_run: bool) -> Agreement:
+        made = declaring.repoint(self._place, vector, function, sample=sample, seed=seed, dry_run=dry_run)
         self._place.follow()
         return made
 
