@@ -52,8 +52,10 @@ def test_each_sampled_row_of_a_mixed_column_is_in_its_class(stamped: bool) -> No
     texts = docstrings(6000, words=200)
     generator = np.random.default_rng(0)
     order = generator.permutation(len(texts))
-    of_b, edited = order[:120], order[120:180]
-    cut = np.array([row for row in order[180:] if len(texts[row].split()) > 70][:30])
+    of_b, others = order[:120], order[120:]
+    # a text of 60 words that has grown has the vector of a text that was cut at 60 words
+    edited = np.array([row for row in others if len(texts[row].split()) != 60][:60])
+    cut = np.array([row for row in others[100:] if len(texts[row].split()) > 70][:30])
     matrix = embedreg.embed_column(a, texts).matrix.copy()
     matrix[of_b] = embedreg.embed_column(b, [texts[row] for row in of_b]).matrix
     matrix[cut] = embedreg.embed_column(a, [" ".join(texts[row].split()[:60]) for row in cut]).matrix

@@ -71,6 +71,7 @@ def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's is 15: beside other tests its workers would hardly get on
         patch.setenv(KEY, Cluster.key)
         patch.setattr(sys, "path", [str(HERE), *sys.path])  # the workers get the driver's
         info = ray.init(

@@ -336,7 +336,7 @@ def test_equal_texts_are_embedded_once(table: Any) -> None:
     assert Counting.seen == ["the same"]
     assert report.written == 19
     assert columns.refresh(table, key="id")[0].written == 0
-    with pytest.raises(InputError, match="no column 'key'"):
+    with pytest.raises(MissingColumnError, match="no column 'key'"):
         columns.refresh(table, key="key")
 
 
