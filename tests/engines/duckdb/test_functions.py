@@ -302,7 +302,7 @@ def test_comments_survive_a_database_file(tmp_path: Path, path: Path) -> None:
 def test_names_and_texts_cannot_leave_their_quotes(con: Any, tmp_path: Path) -> None:
     """Tables, columns and configurations with quotes, semicolons and backslashes come back as they were."""
     table, vector, source = 'a"b;--', "v'\"; DROP TABLE t; --", 's"\\'
-    fn = embedreg.get("openai").create(name="text-embedding-3-small", base_url="https://a.example/'\"\\;--\n")
+    fn = embedreg.get("openai").create(name="text-embedding-3-small", query_prompt="'\"\\;--\n")
     written = embedreg.get_registry().get_table_metadata([fn.bind(source, vector)])
     entries = list(embedreg.functions_in(written).entries.values())
     quoted = '"a""b;--"'
