@@ -5,6 +5,7 @@ boto3 finds the credentials and signs the requests. Titan takes one text a reque
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -162,7 +163,8 @@ class BedrockTextEmbeddings(VendorFunction):
         kind = "application/json"
         sent = json.dumps(body)
         answer = self._client().invoke_model(body=sent, modelId=self.name, accept=kind, contentType=kind)
-        content = answer["body"].read(http.MAX_ANSWER_BYTES + 1)
+        with contextlib.closing(answer["body"]) as stream:  # one that is cut off would keep its connection
+            content = stream.read(http.MAX_ANSWER_BYTES + 1)
         if len(content) > http.MAX_ANSWER_BYTES:
             raise CallError("the server's response is too long.", "check the endpoint, or choose a smaller batch_size")
         return http.parsed(content)
