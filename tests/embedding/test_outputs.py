@@ -315,7 +315,7 @@ def test_an_invalid_width_is_refused(width: Any) -> None:
             return width
 
     for use in (lambda: Wide().ndims(), lambda: embed_column(Wide(), ["a"]), lambda: embed_query(Wide(), "a")):
-        with pytest.raises(ConfigError, match=r"ndims\(\) gave"):
+        with pytest.raises(ConfigError, match=r"ndims\(\) returned"):
             use()
 
 

@@ -276,8 +276,8 @@ def test_our_function_works_in_databends_own_server(server: Server) -> None:
     [
         ({}, "there is no function to serve"),
         ({"": Lengths.create()}, "invalid name of a SQL function: ''"),
-        ({"builtin_echo": Lengths.create()}, "'builtin_echo' is there already"),
-        ([Served("f", Lengths.create()), Served("f", Lengths.create())], "'f' is there already"),
+        ({"builtin_echo": Lengths.create()}, "'builtin_echo' is used twice"),
+        ([Served("f", Lengths.create()), Served("f", Lengths.create())], "'f' is used twice"),
         ({"f": "a string"}, "expected an embedding function, got a str"),
         ([Lengths.create()], "expected Served, got a Lengths without a SQL name"),
     ],
