@@ -19,6 +19,7 @@ from embedreg.declaration import codec
 from embedreg.errors import ConfigError
 from embedreg.testing import ImageFunctionContract
 from tests.functions.conftest import _tokenizer
+from tests.functions.on_open_clips_base import OnOpenClipsBase
 
 WIDTH, SIDE = 16, 32
 TEXTS = ["a red circle", "x", "two words " * 20]
@@ -139,17 +140,9 @@ def test_another_kind_of_model_is_refused(tiny: Callable[[str], Path]) -> None:
         create(tiny("plain")).ndims()
 
 
-class TestSiglip(ImageFunctionContract):
+class TestSiglip(OnOpenClipsBase, ImageFunctionContract):
     """`siglip` on the tiny model."""
 
     @pytest.fixture
     def function(self, siglip: Path) -> EmbeddingFunction:
         return create(siglip, normalize=True)  # type: ignore[no-any-return]
-
-    def test_another_process_gives_the_same_vectors(self) -> None:
-        """As for `open-clip`, whose base it shares."""
-        pytest.skip("open-clip's contract starts the process, which takes seconds to import torch")
-
-    def test_metadata_rebuilds_the_function(self) -> None:
-        """As for `open-clip`, whose base it shares."""
-        pytest.skip("open-clip's contract starts the process, which takes seconds to import torch")
