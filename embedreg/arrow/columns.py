@@ -16,7 +16,8 @@ from embedreg.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["IMAGES_HINT", "Accepted", "column_of", "images_of", "is_picture", "recordings_of", "texts_of", "unstacked"]
+__all__ = ["IMAGES_HINT", "Accepted", "column_of", "images_of", "is_picture", "recordings_of"]
+__all__ += ["rows_of_media", "texts_of", "unstacked"]
 
 IMAGES_HINT = "images need an image function, such as 'open-clip': see get_registry().describe(name)['modality']"
 _MAX_STRING_BYTES = 2**31 - 1
@@ -159,6 +160,13 @@ def texts_of(values: list[Any], want: pa.DataType | None = None) -> pa.Array | N
     raw = [None if value is None else value.encode("utf-8", "surrogatepass") for value in values]
     wide = pa.types.is_large_string(want) if want is not None else sum(map(len, filter(None, raw))) > _MAX_STRING_BYTES
     return pa.array(raw, pa.large_binary()).view(pa.large_string()) if wide else pa.array(raw).view(pa.string())
+
+
+def rows_of_media(inputs: Any) -> Any:
+    """Convert the inputs of an engine to rows: one value becomes a list of one, a chunked array one array."""
+    if isinstance(inputs, str | bytes):
+        return [inputs]
+    return inputs.combine_chunks() if hasattr(inputs, "combine_chunks") else inputs
 
 
 def unstacked(values: Any) -> list[Any]:

@@ -6,7 +6,6 @@ random (docs/audio.md). Source: Wu et al. 2023, "Large-scale Contrastive Languag
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,7 +24,6 @@ from embedreg.runtime.local.pair import LocalPairFunction
 from embedreg.runtime.models import integrity, weights
 from embedreg.runtime.models.folders import broken, read_object
 from embedreg.runtime.text.truncation import Truncate
-from embedreg.security.references import is_reference
 from embedreg.support.imports import attempt_import_or_raise
 
 if TYPE_CHECKING:
@@ -82,9 +80,9 @@ class ClapEmbeddings(LocalPairFunction):
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        name = self.raw_fields()["model_name"]
-        if not self.from_metadata and not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
-            self.model_name = os.path.abspath(name)  # as in `sentence-transformers`
+        folder = None if self.from_metadata else weights.absolute_folder(self.raw_fields()["model_name"])
+        if folder is not None:
+            self.model_name = folder
 
     def ndims(self) -> int:
         """Return the width of the vectors, from the model's configuration."""
@@ -105,10 +103,13 @@ class ClapEmbeddings(LocalPairFunction):
         return self.model_name
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
-        found = weights.resolve_model(self.model_name, self.revision, allow_local=self._may_read(), download=download)
-        if found.origin == "local" and self.from_metadata:
-            integrity.refuse_links(found.path, self.model_name)
-        return found
+        return weights.resolve_model(
+            self.model_name,
+            self.revision,
+            allow_local=self._may_read(),
+            allow_links=not self.from_metadata,
+            download=download,
+        )
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder."""

@@ -22,10 +22,9 @@ from embedreg.runtime.hardware import workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.image.execute import Whole
 from embedreg.runtime.local.image import LocalImageFunction
-from embedreg.runtime.models import folders, integrity, kinds, weights
+from embedreg.runtime.models import folders, kinds, weights
 from embedreg.runtime.text import library
 from embedreg.runtime.vectors.packed import Packed, concatenated, on_host
-from embedreg.security.references import is_reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,9 +101,9 @@ class ColPaliEmbeddings(LocalImageFunction):
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        name = self.raw_fields()["model_name"]
-        if not self.from_metadata and not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
-            self.model_name = os.path.abspath(name)  # as in `sentence-transformers`
+        folder = None if self.from_metadata else weights.absolute_folder(self.raw_fields()["model_name"])
+        if folder is not None:
+            self.model_name = folder
 
     def ndims(self) -> int:
         """Return the width of a vector, from the model's configuration."""
@@ -172,9 +171,13 @@ class ColPaliEmbeddings(LocalImageFunction):
                 f"only the library colpali-engine reads the model {name!r}, which embedreg does not use.",
                 f"a column of its own with model_name={conversion!r}",
             )
-        found = weights.resolve_model(name, self.revision, allow_local=self._may_read(), download=download)
-        if found.origin == "local" and self.from_metadata:
-            integrity.refuse_links(found.path, name)
+        found = weights.resolve_model(
+            name,
+            self.revision,
+            allow_local=self._may_read(),
+            allow_links=not self.from_metadata,
+            download=download,
+        )
         kinds.refuse_other_kinds(found.path, name, folders.PAGES)
         return found
 

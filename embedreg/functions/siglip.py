@@ -5,7 +5,6 @@ It has the fields and defaults of LanceDB's function of this name, whose own cod
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -18,7 +17,6 @@ from embedreg.runtime.image import siglip
 from embedreg.runtime.local.image_text import LocalImageTextFunction
 from embedreg.runtime.models import integrity, weights
 from embedreg.runtime.text.truncation import Truncate
-from embedreg.security.references import is_reference
 
 __all__ = ["SiglipEmbeddings"]
 
@@ -56,9 +54,9 @@ class SiglipEmbeddings(LocalImageTextFunction):
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        name = self.raw_fields()["model_name"]
-        if not self.from_metadata and not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
-            self.model_name = os.path.abspath(name)  # as in `sentence-transformers`
+        folder = None if self.from_metadata else weights.absolute_folder(self.raw_fields()["model_name"])
+        if folder is not None:
+            self.model_name = folder
 
     def ndims(self) -> int:
         """Return the width of the vectors, from the model's configuration."""
@@ -75,10 +73,13 @@ class SiglipEmbeddings(LocalImageTextFunction):
         return self.model_name
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
-        found = weights.resolve_model(self.model_name, self.revision, allow_local=self._may_read(), download=download)
-        if found.origin == "local" and self.from_metadata:
-            integrity.refuse_links(found.path, self.model_name)
-        return found
+        return weights.resolve_model(
+            self.model_name,
+            self.revision,
+            allow_local=self._may_read(),
+            allow_links=not self.from_metadata,
+            download=download,
+        )
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder and precision."""

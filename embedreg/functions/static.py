@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable
 from typing import Any, ClassVar
 
@@ -15,10 +14,9 @@ from embedreg.runtime import progress
 from embedreg.runtime.hardware import workers
 from embedreg.runtime.local import LocalModel
 from embedreg.runtime.local.text import texts_of
-from embedreg.runtime.models import folders, integrity, weights
+from embedreg.runtime.models import folders, weights
 from embedreg.runtime.text import static, truncation
 from embedreg.runtime.text.truncation import Truncate
-from embedreg.security.references import is_reference
 
 __all__ = ["StaticEmbeddings"]
 
@@ -65,9 +63,9 @@ class StaticEmbeddings(LocalModel, TextEmbeddingFunction):
             return
         if self.precision != "float32" or self.device not in ("auto", "cpu"):
             raise ConfigError("a static model runs on a CPU, in float32.", "device='cpu', precision='float32'")
-        name = self.raw_fields()["name"]
-        if not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
-            self.name = os.path.abspath(name)  # as in `sentence-transformers`
+        folder = weights.absolute_folder(self.raw_fields()["name"])
+        if folder is not None:
+            self.name = folder
 
     def ndims(self) -> int:
         """Return the width of the vectors, from the header of the model's file."""
@@ -126,10 +124,13 @@ class StaticEmbeddings(LocalModel, TextEmbeddingFunction):
         return ("cpu",)
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
-        found = weights.resolve_model(self.name, self.revision, allow_local=self._may_read(), download=download)
-        if found.origin == "local" and self.from_metadata:
-            integrity.refuse_links(found.path, self.name)
-        return found
+        return weights.resolve_model(
+            self.name,
+            self.revision,
+            allow_local=self._may_read(),
+            allow_links=not self.from_metadata,
+            download=download,
+        )
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import precision, workers
 from embedreg.runtime.hardware.precision import Precision
 from embedreg.runtime.local import LocalFunction
-from embedreg.runtime.models import families, folders, integrity, kinds, weights
+from embedreg.runtime.models import families, folders, kinds, weights
 from embedreg.runtime.text import backend, library
 from embedreg.runtime.text.backend import BackendName, ModelBackend
 from embedreg.runtime.text.execute import Made
@@ -103,9 +102,9 @@ class SentenceTransformerEmbeddings(LocalFunction):
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         name = self.raw_fields()["name"]
-        if not self.from_metadata and not is_reference(name) and not os.path.isabs(name) and os.path.isdir(name):
-            # a stored relative path would be wrong, or mean a model on the hub, in any other working directory
-            self.name = os.path.abspath(name)
+        folder = None if self.from_metadata else weights.absolute_folder(name)
+        if folder is not None:
+            self.name = folder
         family = None if self.from_metadata or is_reference(name) or grants.is_path(self.name) else self._family()
         if family is not None and not (family.own and self._reads_own_prompts):
             self.query_prompt = family.query if self.query_prompt is None else self.query_prompt
@@ -202,12 +201,11 @@ class SentenceTransformerEmbeddings(LocalFunction):
             self._model_id(),
             self.revision,
             allow_local=self._may_read(),
+            allow_links=not self.from_metadata,
             trust_remote_code=self.trust_remote_code,
             download=download,
             beside=beside,
         )
-        if found.origin == "local" and self.from_metadata:
-            integrity.refuse_links(found.path, self.name)  # before anything is read
         self._refuse_other_kinds(found.path)
         return found
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from embedreg.arrow.columns import rows_of_media
 from embedreg.core.modality import TEXT, is_mixed, source_modality
 from embedreg.core.role import Role, compute_once
 from embedreg.errors import ConfigError, InputError, RowError
@@ -102,9 +103,7 @@ class MultimodalEmbeddings(SentenceTransformerEmbeddings):
 
     def sanitize_input(self, texts: Any) -> Any:
         """Convert the inputs of an engine to rows: one value becomes a list of one, a chunked array one array."""
-        if isinstance(texts, str | bytes):
-            return [texts]
-        return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
+        return rows_of_media(texts)
 
     def _is_text(self, row: Any, role: Role) -> bool:
         return isinstance(row, str) and (role == "query" or not names_a_picture(row))

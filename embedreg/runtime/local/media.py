@@ -6,6 +6,7 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from embedreg.arrow.columns import rows_of_media
 from embedreg.core.base import IMAGES
 from embedreg.core.role import Role, compute_once
 from embedreg.errors import RowError
@@ -94,9 +95,7 @@ class LocalMediaFunction(LocalModel):
 
     def sanitize_input(self, texts: Any) -> Any:
         """Convert the inputs of an engine to rows: one value becomes a list of one, a chunked array one array."""
-        if isinstance(texts, str | bytes):
-            return [texts]
-        return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
+        return rows_of_media(texts)
 
     # -- the model --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -17,9 +18,10 @@ from cachetools import LRUCache
 from embedreg.errors import ConfigError, ModelNotFoundError, Words, changed
 from embedreg.runtime.models import folders, hub, integrity, kinds
 from embedreg.security import grants
+from embedreg.security.references import is_reference
 from embedreg.support.forks import ForkSafeLock
 
-__all__ = ["INSTALL_WHEEL", "PROMPT_NOT_POOLED", "ResolvedModel", "resolve_model"]
+__all__ = ["INSTALL_WHEEL", "PROMPT_NOT_POOLED", "ResolvedModel", "absolute_folder", "resolve_model"]
 
 ORGANIZATION = "sentence-transformers"  # where the library looks for a name without an owner
 EXTRA = "sentence-transformers"
@@ -79,11 +81,22 @@ class ResolvedModel:
         return integrity.stamp(self.path)
 
 
+def absolute_folder(name: str) -> str | None:
+    """Return the absolute path of the folder that a relative one names; None for any other name.
+
+    A stored relative path would be wrong, or mean a model on the hub, in any other working directory.
+    """
+    if is_reference(name) or os.path.isabs(name) or not os.path.isdir(name):
+        return None
+    return os.path.abspath(name)
+
+
 def resolve_model(
     name: str,
     revision: str | None = None,
     *,
     allow_local: bool,
+    allow_links: bool = True,
     trust_remote_code: bool = False,
     download: bool = True,
     beside: bool = False,
@@ -94,11 +107,12 @@ def resolve_model(
         name: a hub id ("BAAI/bge-small-en-v1.5"; the owner may be omitted, as in the library), or a local folder.
         revision: a branch, tag or commit of the hub.
         allow_local: whether the name may be a local folder; False for an ungranted name of stored metadata.
+        allow_links: whether a local folder may contain links out of it; False for a name of stored metadata.
         trust_remote_code: whether the model's own Python files may be downloaded.
         download: whether the hub may be queried.
         beside: whether the files are needed that only a class of the library other than `SentenceTransformer` reads.
     Raises:
-        ModelNotFoundError: it is not available. UntrustedError: a local path is not allowed.
+        ModelNotFoundError: it is not available. UntrustedError: a local path, or a link in it, is not allowed.
         ConfigError: an invalid name, revision or folder.
     """
     if grants.is_path(name) and not allow_local:
@@ -107,6 +121,8 @@ def resolve_model(
         )
     local = _local(name, revision) if allow_local else None
     if local is not None:
+        if not allow_links:
+            integrity.refuse_links(local.path, name)  # before anything is read
         return local
     if hub.HUB_ID.fullmatch(name) is None:
         raise ModelNotFoundError(

@@ -70,9 +70,9 @@ def key_hint(field: str) -> Words:
 
 MEANING: dict[int, tuple[Fault, str | None]] = {
     400: ("unknown", None),
-    401: ("call", "check the credentials"),
+    401: ("call", None),  # the function's own hint says where its credentials come from; so for 403
     402: ("call", "the account has no credit: see the provider's billing page"),
-    403: ("call", "the credentials may not use this model or endpoint"),
+    403: ("call", None),
     404: ("call", "check the model's name and the endpoint"),
     405: ("call", "check the endpoint"),
     413: ("unknown", "choose a smaller batch_size or max_batch_tokens"),

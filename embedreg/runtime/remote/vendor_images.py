@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from embedreg.arrow.columns import rows_of_media
 from embedreg.core.base import Traits
 from embedreg.core.modality import TEXT, is_mixed, source_modality
 from embedreg.core.role import Role, compute_once
@@ -89,9 +90,7 @@ class VendorImageFunction(VendorBase, RemoteFunction):
 
     def sanitize_input(self, texts: Any) -> Any:
         """Convert the inputs of an engine to rows: one value becomes a list of one, a chunked array one array."""
-        if isinstance(texts, str | bytes):
-            return [texts]
-        return texts.combine_chunks() if hasattr(texts, "combine_chunks") else texts
+        return rows_of_media(texts)
 
     def count_tokens(self, text: Any) -> int:
         """Return an upper estimate of the tokens of a text or a picture."""
