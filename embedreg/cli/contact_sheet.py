@@ -60,9 +60,9 @@ def write(path: Path, hits: Hits, query: Any, table: str, *, name: str | None = 
     Args:
         path: the file; an existing file is replaced atomically.
         hits: with their `values`.
-        query: the query, a text or a PIL image.
+        query: the query, a text, a PIL image or the path of a recording.
         table: the name of the searched table.
-        name: the name of the query image.
+        name: the name of the query's file.
     Raises:
         StorageError: the page cannot be written.
     """
@@ -82,7 +82,7 @@ def _page(hits: Hits, query: Any, table: str, name: str | None) -> str:
     )
     asked = _text(query) if isinstance(query, str) else f"Rows like {_text(name)}" if name else "Rows like this image"
     title = asked.replace("<wbr>", "")
-    shown = "" if isinstance(query, str) else _thumbnail(query, "the query image")
+    shown = "" if isinstance(query, str | Path) else _thumbnail(query, "the query image")
     found = len(hits.distances)
     count = f"{found} nearest rows" if found > 1 else "the nearest row" if found else "no row was found"
     return f"""<!DOCTYPE html>

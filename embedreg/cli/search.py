@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from embedreg.cli import terminal
+from embedreg.cli import queries, terminal
 from embedreg.cli.hits import Hits, as_records, show
 from embedreg.cli.search_columns import is_binary, shown_columns, with_source, without_views
 from embedreg.cli.session import AsJson, command
 from embedreg.datasets import places
-from embedreg.errors import InputError, MetadataError, MissingColumnError, RowError, in_shell
+from embedreg.errors import InputError, MetadataError, MissingColumnError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from PIL.Image import Image
 
     from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
     from embedreg.declaration.codec import Functions
@@ -42,6 +41,10 @@ def search(
     image: Annotated[
         Path | None,
         typer.Option("--image", metavar="FILE", help="Search for rows similar to this image instead of a text."),
+    ] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option("--audio", metavar="FILE", help="Search for rows similar to this recording instead of a text."),
     ] = None,
     mode: Annotated[
         Literal["vector", "text", "hybrid"],
@@ -74,21 +77,26 @@ def search(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a table with plain text or an image: the function that embedded it is read from its metadata.
+    """Search a table with a text, an image or a recording: the function that embedded it is read from its metadata.
 
     A Lance table is searched by its engine; files are read through once, each vector compared, and so are sparse and
     quantised vectors (int8, uint8, binary, ubinary) and several columns at once. The score of a row is the cosine of
     its vector and the query's, 1 at best; for other metrics and multi-vectors its distance is shown, 0 at best. Several
     columns are fused by their ranks.
     """
-    if (query is None) == (image is None):
-        raise typer.BadParameter("give what to look for: either QUERY, or --image FILE.")
+    if sum(each is not None for each in (query, image, audio)) != 1:
+        raise typer.BadParameter("give what to look for: either QUERY, or --image FILE, or --audio FILE.")
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"--html {html}: a page's name ends in .html.")
     place = places.find(table, _KINDS)
     start = time.perf_counter()
     wanted = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-    asked = query if image is None else _opened(image)
+    asked: Any = query
+    if image is not None:
+        asked = queries.opened_image(image)
+    elif audio is not None:
+        asked = queries.opened_recording(audio)
+    file = image or audio
     look = _by_parent if group_by_parent else find
     hits = look(
         place,
@@ -104,7 +112,7 @@ def search(
     if html is not None:
         from embedreg.cli import contact_sheet
 
-        contact_sheet.write(html, hits, asked, str(place.path), name=None if image is None else image.name)
+        contact_sheet.write(html, hits, asked, str(place.path), name=None if file is None else file.name)
     if as_json:
         terminal.print_json(as_records(hits))
         return
@@ -150,18 +158,6 @@ def _by_parent(place: places.Place, query: Any, *, limit: int, columns: list[str
     return dataclasses.replace(hits, rows=shown, distances=hits.distances[best], values=kept)
 
 
-def _opened(path: Path) -> Image:
-    """Open the user's query image; it needs no allowance, since it is not named by data."""
-    from embedreg.images import open_image
-
-    try:
-        return open_image(path, from_query=True)
-    except RowError as exc:
-        raise InputError(
-            f"--image {path}: {in_shell(exc.message)}.", "give an image file, such as a JPEG or a PNG"
-        ) from None
-
-
 def find(
     place: places.Place,
     query: Any,
@@ -178,7 +174,7 @@ def find(
 
     Args:
         place: the data.
-        query: a text or a PIL image.
+        query: a text, a PIL image, or the path of a recording.
         limit: how many rows.
         columns: the columns to show; None for all except vectors and bytes.
         vector: the vector column, if there are several; of several, their rankings are fused.
@@ -189,16 +185,16 @@ def find(
     Raises:
         MetadataError: the data declares no function, or several and `vector` does not name one.
         MissingColumnError: a column of `columns` does not exist.
-        InputError: an image query for a function of texts, or a text search without an engine.
+        InputError: an image for a function of texts, or the like; or a text search without an engine.
     """
     from embedreg import embed_query, functions_in
-    from embedreg.core import modality
     from embedreg.core.base import metric_of
     from embedreg.core.kinds import kind_of
     from embedreg.declaration import codec
 
     if mode != "vector" and (place.kind != "lance" or not isinstance(query, str)):
-        what = "an image" if not isinstance(query, str) else f"{place.path}, which is not a Lance table,"
+        asks = queries.modality_of(query).files
+        what = f"{place.path}, which is not a Lance table," if asks is None else asks.noun
         raise InputError(f"--mode {mode} looks for words; {what} has no index of them.", "leave --mode out")
     names = [vector] if isinstance(vector, str) else list(dict.fromkeys(vector or []))
     if len(names) > 1:
@@ -206,11 +202,7 @@ def find(
     with terminal.status("loading the function"):
         config = choose(functions_in(place.path), next(iter(names), None), str(place.path))
         function, source = config.function, config.source_column
-        embedded = modality.modalities(function)
-        if not (isinstance(query, str) or modality.IMAGE in embedded or modality.ANY in embedded):
-            raise InputError(
-                f"{place.path} holds {embedded[0].plural}, which no image can be compared with.", "look for a text"
-            )
+        queries.refuse(function, query, place.path)
         vector_of_query: Any = None if mode == "text" else embed_query(function, query)
     extra = source if values else None
     kind, quantizer = kind_of(function), codec.quantizer(config)
@@ -254,6 +246,8 @@ def _find_in_several(
     with terminal.status("loading the functions"):
         functions = functions_in(place.path)
         configs = [choose(functions, name, str(place.path)) for name in vectors]
+        for config in configs:
+            queries.refuse(config.function, query, place.path)
         asked = [(config, embed_query(config.function, query)) for config in configs]
     source = configs[0].source_column
     extra = source if values else None
