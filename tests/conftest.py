@@ -49,10 +49,8 @@ MINILM_SHA256 = {
 
 # The files that take longest, some of them with few tests: one that begins last leaves the other processes idle.
 SLOWEST = (
-    "engines/ray/test_jobs.py",
     "support/test_forks.py",
     "test_docs.py",
-    "engines/ray/test_datasets.py",
     "contract/test_open_clip.py",
     "functions/test_siglip.py",
     "functions/test_text_functions.py",
@@ -64,16 +62,42 @@ SLOWEST = (
     "jobs/test_kill.py",
     "engines/databend/test_hostile.py",
     "engines/databend/test_failures.py",
-    "engines/test_everywhere.py",
     "cli/test_serve.py",
     "test_fixtures.py",
     "test_public_surface.py",
 )
 
+# What starts Ray clusters runs in one process: several at a time would be more processes than a small machine bears.
+CLUSTERS = (
+    "engines/ray/test_jobs.py",
+    "engines/ray/test_datasets.py",
+    "engines/test_everywhere.py",
+    "functions/test_colpali.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file stays in one process, and so do all files that start clusters."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "clusters" if file.removeprefix("tests/") in CLUSTERS else file
+
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than there are cores: a third of the tests' time is waiting, for sockets, locks and clocks."""
+    return len(os.sched_getaffinity(0)) + 1
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slowest files first, so that all processes end at the same time."""
-    order = {ROOT / "tests" / name: number for number, name in enumerate(SLOWEST)}
+    order = {ROOT / "tests" / name: number for number, name in enumerate((*CLUSTERS, *SLOWEST))}
     assert all(path.is_file() for path in order), "SLOWEST names a file that is gone"
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
