@@ -137,7 +137,7 @@ def _split(function: EmbeddingFunction, seconds: float, steps: list[Step]) -> di
     if not tokens:
         return dict.fromkeys(names)
     tokenize_s = sum(step.tokenize_s for step in steps)
-    model_s = sum(step.model_s / step.lanes for step in steps)
+    model_s = sum(step.model_s / step.workers for step in steps)
     flops = getattr(function, "flops_per_token", None)
     share = None
     if flops is not None and (per_token := flops()):

@@ -27,7 +27,7 @@ class Step:
         padded: the tokens that the model computed, padding included.
         tokenize_s: seconds of tokenizing.
         model_s: seconds in the model, in one worker.
-        lanes: number of workers that ran in parallel.
+        workers: how many workers ran in parallel.
         prepare_s: seconds of opening and preparing images, summed over all threads.
     """
 
@@ -36,7 +36,7 @@ class Step:
     padded: int = 0
     tokenize_s: float = 0.0
     model_s: float = 0.0
-    lanes: int = 1
+    workers: int = 1
     prepare_s: float = 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
-        # as many long texts as the tenth of a sample that is taken from them, and one more
-        some = [text for text in docstrings(20_000) if 140 <= len(text.split()) <= 200 and len(text) < 1300]
-        long = some[: SAMPLE // 10 + 1]
+        # As many long texts as the tenth of a sample that is taken from them, and one more. They are of short ones, so
+        # that 128 words are less than the 256 tokens that the model takes.
+        plain = iter(
+            [text for text in docstrings(20_000, words=40, seed=2) if re.fullmatch(r"[\w\s.,'()-]{60,}", text)]
+        )
+        long = [" ".join(" ".join(itertools.islice(plain, 15)).split()[:170]) for _ in range(SAMPLE // 10 + 1)]
         # few words may have many characters, in tables; the audit takes those for long texts
         short = [text for text in docstrings(20_000, words=40, seed=1) if len(text) < 500][: ROWS - len(long)]
         self.texts = [text if row % 3 else without_dot(text) for row, text in enumerate(short)] + long

@@ -122,12 +122,19 @@ def test_no_hub_is_known_at_once() -> None:
 FETCH = """
 import json, sys
 from embedreg.runtime.image import clip_files
-try:
-    found = clip_files.resolve(sys.argv[1], sys.argv[2], allow_local=False, safe_only=len(sys.argv) > 3)
-    print(json.dumps({"weights": str(found.weights), "folder": str(found.folder), "origin": found.origin}))
-except clip_files.ModelNotFoundError as exc:
-    print(json.dumps({"error": str(exc)}))
+for name, pretrained in json.loads(sys.argv[1]):
+    try:
+        found = clip_files.resolve(name, pretrained, allow_local=False, safe_only=len(sys.argv) > 2)
+        print(json.dumps({"weights": str(found.weights), "folder": str(found.folder), "origin": found.origin}))
+    except clip_files.ModelNotFoundError as exc:
+        print(json.dumps({"error": str(exc)}))
 """
+
+
+def fetched(run: Callable[..., str], *names: tuple[str, str], safe: bool = False, **options: Any) -> list[Any]:
+    """Return what a new process finds for models, by name and tag."""
+    made = run(FETCH, json.dumps(names), *(["safe"] if safe else []), **options)
+    return [json.loads(line) for line in made.splitlines()]
 
 
 def test_the_hub_gives_one_file_of_weights(tiny_clip: Path, tmp_path: Path, run_python: Callable[..., str]) -> None:
@@ -140,8 +147,9 @@ def test_the_hub_gives_one_file_of_weights(tiny_clip: Path, tmp_path: Path, run_
     names = (("ViT-B-32", "laion2b_s34b_b79k", LAION), ("hf-hub:me/clip", "", "me/clip"))
     with hub(tmp_path / "hub") as running:
         asked, env = running.asked, {"HF_ENDPOINT": running.address, "HF_HUB_OFFLINE": "0", **cache}
-        for name, pretrained, repository in names:
-            found = json.loads(run_python(FETCH, name, pretrained, env=env))
+        *all_found, told = fetched(run_python, *(each[:2] for each in names), ("hf-hub:me/none", ""), env=env)
+        assert "the hub has no such model" in told["error"]
+        for (name, _, repository), found in zip(names, all_found, strict=True):
             assert (found["origin"], Path(found["weights"]).name) == ("hub", "open_clip_model.safetensors")
             assert (found["folder"] == "None") is (name == "ViT-B-32")
             snapshot = tmp_path / "cache" / f"models--{repository.replace('/', '--')}" / "snapshots" / COMMIT
@@ -149,15 +157,18 @@ def test_the_hub_gives_one_file_of_weights(tiny_clip: Path, tmp_path: Path, run_
             whole = {"open_clip_config.json", "vocab.json"} if repository == "me/clip" else set()
             assert came == {"open_clip_model.safetensors"} | whole
         asked.clear()
-        for name, pretrained, _ in names:
-            assert json.loads(run_python(FETCH, name, pretrained, env=env))["origin"] == "hub-cache"
+        again = fetched(run_python, *(each[:2] for each in names), env=env)
+        assert [each["origin"] for each in again] == ["hub-cache", "hub-cache"]
         assert asked == []
-        told = json.loads(run_python(FETCH, "hf-hub:me/none", "", env=env))["error"]
-        assert "the hub has no such model" in told
-    embed = "import embedreg, sys; f = embedreg.get('open-clip').create(name=sys.argv[1], device='cpu'); "
-    embed += "print(f.ndims(), f.compute_query_embeddings('a red ring')[0].tolist())"
-    offline = run_python(embed, "hf-hub:me/clip", env={**cache, "HF_HUB_OFFLINE": "1"})
-    local = run_python(embed, f"local-dir:{tiny_clip}", env=cache)
+    offline, local = run_python(
+        "import embedreg, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    function = embedreg.get('open-clip').create(name=name, device='cpu')\n"
+        "    print(function.ndims(), function.compute_query_embeddings('a red ring')[0].tolist())",
+        "hf-hub:me/clip",
+        f"local-dir:{tiny_clip}",
+        env={**cache, "HF_HUB_OFFLINE": "1"},
+    ).splitlines()
     assert offline == local
 
 
@@ -169,10 +180,12 @@ def test_metadata_gets_safetensors_only(tiny_clip: Path, tmp_path: Path, run_pyt
     (repository / "open_clip_pytorch_model.bin").write_bytes(b"weights")
     with hub(tmp_path / "hub") as running:
         env = {"HF_ENDPOINT": running.address, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path / "cache")}
-        told = json.loads(run_python(FETCH, "hf-hub:me/pickled", "", "safe", env=env))["error"]
+        [found] = fetched(run_python, ("hf-hub:me/pickled", ""), safe=True, env=env)
+        told = found["error"]
         assert "has no open_clip_model.safetensors" in told
         assert "other formats can run code" in told
-        assert json.loads(run_python(FETCH, "hf-hub:me/pickled", "", env=env))["origin"] == "hub"
+        [found] = fetched(run_python, ("hf-hub:me/pickled", ""), env=env)
+        assert found["origin"] == "hub"
 
 
 # -- trust -------------------------------------------------------------------------------------------------------------

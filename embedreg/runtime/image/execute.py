@@ -290,7 +290,7 @@ class _Run:
         if batch.prepared is not None:
             self.vectors[batch.rows] = _forward(self.model, batch.prepared)
         rows = len(batch.rows) + len(batch.failed)
-        return Step(rows, model_s=time.perf_counter() - began, lanes=threads, prepare_s=batch.took)
+        return Step(rows, model_s=time.perf_counter() - began, workers=threads, prepare_s=batch.took)
 
     def _settle(self, batch: _Batch, made: Any, took: float) -> None:
         if made is not None:

@@ -150,7 +150,7 @@ def test_devices_share_the_work_evenly() -> None:
     assert all(rows * longest <= 60 for backend in backends for rows, longest in backend.batches)
     assert {frozenset(backend.threads) for backend in backends} == {frozenset({"embedreg-cpu:0"})}
     assert sum(step.rows for step in steps) == 900
-    assert {step.lanes for step in steps if step.rows} == {3}
+    assert {step.workers for step in steps if step.rows} == {3}
 
 
 def test_a_small_call_stays_on_one_device() -> None:
