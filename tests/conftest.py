@@ -50,7 +50,6 @@ MINILM_SHA256 = {
 # The files that take longest, some of them with few tests: one that begins last leaves the other processes idle.
 SLOWEST = (
     "support/test_forks.py",
-    "test_docs.py",
     "contract/test_open_clip.py",
     "functions/test_siglip.py",
     "functions/test_text_functions.py",
@@ -73,6 +72,7 @@ CLUSTERS = (
     "engines/ray/test_datasets.py",
     "engines/test_everywhere.py",
     "functions/test_colpali.py",
+    "test_docs.py",
 )
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from embedreg.core.modality import Modality
+
 __all__ = ["Hits", "as_records", "score_of", "show"]
 
 _BY_WORDS = ("bm25", "rrf")
@@ -30,7 +32,7 @@ class Hits:
             rankings "rrf" (reciprocal rank fusion), with the negative score in `distances`.
         source: the column that was embedded.
         values: the values of that column for these rows, if requested.
-        images: whether these are images, as bytes or names.
+        media: their modality, if a page can show or play them; None for others.
     """
 
     rows: pa.Table
@@ -38,7 +40,7 @@ class Hits:
     metric: str
     source: str
     values: tuple[Any, ...] = ()
-    images: bool = False
+    media: Modality | None = None
 
 
 def as_records(hits: Hits) -> list[dict[str, Any]]:

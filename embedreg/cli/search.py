@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from embedreg.core.base import EmbeddingFunction, EmbeddingFunctionConfig
+    from embedreg.core.modality import Modality
     from embedreg.declaration.codec import Functions
 
 __all__ = ["choose", "find", "search"]
@@ -73,7 +74,8 @@ def search(
         ),
     ] = RESCORE,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the hits to a page too, with their images.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the hits to a page too, with their images or recordings."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -122,7 +124,8 @@ def search(
     show(hits, in_order=wanted is not None)
     terminal.note(f"{terminal.count(len(hits.distances), 'row')} in {terminal.seconds(time.perf_counter() - start)}")
     if html is not None:
-        terminal.note(f"the same with their images: {html}" if hits.images else f"the same as a page: {html}")
+        with_them = "as a page" if hits.media is None else f"with their {hits.media.plural}"
+        terminal.note(f"the same {with_them}: {html}")
 
 
 def _by_parent(place: places.Place, query: Any, *, limit: int, columns: list[str] | None, **options: Any) -> Hits:
@@ -224,8 +227,8 @@ def find(
         asked = [(config, vector_of_query)]
         rows, distances, shown = _read_through(place, asked, limit, columns, where, extra, rescore)
     kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
-    images = bool(kept) and _are_images(function, rows.schema.field(source).type)
-    return Hits(rows.select(shown), distances, metric, source, kept, images)
+    media = _media(function, rows.schema.field(source).type) if kept else None
+    return Hits(rows.select(shown), distances, metric, source, kept, media)
 
 
 def _find_in_several(
@@ -253,16 +256,18 @@ def _find_in_several(
     extra = source if values else None
     rows, distances, shown = _read_through(place, asked, limit, columns, where, extra)
     kept = tuple(rows.column(source).to_pylist()) if values and source in rows.column_names else ()
-    images = bool(kept) and _are_images(configs[0].function, rows.schema.field(source).type)
-    return Hits(rows.select(shown), distances, "rrf", source, kept, images)
+    media = _media(configs[0].function, rows.schema.field(source).type) if kept else None
+    return Hits(rows.select(shown), distances, "rrf", source, kept, media)
 
 
-def _are_images(function: EmbeddingFunction, kind: pa.DataType) -> bool:
-    """Return whether the rows that a function embeds are images; strings are, only if the function declares it."""
-    from embedreg.core.modality import ANY, IMAGE, source_modality
+def _media(function: EmbeddingFunction, kind: pa.DataType) -> Modality | None:
+    """Return the modality of rows that a page can show; strings are, only if the function declares it."""
+    from embedreg.core.modality import ANY, AUDIO, IMAGE, source_modality
 
     embedded = source_modality(function)
-    return embedded is IMAGE or (embedded is ANY and is_binary(kind))
+    if embedded is ANY and is_binary(kind):
+        return IMAGE
+    return embedded if embedded in (IMAGE, AUDIO) else None
 
 
 def choose(functions: Functions, vector: str | None, where: str) -> EmbeddingFunctionConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,12 +66,26 @@ def test_a_recording_finds_itself_first(cli: Callable, table: Path) -> None:
     assert cli("search", table, "--audio", "same.flac", "-n", 1, "--json").json[0]["id"] == 3
 
 
-def test_the_page_names_the_recording(cli: Callable, table: Path) -> None:
-    """There is no image to show; the file's name is the heading."""
-    cli("search", table, "--audio", "elsewhere/2.wav", "--html", "hits.html")
+def test_the_page_plays_the_query_and_the_hits(cli: Callable, table: Path) -> None:
+    """Of each its first ten seconds, without what else the files hold; or why it cannot be heard."""
+    stored = pq.read_table(table)
+    rows = stored.to_pylist()
+    rows[0]["sound"] = encoded(np.tile(open_audio(recording(0), rate=8000), 60))  # half a minute
+    rows[1]["sound"] = b"ID3\x03\0\0\0\0\0\x06secret" + recording(1)
+    rows[2]["sound"] = b"something else"
+    pq.write_table(pa.Table.from_pylist(rows, stored.schema), table)
+    done = cli("search", table, "--audio", "elsewhere/3.wav", "--html", "hits.html")
+    assert "the same with their recordings: hits.html" in done.err
     page = Path("hits.html").read_text()
-    assert "Rows like 2.wav" in page
-    assert "<img" not in page
+    assert "Rows like 3.wav" in page
+    assert "secret" not in page
+    assert page.count("it is not a recording of an allowed format") == 1
+    players = re.findall(r'<audio controls aria-label="([^"]+)" src="data:audio/mpeg;base64,([^"]+)"', page)
+    assert len(players) == N  # the query, and all rows but one
+    assert players[0][0] == "the recording of the query"
+    assert {label for label, _ in players[1:]} < {f"hit {rank}" for rank in range(1, N + 1)}
+    seconds = sorted(len(open_audio(base64.b64decode(data), rate=8000)) / 8000 for _, data in players)
+    assert seconds == pytest.approx([0.5, 0.5, 0.5, 0.5, 10], abs=0.2)  # the encoder fills its last frames
 
 
 @pytest.mark.parametrize(
