@@ -207,7 +207,7 @@ def migrator(folder: Path, number: int, until: float, log: Log) -> None:
         log(window=[time.time() - (time.perf_counter() - staged), time.time() - (time.perf_counter() - switched)])
         if turn % 2 and migration.state in ("switched", "settled"):
             back = time.time()
-            migration.rollback()
+            migration.rollback(yes=True)
             log(rolled_back=1, window=[back, time.time()])
         elif migration.state == "settled":
             migration.finish()
