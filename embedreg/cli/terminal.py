@@ -311,7 +311,8 @@ def rows_progress(what: str, total: int | None) -> Iterator[Callable[[int, int |
     def describe(words: str | None) -> None:
         bar.update(task, description=escape(plain(words or what)))
 
-    with bar, _taking(describe):
+    # rich before 14.3 prints an empty line at the end of a bar that is disabled
+    with contextlib.nullcontext() if bar.disable else bar, _taking(describe):
         yield report
     if not done:
         return

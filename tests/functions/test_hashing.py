@@ -213,7 +213,7 @@ print(sorted({"pyarrow", "torch", "pandas", "stamina", "openai", "lancedb"} & se
 
 
 def test_a_text_without_spaces_takes_memory_of_its_own_size() -> None:
-    """A quarter of a megabyte in two words has half a million parts; they are counted as they come, and none is kept."""
+    """A quarter of a megabyte in two words has half a million parts; they are counted as they come, none is kept."""
     function = embedreg.get("hashing").create(dim=64)
     function.generate_embeddings(["a first text"])
     tracemalloc.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -78,6 +79,10 @@ def test_a_stored_entry_is_sent_as_lancedb_sends_it(entry: dict[str, Any], serve
 
 
 @pytest.mark.skipif(not all(map(is_there, LIBRARIES)), reason=f"needs {', '.join(LIBRARIES)}")
+@pytest.mark.skipif(
+    is_there("google.genai") and int(importlib.metadata.version("google-genai").split(".")[0]) < 3,
+    reason="the record is of google-genai 3 or later, which needs a newer pydantic than the oldest",
+)
 def test_the_record_is_what_lancedb_sends_today(tmp_path: Path) -> None:
     """LanceDB's own functions, with their vendors' libraries, send what is recorded."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}

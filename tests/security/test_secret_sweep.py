@@ -13,6 +13,7 @@ from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,8 @@ from pydantic_core import PydanticSerializationError, to_json, to_jsonable_pytho
 from embedreg import get_registry
 from embedreg.errors import CallError
 from tests.secret_holders import SECRET, Base, assert_clean
+
+PYDANTIC = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 
@@ -76,7 +79,9 @@ class Computed(Holder):
     @property
     def listed(self) -> Any:
         key = self.api_key
-        kinds = [{"a": [key]}, {key: 1}, (key,), frozenset([key]), deque([key]), OrderedDict(a=key), Pair(key, 1)]
+        kinds = [{"a": [key]}, {key: 1}, (key,), frozenset([key]), OrderedDict(a=key), Pair(key, 1)]
+        if PYDANTIC >= (2, 14):  # before, it has no JSON for a deque in a list of anything
+            kinds.append(deque([key]))
         return [*kinds, key.encode(), bytearray(key.encode()), Found(key), Answer(header=key), key.upper()]
 
     @computed_field  # type: ignore[prop-decorator]
