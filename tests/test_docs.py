@@ -236,3 +236,8 @@ def test_the_pages_hold_code_that_runs() -> None:
     assert len(PAGES) > 1
     assert RUN
     assert len(MARKED) <= len(RUN), "more blocks are excused than run"
+
+
+def test_the_glossary_fits_on_one_screen() -> None:
+    """Forty lines at most: a reader looks a term up, and has no language to learn."""
+    assert len((ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()) <= 40
