@@ -148,9 +148,10 @@ def _picture(value: Any) -> str:
 
 def _player(value: Any, *, from_query: bool = False) -> str:
     """Return the beginning of a recording as HTML, with `{alt}` for its label; or why it cannot be heard."""
-    import soundfile
-
     from embedreg.audio import open_audio
+    from embedreg.support.imports import attempt_import_or_raise
+
+    soundfile = attempt_import_or_raise("soundfile", extra="audio")
 
     if value is None:
         return '<p class="text">no recording</p>'
