@@ -123,7 +123,7 @@ def _card(rank: int, row: dict[str, Any], distance: float, medium: str | None, h
     return "".join(
         [
             "<li>",
-            "" if medium is None else medium,
+            medium or "",
             "" if text is None else f'<p class="text" dir="auto">{_text(text)}</p>',
             f'<p class="score">{name} {value:.3f}<span>{rank}</span></p>',
             f"<dl>{lines}</dl>" if lines else "",
@@ -151,10 +151,9 @@ def _player(value: Any, *, from_query: bool = False) -> str:
     from embedreg.audio import open_audio
     from embedreg.support.imports import attempt_import_or_raise
 
-    soundfile = attempt_import_or_raise("soundfile", extra="audio")
-
     if value is None:
         return '<p class="text">no recording</p>'
+    soundfile = attempt_import_or_raise("soundfile", extra="audio")
     try:
         samples = open_audio(value, rate=_HEARD_RATE, from_query=from_query)
     except RowError as problem:

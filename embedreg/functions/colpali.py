@@ -171,13 +171,7 @@ class ColPaliEmbeddings(LocalImageFunction):
                 f"only the library colpali-engine reads the model {name!r}, which embedreg does not use.",
                 f"a column of its own with model_name={conversion!r}",
             )
-        found = weights.resolve_model(
-            name,
-            self.revision,
-            allow_local=self._may_read(),
-            allow_links=not self.from_metadata,
-            download=download,
-        )
+        found = self._resolved(name, self.revision, download=download)
         kinds.refuse_other_kinds(found.path, name, folders.PAGES)
         return found
 

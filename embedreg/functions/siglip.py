@@ -73,13 +73,7 @@ class SiglipEmbeddings(LocalImageTextFunction):
         return self.model_name
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
-        return weights.resolve_model(
-            self.model_name,
-            self.revision,
-            allow_local=self._may_read(),
-            allow_links=not self.from_metadata,
-            download=download,
-        )
+        return self._resolved(self.model_name, self.revision, download=download)
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder and precision."""

@@ -124,13 +124,7 @@ class StaticEmbeddings(LocalModel, TextEmbeddingFunction):
         return ("cpu",)
 
     def _find_files(self, *, download: bool) -> weights.ResolvedModel:
-        return weights.resolve_model(
-            self.name,
-            self.revision,
-            allow_local=self._may_read(),
-            allow_links=not self.from_metadata,
-            download=download,
-        )
+        return self._resolved(self.name, self.revision, download=download)
 
     def weights_key(self) -> tuple[Hashable, ...]:
         """Return the model's folder."""

@@ -197,11 +197,9 @@ class SentenceTransformerEmbeddings(LocalFunction):
         return self._resolve(download=download)
 
     def _resolve(self, *, download: bool, beside: bool = False) -> weights.ResolvedModel:
-        found = weights.resolve_model(
+        found = self._resolved(
             self._model_id(),
             self.revision,
-            allow_local=self._may_read(),
-            allow_links=not self.from_metadata,
             trust_remote_code=self.trust_remote_code,
             download=download,
             beside=beside,

@@ -21,6 +21,7 @@ from embedreg.errors import CallError, ConfigError, EmbedregError, ModelNotFound
 from embedreg.runtime import cache, progress
 from embedreg.runtime.hardware import device, onednn, precision, workers
 from embedreg.runtime.hardware.precision import Precision
+from embedreg.runtime.models import weights
 from embedreg.security.references import is_reference
 from embedreg.support.forks import ForkSafeLock
 
@@ -128,6 +129,16 @@ class LocalModel(EmbeddingFunction):
     def _find_files(self, *, download: bool) -> ModelFiles | None:
         """Find the files of the model; None for a model that has no files."""
         return None
+
+    def _resolved(self, name: str, revision: str | None, **options: Any) -> weights.ResolvedModel:
+        """Find a model by name; a local folder that stored metadata names needs a grant, and has no links out of it.
+
+        Args:
+            options: further arguments of `weights.resolve_model`.
+        """
+        return weights.resolve_model(
+            name, revision, allow_local=self._may_read(), allow_links=not self.from_metadata, **options
+        )
 
     def _weights_precision(self) -> Precision:
         """Return the precision that the weights are converted to after loading."""
