@@ -80,7 +80,7 @@ def open_audio(
 
 
 def _check(file: Any, name: str, policy: ImagePolicy) -> None:
-    """Raise if the header is that of another format, or says that the recording is over a limit."""
+    """Raise if the header is that of another format, or states a size over a limit."""
     formats, kinds = _DECODED[name]
     if file.format not in formats or file.subtype not in kinds:
         raise RowError(f"the recording is {file.format} with {file.subtype}, which is not decoded: convert it to FLAC")

@@ -341,7 +341,7 @@ class OpenAIEmbeddings(RemoteTextFunction):
         message = body.get("message") if isinstance(body, dict) else None
         if isinstance(message, str):
             return message
-        # of a connection, the library says no more than "Connection error."
+        # of a connection, the library reports no more than "Connection error."
         cause = exc.__cause__ if http_status(exc) is None else None
         return str(cause or "") or str(exc)
 

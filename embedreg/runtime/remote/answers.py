@@ -70,7 +70,7 @@ def key_hint(field: str) -> Words:
 
 MEANING: dict[int, tuple[Fault, str | None]] = {
     400: ("unknown", None),
-    401: ("call", None),  # the function's own hint says where its credentials come from; so for 403
+    401: ("call", None),  # the function's own hint names where its credentials come from; so for 403
     402: ("call", "the account has no credit: see the provider's billing page"),
     403: ("call", None),
     404: ("call", "check the model's name and the endpoint"),

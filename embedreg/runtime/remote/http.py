@@ -197,7 +197,7 @@ def transfer(
     except CallError:  # too long, or packed in another way
         if response.is_success:
             raise
-        content = b""  # the status says what it means
+        content = b""  # the status is enough
     finally:
         response.close()
     if not response.is_success:

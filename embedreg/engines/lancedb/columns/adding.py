@@ -197,7 +197,7 @@ def new_fields(field: Any, entry: Entry) -> Any:
 
 
 def typed(entry: Entry, field: Any) -> Entry:
-    """Return the declaration of a column with the type of its values, as its field says."""
+    """Return the declaration of a column with the type of its values, as its field states."""
     if is_quantized(entry.reserved):
         return entry
     item = json.loads(entry.raw)
